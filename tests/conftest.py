@@ -1,0 +1,58 @@
+"""What all tests share: generated images, the photographs where there are some, and no network beyond loopback."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that reaches for the network fails: the suite runs behind any firewall."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> object:
+        if isinstance(address, tuple) and address[0] not in LOOPBACK:
+            raise AssertionError(f"a test tried to reach {address}")
+        return connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """The photographs that lie beside the project: `{train,test}/{food,household}`."""
+    places = [Path(p) for p in (os.environ.get("TL_PHOTOS"), ROOT.parent / "shared" / "data" / "stamps") if p]
+    for place in places:
+        if (place / "train").is_dir():
+            return place
+    pytest.skip("no photographs: set TL_PHOTOS to a folder with train/ and test/")
+
+
+def draw_tree(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
+    """Small JPEGs under root/<key>/ for keys such as `train/red`: a class is a colour, plus noise."""
+    rng = np.random.default_rng(seed)
+    for folder, count in counts.items():
+        name = Path(folder).name
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            base = {"red": (200, 60, 60), "blue": (60, 60, 200), "green": (60, 200, 60)}[name]
+            height, width = rng.integers(40, 90, 2)
+            pixels = np.clip(rng.normal(base, 50, (height, width, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / folder / f"{index:03d}.jpg", quality=95)
+    return root
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree with train/ and test/ of two classes, 12 and 6 images each."""
+    root = tmp_path_factory.mktemp("colours")
+    return draw_tree(root, {"train/blue": 12, "train/red": 12, "test/blue": 6, "test/red": 6})

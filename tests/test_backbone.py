@@ -1,0 +1,222 @@
+"""Each shipped backbone: the right preprocessing, blocks that cut no path, weights that survive saving."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+from tl_research import InputError, compose
+from tl_research.backbone import Application, Backbone
+from tl_research.classifier import blocks, set_trainable
+from tl_research.classifier import assemble as put_together
+from tl_research.head import Linear
+
+SHIPPED = sorted(path.stem for path in (ROOT / "conf" / "backbone").glob("*.yaml"))
+NETWORKS = [name for name in SHIPPED if name not in ("saved", "custom")]
+MODULES = {
+    "ResNet50": "resnet",
+    "ResNet50V2": "resnet_v2",
+    "MobileNetV2": "mobilenet_v2",
+    "MobileNetV3Large": "mobilenet_v3",
+    "InceptionV3": "inception_v3",
+    "InceptionResNetV2": "inception_resnet_v2",
+    "Xception": "xception",
+    "DenseNet121": "densenet",
+    "EfficientNetB0": "efficientnet",
+    "EfficientNetV2B0": "efficientnet_v2",
+    "ConvNeXtTiny": "convnext",
+    "VGG16": "vgg16",
+}
+QUICK = ("tiny", "efficientnet_lite0", "mobilenet_v2", "resnet50")
+
+
+def marked(names: Iterable[str]) -> list[Any]:
+    """All but the quick ones belong to the slow tier."""
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+each_network = pytest.mark.parametrize("name", marked(NETWORKS))
+
+
+def recipe(name: str, **overrides: object) -> Backbone:
+    return compose(
+        [f"backbone={name}", "backbone.weights=null", *(f"backbone.{k}={v}" for k, v in overrides.items())]
+    ).backbone
+
+
+def pictures(size: int, count: int = 2) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (count, 8, 8, 3))
+    return np.repeat(np.repeat(coarse, -(-size // 8), 1), -(-size // 8), 2)[:, :size, :size].astype(np.float32)
+
+
+def smallest(name: str) -> int:
+    return max(recipe(name).min_size, 64)
+
+
+@pytest.mark.parametrize("name", marked(n for n in NETWORKS if n != "tiny" and "lite" not in n))
+def test_preprocessing_inside_equals_the_originals_own(name: str) -> None:
+    import keras
+
+    backbone = recipe(name)
+    assert isinstance(backbone, Application)
+    model = backbone.build()
+    original = getattr(keras.applications, backbone.application)(
+        include_top=False, weights=None, input_shape=(backbone.image_size, backbone.image_size, 3), pooling="avg"
+    )
+    original.set_weights(model.get_weights())
+    module = importlib.import_module(f"keras.applications.{MODULES[backbone.application]}")
+    pixels = pictures(backbone.image_size)
+    expected = np.asarray(original(module.preprocess_input(pixels.copy()), training=False))
+    found = np.asarray(model(pixels, training=False))
+    assert np.ptp(expected) > 0
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_every_application_shipped_has_a_preprocessing_test() -> None:
+    shipped = {recipe(name).application for name in NETWORKS if isinstance(recipe(name), Application)}  # type: ignore[attr-defined]
+    assert shipped == set(MODULES)
+
+
+@each_network
+def test_blocks_hold_each_layer_once_and_cut_no_path(name: str) -> None:
+    model = recipe(name, image_size=smallest(name)).build()
+    parts = blocks(model)
+    assert [operation for block in parts for operation in block.operations] == model.operations
+    assert len(parts) >= 3
+    block_of = {id(operation): number for number, block in enumerate(parts) for operation in block.operations}
+    for number, block in enumerate(parts):
+        for operation in block.operations[:-1]:
+            users = {block_of[id(n.operation)] for n in operation._outbound_nodes if id(n.operation) in block_of}
+            assert users <= {number}, f"{operation.name} is used beyond its block"
+
+
+@each_network
+def test_a_saved_classifier_loads_with_keras_alone_and_answers_the_same(name: str, tmp_path: Path) -> None:
+    import keras
+
+    backbone = recipe(name, image_size=smallest(name)).build()
+    classifier = put_together(backbone, Linear().build(backbone.output_shape[-1], 3))
+    pixels = pictures(backbone.input_shape[1])
+    expected = np.asarray(classifier(pixels, training=False))
+    classifier.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
+    np.testing.assert_array_equal(np.asarray(loaded(pixels, training=False)), expected)
+
+
+@each_network
+def test_frozen_weights_and_statistics_are_bit_equal_after_a_real_fit(name: str) -> None:
+    import keras
+
+    keras.utils.set_random_seed(0)
+    backbone = recipe(name, image_size=smallest(name)).build()
+    classifier = put_together(backbone, Linear().build(backbone.output_shape[-1], 2))
+    set_trainable(classifier, 1, "frozen")
+    before = [np.array(w) for w in classifier.get_weights()]
+    classifier.compile(keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    classifier.fit(pictures(backbone.input_shape[1], 4), np.array([0, 1, 0, 1]), batch_size=2, epochs=1, verbose=0)
+    last = {id(w) for layer in blocks(backbone)[-1].layers for w in layer.trainable_variables}
+    learning = last | {id(w) for w in classifier.get_layer("head").weights}
+    moved = [not np.array_equal(a, b) for a, b in zip(before, classifier.get_weights(), strict=True)]
+    for variable, changed in zip(classifier.weights, moved, strict=True):
+        assert not changed or id(variable) in learning, f"{variable.path} was frozen and moved"
+    assert any(changed and id(v) in last for v, changed in zip(classifier.weights, moved, strict=True))
+
+
+def test_random_weights_depend_on_the_backbones_seed_alone() -> None:
+    first, again, other = (recipe("tiny", seed=s).build().get_weights() for s in (3, 3, 4))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_a_custom_function_is_built_and_a_wrong_name_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_networks.py").write_text("from tl_research.tiny import Tiny as small\n")
+    monkeypatch.chdir(tmp_path)
+    experiment = compose(["backbone=custom", "backbone.build=my_networks:small", "backbone.image_size=32"])
+    assert experiment.backbone.build().output_shape == (None, 32)
+    for wrong in ("my_networks:large", "no_such_module:small", "my_networks"):
+        with pytest.raises(InputError, match=r"^backbone.build=.*"):
+            compose(["backbone=custom", f"backbone.build={wrong}"]).backbone.preflight()
+
+
+def test_a_saved_network_gives_its_features(tmp_path: Path) -> None:
+    source = recipe("tiny", image_size=48).build()
+    classifier = put_together(source, Linear().build(32, 2))
+    classifier.save(tmp_path / "mine.keras")
+    backbone = compose(
+        ["backbone=saved", f"backbone.weights={tmp_path / 'mine.keras'}", "backbone.image_size=48"]
+    ).backbone.build()
+    pixels = pictures(48)
+    np.testing.assert_allclose(backbone(pixels), source(pixels), atol=1e-6)
+
+
+def test_weights_from_a_file_and_one_that_does_not_fit(tmp_path: Path) -> None:
+    source = recipe("tiny", seed=5).build()
+    source.save_weights(tmp_path / "good.weights.h5")
+    source.save(tmp_path / "good.keras")
+    for file in ("good.keras",):
+        loaded = compose(["backbone=tiny", f"backbone.weights={tmp_path / file}"]).backbone.build()
+        for a, b in zip(loaded.get_weights(), source.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(InputError, match="good.keras"):
+        compose(
+            ["backbone=mobilenet_v2", "backbone.image_size=32", f"backbone.weights={tmp_path / 'good.keras'}"]
+        ).backbone.build()
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", pytest.param("efficientnet_b0", marks=pytest.mark.slow)])
+def test_a_file_of_keras_own_put_somewhere_by_hand_equals_what_keras_would_load(name: str, tmp_path: Path) -> None:
+    import h5py
+    import keras
+    from keras.src.legacy.saving import legacy_h5_format
+    from keras.src.utils import file_utils
+
+    backbone = recipe(name)
+    assert isinstance(backbone, Application)
+    constructor = getattr(keras.applications, backbone.application)
+    network = constructor(include_top=False, weights=None, input_shape=(224, 224, 3))
+    path = tmp_path / str(backbone.url).rpartition("/")[2]
+    with h5py.File(path, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, network)
+    loaded = compose([f"backbone={name}", f"backbone.weights={path}"]).backbone.build()
+    fetch = file_utils.get_file
+    try:
+        file_utils.get_file = lambda *args, **kwargs: str(path)
+        original = constructor(include_top=False, weights="imagenet", input_shape=(224, 224, 3), pooling="avg")
+    finally:
+        file_utils.get_file = fetch
+    module = importlib.import_module(f"keras.applications.{MODULES[backbone.application]}")
+    pixels = pictures(224)
+    expected = np.asarray(original(module.preprocess_input(pixels.copy()), training=False))
+    np.testing.assert_allclose(loaded(pixels, training=False), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("tiny",) and "lite" not in name])
+def test_the_url_in_the_yaml_is_the_file_that_keras_asks_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import keras
+    from keras.src.utils import file_utils
+
+    class AskedError(Exception):
+        pass
+
+    def ask(fname: str, origin: str, **_: object) -> str:
+        raise AskedError(origin)
+
+    backbone = recipe(name)
+    assert isinstance(backbone, Application)
+    monkeypatch.setattr(file_utils, "get_file", ask)
+    size = backbone.image_size
+    with pytest.raises(AskedError) as asked:
+        getattr(keras.applications, backbone.application)(
+            include_top=False, weights="imagenet", input_shape=(size, size, 3)
+        )
+    assert str(asked.value) == backbone.url

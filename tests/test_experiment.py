@@ -1,0 +1,237 @@
+"""Whole runs in process, on tiny networks and generated images: what is written, what moves, what is equal."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import draw_tree
+from tl_research import InputError, Run, compose
+from tl_research.data.datamodule import DataModule
+
+FILES = {
+    "config.yaml",
+    "metrics.json",
+    "history.csv",
+    "predictions.csv",
+    "classes.json",
+    "model.keras",
+    "status.json",
+    "tensorboard",
+}
+METRICS = {"val_accuracy", "val_loss", "test_accuracy", "test_loss", "test_macro_f1", "test_auroc"}
+
+
+def run(folder: Path, data: Path, *overrides: str) -> Run:
+    options = ["backbone=tiny", "backbone.image_size=32", "data=folder", f"data.root={data}", *overrides]
+    return compose(options).run(folder)
+
+
+def numbers(run: Run) -> dict[str, float]:
+    return {k: v for k, v in run.metrics.items() if not k.startswith(("seconds_", "version_"))}
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_frozen_run_writes_everything_and_only_the_head_has_learned(tmp_path: Path, colours: Path) -> None:
+    done = run(tmp_path / "run", colours)
+    assert {p.name for p in done.directory.iterdir()} == FILES | {"validation.csv"}
+    assert done.status["state"] == "done"
+    assert METRICS <= set(done.metrics)
+    assert done.metrics == json.loads((done.directory / "metrics.json").read_text())
+    assert done.metrics["test_accuracy"] > 0.9
+    backbone = compose(["backbone=tiny", "backbone.image_size=32"]).backbone.build()
+    trained = done.model().get_layer("backbone")
+    for before, after in zip(backbone.get_weights(), trained.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_finetuning_moves_the_unfrozen_blocks_and_no_statistics(tmp_path: Path, colours: Path) -> None:
+    done = run(tmp_path / "run", colours, "transfer=finetune", "transfer.backbone.epochs=2", "callbacks=none",
+               "transfer.backbone.learning_rate=1e-3")  # fmt: skip
+    before = compose(["backbone=tiny", "backbone.image_size=32"]).backbone.build()
+    after = done.model().get_layer("backbone")
+    moved = {
+        variable.path: not np.array_equal(a, b)
+        for variable, a, b in zip(before.weights, before.get_weights(), after.get_weights(), strict=True)
+    }
+    assert moved.pop("block2_conv/kernel")
+    assert moved.pop("block3_conv/kernel")
+    assert not moved["block1_conv/kernel"]
+    assert not any(changed for path, changed in moved.items() if "_bn/" in path)
+    stages = [row["stage"] for row in table(done.directory / "history.csv")]
+    assert stages == ["head", "backbone", "backbone"]
+    assert [int(row["epoch"]) for row in table(done.directory / "history.csv")] == [0, 1, 2]
+
+
+def test_predictions_are_the_saved_models_answers_and_metrics_follow_from_them(tmp_path: Path, colours: Path) -> None:
+    done = run(tmp_path / "run", colours)
+    rows = table(done.directory / "predictions.csv")
+    assert {row["split"] for row in rows} == {"val", "test"}
+    data = compose(["data=folder", f"data.root={colours}"]).data.load()
+    model, names = done.model(), done.class_names()
+    place = {str(path): i for i, path in enumerate(data.paths)}
+    pixels = np.stack([data.pixels(place[row["path"]], 32) for row in rows]).astype(np.float32)
+    logits = np.asarray(model(pixels, training=False), np.float64)
+    told = np.log([[float(row[f"p_{name}"]) for name in names] for row in rows])
+    assert np.abs((logits - logits.mean(1, keepdims=True)) - (told - told.mean(1, keepdims=True))).max() < 1e-3
+    test = [row for row in rows if row["split"] == "test"]
+    assert np.mean([row["label"] == row["prediction"] for row in test]) == done.metrics["test_accuracy"]
+    held_out = table(done.directory / "validation.csv")
+    assert np.mean([row["label"] == row["prediction"] for row in held_out]) == done.metrics["val_accuracy"]
+
+
+@pytest.mark.parametrize("transfer", ["frozen", "finetune"])
+def test_the_same_seed_gives_the_same_digits_also_after_another_run(
+    tmp_path: Path, colours: Path, transfer: str
+) -> None:
+    short = ["transfer.backbone.epochs=2"] if transfer == "finetune" else []
+    options = [f"transfer={transfer}", *short, "deterministic=true"]
+    first = run(tmp_path / "a", colours, *options)
+    run(tmp_path / "b", colours, "seed=1", "optimizer=adam", "transfer.head.epochs=2")
+    again = run(tmp_path / "c", colours, *options)
+    assert numbers(first) == numbers(again)
+    for name in ("predictions.csv", "history.csv"):
+        rows = [
+            [{k: v for k, v in row.items() if k != "seconds"} for row in table(r.directory / name)]
+            for r in (first, again)
+        ]
+        assert rows[0] == rows[1]
+
+
+def test_each_image_passes_the_frozen_backbone_once_however_many_epochs(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    pixels = DataModule.pixels
+    monkeypatch.setattr(DataModule, "pixels", lambda self, i, s: (decoded.append(i), pixels(self, i, s))[1])
+    run(tmp_path / "run", colours, "optimizer=adam", "transfer.head.epochs=7", "callbacks=none")
+    passes = [i for i in decoded[:36]]
+    assert sorted(passes) == list(range(36))
+    assert len(decoded) == 36 + 12  # the rest are the pictures shown at the end
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes that do not differ: whoever learns them by heart gets worse on the rest."""
+    root = tmp_path_factory.mktemp("noise")
+    for seed, split in enumerate(("train", "val", "test")):
+        for name in ("a", "b"):
+            draw_tree(root, {f"{split}/red": 10}, seed=10 * seed + ord(name))
+            (root / split / "red").rename(root / split / name)
+    return root
+
+
+def test_early_stopping_ends_on_the_best_epoch_whichever_way_a_stage_ends(tmp_path: Path, noise: Path) -> None:
+    options = ["head=mlp", "head.dropout=0", "optimizer.learning_rate=0.03", "callbacks.early_stopping.patience=3"]
+    done = run(tmp_path / "run", noise, *options, "transfer.head.epochs=60")
+    rows = table(done.directory / "history.csv")
+    losses = [float(row["val_loss"]) for row in rows]
+    assert len(rows) < 60
+    assert int(np.argmin(losses)) == len(rows) - 4
+    assert done.metrics["best_epoch"] == int(np.argmin(losses))
+    assert done.metrics["val_loss"] == pytest.approx(min(losses), rel=1e-4)
+    epochs = len(rows) - 1  # one epoch sooner than patience would end it
+    full = run(tmp_path / "full", noise, *options, f"transfer.head.epochs={epochs}")
+    losses = [float(row["val_loss"]) for row in table(full.directory / "history.csv")]
+    assert len(losses) == epochs
+    assert full.metrics["val_loss"] == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_a_stage_that_makes_it_worse_is_not_kept(tmp_path: Path, noise: Path) -> None:
+    options = ["transfer=finetune", "transfer.backbone.epochs=1", "transfer.backbone.learning_rate=1"]
+    done = run(tmp_path / "run", noise, *options)
+    rows = table(done.directory / "history.csv")
+    assert float(rows[1]["val_loss"]) > float(rows[0]["val_loss"])
+    assert done.metrics["best_stage"] == "head"
+    assert done.metrics["val_loss"] == pytest.approx(float(rows[0]["val_loss"]), rel=1e-4)
+
+
+def test_a_head_that_a_later_stage_judges_has_not_seen_the_validation_images(tmp_path: Path, colours: Path) -> None:
+    done = run(tmp_path / "run", colours, "transfer=finetune", "transfer.backbone.epochs=1")
+    assert not (done.directory / "validation.csv").exists()
+    frozen = run(tmp_path / "frozen", colours)
+    assert (frozen.directory / "validation.csv").exists()
+
+
+def test_scratch_starts_from_random_weights_whatever_the_config_says(tmp_path: Path, colours: Path) -> None:
+    source = compose(["backbone=tiny", "backbone.image_size=32", "backbone.seed=9"]).backbone.build()
+    source.save(tmp_path / "trained.keras")
+    experiment = compose(["backbone=tiny", "transfer=scratch", f"backbone.weights={tmp_path / 'trained.keras'}"])
+    assert experiment.start.weights is None
+    assert compose(["backbone=tiny", f"backbone.weights={tmp_path / 'trained.keras'}"]).start.weights
+    done = run(tmp_path / "run", colours, "transfer=scratch", "transfer.all.epochs=1", "bn=train")
+    assert [row["stage"] for row in table(done.directory / "history.csv")] == ["all"]
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
+def test_every_optimizer_trains_every_head(tmp_path: Path, colours: Path, head: str, optimizer: str) -> None:
+    done = run(tmp_path / "run", colours, f"head={head}", f"optimizer={optimizer}", "transfer.head.epochs=8",
+               "callbacks=none", "head.dropout=0")  # fmt: skip
+    losses = [float(row["loss"]) for row in table(done.directory / "history.csv")]
+    assert len(losses) == 8
+    assert losses[-1] < losses[0]
+
+
+def test_a_failure_is_in_the_status_with_its_reason(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("the cat sat on it")
+
+    monkeypatch.setattr("tl_research.experiment._judge", broken)
+    with pytest.raises(RuntimeError):
+        run(tmp_path / "run", colours)
+    status = Run.open(tmp_path / "run").status
+    assert (status["state"], status["reason"]) == ("failed", "RuntimeError: the cat sat on it")
+    assert not (tmp_path / "run" / "model.keras").exists()
+
+
+def test_a_full_disk_leaves_no_half_written_model(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras
+
+    def full(self: keras.Model, path: Path, *args: object, **kwargs: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(keras.Model, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        run(tmp_path / "run", colours)
+    assert {"model.keras", "metrics.json"}.isdisjoint(p.name for p in (tmp_path / "run").iterdir())
+    assert not [p for p in (tmp_path / "run").iterdir() if "unfinished" in p.name]
+    assert "No space left" in Run.open(tmp_path / "run").status["reason"]
+
+
+def test_a_second_run_in_one_directory_is_refused_and_the_first_stays(tmp_path: Path, colours: Path) -> None:
+    first = run(tmp_path / "run", colours)
+    metrics = (first.directory / "metrics.json").read_bytes()
+    with pytest.raises(InputError, match="there is a run in it already"):
+        run(tmp_path / "run", colours)
+    assert (first.directory / "metrics.json").read_bytes() == metrics
+
+
+def test_defaults_on_the_photographs(tmp_path: Path, photos: Path) -> None:
+    done = compose(["data=folder", f"data.root={photos}"]).run(tmp_path / "run")
+    assert done.metrics["test_accuracy"] >= 0.92
+    assert done.metrics["num_test"] == 40
+
+
+@pytest.mark.slow
+def test_five_seeds_on_the_photographs_reach_what_is_promised(tmp_path: Path, photos: Path) -> None:
+    accuracies = [
+        compose(["data=folder", f"data.root={photos}", f"seed={seed}"])
+        .run(tmp_path / str(seed))
+        .metrics["test_accuracy"]
+        for seed in range(5)
+    ]
+    assert np.mean(accuracies) >= 0.94

@@ -1,0 +1,75 @@
+"""The linear probe is at its optimum, and its penalty is chosen from the data it is given."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tl_research.metrics import evaluate
+from tl_research.optimizer import LBFGS
+from tl_research.probe import softmax, solve
+
+
+def blobs(n: int, d: int, k: int, seed: int = 0, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % k
+    centres = rng.normal(size=(k, d))
+    return (centres[labels] + spread * rng.normal(size=(n, d))).astype(np.float32), labels
+
+
+@settings(deadline=None, max_examples=15)
+@given(n=st.integers(12, 60), d=st.integers(2, 80), k=st.integers(2, 4), l2=st.floats(1e-3, 10))
+def test_the_gradient_is_zero_at_the_solution(n: int, d: int, k: int, l2: float) -> None:
+    features, labels = blobs(n, d, k)
+    solution = solve(features, labels, LBFGS(l2=l2), seed=0)
+    scale = np.sqrt(features.var(axis=0, dtype=np.float64).mean())
+    centred = (features - features.mean(axis=0, dtype=np.float64)) / scale
+    kernel = solution.kernel.astype(np.float64) * scale
+    residual = softmax(features @ solution.kernel.astype(np.float64) + solution.bias) - np.eye(k)[labels]
+    # scikit-learn's two-class problem has one weight vector, the difference of the two logits: half the penalty each.
+    penalty = l2 * kernel * (2 if k == 2 else 1)
+    gradient = centred.T @ residual / n + penalty
+    assert np.abs(gradient).max() < 1e-3
+
+
+def test_weak_signal_asks_for_a_strong_penalty() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(80, 200)).astype(np.float32)
+    clear, labels = blobs(80, 200, 2, spread=0.3)
+    assert solve(noise, labels, LBFGS(), 0).l2 > solve(clear, labels, LBFGS(), 0).l2
+
+
+def test_equal_seeds_give_equal_bits_and_scale_does_not_matter() -> None:
+    features, labels = blobs(60, 100, 3)
+    first, again = (solve(features, labels, LBFGS(), seed=1) for _ in range(2))
+    np.testing.assert_array_equal(first.kernel, again.kernel)
+    scaled = solve(features * 8, labels, LBFGS(), seed=1)
+    assert scaled.l2 == first.l2
+    np.testing.assert_allclose(scaled.kernel * 8, first.kernel, rtol=1e-3, atol=1e-5)
+
+
+def test_cross_validated_accuracy_is_honest_on_noise() -> None:
+    rng = np.random.default_rng(0)
+    solution = solve(rng.normal(size=(200, 300)).astype(np.float32), np.arange(200) % 2, LBFGS(), 0)
+    assert solution.cv_accuracy is not None
+    assert 0.35 < solution.cv_accuracy < 0.65
+
+
+def test_a_class_with_one_example_is_fitted_without_cross_validation() -> None:
+    features, labels = blobs(7, 5, 2)
+    labels = np.array([0] * 6 + [1])
+    assert solve(features, labels, LBFGS(), 0).cv_accuracy is None
+
+
+def test_metrics_of_known_answers() -> None:
+    logits = np.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
+    found = evaluate(logits, np.array([0, 0, 1, 1]))
+    assert found["accuracy"] == 0.75
+    assert found["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)
+    assert found["auroc"] == pytest.approx(0.75)
+    assert found["loss"] == pytest.approx((3 * np.log1p(np.exp(-2)) + np.log1p(np.exp(2))) / 4)
+    assert found["accuracy_low"] == pytest.approx(0.3006, abs=1e-3)  # Wilson's interval for 3 of 4
+    assert found["accuracy_high"] == pytest.approx(0.9544, abs=1e-3)
+    assert "auroc" not in evaluate(logits[:2], np.array([0, 0]))

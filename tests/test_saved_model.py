@@ -1,0 +1,305 @@
+import json
+import sys
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.test_weights import (
+    answers,
+    fill,
+    flat,
+    head,
+    nested,
+    nested_with_model_head,
+    pixels,
+    save,
+    sequential,
+    small,
+)
+from tl_research import weights
+from tl_research.errors import InputError
+from tl_research.saved_model import feature_extractor, load_model
+
+SHAPES = [flat, sequential, nested, nested_with_model_head]
+
+
+def refusal(path):
+    """What both ways into a file say of it."""
+    with pytest.raises(InputError) as caught:
+        load_model(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    if path.suffix == ".keras":
+        with pytest.raises(InputError) as caught:
+            weights.load_file(small(), path)
+        assert str(caught.value) == message
+    return message
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("classifier", [flat, sequential, nested_with_model_head])
+def test_a_saved_model_answers_as_it_did(tmp_path, suffix, classifier):
+    source = classifier(fill(small()))
+    source.compile("adam", "mse")
+    loaded = load_model(save(source, tmp_path / f"model{suffix}"))
+    assert not loaded.compiled
+    np.testing.assert_array_equal(answers(loaded), answers(source))
+
+
+@pytest.mark.parametrize("classifier", SHAPES)
+def test_features_are_those_of_the_network_before_its_head(classifier):
+    network = fill(small())
+    features = feature_extractor(classifier(network))
+    np.testing.assert_array_equal(answers(features), answers(network))
+
+
+@pytest.mark.parametrize("classifier", SHAPES)
+def test_features_are_one_flat_graph_of_the_networks_layers(classifier):
+    import keras
+
+    features = feature_extractor(classifier(fill(small())))
+    kinds = [type(operation).__name__ for operation in features.operations if "Divide" not in type(operation).__name__]
+    expected = "InputLayer Rescaling Normalization Conv2D BatchNormalization DepthwiseConv2D Conv2D Add"
+    assert kinds == expected.split()
+    # Each layer is called once, so that its output is the graph's.
+    for layer in features.layers:
+        keras.Model(features.input, layer.output)
+
+
+def test_features_are_a_copy():
+    network = fill(small())
+    features = feature_extractor(flat(network))
+    before = answers(network)
+    features.set_weights([np.zeros(w.shape) for w in features.get_weights()])
+    np.testing.assert_array_equal(answers(network), before)
+
+
+def test_the_image_may_have_another_size():
+    network = fill(small())
+    features = feature_extractor(flat(network), size=24)
+    assert features.input_shape == (None, 24, 24, 3)
+    assert features.output_shape == (None, 9, 9, 4)
+    for ours, theirs in zip(features.get_weights(), network.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_size_that_the_network_does_not_bear_is_refused():
+    with pytest.raises(InputError, match="cannot be cut down"):
+        feature_extractor(flat(small()), size=3)
+
+
+def test_one_pixel_left_by_pooling_is_no_feature_map():
+    """MobileNet's classifier keeps four dimensions behind its pooling; ResNet's of old pooled with a window."""
+    import keras
+
+    layers = keras.layers
+    network = fill(small())
+    pooled = layers.GlobalAveragePooling2D(keepdims=True)(network.output)
+    mobilenet = keras.Model(network.input, layers.Flatten()(layers.Conv2D(3, 1)(layers.Dropout(0.1)(pooled))))
+    resnet = keras.Model(network.input, layers.Dense(3)(layers.Flatten()(layers.AveragePooling2D(5)(network.output))))
+    for classifier in (mobilenet, resnet):
+        np.testing.assert_array_equal(answers(feature_extractor(classifier)), answers(network))
+
+
+def test_dropout_behind_the_features_is_cut_off():
+    import keras
+
+    network = fill(small())
+    dropped = keras.layers.SpatialDropout2D(0.5)(network.output)
+    features = feature_extractor(keras.Model(network.input, head(dropped)))
+    assert type(features.operations[-1]).__name__ == "Add"
+
+
+def test_a_model_without_a_feature_map_is_refused():
+    import keras
+
+    with pytest.raises(InputError, match="no feature map"):
+        feature_extractor(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)], name="table"))
+    with pytest.raises(InputError, match="no feature map"):
+        feature_extractor(keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]))
+
+
+def test_several_inputs_and_unbuilt_or_subclassed_models_are_refused():
+    import keras
+
+    class Mine(keras.Model):
+        def call(self, x):
+            return x
+
+    one, two = keras.Input((4, 4, 3)), keras.Input((4, 4, 3))
+    models = [
+        keras.Model([one, two], keras.layers.Add()([one, two])),
+        Mine(),
+        keras.Sequential([keras.layers.Dense(2)]),
+    ]
+    for model in models:
+        with pytest.raises(InputError, match=f"the model {model.name}"):
+            feature_extractor(model)
+
+
+# What is refused
+
+
+def edited(source, path, change):
+    """A copy of a .keras file with its config changed."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        config = json.loads(old.read("config.json"))
+        change(config)
+        for name in old.namelist():
+            new.writestr(name, json.dumps(config) if name == "config.json" else old.read(name))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_lambda_is_refused_and_not_run(tmp_path, suffix, deep):
+    import keras
+
+    ran = tmp_path / "ran"
+    function = eval(f"lambda x: (open({str(ran)!r}, 'w').close(), x)[1]")
+    image = keras.Input((16, 16, 3))
+    model = keras.Model(image, keras.layers.Lambda(function, output_shape=(16, 16, 3))(image))
+    if deep:
+        again = keras.Input((16, 16, 3))
+        model = keras.Model(again, model(again))
+    path = save(model, tmp_path / f"model{suffix}")
+    answers(model)
+    ran.unlink()  # it was there: whoever runs the function leaves a trace
+    message = refusal(path)
+    assert "Lambda" in message
+    assert not ran.exists()
+
+
+def test_a_class_of_the_users_is_refused_and_its_module_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "trap_layers.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def change(config):
+        layer = config["config"]["layers"][1]
+        layer.update(module="trap_layers", class_name="Trap", registered_name="trap>Trap")
+
+    path = edited(save(small(), tmp_path / "whole.keras"), tmp_path / "model.keras", change)
+    assert "trap_layers.Trap" in refusal(path)
+    assert "trap_layers" not in sys.modules
+
+
+UNSAFE = [
+    ("keras.utils", "get_file"),
+    ("keras.src.utils.file_utils", "get_file"),
+    ("keras.layers", "TFSMLayer"),
+    ("keras.src.export.tfsm_layer", "TFSMLayer"),
+    ("keras.layers", "TorchModuleWrapper"),
+    ("keras.layers", "StringLookup"),
+    ("keras.src.layers.core.lambda_layer", "Lambda"),
+    ("keras.callbacks", "CSVLogger"),
+    ("keras.layers.os", "system"),
+    ("builtins", "eval"),
+    ("os", "system"),
+    (None, "system"),
+    (7, "Conv2D"),
+]
+
+
+@pytest.mark.parametrize(("module", "name"), UNSAFE)
+def test_what_is_no_part_of_an_image_network_is_refused(tmp_path, module, name):
+    def change(config):
+        config["config"]["layers"][1].update(module=module, class_name=name, config={})
+
+    path = edited(save(small(), tmp_path / "whole.keras"), tmp_path / "model.keras", change)
+    assert name in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("module", "function"), [("keras.utils", "get_file"), ("builtins", "get_file"), ("os", "system")]
+)
+def test_a_function_that_is_no_activation_is_refused(tmp_path, module, function):
+    def change(config):
+        layer = next(layer for layer in config["config"]["layers"] if layer["class_name"] == "Conv2D")
+        layer["config"]["activation"] = {
+            "module": module,
+            "class_name": "function",
+            "config": function,
+            "registered_name": function,
+        }
+
+    path = edited(save(small(), tmp_path / "whole.keras"), tmp_path / "model.keras", change)
+    assert "function" in refusal(path)
+
+
+def test_how_a_model_inside_was_compiled_is_not_looked_at(tmp_path):
+    def change(config):
+        inside = next(layer for layer in config["config"]["layers"] if layer["class_name"] == "Functional")
+        inside["compile_config"] = {"optimizer": {"module": "os", "class_name": "system", "config": {}}, "loss": "mse"}
+
+    source = nested(fill(small()))
+    path = edited(save(source, tmp_path / "whole.keras"), tmp_path / "model.keras", change)
+    np.testing.assert_array_equal(answers(load_model(path)), answers(source))
+    assert len(weights.load_file(small(), path)) == 2
+
+
+def test_a_config_that_does_not_agree_with_the_weights_is_refused(tmp_path):
+    def change(config):
+        next(layer for layer in config["config"]["layers"] if layer["class_name"] == "Conv2D")["config"]["filters"] = 9
+
+    path = edited(save(small(), tmp_path / "whole.keras"), tmp_path / "model.keras", change)
+    with pytest.raises(InputError, match="cannot be rebuilt"):
+        load_model(path)
+
+
+def test_weights_without_a_model_are_told(tmp_path):
+    for suffix in (".weights.h5", "_old.h5"):
+        path = tmp_path / f"w{suffix}"
+        save(small(), tmp_path / "w.weights.h5")
+        if suffix == "_old.h5":
+            with h5py.File(path, "w") as file:
+                file.attrs["layer_names"] = [b"conv"]
+        with pytest.raises(InputError, match="weights without a model"):
+            load_model(path)
+
+
+@pytest.mark.parametrize("name", ["model.pkl", "model", "absent.keras", "absent.h5"])
+def test_a_path_that_is_no_model_is_told(tmp_path, name):
+    with pytest.raises(InputError, match=name):
+        load_model(tmp_path / name)
+
+
+def test_a_model_of_keras_2_is_rebuilt(tmp_path):
+    """Its config names no modules and writes the graph as lists."""
+    source = fill(small())
+    conv = source.get_layer(index=3)
+    initializer = {"class_name": "GlorotUniform", "config": {"seed": None}}
+    options = {
+        "name": "conv",
+        "filters": 4,
+        "kernel_size": [3, 3],
+        "strides": [2, 2],
+        "kernel_initializer": initializer,
+    }
+    image = {
+        "batch_input_shape": [None, 16, 16, 3],
+        "dtype": "float32",
+        "sparse": False,
+        "ragged": False,
+        "name": "image",
+    }
+    layers = [
+        {"class_name": "InputLayer", "config": image, "name": "image", "inbound_nodes": []},
+        {"class_name": "Conv2D", "config": options, "name": "conv", "inbound_nodes": [[["image", 0, 0, {}]]]},
+    ]
+    graph = {"input_layers": [["image", 0, 0]], "output_layers": [["conv", 0, 0]]}
+    config = {"class_name": "Functional", "config": {"name": "old", "layers": layers, **graph}}
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        file.attrs["model_config"] = json.dumps(config)
+        group = file.create_group("model_weights")
+        group.attrs["layer_names"] = [b"image", b"conv"]
+        group.create_group("image").attrs["weight_names"] = np.zeros((0,), "S1")
+        group.create_group("conv").attrs["weight_names"] = [b"conv/kernel:0", b"conv/bias:0"]
+        for variable in conv.weights:
+            group[f"conv/conv/{variable.name}:0"] = variable.numpy()
+    expected = conv(pixels()).numpy()
+    model = load_model(tmp_path / "old.h5")
+    np.testing.assert_array_equal(model([pixels()])[0], expected)
+    np.testing.assert_array_equal(answers(feature_extractor(model)), expected)

@@ -1,0 +1,196 @@
+"""The door, from outside: `python train.py ...` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, draw_tree
+
+Result = subprocess.CompletedProcess[str]
+
+
+def train(cwd: Path, *arguments: str, environment: dict[str, str] | None = None) -> Result:
+    """Runs train.py in `cwd`, with a home of its own so that no cache or credential of the user's plays a part."""
+    home = cwd.parent / "home"
+    home.mkdir(exist_ok=True)
+    env = {**os.environ, "HOME": str(home), "KERAS_HOME": str(home / ".keras"), **(environment or {})}
+    env.pop("PYTHONWARNINGS", None)
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture
+def cwd(tmp_path: Path) -> Path:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def tiny(colours: Path) -> list[str]:
+    return ["backbone=tiny", "backbone.image_size=32", "data=folder", f"data.root={colours}"]
+
+
+def refused(result: Result, cwd: Path) -> str:
+    """The one line of a refusal: status 2, at most two printed lines, nothing left behind."""
+    printed = (result.stdout + result.stderr).strip().splitlines()
+    assert result.returncode == 2, printed
+    assert len(printed) <= 2, printed
+    assert "HYDRA_FULL_ERROR" not in result.stdout + result.stderr
+    assert not list(cwd.iterdir())
+    return printed[0]
+
+
+def test_one_run_from_the_shell_is_quiet_and_complete(cwd: Path, tiny: list[str]) -> None:
+    result = train(cwd, *tiny)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    (status,) = cwd.glob("outputs/*/*/status.json")
+    assert json.loads(status.read_text())["state"] == "done"
+    for shown in ("train   val   test", "sizes in pixels", "trainable", "95 % interval", str(status.parent)):
+        assert shown in result.stdout
+
+
+def test_a_sweep_runs_every_combination(cwd: Path, tiny: list[str]) -> None:
+    result = train(cwd, "-m", *tiny[1:], "backbone=tiny", "transfer=frozen,finetune", "seed=0,1",
+                   "transfer.head.epochs=2", "callbacks=none")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    states = [json.loads(p.read_text())["state"] for p in cwd.glob("outputs/sweeps/*/*/*/status.json")]
+    assert states == ["done"] * 4
+
+
+@pytest.mark.slow
+def test_the_sweep_of_the_issue(cwd: Path, colours: Path) -> None:
+    result = train(cwd, "-m", "backbone=tiny,mobilenet_v2", "backbone.weights=null", "transfer=frozen,finetune",
+                   "data=folder", f"data.root={colours}")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert len(list(cwd.glob("outputs/sweeps/*/*/*/metrics.json"))) == 4
+
+
+def test_one_failed_job_does_not_end_the_others_and_the_exit_status_tells(
+    cwd: Path, tmp_path: Path, tiny: list[str]
+) -> None:
+    bad = tmp_path / "bad.weights.h5"
+    bad.write_bytes(b"no weights at all")
+    result = train(cwd, "-m", *tiny, f"backbone.weights={bad},null", "callbacks=none")
+    assert result.returncode == 1
+    assert "bad.weights.h5" in result.stderr.strip().splitlines()[-1]
+    states = {p.parent.name: json.loads(p.read_text())["state"] for p in cwd.glob("outputs/sweeps/*/*/*/status.json")}
+    assert states == {"0": "failed", "1": "done"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["backbone=resnet51"], ["backbone=resnet51", "resnet50"]),
+        (["optimzer=adam"], ["optimzer", "optimizer"]),
+        (["head.droput=0.1"], ["head.droput", "head.dropout"]),
+        (["+typo=1"], ["typo"]),
+        (["data.root=photos"], ["data.root=photos", "data=folder"]),
+        (["optimizer=adam", "optimizer.learning_rate=-1"], ["optimizer.learning_rate=-1", "greater than 0"]),
+        (["-m", "seed=0,1", "trainer.batch_size=0"], ["trainer.batch_size=0", "1"]),
+        (["data=folder", "data.root=nowhere"], ["nowhere", "does not exist", "train/CLASS"]),
+        (["backbone=saved"], ["backbone.weights"]),
+        (["hydra.run.dir=/proc/nothing", "backbone=tiny", "data=folder", "data.root=PHOTOS"], ["/proc/nothing"]),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    cwd: Path, colours: Path, arguments: list[str], told: list[str]
+) -> None:
+    line = refused(train(cwd, *[a.replace("PHOTOS", str(colours)) for a in arguments]), cwd)
+    for word in told:
+        assert word in line
+
+
+def test_bad_input_met_later_leaves_nothing_either(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
+    mixed = draw_tree(tmp_path / "mixed", {"blue": 4, "red": 4})
+    (mixed / "red" / "torn.jpg").write_bytes((mixed / "red" / "000.jpg").read_bytes()[:300])
+    line = refused(train(cwd, *tiny[:3], f"data.root={mixed}"), cwd)
+    assert "torn.jpg" in line
+    assert "data.max_bad" in line
+    assert train(cwd, *tiny[:3], f"data.root={mixed}", "data.max_bad=0.2", "callbacks=none").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["hot-dog_(1)", *(pytest.param(n, marks=pytest.mark.slow) for n in ("é", "热狗", "a=b", "it's", "two words"))]
+)
+def test_folder_names_as_people_have_them(cwd: Path, tmp_path: Path, tiny: list[str], name: str) -> None:
+    draw_tree(tmp_path / name, {"blue": 6, "red": 6})
+    result = train(cwd, *tiny[:3], f"data.root={tmp_path / name}", "callbacks=none")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture
+def silent_port() -> int:
+    """A port that takes connections and never answers, as behind a firewall that drops packets."""
+    server = socket.create_server(("127.0.0.1", 0))
+    held: list[socket.socket] = []
+
+    def accept() -> None:
+        while True:
+            try:
+                held.append(server.accept()[0])
+            except OSError:
+                return
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield server.getsockname()[1]  # type: ignore[misc]
+    server.close()
+    for connection in held:
+        connection.close()
+
+
+@pytest.mark.parametrize("way", ["url", "proxy"])
+def test_imagenet_weights_behind_a_firewall(cwd: Path, colours: Path, silent_port: int, way: str) -> None:
+    arguments = ["backbone=resnet50", "data=folder", f"data.root={colours}"]
+    environment = {}
+    if way == "url":
+        arguments.append(f"backbone.url=http://127.0.0.1:{silent_port}/resnet50_notop.h5")
+    else:
+        environment = {key: f"http://127.0.0.1:{silent_port}" for key in ("HTTPS_PROXY", "https_proxy")}
+        environment |= {"NO_PROXY": "", "no_proxy": ""}
+    line = refused(train(cwd, *arguments, environment=environment), cwd)
+    for word in (".h5", "http", ".keras/models", "backbone.weights="):
+        assert word in line
+
+
+def test_tensorflow_is_not_imported_for_a_bad_config() -> None:
+    program = (
+        "import sys; sys.argv=['train.py', 'optimizer=adam', 'optimizer.beta_1=7']\n"
+        "from tl_research.configure import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 2, end.code\n"
+        "heavy = {'tensorflow', 'keras', 'sklearn', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_is_told_and_recorded(cwd: Path, tiny: list[str], number: int) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), *tiny, "transfer=scratch", "transfer.all.epochs=100000",
+               "callbacks.early_stopping=null"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=cwd, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    events = "outputs/*/*/tensorboard/*"
+    for _ in range(600):
+        if list(cwd.glob(events)):
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.strip() == "interrupted"
+    (status,) = cwd.glob("outputs/*/*/status.json")
+    assert json.loads(status.read_text())["state"] == "interrupted"
+    assert not (status.parent / "model.keras").exists()

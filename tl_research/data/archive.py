@@ -1,0 +1,251 @@
+"""A zip becomes a folder: whole or not at all, and nothing outside it. What the archive says of itself is not believed.
+
+Names that differ only in case (`a.jpg`, `A.JPG`) are two files where the file system tells them apart; where it does
+not, the archive is refused, because one of the two would be lost. Empty folders are not made.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import shutil
+import stat
+import struct
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+
+from tl_research.errors import InputError
+from tl_research.progress import track
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 50 * 10**9
+MAX_ENTRIES = 5_000_000
+# Photographs hardly compress, and a small archive does no harm whatever its ratio.
+MAX_RATIO, RATIO_FROM = 200, 10 * 10**6
+CHUNK = 1 << 20
+BLOCK = 4096
+JUNK = {".DS_Store", "Thumbs.db", "desktop.ini"}
+BY_HAND = "If you trust it, unpack it yourself and use data=folder data.root=FOLDER"
+
+
+class BadArchiveError(InputError):
+    """The archive itself cannot be used; another attempt with the same file will not help."""
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """Unpacks a zip into `folder`, which appears when it is complete; one that is there already is returned as it is.
+
+    An interrupted unpacking stays in `.<name>.unpacking` and is continued: files with the right size and CRC are kept.
+    Of several processes one unpacks and the others wait. Raises BadArchiveError naming the archive and the entry, and
+    InputError where the disk is full or cannot be written.
+    """
+    archive, folder = archive.expanduser(), folder.expanduser()
+    staging = folder.with_name(f".{folder.name}.unpacking")
+    with _writing(folder), claim(folder.with_name(f".{folder.name}.unpacking.lock")):
+        if folder.is_dir() and any(folder.iterdir()):
+            return folder
+        try:
+            with _reading(archive) as source:
+                _fill(staging, source, _entries(source, archive), archive)
+        except BadArchiveError:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        staging.rename(folder)
+    return folder
+
+
+def fingerprint(archive: Path) -> str:
+    """A hash of what is inside (names, sizes, CRCs): the same for a renamed or copied archive. Raises as `unpack`."""
+    archive = archive.expanduser()
+    with _reading(archive) as source:
+        entries = _entries(source, archive)
+    lines = sorted(f"{name}\0{info.file_size}\0{info.CRC}\n" for name, info in entries.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[None]:
+    """Only one process at a time gets past this file; the others wait. The system frees it when a process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("w") as file:
+            _lock(file.fileno(), path)
+            # The one before us removed the file it held: then ours locks nobody out.
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _lock(file: int, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("waiting for another process that fills %s", path.parent)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        # Some network file systems have no locks. CRCs still catch what two writers could spoil.
+        log.debug("no locks in %s", path.parent)
+
+
+@contextmanager
+def _reading(archive: Path) -> Iterator[zipfile.ZipFile]:
+    """The open zip; whatever its reader raises over damaged bytes becomes one kind of error."""
+    try:
+        with _open(archive) as source:
+            yield source
+    except InputError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, NotImplementedError, RuntimeError, ValueError) as e:
+        reason = str(e) or type(e).__name__
+        raise BadArchiveError(f"{archive}: not a zip, or cut short or damaged ({reason}). Download it again") from None
+
+
+def _open(archive: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(archive)
+    except IsADirectoryError:
+        raise BadArchiveError(f"{archive}: is a folder; use data=folder data.root={archive}") from None
+    except OSError as error:
+        raise BadArchiveError(f"{archive}: cannot be read: {error.strerror or error}") from None
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"the disk is full at {folder.parent}: free some space and run again to go on") from None
+        raise InputError(f"{folder} cannot be written: {error.strerror or error} ({error.filename})") from None
+
+
+def _entries(source: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInfo]:
+    """Path inside the folder -> entry, for the files worth having. Looks at the list only, unpacks nothing."""
+    infos = source.infolist()
+    total = sum(info.file_size for info in infos)
+    ratio = total / max(1, archive.stat().st_size)
+    if total > MAX_BYTES or len(infos) > MAX_ENTRIES or (ratio > MAX_RATIO and total > RATIO_FROM):
+        raise BadArchiveError(
+            f"{archive}: would unpack to {total / 1e9:.1f} GB in {len(infos):,} files, {ratio:.0f} times its size, "
+            f"which looks like a bomb. {BY_HAND}"
+        )
+    entries: dict[str, zipfile.ZipInfo] = {}
+    for info in infos:
+        fault, path = _fault(info), PurePosixPath(info.filename)
+        if fault or str(path) in entries:
+            raise BadArchiveError(f"{archive}: the entry {info.filename!r} {fault or 'is there twice'}. {BY_HAND}")
+        if not _is_folder(info) and path.name not in JUNK and "__MACOSX" not in path.parts:
+            entries[str(path)] = info
+    clash = next(
+        (str(parent) for name in entries for parent in PurePosixPath(name).parents if str(parent) in entries), 0
+    )
+    if clash:
+        raise BadArchiveError(f"{archive}: the entry {clash!r} is a file and a folder. {BY_HAND}")
+    if not entries:
+        raise BadArchiveError(f"{archive}: holds no files")
+    return entries
+
+
+def _fault(info: zipfile.ZipInfo) -> str | None:
+    """Why an entry is refused. `orig_filename` is what stands in the zip, `filename` what Python made of it."""
+    for name in (info.orig_filename, info.filename):
+        parts = PurePosixPath(name).parts
+        if not parts and not _is_folder(info):
+            return "has no name"
+        if name.startswith("/") or "\\" in name or re.match("[A-Za-z]:", name) or ".." in parts:
+            return "would leave the folder"
+        if "\0" in name or any(len(os.fsencode(part)) > 255 for part in parts):
+            return "has a name that no file can have"
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "is a link or a special file"
+    if info.header_offset < 0:
+        return "lies outside the archive, which is damaged"
+    if info.flag_bits & 0x1:
+        return "is encrypted"
+    # Others (bzip2, lzma) let a few bytes grow to gigabytes in memory before they can be counted.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "is compressed by an unusual method"
+    return None
+
+
+def _is_folder(info: zipfile.ZipInfo) -> bool:
+    return info.filename.endswith("/") or stat.S_ISDIR(info.external_attr >> 16)
+
+
+def _fill(staging: Path, source: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], archive: Path) -> None:
+    staging.mkdir(exist_ok=True)
+    _demand_distinct(staging, entries, archive)
+    _remove_strangers(staging, entries)
+    missing = [name for name, info in entries.items() if not _is_complete(staging / name, info)]
+    need = sum(entries[name].file_size + BLOCK for name in missing)
+    free = shutil.disk_usage(staging).free
+    if need > free:
+        raise InputError(
+            f"{archive}: unpacking needs {need / 1e9:.2f} GB and {staging.parent} has {free / 1e9:.2f} GB free. "
+            "Free some space, or choose another folder with data.cache=FOLDER"
+        )
+    for name in track(missing, f"unpacking {archive.name}"):
+        _extract(source, entries[name], staging / name, archive)
+
+
+def _demand_distinct(staging: Path, entries: dict[str, zipfile.ZipInfo], archive: Path) -> None:
+    if not _folds_case(staging):
+        return
+    seen: dict[str, str] = {}
+    for name in entries:
+        for path in (name, *map(str, PurePosixPath(name).parents)):
+            other = seen.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
+            if other != path:
+                raise BadArchiveError(f"{archive}: {other!r} and {path!r} are one name to this file system. {BY_HAND}")
+
+
+def _folds_case(staging: Path) -> bool:
+    return staging.with_name(staging.name.swapcase()).exists()
+
+
+def _remove_strangers(staging: Path, entries: dict[str, zipfile.ZipInfo]) -> None:
+    """What another archive of this name left behind when it was interrupted."""
+    for path in sorted(staging.rglob("*"), reverse=True):  # children before their folders
+        if path.is_symlink() or not path.is_dir():
+            if path.is_symlink() or path.relative_to(staging).as_posix() not in entries:
+                path.unlink()
+        else:
+            with suppress(OSError):  # not empty: it is needed
+                path.rmdir()
+
+
+def _is_complete(path: Path, info: zipfile.ZipInfo) -> bool:
+    if not path.is_file() or path.stat().st_size != info.file_size:
+        return False
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return crc == info.CRC
+
+
+def _extract(source: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, archive: Path) -> None:
+    """Python checks the CRC at the end of the entry; the size is counted here, because the entry may lie about it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written = 0
+    with source.open(info) as stream, target.open("wb") as file:
+        while chunk := stream.read(CHUNK):
+            written += len(chunk)
+            if written > info.file_size:
+                break
+            file.write(chunk)
+    if written != info.file_size:
+        raise BadArchiveError(f"{archive}: the entry {info.filename!r} is not as long as it says. Download it again")

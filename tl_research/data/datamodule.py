@@ -1,0 +1,148 @@
+"""DataModule: ordered examples with labels and splits, and the pipelines that stream them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tl_research.data.check import Inspection, inspect_all
+from tl_research.data.decode import Resize, UndecodableError, read_pixels
+from tl_research.data.splits import hold_out
+from tl_research.data.stream import batches_of_indices
+from tl_research.data.tree import Tree
+from tl_research.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class DataModule:
+    """Checked examples in a fixed order (the tree's split, then class, then path), and which of them belong to which
+    split.
+
+    `labels[i]` is the index of `paths[i]`'s class in `class_names` (sorted by name), `split_of[i]` one of `SPLITS`.
+    """
+
+    root: Path
+    paths: Sequence[Path]
+    labels: np.ndarray
+    split_of: np.ndarray
+    class_names: Sequence[str]
+    sizes: np.ndarray
+    resize: Resize = "squash"
+    quarantined: Sequence[Inspection] = ()
+    ignored: Sequence[Path] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def indices(self, *splits: str) -> np.ndarray:
+        """Indices of the examples in these splits, in order."""
+        return np.flatnonzero(np.isin(self.split_of, splits))
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Images per class in each split: `counts()["train"]["hot_dog"]`."""
+        return {
+            split: {name: int(np.sum(self.labels[self.indices(split)] == i)) for i, name in enumerate(self.class_names)}
+            for split in SPLITS
+        }
+
+    def pixels(self, index: int, image_size: int) -> np.ndarray:
+        """One example as the network sees it: uint8 `(image_size, image_size, 3)`."""
+        try:
+            return read_pixels(self.paths[index], image_size, self.resize)
+        except UndecodableError as error:
+            raise InputError(f"{self.paths[index]}: {error}; it was readable when the run began") from None
+
+    def dataset(
+        self, indices: np.ndarray, image_size: int, batch_size: int, shuffle: int | None = None
+    ) -> tf.data.Dataset:
+        """Batches `(pixels uint8 (b, s, s, 3), labels int32 (b,))`, decoded in parallel, never held in memory.
+
+        With `shuffle` (a seed) the order of epoch k is a pure function of (seed, k), whatever happened before.
+        """
+        import tensorflow as tf
+
+        def load(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return self.pixels(int(index), image_size), self.labels[index].astype(np.int32)
+
+        def load_in_graph(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            pixels, label = tf.numpy_function(load, [index], (tf.uint8, tf.int32))
+            return tf.ensure_shape(pixels, (image_size, image_size, 3)), tf.ensure_shape(label, ())
+
+        order = batches_of_indices(indices, batch_size, shuffle).unbatch()
+        images = order.map(load_in_graph, tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(2)
+        return images.apply(tf.data.experimental.assert_cardinality(-(-len(indices) // batch_size)))
+
+
+def assemble(
+    tree: Tree, *, val: float, test: float, split_seed: int, max_bad: float, resize: Resize = "squash"
+) -> DataModule:
+    """Checks every file of a tree, sets bad ones aside, and splits the rest.
+
+    A split that the tree brings is kept as it is. Otherwise `test` is cut from all, `val` from what trains.
+
+    Raises:
+        InputError: more than `max_bad` of the files are bad, or a class is too small for the splits.
+    """
+    names = tree.class_names
+    listed = [(p, names.index(c), s) for s, classes in tree.files.items() for c in names for p in classes[c]]
+    inspections = inspect_all([path for path, _, _ in listed])
+    bad = [inspection for inspection in inspections if inspection.reason]
+    _demand_few(bad, len(listed), max_bad)
+    good = [row for row, inspection in zip(listed, inspections, strict=True) if not inspection.reason]
+    labels = np.array([label for _, label, _ in good], dtype=np.int64)
+    split_of = np.array([split for _, _, split in good], dtype="<U5")
+    _demand_enough(tree, labels, split_of)
+    _cut(split_of, labels, "test", test, split_seed, names)
+    _cut(split_of, labels, "val", val, split_seed, names)
+    return DataModule(
+        root=tree.root,
+        paths=[path for path, _, _ in good],
+        labels=labels,
+        split_of=split_of,
+        class_names=names,
+        sizes=np.array([inspection.size for inspection in inspections if inspection.size]),
+        resize=resize,
+        quarantined=bad,
+        ignored=tree.ignored,
+    )
+
+
+def _cut(split_of: np.ndarray, labels: np.ndarray, split: str, share: float, seed: int, names: list[str]) -> None:
+    """Gives `split` its share, in place, unless the tree brought one; what is left of a flat tree trains."""
+    if split not in split_of:
+        pool = np.flatnonzero(np.isin(split_of, ("all", "train")))
+        split_of[pool[hold_out(labels[pool], share, seed, names=names, key=f"data.{split}")]] = split
+    if split == "val":
+        split_of[split_of == "all"] = "train"
+
+
+def _demand_enough(tree: Tree, labels: np.ndarray, split_of: np.ndarray) -> None:
+    """Every class needs a readable image in each split that the tree brings, and one for each that is cut."""
+    cut = [split for split in SPLITS if split not in tree.files]
+    for index, name in enumerate(tree.class_names):
+        for split in tree.files:
+            found = int(np.sum((labels == index) & (split_of == split)))
+            needed = [split] if split in ("val", "test") else sorted({"train", *cut}, key=SPLITS.index)
+            if found < len(needed):
+                where = tree.root / name if split == "all" else f"{tree.root} ({split})"
+                raise InputError(
+                    f"data.root={tree.root}: found {found} readable image(s) of class '{name}' in {where}; expected at "
+                    f"least {len(needed)}, one each for {', '.join(needed)}. Add images, or leave the class out"
+                )
+
+
+def _demand_few(bad: Sequence[Inspection], total: int, max_bad: float) -> None:
+    if len(bad) > max_bad * total:
+        raise InputError(
+            f"{len(bad)} of {total} images cannot be read, more than data.max_bad={max_bad:g} allows; "
+            f"the first: {bad[0].path} ({bad[0].reason}). Mend them, or raise data.max_bad"
+        )

@@ -1,0 +1,158 @@
+"""One way from an image file to pixels: upright RGB, whatever the file holds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+Resize = Literal["squash", "crop", "pad"]
+
+BACKGROUND = (255, 255, 255)
+"""What shows through transparent pixels, and around an image under `resize=pad`: white, the paper most of them lie
+on."""
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF")
+"""What is read, whatever a file's name says. Pillow knows forty more, some of which (EPS) start other programs."""
+
+# Half-read EXIF blocks and odd palettes say nothing a user could act on; what cannot be decoded is raised, not warned.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+# A file that asks for more than this (an uncompressed half gigabyte) is an attack or a mistake. Pillow checks it on
+# open.
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UndecodableError(Exception):
+    """This file is not an image we can read; the message is the reason, in a few words."""
+
+
+def open_image(path: Path, at_least: int | None = None) -> Image.Image:
+    """Opens and fully decodes a file to upright 8-bit RGB.
+
+    `at_least` lets a JPEG be decoded at a reduced scale, no side of which falls below that many pixels (the format
+    allows 1/2, 1/4 and 1/8 at a fraction of the cost). Animations give their first frame. Raises `UndecodableError`.
+    """
+    with _opened(path) as image:
+        return _decoded(image, at_least)
+
+
+def measure(path: Path) -> tuple[int, int]:
+    """`(width, height)` as stored, once the whole file has been decoded: a JPEG at 1/8 scale, where a cut or damaged
+    stream shows just as well. Raises `UndecodableError`."""
+    with _opened(path) as image:
+        size = image.size
+        _decoded(image, at_least=1)
+        return size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        if not path.is_file():  # Pillow would wait for ever at a pipe
+            raise UndecodableError(_what_else(path))
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except UndecodableError:
+        raise
+    except Image.DecompressionBombError:
+        raise UndecodableError(f"more than {MAX_PIXELS // 1_000_000} megapixels") from None
+    except Exception as error:  # Pillow's plugins raise whatever their parsers hit: OSError, SyntaxError, struct.error
+        raise UndecodableError(_reason(path, error)) from None
+
+
+def _what_else(path: Path) -> str:
+    if path.is_dir():
+        return "a folder, not an image"
+    return "not a regular file" if path.exists() else "no such file"
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "does not fit in memory"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that can be read (JPEG, PNG, GIF, BMP, WebP, TIFF)" if _size(path) else "empty file"
+    words = " ".join(str(error).split()) or type(error).__name__
+    return "truncated" if "truncated" in words.lower() else words[:120]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _decoded(image: Image.Image, at_least: int | None) -> Image.Image:
+    if at_least:
+        image.draft("RGB", (at_least, at_least))
+    image.load()
+    return _rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As `ImageOps.exif_transpose`, which also writes the EXIF block anew and fails where that is damaged."""
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _eight_bit(image).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+        return Image.alpha_composite(paper, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit and float images keep their contrast: `convert` would clip all above 255 to white. Floats are taken as
+    0 to 1 if none is larger, else as 0 to 255, else as 0 to their largest."""
+    values = np.asarray(image, dtype=np.float32)
+    values = np.where(np.isfinite(values), values, 0)
+    peak = float(values.max(initial=0))
+    top = max(peak, 65535) if image.mode != "F" else 1.0 if peak <= 1 else max(peak, 255)
+    return Image.fromarray((np.clip(values / top, 0, 1) * 255 + 0.5).astype(np.uint8))
+
+
+def fit(image: Image.Image, size: int, resize: Resize = "squash") -> Image.Image:
+    """A `size` x `size` version: `squash` ignores the aspect, `crop` keeps the centre, `pad` adds `BACKGROUND`."""
+    filter_ = Image.Resampling.BICUBIC
+    if resize == "crop":
+        return ImageOps.fit(image, (size, size), filter_)
+    if resize == "pad":
+        width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
+        square = Image.new("RGB", (size, size), BACKGROUND)
+        square.paste(image.resize((width, height), filter_), ((size - width) // 2, (size - height) // 2))
+        return square
+    return image.resize((size, size), filter_)
+
+
+def read_pixels(path: Path, size: int, resize: Resize = "squash") -> np.ndarray:
+    """RGB pixels as the network sees them: uint8 `(size, size, 3)`. Raises `UndecodableError`.
+
+    A JPEG may be decoded at a reduced scale as long as twice the network's size is left, so that the filter that
+    brings it to size still has something to average.
+    """
+    return np.asarray(fit(open_image(path, at_least=2 * size), size, resize))

@@ -1,0 +1,108 @@
+"""Where images come from. A source is a recipe; `load()` gives the checked, split `DataModule`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from typing_extensions import override
+
+from tl_research.data.datamodule import DataModule, assemble
+from tl_research.data.decode import Resize
+from tl_research.data.tree import read_tree
+from tl_research.errors import InputError
+from tl_research.recipe import Seed, Share, recipe
+
+Cut = Annotated[float, Field(gt=0, lt=1)]
+
+
+@recipe
+class Source:
+    """What every source shares: how it is split, resized, and how many bad files are put up with.
+
+    `val` and `test` are the shares cut out where the folder brings no such split, by `split_seed`.
+    """
+
+    val: Cut = 0.2
+    test: Cut = 0.2
+    split_seed: Seed = 0
+    max_bad: Share = 0.05
+    resize: Resize = "squash"
+
+    def folder(self) -> Path:
+        """The class-folder tree on disk; fetched or drawn first if need be."""
+        raise NotImplementedError
+
+    def preflight(self) -> None:
+        """Raises `InputError` when what is needed is known not to be there; reads and writes no image."""
+
+    def load(self) -> DataModule:
+        """Lists, checks and splits. Raises `InputError` for a folder that is not a class-folder tree."""
+        return assemble(
+            read_tree(self.folder()),
+            val=self.val,
+            test=self.test,
+            split_seed=self.split_seed,
+            max_bad=self.max_bad,
+            resize=self.resize,
+        )
+
+
+@recipe
+class Folder(Source):
+    """A class-per-folder tree of the user's. Nothing is ever written into it."""
+
+    root: Annotated[str, Field(min_length=1)]
+
+    @override
+    def folder(self) -> Path:
+        return Path(self.root).expanduser()
+
+    @override
+    def preflight(self) -> None:
+        read_tree(self.folder())
+
+
+@recipe
+class HotDogDemo(Source):
+    """Drawn scenes of hot dogs and of things easily taken for one: seeded, offline, any number of them."""
+
+    cache: str
+    seed: Seed = 0
+    num_train: Annotated[int, Field(ge=4)] = 400
+    num_val: Annotated[int, Field(ge=2)] = 100
+    num_test: Annotated[int, Field(ge=2)] = 200
+
+    @override
+    def folder(self) -> Path:
+        from tl_research.data import demo
+
+        sizes = {"train": self.num_train, "val": self.num_val, "test": self.num_test}
+        return demo.draw(Path(self.cache).expanduser() / demo.cache_name(sizes, self.seed), sizes, self.seed)
+
+
+@recipe
+class Kaggle(Source):
+    """A data set of class folders from Kaggle, by `owner/name` or from a zip fetched by hand (`archive`)."""
+
+    cache: str
+    dataset: str
+    archive: str | None = None
+
+    @override
+    def folder(self) -> Path:
+        from tl_research.data import kaggle
+
+        return kaggle.find_root(kaggle.fetch(self.dataset, *self._places()))
+
+    @override
+    def preflight(self) -> None:
+        from tl_research.data import kaggle
+
+        missing = kaggle.available(self.dataset, *self._places())
+        if missing:
+            raise InputError(missing)
+
+    def _places(self) -> tuple[Path, Path | None]:
+        return Path(self.cache).expanduser(), Path(self.archive).expanduser() if self.archive else None

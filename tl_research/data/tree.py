@@ -1,0 +1,140 @@
+"""A folder of images as people have them: `train/` and `test/` with a folder for each class, or the classes alone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tl_research.data.check import is_image_name, visible
+from tl_research.errors import InputError
+
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+EXPECTED = (
+    "expected train/CLASS/*.jpg and test/CLASS/*.jpg (val/ too if you like), or CLASS/*.jpg with two or more classes"
+)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What lies under a root: image paths per class and split, sorted, and what was passed over.
+
+    `files["train"]["hot_dog"]` is a list of paths; a flat tree has the one split `"all"`.
+    """
+
+    root: Path
+    files: dict[str, dict[str, list[Path]]]
+    ignored: list[Path]
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the class folders, sorted."""
+        return sorted({name for classes in self.files.values() for name in classes})
+
+
+def read_tree(root: Path, key: str = "data.root") -> Tree:
+    """Lists a class-folder tree without opening an image.
+
+    Raises:
+        InputError: the folder is missing, empty, has one class only, nests folders inside classes, holds no images,
+            or its splits do not have the same classes. The message says which folder, what was found, what is expected.
+    """
+    root = root.expanduser()
+    _demand_folder(root, key)
+    entries = visible(_list(root, key))
+    folders = [p for p in entries if p.is_dir()]
+    splits = _splits(root, folders, key)
+    ignored: list[Path] = []
+    if splits:
+        files = {split: _classes(folder, key, ignored) for split, folder in splits.items()}
+        ignored += [p for p in entries if p not in splits.values()]
+    else:
+        files = {"all": _classes(root, key, ignored)}
+    tree = Tree(root, files, ignored)
+    _demand_same_classes(tree, splits, key)
+    return tree
+
+
+def _demand_folder(root: Path, key: str) -> None:
+    try:
+        found = None if root.is_dir() else "is a file" if root.exists() else "does not exist"
+    except (OSError, ValueError) as error:
+        found = f"cannot be a folder ({getattr(error, 'strerror', None) or error})"
+    if found:
+        raise InputError(f"{key}={root}: {found}; {EXPECTED}")
+
+
+def _splits(root: Path, folders: list[Path], key: str) -> dict[str, Path]:
+    """The folders that are splits, by the split's name, in that order; none where the classes lie in `root` itself.
+
+    A lone `train/` or `valid/` that holds images, not folders, is a class: somebody tells trains from buses.
+    """
+    splits: dict[str, Path] = {}
+    for folder in folders:
+        split = SPLIT_NAMES.get(folder.name.lower())
+        if split in splits:
+            raise InputError(f"{key}={root}: found both {splits[split].name}/ and {folder.name}/; keep one of them")
+        if split:
+            splits[split] = folder
+    with_folders = [p for p in splits.values() if any(entry.is_dir() for entry in visible(_list(p, key)))]
+    if "train" in splits and (len(splits) > 1 or with_folders):
+        return {split: splits[split] for split in ("train", "val", "test") if split in splits}
+    if with_folders:
+        raise InputError(f"{key}={root}: found {with_folders[0].name}/ but no train/; {EXPECTED}")
+    return {}
+
+
+def _list(folder: Path, key: str) -> list[Path]:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise InputError(f"{key}: no permission to read the folder {folder}")
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{key}: the folder {folder} cannot be read ({error.strerror})") from None
+
+
+def _classes(folder: Path, key: str, ignored: list[Path]) -> dict[str, list[Path]]:
+    entries = visible(_list(folder, key))
+    classes = {p.name: _images(p, key, ignored) for p in entries if p.is_dir()}
+    loose = [p for p in entries if not p.is_dir()]
+    if not classes:
+        found = f"{len(loose)} file(s) and no folders" if loose else "nothing"
+        raise InputError(f"{key}: found {found} in {folder}; {EXPECTED}")
+    ignored += loose
+    empty = [name for name, paths in classes.items() if not paths]
+    if len(empty) == len(classes):
+        raise InputError(f"{key}: no images in {_some(empty)} under {folder}; {EXPECTED}")
+    if empty:
+        raise InputError(f"{key}: no images in {folder / empty[0]}; put some there or remove the folder")
+    if len(classes) == 1:
+        raise InputError(f"{key}: one class only, '{next(iter(classes))}', in {folder}; {EXPECTED}")
+    return classes
+
+
+def _images(folder: Path, key: str, ignored: list[Path]) -> list[Path]:
+    entries = visible(_list(folder, key))
+    nested = [p.name for p in entries if p.is_dir()]
+    if nested:
+        raise InputError(
+            f"{key}: found folders in the class folder {folder} ({_some(nested)}); {EXPECTED}. "
+            f"If these are the classes, use data.root={folder}"
+        )
+    images = []
+    for entry in entries:
+        (images if is_image_name(entry) else ignored).append(entry)
+    return images
+
+
+def _demand_same_classes(tree: Tree, folders: dict[str, Path], key: str) -> None:
+    for split, classes in tree.files.items():
+        missing = [name for name in tree.class_names if name not in classes]
+        if missing:
+            raise InputError(
+                f"{key}={tree.root}: {folders[split]} has no folder for {_some(missing)}, which another split has; "
+                f"expected the same classes in every split"
+            )
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    shown = ", ".join(f"'{name}'" for name in sorted(names)[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

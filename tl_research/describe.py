@@ -1,0 +1,89 @@
+"""What a run shows a person before and after it trains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import keras
+
+    from tl_research.classifier import Row
+    from tl_research.data.datamodule import DataModule
+
+log = logging.getLogger(__name__)
+out = Console(highlight=False, soft_wrap=True)
+MOST_CLASSES = 20
+MOST_FILES = 5
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    return table
+
+
+def data(module: DataModule) -> None:
+    """Class counts per split, the distribution of image sizes, and which files were set aside or passed over."""
+    counts = module.counts()
+    table = _table(f"{len(module)} images in {module.root}", "class", *counts)
+    for name in module.class_names[:MOST_CLASSES]:
+        table.add_row(name, *(str(counts[split][name]) for split in counts))
+    if len(module.class_names) > MOST_CLASSES:
+        table.add_row(f"... {len(module.class_names) - MOST_CLASSES} more", *([""] * len(counts)))
+    table.add_row("all", *(str(sum(counts[split].values())) for split in counts), style="bold")
+    out.print(table)
+    sizes = _table("sizes in pixels", "", "smallest", "quarter", "median", "three quarters", "largest")
+    for side, values in (("width", module.sizes[:, 0]), ("height", module.sizes[:, 1])):
+        sizes.add_row(side, *(f"{value:.0f}" for value in np.percentile(values, [0, 25, 50, 75, 100])))
+    out.print(sizes)
+    if module.quarantined:
+        _files("set aside, cannot be read", [f"{bad.path}: {bad.reason}" for bad in module.quarantined])
+    if module.ignored:
+        _files("passed over, not an image in a class folder", [str(path) for path in module.ignored])
+
+
+def _files(what: str, lines: Sequence[str]) -> None:
+    out.print(f"{len(lines)} {what}:", markup=False)
+    for line in lines[:MOST_FILES]:
+        out.print(f"  {line}", markup=False)
+    if len(lines) > MOST_FILES:
+        out.print(f"  ... and {len(lines) - MOST_FILES} more")
+
+
+def model(name: str, backbone: keras.Model, head: keras.Model) -> None:
+    """The model's summary: one line a part; Keras' own, of every layer, is `model.summary()`."""
+    table = _table("model", "part", "in", "out", "layers", "parameters")
+    for part, network in ((f"backbone {name}", backbone), ("head", head)):
+        shape = [" x ".join(map(str, s[1:])) for s in (network.input_shape, network.output_shape)]
+        table.add_row(part, *shape, str(len(network.layers)), f"{network.count_params():,}")
+    out.print(table)
+
+
+def stage(name: str, rows: Sequence[Row], how: str) -> None:
+    """What will move in the fit that comes next, block by block."""
+    table = _table(f"stage {name}: {how}", "block", "parameters", "trainable", "batch norm")
+    for row in rows:
+        table.add_row(row.name, f"{row.parameters:,}", f"{row.trainable:,}", row.batch_norm)
+    total, trainable = sum(row.parameters for row in rows), sum(row.trainable for row in rows)
+    table.add_row("all", f"{total:,}", f"{trainable:,}", "", style="bold")
+    out.print(table)
+
+
+def results(metrics: Mapping[str, Any], directory: Any) -> None:
+    """The numbers, each accuracy with its interval, and where everything lies."""
+    table = _table("results", "", "accuracy", "95 % interval", "loss", "macro F1", "AUROC", "images")
+    for split in ("val", "test"):
+        found = {key: metrics.get(f"{split}_{key}") for key in ("accuracy", "loss", "macro_f1", "auroc")}
+        interval = f"{metrics[f'{split}_accuracy_low']:.3f} - {metrics[f'{split}_accuracy_high']:.3f}"
+        cells = ["-" if value is None else f"{value:.3f}" for value in found.values()]
+        table.add_row(split, cells[0], interval, *cells[1:], str(metrics[f"num_{split}"]))
+    out.print(table)
+    out.print(f"{directory}", markup=False)

@@ -1,0 +1,203 @@
+"""Experiment: the root recipe. `run()` is the whole flow, from a source of images to a run directory."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from tl_research import describe, runtime
+from tl_research.backbone import Backbone
+from tl_research.callbacks import Callback, Results
+from tl_research.classifier import BatchNorm
+from tl_research.data.datamodule import DataModule
+from tl_research.data.sources import Source
+from tl_research.errors import InputError
+from tl_research.fitting import Fitting
+from tl_research.head import Head, Linear
+from tl_research.metrics import evaluate
+from tl_research.optimizer import LBFGS, GradientOptimizer, Optimizer
+from tl_research.predict import prediction_rows
+from tl_research.recipe import Positive, Seed, recipe
+from tl_research.run import Run, versions
+from tl_research.trainer import Trainer
+from tl_research.transfer import Stage
+
+log = logging.getLogger(__name__)
+
+Monitor = Literal[
+    "val_accuracy", "val_loss", "val_macro_f1", "val_auroc", "test_accuracy", "test_loss", "test_macro_f1", "test_auroc"
+]
+
+
+@recipe
+class Experiment:
+    """Everything one run needs to know. The fields are the schema of the configuration: there are no other keys."""
+
+    backbone: Backbone
+    head: Head
+    data: Source
+    optimizer: Optimizer
+    transfer: dict[str, Stage]
+    trainer: Trainer
+    callbacks: dict[str, Callback | None]
+    seed: Seed = 0
+    deterministic: bool = False
+    monitor: Monitor = "val_accuracy"
+    bn: BatchNorm = "frozen"
+    threads: Positive | None = None
+    directory: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict, repr=False)
+
+    @model_validator(mode="after")
+    def _stages_fit_together(self) -> Self:
+        if not self.transfer:
+            raise ValueError("transfer: give at least one stage")
+        for name, stage in self.transfer.items():
+            optimizer = stage.optimizer_for(self.optimizer)
+            if isinstance(optimizer, LBFGS) and not (isinstance(self.head, Linear) and self.head.dropout == 0):
+                raise ValueError(
+                    f"optimizer=lbfgs solves linear heads without dropout, and transfer.{name} would train another; "
+                    f"add optimizer=adam, or use head=linear head.dropout=0"
+                )
+        return self
+
+    @property
+    def start(self) -> Backbone:
+        """The backbone the run starts from: with random weights if a stage asks for them."""
+        random = any(stage.random_weights for stage in self.transfer.values())
+        return replace(self.backbone, weights=None) if random else self.backbone
+
+    def preflight(self) -> None:
+        """Raises `InputError` when images or weights are known not to be there. Imports no TensorFlow."""
+        self.data.preflight()
+        self.start.preflight()
+
+    def run(self, directory: str | Path | None = None) -> Run:
+        """Trains, evaluates and records; returns the run.
+
+        Args:
+            directory: the run directory, created if need be; default `self.directory`, else a new one under `outputs/`.
+
+        Raises:
+            InputError: what was asked for cannot be done, in one line. The run's status says so, too.
+        """
+        self.preflight()
+        chosen = directory or self.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
+        run = Run.claim(Path(chosen).expanduser().absolute())
+        with _status_kept(run):
+            run.write_config(self.config)
+            self._run(run)
+        return run
+
+    def _run(self, run: Run) -> None:
+        with run.phase("start"):
+            threads = runtime.start(self.threads, self.deterministic)
+        run.metrics |= {"seed": self.seed, "threads": threads, "deterministic": self.deterministic}
+        with run.phase("data"):
+            data = self.data.load()
+        describe.data(data)
+        run.write_json("classes.json", list(data.class_names))
+        fitting = self._build(run, data, threads)
+        stages = list(self.transfer.items())
+        for number, (name, stage) in enumerate(stages, 1):
+            optimizer = stage.optimizer_for(self.optimizer)
+            assert isinstance(optimizer, LBFGS | GradientOptimizer)
+            fitting.fit_stage(name, stage, optimizer, last=number == len(stages))
+        fitting.finish()
+        with run.phase("evaluate"):
+            logits = _judge(run, fitting)
+        with run.phase("save"):
+            run.write_model(fitting.classifier)
+        self._finish(run, fitting, logits)
+
+    def _build(self, run: Run, data: DataModule, threads: int) -> Fitting:
+        import keras
+
+        with run.phase("build"):
+            backbone = self.start.build()
+            keras.utils.set_random_seed(self.seed)
+            head = self.head.build(backbone.output_shape[-1], len(data.class_names))
+        describe.model(self.backbone.name, backbone, head)
+        run.metrics |= {f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")}
+        run.metrics |= {"num_classes": len(data.class_names), "num_quarantined": len(data.quarantined)}
+        run.metrics["num_parameters"] = backbone.count_params() + head.count_params()
+        return Fitting(
+            run=run,
+            data=data,
+            backbone=backbone,
+            head=head,
+            trainer=self.trainer,
+            callbacks={name: callback for name, callback in self.callbacks.items() if callback},
+            batch_norm=self.bn,
+            seed=self.seed,
+            threads=threads,
+        )
+
+    def _finish(self, run: Run, fitting: Fitting, logits: np.ndarray) -> None:
+        """Lets the callbacks show the results, then writes the metrics: a run with metrics is a run that is whole."""
+        labels = fitting.data.labels[fitting.data.indices("test")]
+        spread = np.random.default_rng(0).permutation(len(labels))[:16]
+        shown = fitting.data.indices("test")[spread]
+        samples = [
+            (fitting.data.pixels(int(i), fitting.image_size), int(fitting.data.labels[i]), logits[place])
+            for place, i in zip(spread, shown, strict=True)
+        ]
+        results = Results(run.metrics, _hyperparameters(self.config), fitting.data.class_names, labels, logits, samples)
+        with run.phase("callbacks"):
+            for callback in fitting.callbacks.values():
+                callback.finish(run.directory, results)
+        run.metrics |= versions()
+        run.write_json("metrics.json", run.metrics)
+        describe.results(run.metrics, run.directory)
+
+
+def _judge(run: Run, fitting: Fitting) -> np.ndarray:
+    """Evaluates on validation and test, writes the answers, and returns the test logits."""
+    data = fitting.data
+    logits = {split: fitting.logits(split) for split in ("val", "test")}
+    answers = np.concatenate(list(logits.values()))
+    indices = np.concatenate([data.indices(split) for split in logits])
+    run.write_csv("predictions.csv", *prediction_rows(data, indices, answers))
+    if fitting.held_out is not None:
+        logits["val"] = fitting.held_out
+        run.write_csv("validation.csv", *prediction_rows(data, data.indices("val"), fitting.held_out))
+    for split, values in logits.items():
+        scores = evaluate(values, data.labels[data.indices(split)])
+        run.metrics |= {f"{split}_{name}": value for name, value in scores.items()}
+    return logits["test"]
+
+
+@contextmanager
+def _status_kept(run: Run) -> Iterator[None]:
+    """Whatever ends the run, `status.json` tells."""
+    try:
+        yield
+    except InputError as error:
+        run.set_status("failed", str(error))
+        raise
+    except KeyboardInterrupt:
+        run.set_status("interrupted", "interrupted by the user or the system")
+        raise
+    except BaseException as error:
+        run.set_status("failed", f"{type(error).__name__}: {error}".strip()[:500])
+        raise
+    run.set_status("done")
+
+
+def _hyperparameters(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The config as flat scalars: all that can change a number, by the key a user would set."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _hyperparameters(value, f"{prefix}{key}.")
+        elif isinstance(value, bool | int | float | str) and key not in ("_target_", "url", "cache", "directory"):
+            flat[f"{prefix}{key}"] = value
+    return flat

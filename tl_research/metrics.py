@@ -1,0 +1,42 @@
+"""What a set of answers is worth, and how sure that is."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tl_research.probe import softmax
+
+LOWER_IS_BETTER = ("loss",)
+
+
+def direction(monitor: str) -> str:
+    """`min` or `max`: which way is better for a metric of this name."""
+    return "min" if monitor.endswith(LOWER_IS_BETTER) else "max"
+
+
+def evaluate(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Metrics of logits `(n, k)` against labels `(n,)`; `n` at least 1.
+
+    `loss` (mean cross-entropy, nats), `accuracy` with the 95 % Wilson interval `accuracy_low` to `accuracy_high`,
+    `macro_f1`, and `auroc` (one class against the rest, mean over classes). Classes are weighed equally in the last
+    two; `auroc` is absent when fewer than two classes occur in `labels`.
+    """
+    from scipy.stats import binomtest
+    from sklearn.metrics import f1_score, log_loss, roc_auc_score
+
+    probabilities = softmax(logits)
+    classes = np.arange(logits.shape[1])
+    predicted = probabilities.argmax(axis=1)
+    right = int(np.sum(predicted == labels))
+    interval = binomtest(right, len(labels)).proportion_ci(0.95, method="wilson")
+    found = {
+        "loss": float(log_loss(labels, probabilities, labels=classes)),
+        "accuracy": right / len(labels),
+        "accuracy_low": float(interval.low),
+        "accuracy_high": float(interval.high),
+        "macro_f1": float(f1_score(labels, predicted, average="macro", labels=classes, zero_division=0)),
+    }
+    present = [c for c in classes if 0 < np.sum(labels == c) < len(labels)]
+    if present:
+        found["auroc"] = float(np.mean([roc_auc_score(labels == c, probabilities[:, c]) for c in present]))
+    return found

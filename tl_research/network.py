@@ -1,0 +1,208 @@
+"""The only place that opens a connection: one file by http(s), resumed where it broke off, never waited for in vain."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import http.client
+import logging
+import os
+import re
+import shutil
+import socket
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from tl_research.errors import InputError
+from tl_research.progress import console
+
+log = logging.getLogger(__name__)
+
+CHUNK = 1 << 18
+
+
+def download(
+    url: str, target: Path, *, timeout: float = 4.0, digest: str | None = None, algorithm: str = "sha256"
+) -> Path:
+    """Fetches `url` to `target`, which appears whole or not at all; returns `target`.
+
+    What arrived before a break stays in `<target>.part` and is continued next time, if the server's file is still the
+    same one. Proxies come from the environment; of several processes one downloads and the others wait for it. With
+    `digest`, the file must have it. Raises InputError with the URL and the reason in words, also where nothing comes
+    for about `timeout` seconds.
+    """
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise InputError(f"{url} cannot be downloaded: give an address that begins with http:// or https://")
+    before = _mark(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.with_name(target.name + ".part")) as part:
+            if _mark(target) == before:  # else another process finished it while we waited
+                _fetch(url, part, timeout)
+                _verify(part, digest, algorithm)
+                Path(part.name).replace(target)
+    except (OSError, http.client.HTTPException, InputError) as error:
+        raise InputError(f"{url} cannot be downloaded: {_words(error, timeout)}") from None
+    return target
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    try:
+        return path.stat().st_ino, path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[BinaryIO]:
+    """The file open for appending, by us alone. Removed afterwards if it stayed empty, its tag too."""
+    while True:
+        with path.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("waiting for another process that downloads %s", path.stem)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever held the lock may have renamed the file: then what we hold is not the file of this name.
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                continue
+            try:
+                yield file
+            finally:
+                file.flush()
+                if path.exists() and path.stat().st_size == 0:
+                    path.unlink()
+                if not path.exists():
+                    _tag_of(path).unlink(missing_ok=True)
+            return
+
+
+def _fetch(url: str, part: BinaryIO, timeout: float) -> None:
+    """Appends to `part` what it lacks."""
+    tag = _tag_of(Path(part.name))
+    known = tag.read_text() if tag.is_file() else ""
+    start = os.fstat(part.fileno()).st_size if known else 0
+    headers = {"Range": f"bytes={start}-", "If-Range": known} if start else {}
+    try:
+        response = _open(url, headers, timeout)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        error.close()
+        start = 0  # ours is longer than the server's: begin again
+        response = _open(url, {}, timeout)
+    with response:
+        if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            start = 0
+        part.truncate(start)
+        # What a later request may ask to be unchanged: a strong ETag or a date.
+        etag = response.headers.get("ETag", "")
+        tag.write_text(etag if etag.startswith('"') else response.headers.get("Last-Modified", ""))
+        _receive(response, part, start)
+
+
+def _tag_of(part: Path) -> Path:
+    """Beside what has arrived: the server's name for this version of the file."""
+    return part.with_name(part.name + ".tag")
+
+
+def _receive(response: http.client.HTTPResponse, part: BinaryIO, start: int) -> None:
+    if response.headers.get_content_type() == "text/html":
+        raise InputError("the answer is a web page, not the file. Does this network want a login?")
+    rest = response.headers.get("Content-Length")
+    total = start + int(rest) if rest else None
+    free = shutil.disk_usage(Path(part.name).parent).free
+    if total and total - start > free:
+        raise InputError(f"it has {total:,} bytes and {Path(part.name).parent} has only {free:,} free")
+    done = start
+    with _bar() as bar:
+        task = bar.add_task(Path(part.name).stem, total=total, completed=start)
+        while chunk := response.read1(CHUNK):
+            part.write(chunk)
+            done += len(chunk)
+            bar.update(task, completed=done)
+    part.flush()
+    if total and done != total:
+        raise InputError(f"the connection broke off after {done:,} of {total:,} bytes. Run again to go on from there")
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    hidden = not console.is_terminal and not console.is_jupyter
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
+
+
+def _open(url: str, headers: dict[str, str], timeout: float) -> http.client.HTTPResponse:
+    """The answer's headers within about `timeout`: looking up a name has no time limit of its own, a thread has."""
+    opener = urllib.request.OpenerDirector()
+    # Not build_opener: that one would also follow a redirect to ftp.
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    request = urllib.request.Request(url, headers={"User-Agent": "tl_research", **headers})
+    done: dict[str, Any] = {}
+    late = threading.Event()
+
+    def run() -> None:
+        try:
+            done["response"] = opener.open(request, timeout=timeout)
+            if late.is_set():
+                done["response"].close()
+        except Exception as error:
+            done["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout + 0.5)
+    if thread.is_alive():
+        late.set()
+        raise TimeoutError
+    if "error" in done:
+        raise done["error"]
+    return done["response"]
+
+
+def _verify(part: BinaryIO, digest: str | None, algorithm: str) -> None:
+    if digest is None:
+        return
+    with Path(part.name).open("rb") as file:
+        found = hashlib.file_digest(file, algorithm).hexdigest()
+    if found != digest.lower():
+        part.truncate(0)
+        raise InputError(f"what arrives is another file: its {algorithm} is {found}, not {digest}")
+
+
+def _words(error: BaseException, timeout: float) -> str:
+    """The reason for somebody who does not know sockets."""
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
+        return f"the server answers {error.code} {error.reason}"
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException):
+        return _words(error.reason, timeout)
+    words = {
+        socket.gaierror: "the server's name is not found. Is there a network, and is the name right?",
+        TimeoutError: f"no answer within {timeout:g} seconds",
+        ConnectionRefusedError: "the connection is refused",
+        ConnectionError: "the connection broke off. Run again to go on",
+        ssl.SSLCertVerificationError: "the server's certificate is not trusted",
+        http.client.HTTPException: "the answer is not HTTP",
+    }
+    known = next((text for kind, text in words.items() if isinstance(error, kind)), None)
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return known or re.sub(r"\s+", " ", reason)

@@ -1,0 +1,104 @@
+"""Answers of a trained run for images, on the same decode path as its training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tl_research.data.check import is_image_name, visible
+from tl_research.data.decode import Resize, UndecodableError, read_pixels
+from tl_research.engines import BATCH, keras_engine
+from tl_research.errors import InputError
+from tl_research.metrics import evaluate as score
+from tl_research.probe import softmax
+from tl_research.progress import bar
+from tl_research.run import Run
+
+if TYPE_CHECKING:
+    from tl_research.data.datamodule import DataModule
+
+Table = tuple[list[str], list[list[Any]]]
+
+
+def prediction_rows(data: DataModule, indices: np.ndarray, logits: np.ndarray) -> Table:
+    """Header and rows of `predictions.csv`: path, split, label, prediction, and a probability `p_<class>` per class."""
+    names = data.class_names
+    header = ["path", "split", "label", "prediction", *(f"p_{name}" for name in names)]
+    probabilities = softmax(logits)
+    rows = [
+        [str(data.paths[i]), str(data.split_of[i]), names[data.labels[i]], names[int(row.argmax())], *map(float, row)]
+        for i, row in zip(indices, probabilities, strict=True)
+    ]
+    return header, rows
+
+
+def images_in(arguments: Iterable[Path]) -> list[Path]:
+    """Files as given; of a folder, all images below it, sorted. Raises `InputError` for a folder
+    without images."""
+    found: list[Path] = []
+    for path in arguments:
+        if path.is_dir():
+            inside = [p for p in visible(path.rglob("*")) if p.is_file() and is_image_name(p)]
+            if not inside:
+                raise InputError(f"{path}: no images in this folder")
+            found += inside
+        else:
+            found.append(path)  # also one that is not there: its row will say so
+    return found
+
+
+def predict(run: Run, paths: Sequence[Path]) -> Table:
+    """A row per image: path, prediction, `p_<class>` per class, and a reason where the file could not be read."""
+    names = run.class_names()
+    rows = answer(run, paths)
+    header = ["path", "prediction", *(f"p_{name}" for name in names), "error"]
+    table: list[list[Any]] = []
+    for path, logits in zip(paths, rows, strict=True):
+        if isinstance(logits, str):
+            table.append([str(path), "", *[""] * len(names), logits])
+        else:
+            probabilities = softmax(logits[None])[0]
+            table.append([str(path), names[int(probabilities.argmax())], *map(float, probabilities), ""])
+    return header, table
+
+
+def answer(run: Run, paths: Sequence[Path]) -> list[np.ndarray | str]:
+    """Logits `(num_classes,)` for each image, or the reason why it cannot be read, in the order of `paths`."""
+    model = run.model()
+    size, resize = model.input_shape[1], run.resize
+    engine = keras_engine(model)
+    answers: list[np.ndarray | str] = []
+    with bar() as progress:
+        task = progress.add_task("predicting", total=len(paths))
+        for start in range(0, len(paths), BATCH):
+            answers += _batch(engine, paths[start : start + BATCH], size, resize)
+            progress.update(task, completed=len(answers))
+    return answers
+
+
+def _batch(engine: Any, paths: Sequence[Path], size: int, resize: Resize) -> list[np.ndarray | str]:
+    pixels = np.zeros((BATCH, size, size, 3), np.uint8)
+    reasons: dict[int, str] = {}
+    for place, path in enumerate(paths):
+        try:
+            pixels[place] = read_pixels(path, size, resize)
+        except UndecodableError as error:
+            reasons[place] = str(error)
+    logits = engine(pixels)
+    return [reasons.get(place, logits[place]) for place in range(len(paths))]
+
+
+def evaluate(run: Run, data: DataModule) -> dict[str, float]:
+    """Metrics of a run on the test images of other data. Raises `InputError` if their classes are not the run's."""
+    names = run.class_names()
+    if list(data.class_names) != names:
+        raise InputError(f"{data.root}: its classes are {list(data.class_names)}, the run's are {names}")
+    indices = data.indices("test")
+    answers = answer(run, [data.paths[i] for i in indices])
+    unreadable = [str(a) for a in answers if isinstance(a, str)]
+    if unreadable:
+        raise InputError(f"{data.root}: an image that was readable a moment ago is not: {unreadable[0]}")
+    return score(np.stack([a for a in answers if not isinstance(a, str)]), data.labels[indices])

@@ -1,0 +1,69 @@
+"""TensorFlow's process-wide state: started once, quietly, with the threads and determinism that a run records."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from tl_research.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Holds back what is written to file descriptor 2: TensorFlow's C++ start-up lines come before any log level of its
+    own is read. If the block raises, they are shown, for they may say why."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held, contextlib.ExitStack() as restore:
+        stderr = os.dup(2)
+        restore.callback(os.close, stderr)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(stderr, 2)
+            held.seek(0)
+            os.write(2, held.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+
+
+def start(threads: int | None = None, deterministic: bool = False) -> int:
+    """Imports TensorFlow and sets its thread pools; returns the number of threads in force.
+
+    Raises:
+        InputError: TensorFlow already runs in this process with other threads (in a notebook: restart the kernel).
+    """
+    with _held_back() if "tensorflow" not in sys.modules else contextlib.nullcontext():
+        import tensorflow as tf
+    wanted = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    if tf.config.threading.get_intra_op_parallelism_threads() != wanted:
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(wanted)
+            tf.config.threading.set_inter_op_parallelism_threads(wanted)
+        except RuntimeError:
+            running = tf.config.threading.get_intra_op_parallelism_threads()
+            if threads:
+                raise InputError(
+                    f"threads={threads}: TensorFlow already runs in this process with {running or 'its own choice of'} "
+                    f"threads; start a new process (in a notebook: restart the kernel)"
+                ) from None
+            wanted = running or wanted
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    return wanted
+
+
+def fresh(seed: int) -> None:
+    """Forgets the models and names that Keras has given in this process, and seeds: what is built next does not depend
+    on what was built before."""
+    import keras
+
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(seed)

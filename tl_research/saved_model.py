@@ -1,0 +1,215 @@
+"""Rebuilds a whole Keras model from a file, from built-in layers only, and cuts it down to its feature map."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl_research.errors import InputError
+from tl_research.keras_file import WEIGHTS, check_hdf5, finish, read_config, read_weights, reading
+
+if TYPE_CHECKING:
+    import keras
+
+# Where the parts of an image network may be defined. Not here: Lambda, layers that wrap another framework's model or
+# open a file (TFSMLayer, TorchModuleWrapper, StringLookup, ...), and functions such as keras.utils.get_file.
+ALLOWED = re.compile(
+    r"keras\.src\.("
+    r"layers\.(activations|attention|convolutional|core|merging|normalization|pooling|regularization|reshaping|rnn)\."
+    r"|layers\.preprocessing\.(image_preprocessing\.|normalization$|rescaling$|pipeline$)"
+    r"|models\.(functional|sequential|model)$|applications\.|dtype_policies\.|random\.seed_generator$"
+    r"|initializers\.|regularizers\.|constraints\.|ops\."
+    r")"
+)
+# Where a file written by Keras 2, which names no modules, may mean its classes to be.
+SPACES = ("models", "layers", "initializers", "regularizers", "constraints", "dtype_policies", "random")
+INNER_SPACES = ("src.models.functional", "src.ops.numpy", "src.ops.nn")
+PLAIN = {"__keras_tensor__", "__tensor__", "__numpy__", "__ellipsis__", "__slice__"}
+
+
+def load_model(path: str | Path) -> keras.Model:
+    """A whole model from a `.keras` or `.h5` file, not compiled.
+
+    Raises InputError, naming the file, where it holds a Lambda or a class that is not built into Keras (neither is
+    imported or called), where it holds weights without a model, or where it is missing or damaged.
+    """
+    path = Path(path).expanduser()
+    if path.suffix not in (".keras", ".h5", ".hdf5") and not path.is_dir():
+        raise InputError(f"{path}: not a kind of model file that is known. Give a .keras or .h5 file from model.save")
+    try:
+        return _from_archive(path) if path.suffix == ".keras" else _from_hdf5(path)
+    except InputError:
+        raise
+    except Exception as error:  # Keras answers a config or weights that do not agree with all kinds of errors
+        reason = " ".join(str(error).split()).split(". ")[0][:150] or type(error).__name__
+        raise InputError(f"{path} cannot be rebuilt as a Keras model: {reason}. Save it again as .keras") from None
+
+
+def _from_archive(path: Path) -> keras.Model:
+    import keras
+
+    config = safe_config(path)
+    weights = read_weights(path)
+    model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, WEIGHTS)
+        file.write_bytes(weights)
+        model.load_weights(file)
+    return model
+
+
+def safe_config(path: Path) -> dict[str, Any]:
+    """The config of a `.keras` file less how its models were compiled; InputError as `check_config` raises it."""
+    with reading(path):
+        config = _without_training(read_config(path))
+        check_config(config, path)
+    return config
+
+
+def _from_hdf5(path: Path) -> keras.Model:
+    import h5py
+    import keras
+
+    check_hdf5(path)
+    with h5py.File(path, "r") as file:
+        config = file.attrs.get("model_config")
+    if config is None:
+        raise InputError(f"{path} holds weights without a model. Give a whole model from model.save")
+    check_config(json.loads(config), path)
+    model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    finish(model)  # Keras forgets it for models inside
+    return model
+
+
+def check_config(config: dict[str, Any], path: Path) -> None:
+    """Raises InputError unless every object the config of a model names is a built-in part of a network."""
+    for part in _objects(config):
+        name, module = str(part["class_name"]), part.get("module")
+        if name in ("Lambda", "__lambda__"):
+            raise InputError(
+                f"{path} holds a Lambda layer, which is Python code: refused, and not run. Replace it by a built-in "
+                "layer (Rescaling, ...) and save again"
+            )
+        if name not in PLAIN and not _is_built_in(name, module, part.get("config")):
+            full = f"{module}.{name}" if module else str(part.get("registered_name") or name)
+            raise InputError(
+                f"{path} holds {full}, which is no built-in Keras layer: refused, and not imported. Build the model "
+                "from built-in layers, or give its weights alone"
+            )
+
+
+def _objects(config: Any) -> Iterator[dict[str, Any]]:
+    """Every description of an object in a config, outermost first."""
+    if isinstance(config, dict):
+        if "class_name" in config:
+            yield config
+        for value in config.values():
+            yield from _objects(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _objects(value)
+
+
+def _is_built_in(name: str, module: Any, config: Any) -> bool:
+    import keras
+
+    if name == "function":
+        activations = set(dir(keras.activations)) - {"get", "serialize", "deserialize"}
+        return module in ("builtins", "keras.activations") and config in activations
+    if module is None:  # Keras 2, and Keras 3 in .h5
+        spaces = [import_module(f"keras.{space}") for space in SPACES + INNER_SPACES]
+    elif isinstance(module, str) and re.fullmatch(r"keras(\.\w+)*", module):
+        try:
+            spaces = [import_module(module)]
+        except ImportError:
+            return False
+    else:
+        return False
+    found = next((getattr(space, name) for space in spaces if hasattr(space, name)), None)
+    return isinstance(found, type) and ALLOWED.match(found.__module__) is not None
+
+
+def _without_training(config: Any) -> Any:
+    """The config less how the model and those inside were compiled: optimizers and losses are not needed."""
+    if isinstance(config, dict):
+        return {key: _without_training(value) for key, value in config.items() if key != "compile_config"}
+    if isinstance(config, list):
+        return [_without_training(value) for value in config]
+    return config
+
+
+def feature_extractor(model: keras.Model, size: int | None = None) -> keras.Model:
+    """The part of a classifier that gives its last feature map: image -> (height, width, channels), one flat graph.
+
+    Models inside are taken apart into their layers and random augmentation is left out. `size` replaces the image's
+    height and width. Layers and weights are copies. Raises InputError where there is no feature map, more than one
+    input or output, or a graph that does not bear `size`.
+    """
+    import keras
+
+    if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
+        raise InputError(f"the model {model.name} is a class of its own, not a functional or sequential Keras model")
+    if len(getattr(model, "inputs", None) or ()) != 1 or len(model.outputs) != 1:
+        raise InputError(f"the model {model.name} does not have one image as input and one output")
+    try:
+        flat = _copy(_flat(model))
+        network = keras.Model(flat.input, _feature_map(flat), name=model.name)
+        if size and tuple(network.input_shape[1:3]) != (size, size):
+            image = keras.Input((size, size, network.input_shape[-1]), name=network.inputs[0].name)
+            network = _flat(keras.Model(image, network.call(image), name=model.name))
+        return _copy(network)
+    except InputError:
+        raise
+    except Exception as error:  # whatever Keras says of a graph that cannot be cut or resized
+        reason = " ".join(str(error).split())[:150]
+        raise InputError(f"the model {model.name} cannot be cut down to its features: {reason}") from None
+
+
+def _flat(model: keras.Model) -> keras.Model:
+    """The same layers in one graph, less what does nothing to a finished image."""
+    import keras
+
+    def call(operation: keras.Operation, *inputs: Any, **options: Any) -> Any:
+        if isinstance(operation, keras.Model):
+            return operation.call(*inputs, **options)
+        return inputs[0] if _is_idle(operation) else operation(*inputs, **options)
+
+    image = model.inputs[0]
+    # Whatever the structure of its inputs was (Keras 2 wrote lists), one image it is from here on.
+    output = model.call(image) if isinstance(model, keras.Sequential) else model.outputs[0]
+    model = keras.Model(image, output, name=model.name)
+    while any(isinstance(operation, keras.Model) or _is_idle(operation) for operation in model.operations):
+        model = keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
+    return model
+
+
+def _is_idle(operation: keras.Operation) -> bool:
+    """Random augmentation, which is the data's business, and the traces that calling a model in a model leaves."""
+    name, module = type(operation).__name__, type(operation).__module__
+    return name == "ConvertToTensor" or (name.startswith("Random") and ".image_preprocessing." in module)
+
+
+def _copy(model: keras.Model) -> keras.Model:
+    """Fresh layers, each called once, with the same weights."""
+    import keras
+
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    finish(copy)
+    return copy
+
+
+def _feature_map(model: keras.Model) -> keras.KerasTensor:
+    """The last output with a height and width of more than one pixel, before dropout; else the last with any."""
+    operations = [op for op in model.operations if "Dropout" not in type(op).__name__]
+    outputs = [op.output for op in operations if op.output is not model.input]
+    maps = [output for output in outputs if len(getattr(output, "shape", ())) == 4]
+    if not maps:
+        raise InputError(f"the model {model.name} has no feature map (height, width, channels): it is no image network")
+    wide = [output for output in maps if tuple(output.shape[1:3]) != (1, 1)]
+    return (wide or maps)[-1]

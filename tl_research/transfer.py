@@ -1,0 +1,38 @@
+"""Stages: recipes of consecutive fits. A transfer option is a named, ordered dict of them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tl_research.optimizer import Adam, GradientOptimizer, Optimizer
+from tl_research.recipe import Count, Positive, Rate, recipe
+
+Unfreeze = Count | Literal["all"]
+
+
+@recipe
+class Stage:
+    """One fit. The head always learns; of the backbone, `unfreeze` blocks from the top do (0 none, `all` everything).
+
+    `epochs` counts at most, early stopping may end it sooner; a head solved by `optimizer=lbfgs` has none.
+    `learning_rate` and `optimizer` are the run's unless given here. `random_weights` makes the run start from random
+    weights, whatever `backbone.weights` says.
+    """
+
+    epochs: Positive
+    unfreeze: Unfreeze = 0
+    learning_rate: Rate | None = None
+    optimizer: Optimizer | None = None
+    random_weights: bool = False
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether anything below the head learns; if not, the stage can run on features."""
+        return self.unfreeze != 0
+
+    def optimizer_for(self, run_optimizer: Optimizer) -> Optimizer:
+        """The stage's own optimizer, else the run's; Adam where the run's is L-BFGS, which solves heads only."""
+        chosen = self.optimizer or run_optimizer
+        if self.trains_backbone and not isinstance(chosen, GradientOptimizer):
+            return Adam()
+        return chosen
