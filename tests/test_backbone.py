@@ -13,8 +13,8 @@ import pytest
 from tests.conftest import ROOT
 from tl_research import InputError, compose
 from tl_research.backbone import Application, Backbone
-from tl_research.classifier import blocks, set_trainable
 from tl_research.classifier import assemble as put_together
+from tl_research.classifier import blocks, set_trainable
 from tl_research.head import Linear
 
 SHIPPED = sorted(path.stem for path in (ROOT / "conf" / "backbone").glob("*.yaml"))
@@ -166,7 +166,7 @@ def test_weights_from_a_file_and_one_that_does_not_fit(tmp_path: Path) -> None:
         loaded = compose(["backbone=tiny", f"backbone.weights={tmp_path / file}"]).backbone.build()
         for a, b in zip(loaded.get_weights(), source.get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
-    with pytest.raises(InputError, match="good.keras"):
+    with pytest.raises(InputError, match=r"good\.keras"):
         compose(
             ["backbone=mobilenet_v2", "backbone.image_size=32", f"backbone.weights={tmp_path / 'good.keras'}"]
         ).backbone.build()

@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.test_weights import answers, fill, save, small
-from tl_research import keras_file, weights
+from tests.test_weights import fill, save, small
+from tl_research import weights
 from tl_research.errors import InputError
 
 SUFFIXES = (".weights.h5", ".h5", ".keras")
@@ -96,29 +96,7 @@ def test_a_damaged_file_never_ends_in_anything_but_an_input_error(tmp_path, suff
 def test_a_file_without_weights_is_refused(tmp_path):
     with h5py.File(tmp_path / "file.h5", "w") as file:
         file["data"] = np.zeros(3)
-    assert "no Keras weights" in refusal(tmp_path / "file.h5")
-
-
-@pytest.mark.parametrize("link", [h5py.ExternalLink("other.h5", "/layers/conv2d/vars/0"), h5py.SoftLink("/secret")])
-def test_links_out_of_the_file_are_not_followed(tmp_path, link):
-    save(fill(small()), tmp_path / "other.h5.weights.h5").rename(tmp_path / "other.h5")
-    path = save(fill(small()), tmp_path / "file.weights.h5")
-    with h5py.File(path, "a") as file:
-        file["secret"] = file["layers/conv2d/vars/0"][()]
-        del file["layers/conv2d/vars/0"]
-        file["layers/conv2d/vars/0"] = link
-    assert "leads elsewhere" in refusal(path)
-
-
-def test_numbers_kept_in_another_file_are_not_read(tmp_path):
-    path = save(fill(small()), tmp_path / "file.weights.h5")
-    secret = tmp_path / "secret"
-    secret.write_bytes(bytes(3 * 3 * 3 * 4 * 4))
-    with h5py.File(path, "a") as file:
-        del file["layers/conv2d/vars/0"]
-        outside = [(str(secret), 0, h5py.h5f.UNLIMITED)]
-        file.create_dataset("layers/conv2d/vars/0", (3, 3, 3, 4), np.float32, external=outside)
-    assert "leads elsewhere" in refusal(path)
+    assert "no layers are listed" in refusal(tmp_path / "file.h5")
 
 
 def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path):
@@ -143,70 +121,3 @@ def test_an_archive_without_weights_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("config.json", json.dumps({"class_name": "Functional", "module": "keras", "config": {}}))
     refusal(path)
-
-
-def keras2(path, layers, split=False):
-    """Writes HDF5 as Keras 2 did: names end in :0, and the names of a long list are split over several attributes."""
-    with h5py.File(path, "w") as file:
-        names = [layer.encode() for layer, _ in layers]
-        parts = {"layer_names": names} if not split else {"layer_names0": names[:2], "layer_names1": names[2:]}
-        file.attrs.update(parts)
-        for layer, arrays in layers:
-            group = file.create_group(layer)
-            group.attrs["weight_names"] = [name.encode() for name in arrays]
-            for name, value in arrays.items():
-                group[name] = value
-
-
-@pytest.mark.parametrize("split", [False, True])
-def test_a_file_of_keras_2_is_read(tmp_path, split):
-    source = fill(small())
-    old = {"moving_mean": "moving_mean", "moving_variance": "moving_variance"}
-    layers = []
-    for layer in source.layers:
-        name = {"conv2d": "conv2d_93", "conv2d_1": "conv2d_94"}.get(layer.name, layer.name)
-        # TensorFlow 1 counted scopes by itself: the group conv2d_93 may hold conv2d_93_7/kernel:0.
-        arrays = {}
-        for variable in layer.weights:
-            own = "depthwise_kernel" if layer.name == "first_depthwise" and variable.name == "kernel" else variable.name
-            arrays[f"{name}_7/{old.get(own, own)}:0"] = variable.numpy()
-        layers.append((name, arrays))
-    keras2(tmp_path / "file.h5", layers, split)
-    target = small()
-    assert weights.load_file(target, tmp_path / "file.h5") == []
-    np.testing.assert_array_equal(answers(target), answers(source))
-
-
-def test_a_file_of_tensorflow_2_13_is_read(tmp_path):
-    source = fill(small())
-    path = save(source, tmp_path / "file.weights.h5")
-    with h5py.File(path, "a") as file:
-        file.move("layers", "_layer_checkpoint_dependencies")
-    target = small()
-    assert weights.load_file(target, path) == []
-    np.testing.assert_array_equal(answers(target), answers(source))
-
-
-def test_class_names_become_paths_as_in_keras():
-    from keras.src.utils.naming import to_snake_case
-
-    for name in ("Conv2D", "BatchNormalization", "SeparableConv2D", "LayerScale", "DepthwiseConv2D", "ReLU", "Dense"):
-        assert keras_file.snake(name) == to_snake_case(name)
-
-
-def test_dropout_states_are_no_weights(tmp_path):
-    import keras
-
-    layers = keras.layers
-    image = keras.Input((8, 8, 3))
-    network = keras.Model(image, layers.Dropout(0.5)(layers.Conv2D(2, 3)(image)))
-    for suffix in SUFFIXES:
-        assert weights.load_file(network, save(network, tmp_path / f"file{suffix}")) == []
-
-
-def test_the_optimizer_in_a_file_is_no_weight_of_the_network(tmp_path):
-    source = fill(small())
-    source.compile("adam", "mse")
-    source.fit(np.zeros((2, 16, 16, 3)), np.zeros((2, *source.output_shape[1:])), verbose=0)
-    for suffix in SUFFIXES:
-        assert weights.load_file(small(), save(source, tmp_path / f"file{suffix}")) == []

@@ -8,7 +8,7 @@ import pytest
 from tests.test_weights import fill, flat, save, small
 from tl_research import weights
 from tl_research.errors import InputError
-from tl_research.keras_file import Tensor
+from tl_research.keras_layout import Tensor
 from tl_research.matching import match
 
 PATH = Path("file.h5")

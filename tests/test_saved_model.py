@@ -301,5 +301,5 @@ def test_a_model_of_keras_2_is_rebuilt(tmp_path):
             group[f"conv/conv/{variable.name}:0"] = variable.numpy()
     expected = conv(pixels()).numpy()
     model = load_model(tmp_path / "old.h5")
-    np.testing.assert_array_equal(model([pixels()])[0], expected)
+    np.testing.assert_array_equal(model([pixels()]), expected)
     np.testing.assert_array_equal(answers(feature_extractor(model)), expected)

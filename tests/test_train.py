@@ -122,7 +122,8 @@ def test_bad_input_met_later_leaves_nothing_either(cwd: Path, tmp_path: Path, ti
 
 
 @pytest.mark.parametrize(
-    "name", ["hot-dog_(1)", *(pytest.param(n, marks=pytest.mark.slow) for n in ("é", "热狗", "a=b", "it's", "two words"))]
+    "name",
+    ["hot-dog_(1)", *(pytest.param(n, marks=pytest.mark.slow) for n in ("é", "热狗", "a=b", "it's", "two words"))],
 )
 def test_folder_names_as_people_have_them(cwd: Path, tmp_path: Path, tiny: list[str], name: str) -> None:
     draw_tree(tmp_path / name, {"blue": 6, "red": 6})
@@ -157,7 +158,7 @@ def test_imagenet_weights_behind_a_firewall(cwd: Path, colours: Path, silent_por
     if way == "url":
         arguments.append(f"backbone.url=http://127.0.0.1:{silent_port}/resnet50_notop.h5")
     else:
-        environment = {key: f"http://127.0.0.1:{silent_port}" for key in ("HTTPS_PROXY", "https_proxy")}
+        environment = dict.fromkeys(("HTTPS_PROXY", "https_proxy"), f"http://127.0.0.1:{silent_port}")
         environment |= {"NO_PROXY": "", "no_proxy": ""}
     line = refused(train(cwd, *arguments, environment=environment), cwd)
     for word in (".h5", "http", ".keras/models", "backbone.weights="):

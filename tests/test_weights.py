@@ -32,7 +32,7 @@ def small(name="small"):
 
 def fill(model, seed=0):
     """Other weights in every tensor."""
-    from tl_research.keras_file import finish
+    from tl_research.keras_layout import finish
 
     rng = np.random.default_rng(seed)
     model.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in model.get_weights()])
@@ -249,6 +249,15 @@ def test_a_package_that_lost_its_file_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(metadata, "files", lambda _: [lost])
     with pytest.raises(InputError, match="--force-reinstall"):
         weights.package_file(LITE)
+
+
+def test_pythons_own_pth_files_are_not_taken_for_weights(monkeypatch, tmp_path):
+    (tmp_path / "weights.pth").touch()
+    files = [metadata.PackagePath(name) for name in ("paths.pth", "package/weights.pth")]
+    for file in files:
+        file.dist = SimpleNamespace(locate_file=lambda path: tmp_path / path.name)
+    monkeypatch.setattr(metadata, "files", lambda _: files)
+    assert weights.package_file(LITE) == tmp_path / "weights.pth"
 
 
 # Published files

@@ -133,7 +133,7 @@ class TensorBoard(Callback):
                 hparams=[hp.HParam(name) for name in results.hyperparameters],
                 metrics=[hp.Metric(f"final/{name}", display_name=name) for name in scalars],
             )
-            hp.hparams(dict(results.hyperparameters), trial_id=str(directory))
+            hp.hparams(dict(results.hyperparameters), trial_id="/".join(directory.parts[-2:]))
             for name, value in scalars.items():
                 tf.summary.scalar(f"final/{name}", value)
         writer.close()

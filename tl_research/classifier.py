@@ -40,8 +40,8 @@ class Block:
 def blocks(backbone: keras.Model) -> list[Block]:
     """A backbone's blocks in order, from its graph alone.
 
-    A cut is an operation through which every path from input to output passes, so a residual or inception block is never
-    cut. Blocks end at the last cut of each resolution: the next block begins where the feature map shrinks.
+    A cut is an operation through which every path from input to output passes, so a residual or inception block is
+    never cut. Blocks end at the last cut of each resolution: the next block begins where the feature map shrinks.
     """
     operations = backbone.operations
     cuts = list(_cuts(operations))

@@ -192,12 +192,19 @@ def _status_kept(run: Run) -> Iterator[None]:
     run.set_status("done")
 
 
-def _hyperparameters(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The config as flat scalars: all that can change a number, by the key a user would set."""
+def _hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run may be told apart by, flat: the option of each group, then scalars by the key a user would set."""
+    flat = dict(config.get("choices", {}))
+    flat |= _flatten({key: value for key, value in config.items() if key not in ("choices", "callbacks")})
+    return flat
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    hidden = ("_target_", "url", "cache", "name", "min_size", "distribution", "variant", "application")
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            flat |= _hyperparameters(value, f"{prefix}{key}.")
-        elif isinstance(value, bool | int | float | str) and key not in ("_target_", "url", "cache", "directory"):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, bool | int | float | str) and key not in hidden:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -117,7 +117,7 @@ def _tag_of(part: Path) -> Path:
 
 def _receive(response: http.client.HTTPResponse, part: BinaryIO, start: int) -> None:
     if response.headers.get_content_type() == "text/html":
-        raise InputError("the answer is a web page, not the file. Does this network want a login?")
+        raise InputError("the answer is a web page, not the file (does this network want a login?)")
     rest = response.headers.get("Content-Length")
     total = start + int(rest) if rest else None
     free = shutil.disk_usage(Path(part.name).parent).free
@@ -196,7 +196,7 @@ def _words(error: BaseException, timeout: float) -> str:
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException):
         return _words(error.reason, timeout)
     words = {
-        socket.gaierror: "the server's name is not found. Is there a network, and is the name right?",
+        socket.gaierror: "the server's name is not found (no network, or no such host)",
         TimeoutError: f"no answer within {timeout:g} seconds",
         ConnectionRefusedError: "the connection is refused",
         ConnectionError: "the connection broke off. Run again to go on",

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_research.errors import InputError
-from tl_research.keras_file import WEIGHTS, check_hdf5, finish, read_config, read_weights, reading
+from tl_research.keras_file import CONFIG, WEIGHTS, check_hdf5, read_config, read_weights, reading
+from tl_research.keras_layout import finish
 
 if TYPE_CHECKING:
     import keras
@@ -53,14 +55,13 @@ def load_model(path: str | Path) -> keras.Model:
 def _from_archive(path: Path) -> keras.Model:
     import keras
 
-    config = safe_config(path)
-    weights = read_weights(path)
-    model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+    config, weights = safe_config(path), read_weights(path)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, WEIGHTS)
-        file.write_bytes(weights)
-        model.load_weights(file)
-    return model
+        file = Path(folder, "model.keras")
+        with zipfile.ZipFile(file, "w") as archive:  # what was checked is what is loaded
+            archive.writestr(CONFIG, json.dumps(config))
+            archive.writestr(WEIGHTS, weights)
+        return keras.saving.load_model(file, compile=False, safe_mode=True)
 
 
 def safe_config(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tl_research import keras_file, network
 from tl_research.errors import InputError
-from tl_research.keras_file import Tensor
+from tl_research.keras_layout import Tensor, kind
 from tl_research.matching import assign, match, match_unordered
 from tl_research.saved_model import feature_extractor, load_model, safe_config
 from tl_research.torch_file import read_torch
@@ -112,10 +112,10 @@ def _from_torch(name: str, value: np.ndarray) -> Tensor:
         value = value.transpose(2, 3, 0, 1) if value.shape[1] == 1 else value.transpose(2, 3, 1, 0)
     elif value.ndim == 2:
         value = value.T
-    kind = keras_file.kind(name)
-    if kind == "weight":
-        kind = "gamma" if value.ndim == 1 else "kernel"
-    return Tensor("", "", name, kind, value.shape, value)
+    what = kind(name)
+    if what == "weight":
+        what = "gamma" if value.ndim == 1 else "kernel"
+    return Tensor("", "", name, what, value.shape, value)
 
 
 def load_file(model: keras.Model, path: str | Path) -> list[str]:
