@@ -1,0 +1,87 @@
+"""Answers for other images: same decode path, a bad file is a row with a reason, other classes are refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, draw_tree
+from tl_research import InputError, Run, compose
+from tl_research.predict import evaluate, images_in, predict
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Run:
+    options = ["backbone=tiny", "data=folder", f"data.root={colours}", "callbacks=none", "data.resize=crop"]
+    return compose(options).run(tmp_path_factory.mktemp("predict") / "run")
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    whole = [sys.executable, "-m", "tl_research", *arguments]
+    env = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(cwd)}
+    return subprocess.run(whole, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_answers_are_those_of_the_runs_own_predictions(run: Run) -> None:
+    with (run.directory / "predictions.csv").open() as file:
+        recorded = {row["path"]: row for row in csv.DictReader(file)}
+    header, rows = predict(run, [Path(path) for path in recorded])
+    for row in rows:
+        found = dict(zip(header, row, strict=True))
+        known = recorded[found["path"]]
+        assert found["prediction"] == known["prediction"]
+        assert found["p_red"] == pytest.approx(float(known["p_red"]), abs=1e-4)
+        assert found["error"] == ""
+
+
+def test_a_bad_file_is_a_row_with_a_reason_and_the_others_are_answered(run: Run, colours: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "notes.jpg"
+    bad.write_text("no image")
+    paths = [bad, colours / "test" / "red" / "000.jpg", tmp_path / "missing.png"]
+    result = command("predict", str(run.directory), *map(str, paths), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert [bool(row["error"]) for row in rows] == [True, False, True]
+    assert rows[1]["prediction"] == "red"
+    assert rows[0]["p_red"] == ""
+    assert result.stderr == ""
+
+
+def test_folders_are_searched_and_a_csv_is_written(run: Run, colours: Path, tmp_path: Path) -> None:
+    result = command("predict", str(run.directory), str(colours / "test"), "-o", "answers.csv", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len((tmp_path / "answers.csv").read_text().splitlines()) == 13
+    with pytest.raises(InputError, match="no images"):
+        images_in([tmp_path])
+
+
+def test_evaluate_prints_the_metrics_of_other_data(run: Run, tmp_path: Path) -> None:
+    other = draw_tree(tmp_path / "other", {"train/red": 2, "train/blue": 2, "test/red": 3, "test/blue": 3}, seed=5)
+    result = command("evaluate", str(run.directory), "data=folder", f"data.root={other}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["accuracy"] > 0.9
+
+
+def test_evaluate_refuses_other_classes(run: Run, tmp_path: Path) -> None:
+    other = draw_tree(tmp_path / "other", {"red": 5, "green": 5})
+    with pytest.raises(InputError, match="green"):
+        evaluate(run, compose(["data=folder", f"data.root={other}"]).data.load())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["predict", "nowhere", "x.jpg"], ["evaluate", "RUN"], ["evaluate", "RUN", "data=folder", "data.root=nowhere"],
+     ["evaluate", "RUN", "data=fodler"], ["predict", "RUN", "EMPTY"]],
+)  # fmt: skip
+def test_bad_input_is_one_line(run: Run, tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"RUN": str(run.directory), "EMPTY": str(tmp_path / "empty")}
+    result = command(*[places.get(a, a) for a in arguments], cwd=tmp_path)
+    assert result.returncode == 2
+    assert len((result.stdout + result.stderr).strip().splitlines()) == 1
