@@ -63,8 +63,8 @@ def imagenet(url: str, file_hash: str | None = None) -> Path:
         network.download(url, target, algorithm=algorithm, digest=file_hash)
     except InputError as error:
         raise InputError(
-            f"{target.name} is needed and not there: {error}. Put it at {target} by hand, or use "
-            "backbone.weights=/path/to/file.h5, backbone=efficientnet_lite0 or backbone.weights=null"
+            f"{target.name} is needed and not there: {error}. Put it at {target} by hand, or say where it is: "
+            "backbone.weights=/path/to/file.h5. Without it: python train.py backbone=efficientnet_lite0"
         ) from None
     return target
 

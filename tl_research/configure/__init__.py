@@ -1,6 +1,5 @@
 """The only package that knows Hydra. Arguments come in, a validated `Experiment` goes out; no `cfg` travels further."""
 
-from tl_research.configure.composition import build, compose
-from tl_research.configure.door import main
+from tl_research.configure.door import compose, main
 
-__all__ = ["build", "compose", "main"]
+__all__ = ["compose", "main"]

@@ -1,4 +1,4 @@
-"""From overrides to an `Experiment`: compose, resolve, instantiate once, and name the key when something is wrong."""
+"""From a composed config to an `Experiment`: resolve, instantiate once, and name the key when something is wrong."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, InstantiationException
-from hydra.types import RunMode
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
-from tl_research.configure.explain import explain, near
-from tl_research.configure.quote import quote
+from tl_research.configure.names import near
 from tl_research.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,20 +29,6 @@ CONF = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (p / "co
 """In the wheel `conf/` lies inside the package, in a clone beside it."""
 
 _PATHS = ("data.root", "data.archive", "data.cache", "backbone.weights")
-
-
-def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Experiment:
-    """The experiment that `python train.py OVERRIDES...` would run, for notebooks and scripts.
-
-    Args:
-        overrides: as on the command line, such as `["backbone=resnet50", "transfer=finetune"]`.
-        config_dir: a folder with groups of your own, searched before ours.
-
-    Raises:
-        InputError: an unknown key or option, or a value out of range; the message names it.
-    """
-    with hydra(config_dir) as composer:
-        return build(compose_config(composer, [quote(override) for override in overrides]))
 
 
 @contextmanager
@@ -65,17 +48,6 @@ def hydra(config_dir: str | Path | None = None) -> Iterator[Hydra]:
         GlobalHydra.instance().clear()
         if outer is not None:
             GlobalHydra.instance().initialize(outer)
-
-
-def compose_config(
-    composer: Hydra, overrides: Sequence[str], config_name: str = "config", mode: RunMode = RunMode.RUN
-) -> DictConfig:
-    """The composed config, with Hydra's own part under `hydra`. Raises `InputError` instead of Hydra's exceptions."""
-    Plugins.instance()
-    try:
-        return composer.compose_config(config_name, list(overrides), mode, from_shell=False)
-    except (HydraException, OmegaConfBaseException, TypeError) as error:
-        raise explain(composer, overrides, config_name, error, sweep=mode == RunMode.MULTIRUN) from None
 
 
 def build(cfg: DictConfig) -> Experiment:

@@ -1,4 +1,5 @@
-"""`main`: what `python train.py` does. Everything is known to be good before Hydra makes a folder."""
+"""The two ways in: `main`, which is `python train.py`, and `compose`, for notebooks. Both know that a config is good
+before anything is read, downloaded or made."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ import signal
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra as hydra_library
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -21,11 +22,29 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tl_research.configure.composition import CONF, build, compose_config, hydra
+from tl_research.configure.composition import CONF, build, hydra
+from tl_research.configure.explain import compose_config
 from tl_research.configure.quote import quote
 from tl_research.errors import InputError
 
+if TYPE_CHECKING:
+    from tl_research.experiment import Experiment
+
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Experiment:
+    """The experiment that `python train.py OVERRIDES...` would run, for notebooks and scripts.
+
+    Args:
+        overrides: as on the command line, such as `["backbone=resnet50", "transfer=finetune"]`.
+        config_dir: a folder with groups of your own, searched before ours.
+
+    Raises:
+        InputError: an unknown key or option, or a value out of range; the message names it.
+    """
+    with hydra(config_dir) as composer:
+        return build(compose_config(composer, [quote(override) for override in overrides]))
 
 
 def main() -> None:

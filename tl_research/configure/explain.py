@@ -1,9 +1,8 @@
-"""Why Hydra could not compose, in one line with the nearest valid names."""
+"""Composing, and if Hydra cannot, why: in one line with the nearest valid names."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra._internal.hydra import Hydra
@@ -15,7 +14,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tl_research.configure.composition import build
+from tl_research.configure.names import near
 from tl_research.errors import InputError
+
+
+def compose_config(
+    composer: Hydra, overrides: Sequence[str], config_name: str = "config", mode: RunMode = RunMode.RUN
+) -> DictConfig:
+    """The composed config, with Hydra's own part under `hydra`. Raises `InputError` instead of Hydra's exceptions."""
+    try:
+        return composer.compose_config(config_name, list(overrides), mode, from_shell=False)
+    except (HydraException, OmegaConfBaseException, TypeError) as error:
+        raise explain(composer, overrides, config_name, error, sweep=mode == RunMode.MULTIRUN) from None
 
 
 def explain(
@@ -50,21 +61,6 @@ def explain(
     return InputError(str(error).splitlines()[0])
 
 
-def near(name: str, candidates: Iterable[str], group: str | None = None) -> str:
-    """The valid names nearest to `name`, in words; all of them if they are few."""
-    candidates = sorted(set(candidates))
-    leaf = name.rpartition(".")[2]
-    same_leaf = [c for c in candidates if c.rpartition(".")[2] == leaf]
-    by_leaf = {c.rpartition(".")[2]: c for c in candidates}
-    close = difflib.get_close_matches(name, candidates, 3, 0.7)
-    close_leaf = [by_leaf[match] for match in difflib.get_close_matches(leaf, list(by_leaf), 2, 0.7)]
-    best = list(dict.fromkeys([*same_leaf, *close, *close_leaf]))[:3]
-    shown = [f"{group}={c}" for c in best] if group else best
-    everything = ", ".join(candidates) if len(candidates) <= 20 else ""
-    nearest = f"nearest: {', '.join(shown)}" if shown else ""
-    return "; ".join(part for part in (nearest, everything and f"there are {everything}") if part) or "nothing is near"
-
-
 def _unknown_key(
     composer: Hydra, config_name: str, base: DictConfig, override: Override, overrides: Sequence[str]
 ) -> InputError:
@@ -85,8 +81,6 @@ def _unknown_key(
 
 def _refusal(composer: Hydra, config_name: str, overrides: Sequence[str], key: str) -> str:
     """What the option that has the key would say to the value, so that one attempt shows both mistakes."""
-    from tl_research.configure.composition import build
-
     cfg = _compose(composer, config_name, overrides)
     if cfg is None:
         return ""

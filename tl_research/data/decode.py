@@ -110,7 +110,7 @@ def _decoded(image: Image.Image, at_least: int | None) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     """As `ImageOps.exif_transpose`, which also writes the EXIF block anew and fails where that is damaged."""
     try:
-        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
         return image
     return image if turn is None else image.transpose(turn)

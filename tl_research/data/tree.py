@@ -119,7 +119,7 @@ def _images(folder: Path, key: str, ignored: list[Path]) -> list[Path]:
             f"{key}: found folders in the class folder {folder} ({_some(nested)}); {EXPECTED}. "
             f"If these are the classes, use data.root={folder}"
         )
-    images = []
+    images: list[Path] = []
     for entry in entries:
         (images if is_image_name(entry) else ignored).append(entry)
     return images
