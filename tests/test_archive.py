@@ -220,6 +220,15 @@ def test_no_file_a_folder_and_nothing_inside(tmp_path: Path) -> None:
     assert "holds no files" in refused(make_zip(tmp_path / "empty.zip", {"a/": b""}), tmp_path / "data")
 
 
+def test_an_entry_that_begins_before_the_archive(good: Path, tmp_path: Path) -> None:
+    raw = bytearray(good.read_bytes())
+    start = raw.rindex(b"PK\5\6") + 16
+    (offset,) = struct.unpack_from("<L", raw, start)
+    struct.pack_into("<L", raw, start, offset + 1000)
+    good.write_bytes(raw)
+    assert "lies outside the archive" in refused(good, tmp_path / "data")
+
+
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
 def test_cut_short(share: float, good: Path, tmp_path: Path) -> None:
     raw = good.read_bytes()
@@ -309,11 +318,14 @@ def test_an_interrupted_unpacking_is_taken_up_again(
     (staging / names[1]).write_bytes(bytes(3000))  # the right size, not the right bytes
     (staging / "train" / "c").mkdir()
     (staging / "train" / "c" / "other.jpg").write_bytes(b"of another archive")
-    extracted = []
+    extracted: list[str] = []
     extract = archive._extract
-    monkeypatch.setattr(
-        archive, "_extract", lambda zip_, info, *rest: (extracted.append(info.filename), extract(zip_, info, *rest))
-    )
+
+    def noted(source: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, path: Path) -> None:
+        extracted.append(info.filename)
+        extract(source, info, target, path)
+
+    monkeypatch.setattr(archive, "_extract", noted)
     assert tree(unpack(good, tmp_path / "data")) == FILES
     assert extracted == [names[0], names[1], *names[5:]]
     assert sorted(p.name for p in (tmp_path / "data" / "train").iterdir()) == ["a", "b"]

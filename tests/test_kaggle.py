@@ -23,7 +23,6 @@ from typing import Any
 
 import pytest
 
-from tl_research.data import archive as zips
 from tl_research.data import kaggle
 from tl_research.errors import InputError
 
@@ -60,6 +59,7 @@ class Server(ThreadingHTTPServer):
         self.stalls = False  # an answer that broke off keeps its connection open
         self.over = threading.Event()
         self.delay = 0.0
+        self.prefix = b""  # of the body
         self.direct = False  # the API itself sends the file
         self.asked: list[tuple[str, dict[str, str], bytes]] = []
 
@@ -101,10 +101,13 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def file(self) -> None:
+        """The content, or what is left of it; nothing is left of a file that the client has whole."""
         time.sleep(self.server.delay)
         content, start, wanted = self.server.content, 0, self.headers.get("Range")
         if wanted and self.headers.get("If-Range") == self.server.headers.get("ETag"):
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        if start >= len(content):
+            return self.send_error(416)
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
@@ -115,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
         end = self.server.ends.pop(0) if self.server.ends else None
         self.close_connection = True
         try:
-            self.wfile.write(content[start:end])
+            self.wfile.write(self.server.prefix + content[start:end])
             if end and self.server.stalls:
                 self.server.over.wait(20)
         except ConnectionError:
@@ -136,7 +139,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client's own test environment, on a port that is surely free."""
-    from kagglesdk import kaggle_env
+    from kagglesdk import kaggle_env  # type: ignore[import-untyped]
 
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")
     monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.TEST, url)
@@ -185,13 +188,17 @@ def basic(name: str, key: str) -> str:
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_a_data_set_arrives_once(server: Server, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_data_set_arrives_once(
+    server: Server, cache: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = kaggle.fetch(NAME, cache)
     assert folder == cache / "kaggle" / NAME
     assert tree(cache) == {f"kaggle/{NAME}/{name}": content for name, content in FILES.items()}
     assert server.paths() == [ASK, "/storage"]
+    assert server.of("/storage")[0]["Accept-Encoding"] == "identity"  # or bytes could not be counted
     asked = json.loads(server.asked[0][2])
     assert (asked["ownerSlug"], asked["datasetSlug"]) == tuple(NAME.split("/"))
+    monkeypatch.setattr(kaggle, "claim", None)  # nor is anything written then: the cache may be read-only
     assert kaggle.fetch(NAME, cache) == folder
     assert len(server.asked) == 2
     assert capfd.readouterr() == ("", "")
@@ -211,8 +218,8 @@ def test_a_download_that_breaks_off_goes_on(direct: bool, server: Server, cache:
     server.direct = direct
     server.ends = [100_000]
     assert tree(kaggle.fetch(NAME, cache)) == FILES
-    ranges = [headers.get("Range") for _, headers, _ in server.asked]
-    assert [wanted for wanted in ranges if wanted] == ["bytes=100000-"]
+    resumed = [headers for _, headers, _ in server.asked if "Range" in headers]
+    assert [(headers["Range"], headers["If-Range"]) for headers in resumed] == [("bytes=100000-", '"one"')]
 
 
 @pytest.mark.usefixtures("signed_in")
@@ -227,12 +234,35 @@ def test_the_next_run_goes_on_too(server: Server, cache: Path) -> None:
 
 
 @pytest.mark.usefixtures("signed_in")
+@pytest.mark.parametrize("headers", [{"ETag": 'W/"one"'}, {"ETag": ""}, {"Accept-Ranges": ""}])
+def test_without_a_proof_of_the_version_nothing_is_resumed(
+    headers: dict[str, str], server: Server, cache: Path
+) -> None:
+    server.headers |= headers
+    server.ends = [50_000]
+    assert tree(kaggle.fetch(NAME, cache)) == FILES
+    assert not any("Range" in headers for _, headers, _ in server.asked)
+
+
+@pytest.mark.usefixtures("signed_in")
+@pytest.mark.parametrize("length", ["all", "more"])
+def test_a_download_that_was_killed_at_its_end(length: str, server: Server, cache: Path) -> None:
+    server.ends = [50_000, None, 60_000, None, 70_000]
+    failure(cache)
+    (part,) = cache.rglob("*.part")
+    part.write_bytes(server.content + (b"x" if length == "more" else b""))
+    server.asked.clear()
+    assert tree(kaggle.fetch(NAME, cache)) == FILES
+    assert not any("Range" in headers for _, headers, _ in server.asked)
+
+
+@pytest.mark.usefixtures("signed_in")
 def test_a_whole_file_that_was_not_unpacked_is_not_fetched_again(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(cache.parent)
     with monkeypatch.context() as patched:
-        patched.setattr(zips.shutil, "disk_usage", lambda path: usage._replace(free=len(server.content) + 10))
+        patched.setattr(shutil, "disk_usage", lambda path: usage._replace(free=len(server.content) + 10))
         assert "unpacking needs" in failure(cache)
     server.asked.clear()
     assert tree(kaggle.fetch(NAME, cache)) == FILES
@@ -266,6 +296,13 @@ def test_a_server_that_ignores_ranges(server: Server, cache: Path, monkeypatch: 
 def test_a_length_that_is_not_told(server: Server, cache: Path) -> None:
     server.headers = {"Content-Length": ""}
     assert tree(kaggle.fetch(NAME, cache)) == FILES
+
+
+@pytest.mark.usefixtures("signed_in")
+def test_a_stream_that_breaks_off(server: Server, cache: Path) -> None:
+    server.headers = {"Content-Length": "", "Transfer-Encoding": "chunked"}
+    server.prefix, server.ends = b"FFFFF\r\n", [50_000]
+    assert "the download broke off; run again" in failure(cache)
 
 
 @pytest.mark.usefixtures("signed_in")
@@ -356,7 +393,7 @@ def test_a_download_that_stands_still(server: Server, cache: Path, monkeypatch: 
 def test_a_full_disk(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(cache.parent)
     with monkeypatch.context() as patched:
-        patched.setattr(kaggle.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        patched.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
         assert "the download needs 0.00 GB and" in failure(cache)
 
     def full(*args: object) -> None:
@@ -597,11 +634,20 @@ def test_another_copy_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "ignored" in message
 
 
+def test_folders_inside_a_class_are_no_copy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    grow(tmp_path, "cat/1.jpg", "cat/old/1.jpg", "cat/new/1.jpg", "dog/1.jpg")
+    with caplog.at_level(logging.INFO, kaggle.log.name):
+        assert kaggle.find_root(tmp_path) == tmp_path
+    assert caplog.messages == []
+
+
 def test_no_root(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"found docs/, one/, one/two/\. .*data=folder data\.root="):
         kaggle.find_root(grow(tmp_path / "x", "docs/a.txt", "one/two/1.jpg"))
     with pytest.raises(InputError, match="found no folders"):
         kaggle.find_root(tmp_path / "x" / "docs")
+    with pytest.raises(InputError, match="found test/"):
+        kaggle.find_root(grow(tmp_path / "y", "test/cat/1.jpg", "test/dog/1.jpg"))
 
 
 def test_two_data_sets_side_by_side(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ def test_the_wheel_trains_from_another_folder(tmp_path: Path, colours: Path) -> 
     where = subprocess.run([sys.executable, "-c", program], cwd=tmp_path / "elsewhere", env=environment, check=True,
                            capture_output=True, text=True)  # fmt: skip
     assert where.stdout.startswith(str(tmp_path / "installed"))
-    result = subprocess.run(command, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     assert list((tmp_path / "elsewhere").glob("outputs/*/*/model.keras"))

@@ -89,11 +89,11 @@ class Experiment:
         Raises:
             InputError: what was asked for cannot be done, in one line. The run's status says so, too.
         """
-        self.preflight()
         chosen = directory or self.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
         run = Run.claim(Path(chosen).expanduser().absolute())
         with _status_kept(run):
             run.write_config(self.config)
+            self.preflight()
             self._run(run)
         return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -116,16 +117,17 @@ class Run:
         return found
 
     def set_status(self, state: State, reason: str | None = None) -> None:
-        """Records where the run stands. Does not raise on a full disk: the reason it would hide matters more."""
+        """Records where the run stands. Never raises for a full disk: the error that it would hide matters more."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         path = self.directory / "status.json"
+        started = json.loads(path.read_text() or "{}").get("started", now)
+        status = {"state": state, "reason": reason, "pid": os.getpid(), "host": platform.node(), "started": started}
+        text = json.dumps(status | {"ended": None if state == "running" else now}, indent=2) + "\n"
         try:
-            old = json.loads(path.read_text() or "{}")
-            new = {"state": state, "reason": reason, "pid": os.getpid(), "host": platform.node()}
-            new |= {"started": old.get("started", now), "ended": None if state == "running" else now}
-            write_atomically(path, json.dumps(new, indent=2) + "\n")
-        except OSError as error:
-            log.error("%s: cannot write the status '%s' (%s)", path, state, error.strerror)
+            write_atomically(path, text)
+        except OSError:  # on a full disk there is no room for a second file, but the first has its place
+            with contextlib.suppress(OSError):
+                path.write_text(text)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -64,7 +64,8 @@ def imagenet(url: str, file_hash: str | None = None) -> Path:
     except InputError as error:
         raise InputError(
             f"{target.name} is needed and not there: {error}. Put it at {target} by hand, or say where it is: "
-            "backbone.weights=/path/to/file.h5. Without it: python train.py backbone=efficientnet_lite0"
+            "backbone.weights=/path/to/file.h5. Without it: python train.py backbone=efficientnet_lite0 (or "
+            "backbone.weights=null, random weights)"
         ) from None
     return target
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from tl_research.experiment import Experiment
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_TEXT = os.strerror(errno.ENOSPC)
+WRITING = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Experiment:
@@ -63,18 +66,14 @@ def main() -> None:
     except KeyboardInterrupt:
         _leave("interrupted", INTERRUPTED)
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.ENOENT,
-            errno.ENOTDIR,
-        ):
+        if error.errno not in WRITING:
             raise
         where = f" {error.filename}" if error.filename else ""
-        _leave(f"cannot write{where}: {error.strerror}", FAILED if error.errno == errno.ENOSPC else BAD_INPUT)
+        _leave(f"cannot write{where}: {error.strerror}", FAILED if error.errno in FULL else BAD_INPUT)
+    except Exception as error:
+        if FULL_TEXT not in str(error):  # TensorFlow's own writers say it in exceptions of their own
+            raise
+        _leave(f"cannot write: {FULL_TEXT}", FAILED)
 
 
 def _leave(message: str, status: int) -> None:
@@ -112,6 +111,8 @@ def _job(failures: list[tuple[str, Exception]]) -> Callable[[DictConfig], float]
             return float(run.metrics[experiment.monitor])
         except Exception as error:  # kept for `main`: Hydra would print lines of its own around it
             single = context.mode == RunMode.RUN
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(directory)
             failures.append(("" if single else f"job {context.job.num} ({context.job.override_dirname})", error))
             if isinstance(error, InputError) and single:
                 _discard(directory)
@@ -121,7 +122,9 @@ def _job(failures: list[tuple[str, Exception]]) -> Callable[[DictConfig], float]
 
 
 def _check(options: Namespace) -> None:
-    """Composes, builds and preflights every job, so that bad input shows at once, all of it before the first folder."""
+    """Composes and builds every job, and looks for its data and weights, so that bad input shows at once, before the
+    first folder is made. In a sweep, jobs that lack something do not keep the others from running."""
+    lacking: dict[Any, InputError | None] = {}
     with hydra(options.config_dir) as composer:
         name = options.config_name or "config"
         for overrides in _jobs(composer, options, name):
@@ -131,7 +134,20 @@ def _check(options: Namespace) -> None:
                 raise InputError(
                     f"hydra.run.dir={cfg.hydra.run.dir}: there is a run in it already; name another directory"
                 )
-            experiment.preflight()
+            needs = (experiment.start, experiment.data)
+            if needs not in lacking:
+                lacking[needs] = _lacks(experiment)
+    found = [error for error in lacking.values() if error]
+    if found and len(found) == len(lacking):
+        raise found[0]
+
+
+def _lacks(experiment: Experiment) -> InputError | None:
+    try:
+        experiment.preflight()
+    except InputError as error:
+        return error
+    return None
 
 
 def _jobs(composer: Any, options: Namespace, name: str) -> Iterator[list[str]]:

@@ -101,8 +101,9 @@ def assemble(
     labels = np.array([label for _, label, _ in good], dtype=np.int64)
     split_of = np.array([split for _, _, split in good], dtype="<U5")
     _demand_enough(tree, labels, split_of)
-    _cut(split_of, labels, "test", test, split_seed, names)
-    _cut(split_of, labels, "val", val, split_seed, names)
+    _cut(split_of, labels, "test", test, split_seed, names, keep=1 if "val" in tree.files else 2)
+    _cut(split_of, labels, "val", val, split_seed, names, keep=1)
+    split_of[split_of == "all"] = "train"
     return DataModule(
         root=tree.root,
         paths=[path for path, _, _ in good],
@@ -116,13 +117,14 @@ def assemble(
     )
 
 
-def _cut(split_of: np.ndarray, labels: np.ndarray, split: str, share: float, seed: int, names: list[str]) -> None:
-    """Gives `split` its share, in place, unless the tree brought one; what is left of a flat tree trains."""
+def _cut(
+    split_of: np.ndarray, labels: np.ndarray, split: str, share: float, seed: int, names: list[str], keep: int
+) -> None:
+    """Gives `split` its share, in place, unless the tree brought one."""
     if split not in split_of:
         pool = np.flatnonzero(np.isin(split_of, ("all", "train")))
-        split_of[pool[hold_out(labels[pool], share, seed, names=names, key=f"data.{split}")]] = split
-    if split == "val":
-        split_of[split_of == "all"] = "train"
+        held = hold_out(labels[pool], share, seed, names=names, key=f"data.{split}", keep=keep)
+        split_of[pool[held]] = split
 
 
 def _demand_enough(tree: Tree, labels: np.ndarray, split_of: np.ndarray) -> None:

@@ -368,7 +368,7 @@ def _receive(client: Any, dataset: str, part: Path) -> tuple[int, int | None]:
                 progress.update(task, completed=have >> 20)
         except (requests.exceptions.ChunkedEncodingError, requests.ConnectionError):
             if total is None:
-                raise
+                raise InputError("the download broke off; run again") from None
     return have, total
 
 

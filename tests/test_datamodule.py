@@ -1,0 +1,341 @@
+"""What becomes of a tree: bad files set aside, splits that cover it, and streams that repeat themselves exactly."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.conftest import draw_tree
+from tl_research.data import datamodule
+from tl_research.data.check import inspect_all
+from tl_research.data.datamodule import SPLITS, DataModule, assemble
+from tl_research.data.sources import Folder
+from tl_research.data.stream import batches_of_indices, rows
+from tl_research.data.tree import read_tree
+from tl_research.errors import InputError
+
+few = settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def load(root: Path, **options: Any) -> DataModule:
+    return Folder(root=str(root), **options).load()
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes and no splits: 14, 9 and 3 images."""
+    return draw_tree(tmp_path_factory.mktemp("flat"), {"red": 14, "green": 3, "blue": 9})
+
+
+@pytest.fixture
+def own(colours: Path, tmp_path: Path) -> Path:
+    """A copy of `colours`, to be damaged."""
+    return shutil.copytree(colours, tmp_path / "own")
+
+
+# Splits
+
+
+@few
+@given(val=st.floats(0.01, 0.99), test=st.floats(0.01, 0.99), seed=st.integers(0, 2**32 - 1))
+def test_splits_cover_a_flat_tree_and_share_nothing(flat: Path, val: float, test: float, seed: int) -> None:
+    data = load(flat, val=val, test=test, split_seed=seed)
+    assert len(data) == 26
+    assert sorted(set(data.split_of)) == sorted(SPLITS)
+    together = np.concatenate([data.indices(split) for split in SPLITS])
+    assert np.array_equal(np.sort(together), np.arange(len(data)))
+    assert all(count >= 1 for counts in data.counts().values() for count in counts.values())
+
+
+def test_shares_are_of_the_whole_for_test_and_of_the_rest_for_val(flat: Path) -> None:
+    counts = load(flat, val=0.2, test=0.3).counts()
+    assert counts["test"] == {"blue": 3, "green": 1, "red": 4}
+    assert counts["val"] == {"blue": 1, "green": 1, "red": 2}
+    assert counts["train"] == {"blue": 5, "green": 1, "red": 8}
+
+
+@pytest.mark.parametrize("brought", [("train", "test"), ("train", "val"), ("train", "val", "test")], ids="+".join)
+def test_a_split_that_the_folder_brings_is_kept(tmp_path: Path, brought: tuple[str, ...]) -> None:
+    draw_tree(tmp_path, {f"{split}/{name}": 6 for split in brought for name in ("red", "blue")})
+    data = load(tmp_path, split_seed=3)
+    assert sorted(set(data.split_of)) == sorted(SPLITS)
+    for path, split in zip(data.paths, data.split_of, strict=True):
+        origin = path.relative_to(tmp_path).parts[0]
+        assert split == origin or (origin == "train" and split not in brought)
+    assert data.counts()["train"]["red"] >= 3
+
+
+def test_the_same_seed_splits_the_same_and_another_does_not(flat: Path) -> None:
+    splits = [load(flat, split_seed=seed).split_of for seed in (0, 0, 1)]
+    assert np.array_equal(splits[0], splits[1])
+    assert not np.array_equal(splits[0], splits[2])
+
+
+def test_the_order_on_disk_does_not_matter(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = load(flat)
+    iterdir = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(iterdir(self), key=lambda p: p.name[::-1])))
+    shuffled = load(flat)
+    assert straight.paths == shuffled.paths
+    assert np.array_equal(straight.split_of, shuffled.split_of)
+    assert np.array_equal(straight.labels, shuffled.labels)
+
+
+def test_where_the_folder_lies_does_not_matter(flat: Path, tmp_path: Path) -> None:
+    here, there = load(flat), load(shutil.copytree(flat, tmp_path / "elsewhere"))
+    assert [p.relative_to(flat) for p in here.paths] == [p.relative_to(tmp_path / "elsewhere") for p in there.paths]
+    assert np.array_equal(here.split_of, there.split_of)
+
+
+def test_examples_are_ordered_by_class_and_path_and_labelled_by_their_folder(flat: Path) -> None:
+    data = load(flat)
+    assert list(data.class_names) == ["blue", "green", "red"]
+    assert data.paths == sorted(data.paths)
+    assert [data.class_names[label] for label in data.labels] == [path.parent.name for path in data.paths]
+
+
+def test_sizes_are_those_of_the_files(flat: Path) -> None:
+    data = load(flat)
+    for path, size in zip(data.paths, data.sizes, strict=True):
+        with Image.open(path) as image:
+            assert image.size == tuple(size)
+
+
+@pytest.mark.parametrize(("count", "works"), [(1, False), (2, False), (3, True)])
+def test_a_flat_tree_needs_three_images_of_each_class(tmp_path: Path, count: int, works: bool) -> None:
+    draw_tree(tmp_path, {"red": 8, "blue": count})
+    if works:
+        assert [split["blue"] for split in load(tmp_path).counts().values()] == [1, 1, 1]
+        return
+    with pytest.raises(InputError) as caught:
+        load(tmp_path)
+    message = str(caught.value)
+    assert str(tmp_path / "blue") in message
+    assert f"found {count} readable image(s) of class 'blue'" in message
+    assert "expected at least 3, one each for train, val, test" in message
+
+
+@pytest.mark.parametrize(
+    ("tree", "expected"),
+    [
+        ({"train/red": 5, "train/blue": 1, "test/red": 2, "test/blue": 2}, "at least 2, one each for train, val"),
+        ({"train/red": 5, "train/blue": 2, "val/red": 2, "val/blue": 2}, None),
+    ],
+)
+def test_a_tree_with_splits_needs_fewer(tmp_path: Path, tree: dict[str, int], expected: str | None) -> None:
+    draw_tree(tmp_path, tree)
+    if expected is None:
+        assert load(tmp_path).counts()["train"]["blue"] == 1
+        return
+    with pytest.raises(InputError, match=expected) as caught:
+        load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "class 'blue'" in str(caught.value)
+
+
+# Bad files
+
+
+def spoil(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).write_text("no image")
+
+
+def test_bad_files_are_set_aside_with_their_reasons(own: Path) -> None:
+    spoil(own, "train/red/000.jpg", "test/blue/001.jpg")
+    whole = (own / "train/blue/003.jpg").read_bytes()
+    (own / "train/blue/003.jpg").write_bytes(whole[: len(whole) // 2])
+    (own / "train/blue/004.jpg").write_bytes(b"")
+    data = load(own, max_bad=0.2)
+    assert {str(bad.path.relative_to(own)): (bad.reason or "").split(" (")[0] for bad in data.quarantined} == {
+        "test/blue/001.jpg": "not an image that can be read",
+        "train/blue/003.jpg": "truncated",
+        "train/blue/004.jpg": "empty file",
+        "train/red/000.jpg": "not an image that can be read",
+    }
+    assert len(data) == len(data.labels) == len(data.split_of) == len(data.sizes) == 36 - 4
+    assert not {bad.path for bad in data.quarantined} & set(data.paths)
+    assert [path.parent.name for path in data.paths] == [data.class_names[label] for label in data.labels]
+
+
+@pytest.mark.parametrize(
+    ("bad", "max_bad", "works"), [(0, 0.0, True), (1, 0.0, False), (1, 0.05, True), (2, 0.05, False), (9, 0.25, True)]
+)
+def test_more_bad_files_than_max_bad_end_the_run(own: Path, bad: int, max_bad: float, works: bool) -> None:
+    spoil(own, *(f"train/red/{index:03d}.jpg" for index in range(bad)))
+    if works:
+        assert len(load(own, max_bad=max_bad).quarantined) == bad
+        return
+    with pytest.raises(InputError) as caught:
+        load(own, max_bad=max_bad)
+    message = str(caught.value)
+    assert f"{bad} of 36 images cannot be read, more than data.max_bad={max_bad:g} allows" in message
+    assert f"{own / 'train/red/000.jpg'} (not an image" in message
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_class_whose_images_are_all_bad_is_named(own: Path, split: str) -> None:
+    spoil(own, *(str(path.relative_to(own)) for path in (own / split / "red").iterdir()))
+    with pytest.raises(InputError, match="found 0 readable") as caught:
+        load(own, max_bad=0.9)
+    assert "class 'red'" in str(caught.value)
+    assert split in str(caught.value)
+
+
+def test_files_passed_over_are_listed(own: Path) -> None:
+    (own / "train/red/notes.txt").write_text("no image")
+    assert [path.name for path in load(own).ignored] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_inspections_come_in_the_order_of_the_files(own: Path, threads: int) -> None:
+    spoil(own, "train/red/005.jpg")
+    paths = sorted(own.rglob("*.jpg"), reverse=True)
+    found = inspect_all(paths, threads)
+    assert [inspection.path for inspection in found] == paths
+    assert [inspection.path.name for inspection in found if inspection.reason] == ["005.jpg"]
+    assert all((inspection.size is None) == bool(inspection.reason) for inspection in found)
+
+
+# Streams
+
+
+@pytest.fixture(scope="module")
+def data(colours: Path) -> DataModule:
+    return assemble(read_tree(colours), val=0.2, test=0.2, split_seed=0, max_bad=0.0)
+
+
+def labels_by_epoch(stream: Any, epochs: int) -> list[list[int]]:
+    return [[int(label) for _, labels in stream for label in labels] for _ in range(epochs)]
+
+
+def test_pixels_are_the_networks_input(data: DataModule) -> None:
+    pixels, labels = next(iter(data.dataset(np.arange(5), 48, 5)))
+    assert pixels.dtype == "uint8"
+    assert pixels.shape == (5, 48, 48, 3)
+    assert labels.dtype == "int32"
+    assert pixels.numpy().max() > 200, "0 to 255, not 0 to 1"
+    assert np.array_equal(pixels[2], data.pixels(2, 48))
+
+
+@pytest.mark.parametrize("shuffle", [None, 5])
+def test_an_epoch_is_each_example_once_with_its_label(data: DataModule, shuffle: int | None) -> None:
+    chosen = data.indices("train", "val")
+    table = {data.pixels(int(i), 32).tobytes(): int(data.labels[i]) for i in chosen}
+    assert len(table) == len(chosen)
+    stream = data.dataset(chosen, 32, 7, shuffle)
+    assert stream.cardinality() == len(list(stream)) == -(-len(chosen) // 7)
+    seen = [(image.numpy().tobytes(), int(label)) for image, label in stream.unbatch()]
+    assert len(seen) == len(table)
+    assert dict(seen) == table
+
+
+def test_without_shuffle_the_order_is_that_of_the_indices(data: DataModule) -> None:
+    chosen = np.array([20, 3, 11, 3])
+    expected = data.labels[chosen].tolist()
+    assert labels_by_epoch(data.dataset(chosen, 16, 3), 2) == [expected, expected]
+
+
+def index_epochs(seed: int | None, epochs: int, count: int = 23, batch: int = 5) -> list[list[int]]:
+    stream = batches_of_indices(np.arange(100, 100 + count), batch, seed)
+    return [[int(i) for indices in stream for i in indices] for _ in range(epochs)]
+
+
+def test_the_order_of_an_epoch_is_a_pure_function_of_seed_and_epoch(data: DataModule) -> None:
+    first, again, other = (index_epochs(seed, 4) for seed in (7, 7, 8))
+    assert first == again
+    assert all(sorted(epoch) == list(range(100, 123)) for epoch in first + other)
+    assert len({tuple(epoch) for epoch in first + other}) == 8, "no two epochs, no two seeds alike"
+
+
+def test_the_batch_size_does_not_change_the_order(data: DataModule) -> None:
+    assert index_epochs(3, 2, batch=4) == index_epochs(3, 2, batch=23)
+
+
+def test_an_epoch_left_half_way_does_not_change_the_next(data: DataModule) -> None:
+    whole = index_epochs(3, 3)
+    stream = batches_of_indices(np.arange(100, 123), 5, 3)
+    for _ in stream:
+        break
+    assert [int(i) for indices in stream for i in indices] == whole[1]
+
+
+def test_images_are_shuffled_as_their_indices(data: DataModule) -> None:
+    chosen = data.indices("train")
+    orders = batches_of_indices(chosen, 4, 9)
+    expected = [[int(data.labels[i]) for indices in orders for i in indices.numpy()] for _ in range(2)]
+    assert labels_by_epoch(data.dataset(chosen, 16, 4, shuffle=9), 2) == expected
+
+
+def test_global_seeds_do_not_matter(data: DataModule) -> None:
+    import tensorflow as tf
+
+    tf.random.set_seed(1)
+    first = index_epochs(3, 2)
+    tf.random.set_seed(2)
+    assert index_epochs(3, 2) == first
+
+
+def test_nothing_is_decoded_before_it_is_asked_for(data: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: Counter[str] = Counter()
+    read = datamodule.read_pixels
+
+    def counting(path: Path, *args: Any) -> np.ndarray:
+        decoded[path.name] += 1
+        return read(path, *args)
+
+    monkeypatch.setattr(datamodule, "read_pixels", counting)
+    many = np.tile(np.arange(len(data)), 20)
+    stream = data.dataset(many, 16, 4)
+    assert not decoded
+    assert len(list(itertools.islice(stream, 2))) == 2
+    assert 8 <= sum(decoded.values()) < len(many) / 4, "a few batches ahead, not the data set"
+
+
+def test_an_image_that_is_gone_since_is_named(own: Path) -> None:
+    data = load(own)
+    data.paths[0].unlink()
+    with pytest.raises(InputError) as caught:
+        data.pixels(0, 16)
+    assert str(caught.value) == f"{data.paths[0]}: no such file; it was readable when the run began"
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+def test_resize_is_handed_on(tmp_path: Path, resize: str) -> None:
+    draw_tree(tmp_path, {"red": 3, "blue": 3})
+    Image.new("RGB", (60, 20), "black").save(tmp_path / "blue" / "wide.png")
+    data = load(tmp_path, resize=resize)
+    wide = data.pixels([path.name for path in data.paths].index("wide.png"), 30)
+    assert (wide[0] == 255).all() == (resize == "pad")
+
+
+def test_rows_are_batches_of_arrays() -> None:
+    features, labels = np.arange(22, dtype=np.float32).reshape(11, 2), np.arange(11)
+    batches = [(x.numpy(), y.numpy()) for x, y in rows(features, labels, 4)]
+    assert [len(y) for _, y in batches] == [4, 4, 3]
+    assert np.array_equal(np.concatenate([x for x, _ in batches]), features)
+    assert np.concatenate([y for _, y in batches]).tolist() == labels.tolist()
+    assert batches[0][1].dtype == np.int32
+
+
+def pairs(stream: Any) -> list[tuple[float, int]]:
+    return [(float(x[0]), int(y)) for x, y in stream.unbatch()]
+
+
+def test_shuffled_rows_keep_their_labels_and_their_order_by_seed() -> None:
+    features, labels = np.arange(11, dtype=np.float32)[:, None] * 10, np.arange(11)
+    stream, again = rows(features, labels, 4, shuffle=1), rows(features, labels, 4, shuffle=1)
+    epochs = [pairs(stream), pairs(stream)]
+    assert all(sorted(y for _, y in epoch) == labels.tolist() for epoch in epochs)
+    assert all(x == 10 * y for epoch in epochs for x, y in epoch)
+    assert epochs[0] != epochs[1]
+    assert epochs == [pairs(again), pairs(again)]

@@ -1,0 +1,84 @@
+"""What is held out: of each class its share, by the seed and by nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tl_research.data.splits import hold_out
+from tl_research.errors import InputError
+
+few = settings(deadline=None, max_examples=100)
+counts_per_class = st.lists(st.integers(2, 40), min_size=1, max_size=6)
+shares = st.floats(0.001, 0.999)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def labels_of(counts: list[int], mix: int = 0) -> np.ndarray:
+    return np.random.default_rng(mix).permutation(np.repeat(np.arange(len(counts)), counts))
+
+
+def held(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    names = [f"class{i}" for i in range(labels.max() + 1)]
+    return hold_out(labels, share, seed, names=names, key="data.val")
+
+
+@few
+@given(counts=counts_per_class, share=shares, seed=seeds, mix=st.integers(0, 9))
+def test_each_class_gives_its_share_and_keeps_the_rest(counts: list[int], share: float, seed: int, mix: int) -> None:
+    labels = labels_of(counts, mix)
+    indices = held(labels, share, seed)
+    assert np.array_equal(indices, np.unique(indices)), "sorted, each once"
+    kept = np.setdiff1d(np.arange(len(labels)), indices)
+    for label, count in enumerate(counts):
+        gives, keeps = np.sum(labels[indices] == label), np.sum(labels[kept] == label)
+        assert gives + keeps == count
+        assert gives >= 1
+        assert keeps >= 1
+        if 0.5 <= share * count <= count - 0.5:
+            assert abs(gives - share * count) <= 0.5
+
+
+@few
+@given(extra=st.integers(1, 9), share=shares, seed=seeds, keep=st.integers(1, 5))
+def test_as_many_are_kept_as_the_next_split_needs(extra: int, share: float, seed: int, keep: int) -> None:
+    labels = labels_of([keep + extra, 30])
+    indices = hold_out(labels, share, seed, names=["small", "large"], key="data.test", keep=keep)
+    assert 1 <= np.sum(labels[indices] == 0) <= extra
+
+
+@few
+@given(counts=counts_per_class, share=shares, seed=seeds)
+def test_it_is_a_pure_function_of_the_seed(counts: list[int], share: float, seed: int) -> None:
+    labels = labels_of(counts)
+    before = labels.copy()
+    first = held(labels, share, seed)
+    np.random.default_rng().random()
+    assert np.array_equal(first, held(labels, share, seed))
+    assert np.array_equal(labels, before)
+
+
+def test_seeds_hold_out_different_examples() -> None:
+    labels = labels_of([30, 30])
+    chosen = {tuple(held(labels, 0.3, seed)) for seed in range(20)}
+    assert len(chosen) == 20
+    assert set().union(*chosen) == set(range(60)), "every example can be held out"
+
+
+@few
+@given(count=st.integers(4, 40), share=shares, seed=seeds)
+def test_a_small_class_gives_one_beside_a_large_one(count: int, share: float, seed: int) -> None:
+    labels = labels_of([2, count])
+    assert np.sum(labels[held(labels, share, seed)] == 0) == 1
+
+
+@pytest.mark.parametrize(("count", "keep"), [(0, 1), (1, 1), (2, 2)])
+def test_a_class_too_small_to_split_is_named(count: int, keep: int) -> None:
+    labels = np.array([0] * 5 + [1] * count)
+    with pytest.raises(InputError) as caught:
+        hold_out(labels, 0.25, 0, names=["cat", "dog"], key="data.test", keep=keep)
+    message = str(caught.value)
+    assert message.startswith("data.test=0.25: class 'dog'")
+    assert f"has {count} image(s) to split and needs {keep + 1}" in message
