@@ -33,7 +33,7 @@ MODULES = {
     "ConvNeXtTiny": "convnext",
     "VGG16": "vgg16",
 }
-QUICK = ("tiny", "efficientnet_lite0", "mobilenet_v2", "resnet50")
+QUICK = ("tiny", "efficientnet_lite0", "mobilenet_v2")
 
 
 def marked(names: Iterable[str]) -> list[Any]:

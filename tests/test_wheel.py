@@ -23,12 +23,11 @@ def test_the_wheel_trains_from_another_folder(tmp_path: Path, colours: Path) -> 
     (tmp_path / "elsewhere").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     command = [sys.executable, "-m", "tl_research", "train", "backbone=tiny", "data=folder", f"data.root={colours}"]
+    place = tmp_path / "elsewhere"
     program = "import tl_research; print(tl_research.__file__)"
-    where = subprocess.run([sys.executable, "-c", program], cwd=tmp_path / "elsewhere", env=environment, check=True,
+    where = subprocess.run([sys.executable, "-c", program], cwd=place, env=environment, check=True,
                            capture_output=True, text=True)  # fmt: skip
     assert where.stdout.startswith(str(tmp_path / "installed"))
-    result = subprocess.run(
-        command, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert list((tmp_path / "elsewhere").glob("outputs/*/*/model.keras"))
+    assert list(place.glob("outputs/*/*/model.keras"))

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import json
-import logging
 import os
 import platform
 import tempfile
@@ -23,8 +22,6 @@ from tl_research.errors import InputError
 
 if TYPE_CHECKING:
     import keras
-
-log = logging.getLogger(__name__)
 
 State = Literal["running", "done", "failed", "interrupted"]
 
