@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,12 @@ def test_a_split_that_the_folder_brings_is_kept(tmp_path: Path, brought: tuple[s
     assert data.counts()["train"]["red"] >= 3
 
 
-def test_the_same_seed_splits_the_same_and_another_does_not(flat: Path) -> None:
-    splits = [load(flat, split_seed=seed).split_of for seed in (0, 0, 1)]
-    assert np.array_equal(splits[0], splits[1])
-    assert not np.array_equal(splits[0], splits[2])
+@pytest.mark.parametrize("tree", ["flat", "colours"])
+def test_the_same_seed_splits_the_same_and_another_does_not(tree: str, request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue(tree)
+    chosen = [load(root, split_seed=seed).indices("val").tolist() for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1]
+    assert chosen[0] != chosen[2]
 
 
 def test_the_order_on_disk_does_not_matter(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,6 +277,19 @@ def test_images_are_shuffled_as_their_indices(data: DataModule) -> None:
     orders = batches_of_indices(chosen, 4, 9)
     expected = [[int(data.labels[i]) for indices in orders for i in indices.numpy()] for _ in range(2)]
     assert labels_by_epoch(data.dataset(chosen, 16, 4, shuffle=9), 2) == expected
+
+
+def test_a_slow_image_does_not_change_the_order(data: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = datamodule.read_pixels
+
+    def slow(path: Path, *args: Any) -> np.ndarray:
+        time.sleep(0.05 if data.paths.index(path) % 6 == 0 else 0)
+        return read(path, *args)
+
+    monkeypatch.setattr(datamodule, "read_pixels", slow)
+    chosen = np.arange(len(data))
+    images = [image.numpy() for images, _ in data.dataset(chosen, 16, 1) for image in images]
+    assert np.array_equal(images, [data.pixels(int(i), 16) for i in chosen])
 
 
 def test_global_seeds_do_not_matter(data: DataModule) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from tl_research.data import kaggle
+from tl_research.data import kaggle, kaggle_client
 from tl_research.errors import InputError
 
 NAME = "dansbecker/hot-dog-not-hot-dog"
@@ -153,7 +153,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             monkeypatch.delenv(name)
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(kaggle, "CHUNK", 1000)  # so that the places where a download breaks off are exact
+    monkeypatch.setattr(kaggle_client, "CHUNK", 1000)  # so that the places where a download breaks off are exact
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
 
@@ -284,9 +284,9 @@ def test_bytes_of_another_version_are_never_joined(change: dict[str, str], serve
 @pytest.mark.usefixtures("signed_in")
 def test_a_server_that_ignores_ranges(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.ends = [50_000]
-    partial = kaggle._rest
+    partial = kaggle_client._rest
     monkeypatch.setattr(
-        kaggle, "_rest", lambda *args: (server.headers.update(ETag='"new"'), partial(*args))[1]
+        kaggle_client, "_rest", lambda *args: (server.headers.update(ETag='"new"'), partial(*args))[1]
     )  # changed between the two requests: If-Range does not hold
     assert tree(kaggle.fetch(NAME, cache)) == FILES
     assert len(server.of("/storage")) == 3
@@ -374,7 +374,7 @@ def test_a_server_that_never_answers(cache: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("signed_in")
 def test_a_name_that_is_looked_up_forever(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
-    monkeypatch.setattr(kaggle, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(kaggle_client, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: over.wait(20) and [])
     point_at("http://kaggle.invalid", monkeypatch)
     assert "Kaggle does not answer" in failure(cache)
@@ -383,7 +383,7 @@ def test_a_name_that_is_looked_up_forever(cache: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("signed_in")
 def test_a_download_that_stands_still(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kaggle, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(kaggle_client, "STALL_SECONDS", 0.2)
     server.stalls = True
     server.ends = [50_000, None, 60_000, None, 70_000]
     assert "broke off after 70,000" in failure(cache)
@@ -399,7 +399,7 @@ def test_a_full_disk(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatc
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(kaggle, "_demand_space", full)
+    monkeypatch.setattr(kaggle_client, "_demand_space", full)
     assert "the disk is full" in failure(cache)
 
 
