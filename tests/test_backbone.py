@@ -138,7 +138,7 @@ def test_random_weights_depend_on_the_backbones_seed_alone() -> None:
 def test_a_custom_function_is_built_and_a_wrong_name_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my_networks.py").write_text("from tl_research.tiny import Tiny as small\n")
+    (tmp_path / "my_networks.py").write_text("from tl_research.networks.tiny import Tiny as small\n")
     monkeypatch.chdir(tmp_path)
     experiment = compose(["backbone=custom", "backbone.build=my_networks:small", "backbone.image_size=32"])
     assert experiment.backbone.build().output_shape == (None, 32)

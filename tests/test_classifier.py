@@ -10,7 +10,7 @@ from tl_research.backbone import Custom
 from tl_research.classifier import BatchNorm, assemble, blocks, set_trainable, trainable_table
 from tl_research.head import MLP, Linear
 
-TINY = Custom(name="tiny", build="tl_research.tiny:Tiny", image_size=32, weights=None, preprocessing="tf")  # type: ignore[call-arg]
+TINY = Custom(name="tiny", build="tl_research.networks.tiny:Tiny", image_size=32, weights=None, preprocessing="tf")  # type: ignore[call-arg]
 
 
 @pytest.fixture

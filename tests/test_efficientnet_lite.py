@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.golden.make_efficientnet_lite0 import PACKAGE, PHOTOS, drawn, photo
-from tl_research import efficientnet_lite, weights
+from tl_research import weights
 from tl_research.errors import InputError
+from tl_research.networks import efficientnet_lite
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "efficientnet_lite0.json").read_text())
 BANANA = 954  # of ImageNet's 1000 classes

@@ -8,8 +8,8 @@ import pytest
 from tests.test_weights import fill, flat, save, small
 from tl_research import weights
 from tl_research.errors import InputError
-from tl_research.keras_layout import Tensor
-from tl_research.matching import match
+from tl_research.weights.keras_layout import Tensor
+from tl_research.weights.matching import match
 
 PATH = Path("file.h5")
 

@@ -20,7 +20,7 @@ from tests.test_weights import (
 )
 from tl_research import weights
 from tl_research.errors import InputError
-from tl_research.saved_model import feature_extractor, load_model
+from tl_research.weights.saved_model import feature_extractor, load_model
 
 SHAPES = [flat, sequential, nested, nested_with_model_head]
 

@@ -32,7 +32,7 @@ def small(name="small"):
 
 def fill(model, seed=0):
     """Other weights in every tensor."""
-    from tl_research.keras_layout import finish
+    from tl_research.weights.keras_layout import finish
 
     rng = np.random.default_rng(seed)
     model.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in model.get_weights()])
@@ -187,7 +187,7 @@ def test_inception_whose_names_count_on_takes_every_format(tmp_path, suffix):
 
 @pytest.fixture(scope="module")
 def lite0():
-    from tl_research.efficientnet_lite import EfficientNetLite0
+    from tl_research.networks.efficientnet_lite import EfficientNetLite0
 
     return EfficientNetLite0(include_top=False, input_shape=(32, 32, 3))
 
@@ -201,7 +201,7 @@ def test_a_torch_file_goes_by_its_suffix(tmp_path, lite0):
 
 
 def test_torch_weights_of_another_size_name_the_first_tensor_that_does_not_fit():
-    from tl_research.efficientnet_lite import EfficientNetLite1
+    from tl_research.networks.efficientnet_lite import EfficientNetLite1
 
     model = EfficientNetLite1(include_top=False, input_shape=(32, 32, 3))
     before = model.get_weights()

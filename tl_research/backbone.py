@@ -165,7 +165,7 @@ class Lite(Backbone):
 
     @override
     def network(self) -> keras.Model:
-        from tl_research import efficientnet_lite
+        from tl_research.networks import efficientnet_lite
 
         network = self._construct(getattr(efficientnet_lite, f"EfficientNetLite{self.variant}"))
         if self.weights == "imagenet":

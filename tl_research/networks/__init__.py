@@ -1,0 +1,1 @@
+"""Networks of our own, called like the constructors of keras.applications."""
