@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tl_research import compose, runtime
+from tl_research import compose, engines, runtime
 from tl_research.data.datamodule import DataModule
 from tl_research.features import extract
 from tl_research.metrics import evaluate
@@ -31,7 +31,8 @@ def inputs(data: DataModule) -> Iterator[tuple[str, np.ndarray]]:
     yield f"colour histograms, {BINS} x {BINS} x {BINS}", histograms(data)
     for name, weights in (("random weights", "null"), ("ImageNet weights", "imagenet")):
         network = compose([f"backbone.weights={weights}"]).backbone.build()
-        yield f"EfficientNet-Lite0, {name}", extract(network, data, np.arange(len(data)), threads=2)
+        engine = engines.build("auto", network, threads=2)
+        yield f"EfficientNet-Lite0, {name}", extract(engine, data, np.arange(len(data)), 224, threads=2)
 
 
 def main(arguments: list[str]) -> None:

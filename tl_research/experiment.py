@@ -19,6 +19,7 @@ from tl_research.callbacks import Callback, Results
 from tl_research.classifier import BatchNorm
 from tl_research.data.datamodule import DataModule
 from tl_research.data.sources import Source
+from tl_research.engines import EngineName
 from tl_research.errors import InputError
 from tl_research.fitting import Fitting
 from tl_research.head import Head, Linear
@@ -53,6 +54,7 @@ class Experiment:
     monitor: Monitor = "val_accuracy"
     bn: BatchNorm = "frozen"
     threads: Positive | None = None
+    engine: EngineName = "auto"
     directory: str | None = None
     config: dict[str, Any] = Field(default_factory=dict, repr=False)
 
@@ -139,6 +141,7 @@ class Experiment:
             batch_norm=self.bn,
             seed=self.seed,
             threads=threads,
+            engine=self.engine,
         )
 
     def _finish(self, run: Run, fitting: Fitting, logits: np.ndarray) -> None:

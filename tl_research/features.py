@@ -2,57 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research.engines import BATCH, keras_engine
-from tl_research.progress import bar
+from tl_research.engines import BATCH, Engine
+from tl_research.progress import track
 
 if TYPE_CHECKING:
-    import keras
-
     from tl_research.data.datamodule import DataModule
 
 
 def extract(
-    network: keras.Model, data: DataModule, indices: np.ndarray, *, threads: int, describe: str = "features"
+    engine: Engine, data: DataModule, indices: np.ndarray, image_size: int, *, threads: int, describe: str = "features"
 ) -> np.ndarray:
-    """One pass of the images `indices` through a network: float32 `(len(indices), d)`, in that order."""
-    engine = keras_engine(network)
-    size = network.input_shape[1]
-    rows = np.empty((len(indices), network.output_shape[-1]), np.float32)
-    with bar() as progress:
-        task = progress.add_task(describe, total=len(indices))
-        done = 0
-        for batch in _batches(lambda i: data.pixels(i, size), indices, (size, size, 3), threads):
-            count = min(BATCH, len(indices) - done)
-            rows[done : done + count] = engine(batch)[:count]
-            done += count
-            progress.update(task, completed=done)
-    return rows
+    """One pass of the images `indices` through an engine: float32 `(len(indices), d)`, in that order.
 
+    Each thread decodes a batch and runs it, so that no core waits for another, and no more than a batch a thread is in
+    memory.
+    """
 
-def _batches(
-    read: Callable[[int], np.ndarray], indices: np.ndarray, shape: tuple[int, ...], threads: int
-) -> Iterator[np.ndarray]:
-    """Padded batches of decoded images; three of them are decoded ahead while the engine runs, never more."""
+    def batch(start: int) -> np.ndarray:
+        chosen = indices[start : start + BATCH]
+        pixels = np.zeros((BATCH, image_size, image_size, 3), np.uint8)
+        for row, index in enumerate(chosen):
+            pixels[row] = data.pixels(int(index), image_size)
+        return engine(pixels)[: len(chosen)]
+
+    starts = range(0, len(indices), BATCH)
     with ThreadPoolExecutor(threads) as pool:
-        waiting: list[list[Future[np.ndarray]]] = []
-        starts = iter(range(0, len(indices), BATCH))
-
-        def submit() -> None:
-            start = next(starts, None)
-            if start is not None:
-                waiting.append([pool.submit(read, int(i)) for i in indices[start : start + BATCH]])
-
-        for _ in range(3):
-            submit()
-        while waiting:
-            batch = np.zeros((BATCH, *shape), np.uint8)
-            for row, future in enumerate(waiting.pop(0)):
-                batch[row] = future.result()
-            submit()
-            yield batch
+        return np.concatenate(list(track(pool.map(batch, starts), describe, total=len(starts))))

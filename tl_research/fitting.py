@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research import describe
+from tl_research import describe, engines
 from tl_research.callbacks import BestWeights, Callback
 from tl_research.classifier import BatchNorm, assemble, set_trainable, trainable_table
 from tl_research.data.datamodule import DataModule
 from tl_research.data.stream import rows
+from tl_research.engines import EngineName
 from tl_research.features import extract
 from tl_research.metrics import direction, evaluate
 from tl_research.optimizer import LBFGS, GradientOptimizer
@@ -39,6 +40,7 @@ class Fitting:
     batch_norm: BatchNorm
     seed: int
     threads: int
+    engine: EngineName
     held_out: np.ndarray | None = None
     classifier: keras.Model = field(init=False)
     _features: np.ndarray | None = None
@@ -77,14 +79,16 @@ class Fitting:
         if self._features is None:
             with self.run.phase("features"):
                 everything = np.arange(len(self.data))
-                self._features = extract(self.backbone, self.data, everything, threads=self.threads)
+                engine = engines.build(self.engine, self.backbone, self.threads)
+                self._features = extract(engine, self.data, everything, self.image_size, threads=self.threads)
         return self._features[self.data.indices(*splits)]
 
     def logits(self, *splits: str) -> np.ndarray:
         """What the classifier, as it is now, says to the examples in these splits: float32 `(n, num_classes)`."""
         if self._backbone_moved:
             indices = self.data.indices(*splits)
-            return extract(self.classifier, self.data, indices, threads=self.threads, describe="evaluating")
+            engine = engines.keras_engine(self.classifier)  # converting it would take longer than so few images
+            return extract(engine, self.data, indices, self.image_size, threads=self.threads, describe="evaluating")
         return np.asarray(self.head(self.features(*splits), training=False))
 
     def finish(self) -> None:

@@ -13,12 +13,13 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
 from tl_research.configure.names import near
+from tl_research.configure.ranges import allowed, shown
 from tl_research.errors import InputError
 
 if TYPE_CHECKING:
@@ -106,7 +107,9 @@ def _say(error: InstantiationException, cfg: DictConfig) -> InputError:
         return InputError(f"{key}: there is no such key; {near(key, siblings)}")
     if first["type"].startswith("missing"):
         return InputError(f"{key} is needed")
-    return InputError(f"{_origin(cfg, key)}={first['input']}: {words}")
+    node = OmegaConf.select(cfg, prefix[0]) if prefix else cfg
+    range_ = None if first["type"] == "value_error" else allowed(get_class(node["_target_"]), str(first["loc"][0]))
+    return InputError(f"{_origin(cfg, key)}={shown(first['input'])}: {f'should be {range_}' if range_ else words}")
 
 
 def _path(location: Sequence[str | int]) -> list[str]:

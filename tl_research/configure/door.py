@@ -9,10 +9,10 @@ import shutil
 import signal
 import sys
 import warnings
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra as hydra_library
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -31,6 +31,20 @@ if TYPE_CHECKING:
     from tl_research.experiment import Experiment
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+_UNWRITABLE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_TEXT = os.strerror(errno.ENOSPC)
 WRITING = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
@@ -66,14 +80,15 @@ def main() -> None:
     except KeyboardInterrupt:
         _leave("interrupted", INTERRUPTED)
     except OSError as error:
-        if error.errno not in WRITING:
+        if error.errno not in _UNWRITABLE:
             raise
         where = f" {error.filename}" if error.filename else ""
-        _leave(f"cannot write{where}: {error.strerror}", FAILED if error.errno in FULL else BAD_INPUT)
-    except Exception as error:
-        if FULL_TEXT not in str(error):  # TensorFlow's own writers say it in exceptions of their own
-            raise
-        _leave(f"cannot write: {FULL_TEXT}", FAILED)
+        _leave(f"cannot write{where}: {error.strerror}", FAILED if error.errno == errno.ENOSPC else BAD_INPUT)
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; --help lists what there is")
 
 
 def _leave(message: str, status: int) -> None:
@@ -82,12 +97,16 @@ def _leave(message: str, status: int) -> None:
 
 
 def _main() -> int:
-    arguments = sys.argv[1:]
-    sweep = any(a in ("-m", "--multirun") for a in arguments)
-    sys.argv[1:] = [quote(a, sweep=sweep) for a in arguments]
-    options = get_args_parser().parse_args()
-    asks = options.help or options.hydra_help or options.cfg or options.info or options.shell_completion
-    if not asks:
+    parser = _Parser(parents=[get_args_parser()], add_help=False)
+    options = parser.parse_intermixed_args()
+    flags = [argument for argument in sys.argv[1:] if argument not in options.overrides]
+    options.overrides = [quote(override, sweep=options.multirun) for override in options.overrides]
+    sys.argv[1:] = [*flags, *options.overrides]  # Hydra itself takes them in this order only
+    if options.config_path:
+        raise InputError(
+            "--config-path: the configuration is conf/; --config-dir adds a folder with groups of your own"
+        )
+    if not (options.help or options.hydra_help or options.info or options.shell_completion):
         _check(options)
     failures: list[tuple[str, Exception]] = []
     run = hydra_library.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -129,6 +148,10 @@ def _check(options: Namespace) -> None:
         name = options.config_name or "config"
         for overrides in _jobs(composer, options, name):
             cfg = compose_config(composer, overrides, name)
+            if options.cfg:
+                continue  # it is to be shown, not run
+            if not cfg.hydra.run.dir:
+                raise InputError("hydra.run.dir is empty: give a folder")
             experiment = build(cfg)
             if not options.multirun and (Path(cfg.hydra.run.dir).expanduser() / "status.json").exists():
                 raise InputError(

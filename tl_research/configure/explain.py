@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tl_research.configure.composition import build
 from tl_research.configure.names import near
+from tl_research.configure.ranges import shown
 from tl_research.errors import InputError
 
 
@@ -25,7 +26,7 @@ def compose_config(
     """The composed config, with Hydra's own part under `hydra`. Raises `InputError` instead of Hydra's exceptions."""
     try:
         return composer.compose_config(config_name, list(overrides), mode, from_shell=False)
-    except (HydraException, OmegaConfBaseException, TypeError) as error:
+    except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
         raise explain(composer, overrides, config_name, error, sweep=mode == RunMode.MULTIRUN) from None
 
 
@@ -39,11 +40,14 @@ def explain(
             parsed.append(OverridesParser.create().parse_override(text))
         except HydraException:
             return InputError(f"{text}: not of the form KEY=VALUE")
+        if not parsed[-1].key_or_group:
+            return InputError(f"{text}: not of the form KEY=VALUE")
     groups = [o for o in parsed if _is_group(composer, o.key_or_group)]
     for override in groups:
         options = composer.config_loader.get_group_options(override.key_or_group, ObjectType.CONFIG)
         value = override.value()
-        if isinstance(value, str) and not override.is_sweep_override() and value not in options:
+        if not isinstance(value, list) and not override.is_sweep_override() and value not in options:
+            value = shown(value)
             return InputError(
                 f"{override.key_or_group}={value}: there is no such option; "
                 f"{near(value, options, override.key_or_group)}"
@@ -58,7 +62,8 @@ def explain(
                 f"{override.input_line}: several values make a sweep: add -m "
                 f"(or quote the value: \"{override.key_or_group}='...'\")"
             )
-    return InputError(str(error).splitlines()[0])
+    reasons = [str(e).splitlines()[0] for e in (error, error.__cause__) if e]
+    return InputError(": ".join(dict.fromkeys(reasons)))
 
 
 def _unknown_key(
@@ -73,7 +78,7 @@ def _unknown_key(
         why = _refusal(composer, config_name, [*overrides, f"{group}={holders[0]}"], key)
         return InputError(f"{override.input_line}: {group}={option} has no {rest}; add {also}, which has it{why}")
     if group in base and isinstance(base[group], DictConfig) and rest:
-        siblings = [k for k in _keys(base) if k.startswith(f"{group}.")]
+        siblings = _keys(base[group], f"{group}.")
         return InputError(f"{key}: there is no such key; {near(key, siblings)}")
     names = [*_keys(base), *(g for g in base.hydra.runtime.choices if not g.startswith("hydra"))]
     return InputError(f"{key}: there is no such key; {near(key, names)}")
@@ -94,7 +99,7 @@ def _refusal(composer: Hydra, config_name: str, overrides: Sequence[str], key: s
 def _compose(composer: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig | None:
     try:
         return composer.compose_config(config_name, list(overrides), RunMode.RUN, from_shell=False)
-    except (HydraException, OmegaConfBaseException, TypeError):
+    except (HydraException, OmegaConfBaseException, TypeError, ValueError):
         return None
 
 
@@ -103,7 +108,7 @@ def _is_group(composer: Hydra, key: str) -> bool:
 
 
 def _options(composer: Hydra, group: str) -> list[str]:
-    return [] if "." in group else composer.config_loader.get_group_options(group, ObjectType.CONFIG)
+    return [] if not group or "." in group else composer.config_loader.get_group_options(group, ObjectType.CONFIG)
 
 
 def _option_has(composer: Hydra, group: str, option: str, key: str) -> bool:
