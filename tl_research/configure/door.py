@@ -19,6 +19,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -77,6 +78,8 @@ def main() -> None:
         sys.exit(_main())
     except InputError as error:
         _leave(str(error), BAD_INPUT)
+    except HydraException as error:
+        _leave(str(error).splitlines()[0], BAD_INPUT)
     except KeyboardInterrupt:
         _leave("interrupted", INTERRUPTED)
     except OSError as error:
@@ -103,9 +106,9 @@ def _main() -> int:
     options.overrides = [quote(override, sweep=options.multirun) for override in options.overrides]
     sys.argv[1:] = [*flags, *options.overrides]  # Hydra itself takes them in this order only
     if options.config_path:
-        raise InputError(
-            "--config-path: the configuration is conf/; --config-dir adds a folder with groups of your own"
-        )
+        raise InputError("--config-path: the configuration is conf/; --config-dir adds a folder with your own groups")
+    if sum(map(bool, (options.run, options.multirun, options.cfg, options.info, options.shell_completion))) > 1:
+        raise InputError("give one of --run, --multirun, --cfg, --info and --shell-completion")
     if not (options.help or options.hydra_help or options.info or options.shell_completion):
         _check(options)
     failures: list[tuple[str, Exception]] = []

@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
+
+_OUTPUTS = ("hydra.run.dir", "hydra.sweep.dir")
+_TEXTS = ("data.root", "data.archive", "data.cache", "data.dataset", "backbone.weights", "backbone.build", *_OUTPUTS)
+"""Keys whose values are names, also where Hydra would read a number: a folder may be called 1_000, 1e3 or true."""
 
 
 def quote(argument: str, *, sweep: bool = False) -> str:
@@ -15,18 +21,27 @@ def quote(argument: str, *, sweep: bool = False) -> str:
     In a sweep commas separate values, so each is quoted by itself; otherwise a comma is part of the value.
     """
     key, equals, value = argument.partition("=")
-    if argument.startswith("-") or not equals or not value or _readable(argument):
+    if argument.startswith("-") or not equals or not value:
         return argument
+    if key in _OUTPUTS:
+        value = os.path.expanduser(value)  # noqa: PTH111 - Path would drop a slash at the end
+    if _readable(key, value):
+        return f"{key}={value}"
     values = value.split(",") if sweep else [value]
-    return f"{key}=" + ",".join(v if _readable(f"{key}={v}") else _quoted(v) for v in values)
+    return f"{key}=" + ",".join(v if _readable(key, v) else _quoted(v) for v in values)
 
 
-def _readable(argument: str) -> bool:
+def _readable(key: str, value: str) -> bool:
+    """Whether Hydra reads what is meant. Its own quotes, `null`, `${...}` and commas stay as they are."""
     try:
-        OverridesParser.create().parse_override(argument)
+        override = OverridesParser.create().parse_override(f"{key}={value}")
     except HydraException:
         return False
-    return True
+    if value.endswith("\\"):  # which would swallow the comma or the end after it
+        return False
+    if key not in _TEXTS or "," in value or "${" in value or isinstance(override._value, QuotedString):
+        return True
+    return override.value() in (None, value)
 
 
 def _quoted(value: str) -> str:
