@@ -6,6 +6,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,21 +22,24 @@ from tl_research import InputError, compose
 from tl_research.configure.quote import quote
 
 FILES = sorted(path for path in (ROOT / "conf").glob("*/*.yaml"))
-NEEDED = {"folder": ["data.root=photos"], "kaggle": ["data.dataset=a/b"]}
 
 
 def name(path: Path) -> str:
     return f"{path.parent.name}={path.stem}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_every_option_composes_and_begins_with_its_command(path: Path) -> None:
-    assert compose([name(path), *NEEDED.get(path.stem, [])]).transfer
+@pytest.mark.parametrize("path", [ROOT / "conf" / "config.yaml", *FILES], ids=name)
+def test_every_option_composes_by_the_command_its_file_begins_with(path: Path) -> None:
     lines = path.read_text().splitlines()
     first = lines[1] if lines[0].startswith("# @package") else lines[0]  # Hydra wants its header first
-    command = re.match(r"# python train\.py ([^ ]+)", first)
-    assert command
-    assert command[1] == name(path)
+    command = re.fullmatch(r"# python train\.py (.*?)(\s{2,}\(.*\))?", first)
+    assert command, first
+    overrides = re.sub(r"\[.*?\]", "", command[1]).split()
+    experiment = compose(overrides)
+    assert experiment.transfer
+    if path in FILES:
+        assert name(path) in overrides
+        assert experiment.config["choices"][path.parent.name] == path.stem
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent.name != "experiment"], ids=name)
@@ -92,6 +96,32 @@ def test_every_field_of_the_root_stands_in_the_config() -> None:
         (["=1"], ["=1"]),
         (["callbacks.foo=1"], ["callbacks.foo"]),
         (["callbacks.early_stopping.patience=0"], ["callbacks.early_stopping.patience=0"]),
+        (["head=null"], ["head=null: there is no such option", "linear, mlp"]),
+        (["data=folders"], ["nearest: data=folder"]),
+        (["experiment=smoky"], ["nearest: experiment=smoke"]),
+        (["data.rot=photos"], ["data.rot: there is no such key"]),
+        (["hydra.run.dri=x"], ["nearest: hydra.run.dir"]),
+        (["hydra.run.dir=null"], ["hydra.run.dir=null", "not Optional"]),
+        (["~nothing"], ["nothing: there is no such key"]),
+        (["~head"], ["head is needed"]),
+        (["++typo.deep=1"], ["typo: there is no such key"]),
+        (["+trainer.batchsize=3"], ["nearest: trainer.batch_size"]),
+        (["trainer.batch_size=1.5"], ["trainer.batch_size=1.5: should be a whole number of at least 1"]),
+        (["trainer.batch_size=null"], ["trainer.batch_size=null: should be a whole number of at least 1"]),
+        (["trainer=big"], ["trainer=big", "Trainer"]),
+        (["backbone=tiny", "backbone.image_size=big"], ["backbone.image_size=big: should be a whole number"]),
+        (["backbone.pooling=sum"], ["backbone.pooling=sum: should be 'avg' or 'max'"]),
+        (["head.dropout=1"], ["head.dropout=1: should be a number of at least 0 and less than 1"]),
+        (["head.dropout=0.5"], ["optimizer=lbfgs", "add optimizer=adam"]),
+        (["optimizer.l2=-1"], ["optimizer.l2=-1: should be a number greater than 0 or null"]),
+        (["threads=0"], ["threads=0: should be a whole number of at least 1 or null"]),
+        (["deterministic=maybe"], ["deterministic=maybe: should be true or false"]),
+        (["data.val=0"], ["data.val=0: should be a number greater than 0 and less than 1"]),
+        (["data.max_bad=5"], ["data.max_bad=5: should be a number of at least 0 and less than 1"]),
+        (["data.resize=stretch"], ["data.resize=stretch: should be 'squash', 'crop' or 'pad'"]),
+        (["data.split_seed=x"], ["data.split_seed=x"]),
+        (["data=kaggle"], ["data.dataset is needed"]),
+        (["seed=${nothing}"], ["seed: ", "'nothing' not found"]),
     ],
 )
 def test_bad_input_is_one_line_that_names_it_and_helps(overrides: list[str], told: list[str]) -> None:
@@ -184,3 +214,80 @@ def test_composing_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_bad_input_shows_within_two_seconds_and_before_tensorflow_is_imported(tmp_path: Path) -> None:
+    began = time.monotonic()
+    command = [sys.executable, "-X", "importtime", str(ROOT / "train.py"), "head.droput=0.1"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert time.monotonic() - began < 2
+    assert result.returncode == 2
+    assert "head.dropout" in result.stderr.splitlines()[-1]
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "tl_research.configure" in imported
+    assert not imported & {"tensorflow", "keras"}
+
+
+def test_a_root_without_the_folder_source_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="data=hot_dog_demo has no root; add data=folder, which has it"):
+        compose(["data.root=photos"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("key", "group"),
+    [
+        ("data.root", "data=folder"),
+        ("data.archive", "data=hot_dog"),
+        ("data.cache", "data=hot_dog_demo"),
+        ("backbone.weights", "backbone=tiny"),
+    ],
+)
+def test_relative_paths_become_absolute(key: str, group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment = compose([group, f"{key}=some/where.h5"])
+    part, field = key.split(".")
+    assert experiment.config[part][field] == str(tmp_path / "some" / "where.h5")
+    assert getattr(getattr(experiment, part), field) == str(tmp_path / "some" / "where.h5")
+
+
+def test_weights_that_are_no_path_stay_as_they_are() -> None:
+    assert compose(["backbone=resnet50"]).backbone.weights == "imagenet"
+    assert compose(["backbone=resnet50", "backbone.weights=null"]).backbone.weights is None
+
+
+def test_the_defaults_are_those_of_the_issue() -> None:
+    assert compose().config["choices"] == {
+        "backbone": "efficientnet_lite0",
+        "head": "linear",
+        "data": "hot_dog_demo",
+        "optimizer": "lbfgs",
+        "transfer": "frozen",
+        "callbacks": "default",
+    }
+
+
+def test_experiments_choose_and_set_and_the_command_line_still_wins() -> None:
+    tutorial = compose(["experiment=hot_dog_tutorial"])
+    assert tutorial.config["choices"]["backbone"] == "resnet50"
+    assert tutorial.backbone.image_size == 512
+    assert tutorial.transfer["head"].epochs == 5
+    changed = compose(["experiment=hot_dog_tutorial", "backbone=mobilenet_v2", "transfer.head.epochs=7"])
+    assert changed.config["choices"]["backbone"] == "mobilenet_v2"
+    assert changed.transfer["head"].epochs == 7
+
+
+def test_the_caches_place_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TL_CACHE", "/somewhere/else")
+    assert compose().config["data"]["cache"] == "/somewhere/else"
+    monkeypatch.delenv("TL_CACHE")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert compose().config["data"]["cache"] == "/home/me/.cache/tl_research"
+
+
+def test_the_config_holds_plain_values_without_hydras_own() -> None:
+    config = compose(["transfer=finetune"]).config
+    assert yaml.safe_load(yaml.safe_dump(config)) == config
+    assert "hydra" not in config
+    assert not GlobalHydra.instance().is_initialized()

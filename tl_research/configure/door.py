@@ -27,28 +27,25 @@ from tl_research.configure.composition import CONF, build, hydra
 from tl_research.configure.explain import compose_config
 from tl_research.configure.quote import quote
 from tl_research.errors import InputError
+from tl_research.run import Run
 
 if TYPE_CHECKING:
     from tl_research.experiment import Experiment
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
-_UNWRITABLE = {
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNWRITABLE = _FULL | {
     errno.EACCES,
-    errno.EDQUOT,
     errno.EEXIST,
     errno.EISDIR,
     errno.ELOOP,
     errno.ENAMETOOLONG,
     errno.ENOENT,
-    errno.ENOSPC,
     errno.ENOTDIR,
     errno.EPERM,
     errno.EROFS,
 }
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FULL_TEXT = os.strerror(errno.ENOSPC)
-WRITING = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Experiment:
@@ -86,7 +83,11 @@ def main() -> None:
         if error.errno not in _UNWRITABLE:
             raise
         where = f" {error.filename}" if error.filename else ""
-        _leave(f"cannot write{where}: {error.strerror}", FAILED if error.errno == errno.ENOSPC else BAD_INPUT)
+        _leave(f"cannot write{where}: {error.strerror}", FAILED if error.errno in _FULL else BAD_INPUT)
+    except Exception as error:
+        if os.strerror(errno.ENOSPC) not in str(error):  # TensorFlow's writers raise exceptions of their own for it
+            raise
+        _leave(f"cannot write: {os.strerror(errno.ENOSPC)}", FAILED)
 
 
 class _Parser(ArgumentParser):
@@ -191,7 +192,9 @@ def _jobs(composer: Any, options: Namespace, name: str) -> Iterator[list[str]]:
 
 
 def _discard(directory: Path) -> None:
-    """Takes back a run directory in which nothing has happened yet: bad input leaves no file behind."""
+    """Takes back a run directory of ours in which nothing has happened yet: bad input leaves no file behind."""
+    if (directory / "status.json").is_file() and Run.open(directory).status.get("pid") != os.getpid():
+        return  # somebody else's run, which is why ours was refused
     ours = {".hydra", "train.log", "status.json", "config.yaml", "classes.json"}
     if directory.is_dir() and {p.name for p in directory.iterdir()} <= ours:
         shutil.rmtree(directory)

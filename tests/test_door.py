@@ -1,0 +1,95 @@
+"""The door from inside this process: what it refuses in one line, and what it leaves behind: nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+
+from tl_research.configure import main
+
+Door = Callable[..., tuple[int, list[str]]]
+
+
+@pytest.fixture
+def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Door]:
+    """`door("head=mlp", ...)` -> exit status, printed lines. In a folder of its own; signals are given back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", ""))
+    terminate = signal.getsignal(signal.SIGTERM)
+
+    def enter(*arguments: str) -> tuple[int, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        printed = capsys.readouterr()
+        return int(caught.value.code or 0), (printed.out + printed.err).strip().splitlines()
+
+    yield enter
+    signal.signal(signal.SIGTERM, terminate)
+    GlobalHydra.instance().clear()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--cfg", "everything"], "invalid choice: 'everything' (choose from"),
+        (["--cfg", "job", "head.droput=1"], "nearest: head.dropout"),
+        (["--cfg", "job", "-m"], "give one of"),
+        (["--config-path", "elsewhere"], "--config-dir adds"),
+        (["--config-dir", "elsewhere"], "elsewhere: no such folder"),
+        (["--config-name", "nothing"], "Cannot find primary config 'nothing'"),
+        (["--hydra-help", "backbone=tiny"], "Could not override 'backbone'"),
+        (["hydra.run.dir="], "hydra.run.dir is empty"),
+        (["hydra/launcher=slurm"], "hydra/launcher=slurm: there is no such option"),
+        (["-m", "seed=0,-1"], "seed=-1: should be"),
+        (["backbone=tiny", "-m", "seed=0,1", "trainer.batch_size=0"], "trainer.batch_size=0: should be"),
+        (["-m", "backbone=tiny,resnet51"], "backbone=resnet51: there is no such option"),
+        (["-m", "bakbone=a,b"], "nearest: backbone"),
+        (["-m", "head=linear,mlp", "optimizer=lbfgs"], "optimizer=lbfgs solves linear heads"),
+        (["-m", "data=folder", "data.root=/a b(1),/c d"], "data.root=/a b(1): does not exist"),
+        (["data=folder", "data.root=it's", "backbone=tiny"], "it's: does not exist"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_leaves_nothing(
+    door: Door, tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    status, lines = door(*arguments)
+    assert status == 2
+    assert len(lines) == 1
+    assert told in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "x" * 300])
+def test_an_output_folder_that_cannot_be_one_is_named(door: Door, tmp_path: Path, colours: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    status, lines = door("backbone=tiny", "data=folder", f"data.root={colours}", f"hydra.run.dir={place}")
+    assert (status, len(lines)) == (2, 1)
+    assert f"cannot write {place}" in lines[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_directory_with_a_run_in_it_is_refused(door: Door, tmp_path: Path, colours: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "status.json").write_text("{}")
+    status, lines = door("backbone=tiny", "data=folder", f"data.root={colours}", "hydra.run.dir=old")
+    assert (status, lines) == (2, ["hydra.run.dir=old: there is a run in it already; name another directory"])
+    assert (tmp_path / "old" / "status.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("arguments", [["backbone=tiny", "--cfg", "job"], ["--cfg", "job", "backbone=tiny"]])
+def test_what_a_config_comes_to_is_shown_and_not_run(door: Door, tmp_path: Path, arguments: list[str]) -> None:
+    status, lines = door(*arguments, "data=folder", "data.root=it's nowhere")
+    assert status == 0
+    config = yaml.safe_load("\n".join(lines))
+    assert config["backbone"]["name"] == "tiny"
+    assert config["data"]["root"] == "it's nowhere"
+    assert not list(tmp_path.iterdir())
