@@ -147,6 +147,35 @@ def test_a_custom_function_is_built_and_a_wrong_name_is_one_line(
             compose(["backbone=custom", f"backbone.build={wrong}"]).backbone.preflight()
 
 
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("def make():\n    pass", "include_top"),
+        ("def make(**_):\n    return 3", "int"),
+        ("def make(**_):\n    raise KeyError('mine')", "mine"),
+        ("import keras as k\ndef make(**_):\n    return k.Sequential([k.Input((32, 32, 3)), k.layers.Flatten()])", "3072"),
+    ],
+)  # fmt: skip
+def test_a_custom_function_that_gives_no_feature_map_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, told: str
+) -> None:
+    module = f"mine_{abs(hash(body))}"
+    (tmp_path / f"{module}.py").write_text(body)
+    monkeypatch.chdir(tmp_path)
+    backbone = compose(["backbone=custom", f"backbone.build={module}:make", "backbone.image_size=32"]).backbone
+    with pytest.raises(InputError, match=r"^backbone\.build=") as caught:
+        backbone.build()
+    assert told in str(caught.value)
+
+
+def test_a_sequential_with_an_input_is_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "import keras\ndef make(input_shape, **_):\n    conv = keras.layers.Conv2D(4, 3, 2)\n"
+    (tmp_path / "chain.py").write_text(body + "    return keras.Sequential([keras.Input(input_shape), conv])\n")
+    monkeypatch.chdir(tmp_path)
+    backbone = compose(["backbone=custom", "backbone.build=chain:make", "backbone.image_size=32"]).backbone
+    assert backbone.build().output_shape == (None, 4)
+
+
 def test_a_saved_network_gives_its_features(tmp_path: Path) -> None:
     source = recipe("tiny", image_size=48).build()
     classifier = put_together(source, Linear().build(32, 2))

@@ -228,6 +228,13 @@ def test_bad_input_shows_within_two_seconds_and_before_tensorflow_is_imported(tm
     assert not imported & {"tensorflow", "keras"}
 
 
+def test_a_value_that_comes_from_another_key_is_told_under_that_key() -> None:
+    for override in ("seed=x", "data.split_seed=x"):
+        with pytest.raises(InputError) as caught:
+            compose([override])
+        assert str(caught.value).startswith(f"{override}: ")
+
+
 def test_a_root_without_the_folder_source_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="data=hot_dog_demo has no root; add data=folder, which has it"):

@@ -166,7 +166,10 @@ def test_scratch_starts_from_random_weights_whatever_the_config_says(tmp_path: P
     experiment = compose(["backbone=tiny", "transfer=scratch", f"backbone.weights={tmp_path / 'trained.keras'}"])
     assert experiment.start.weights is None
     assert compose(["backbone=tiny", f"backbone.weights={tmp_path / 'trained.keras'}"]).start.weights
-    done = run(tmp_path / "run", colours, "transfer=scratch", "transfer.all.epochs=1", "bn=train")
+    done = run(tmp_path / "run", colours, "transfer=scratch", "transfer.all.epochs=1")
+    before = compose(["backbone=tiny", "backbone.image_size=32"]).backbone.build()
+    for a, b in zip(before.get_weights(), done.model().get_layer("backbone").get_weights(), strict=True):
+        assert not np.array_equal(a, b)  # batch norm's statistics, too: random weights have none worth keeping
     assert [row["stage"] for row in table(done.directory / "history.csv")] == ["all"]
 
 

@@ -77,7 +77,7 @@ def test_evaluate_refuses_other_classes(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [["predict", "nowhere", "x.jpg"], ["evaluate", "RUN"], ["evaluate", "RUN", "data=folder", "data.root=nowhere"],
-     ["evaluate", "RUN", "data=fodler"], ["predict", "RUN", "EMPTY"]],
+     ["evaluate", "RUN", "data=fodler"], ["predict", "RUN", "EMPTY"], ["predict", "RUN", "x.jpg", "-o", "no/x.csv"]],
 )  # fmt: skip
 def test_bad_input_is_one_line(run: Run, tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "empty").mkdir()

@@ -119,6 +119,8 @@ def test_bad_input_met_later_leaves_nothing_either(cwd: Path, tmp_path: Path, ti
     assert "torn.jpg" in line
     assert "data.max_bad" in line
     assert train(cwd, *tiny[:3], f"data.root={mixed}", "data.max_bad=0.2", "callbacks=none").returncode == 0
+    (kept,) = cwd.glob("outputs/*/*/set_aside.csv")
+    assert kept.read_text() == f"path,reason\n{mixed / 'red' / 'torn.jpg'},truncated\n"
 
 
 @pytest.mark.parametrize(

@@ -39,15 +39,19 @@ def predict(
     from tl_research import predict as answers
     from tl_research import runtime
 
-    opened = Run.open(run)
+    opened = _opened(run)
+    if output is not None and not output.expanduser().absolute().parent.is_dir():
+        raise InputError(f"--output {output}: there is no folder {output.parent}")
     paths = answers.images_in(path.expanduser() for path in images)
-    opened.class_names()
     runtime.start()
-    text = as_csv(*answers.predict(opened, paths))
+    header, rows = answers.predict(opened, paths)
+    text = as_csv(header, rows)
     if output is None:
         sys.stdout.write(text)
     else:
         write_atomically(output.expanduser(), text)
+    if all(row[-1] for row in rows):
+        raise typer.Exit(1)  # not one could be read; each row says why
 
 
 @app.command(context_settings=_PASS_ON)
@@ -57,8 +61,7 @@ def evaluate(context: typer.Context, run: RunArgument) -> None:
 
     from tl_research import compose, predict, runtime
 
-    opened = Run.open(run)
-    opened.class_names()
+    opened = _opened(run)
     if not any(argument.startswith("data=") for argument in context.args):
         raise InputError("evaluate: say on which data, such as data=folder data.root=PHOTOS")
     source = compose(context.args).data
@@ -66,6 +69,16 @@ def evaluate(context: typer.Context, run: RunArgument) -> None:
     runtime.start()
     metrics = predict.evaluate(opened, source.load())
     sys.stdout.write(json.dumps(metrics, indent=2) + "\n")
+
+
+def _opened(path: Path) -> Run:
+    """A run that has a model; a word on standard error if it did not end as it should."""
+    run = Run.open(path)
+    run.class_names()
+    state = run.status["state"]
+    if state != "done":
+        print(f"{path}: the run's status is '{state}'", file=sys.stderr)  # noqa: T201
+    return run
 
 
 def main() -> None:
@@ -76,6 +89,9 @@ def main() -> None:
         app()
     except InputError as error:
         print(error, file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except OSError as error:
+        print(f"{error.filename or 'output'}: {error.strerror}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -77,10 +78,14 @@ class Backbone:
         if self.weights and self.weights != "imagenet":
             path = Path(self.weights).expanduser()
             if not path.is_file():
-                raise InputError(f"backbone.weights={self.weights}: no such file; give a path, 'imagenet', or null")
+                what = "a folder, not a file" if path.is_dir() else "no such file"
+                raise InputError(f"backbone.weights={self.weights}: {what}; give a path, 'imagenet', or null")
+            if path.suffix not in weights.SUFFIXES:
+                known = ", ".join(weights.SUFFIXES)
+                raise InputError(f"backbone.weights={self.weights}: not a kind of weights file we know ({known})")
 
     def network(self) -> keras.Model:
-        """The network alone, weights loaded: preprocessed pixels -> feature map `(h, w, c)`."""
+        """The network alone, weights loaded: preprocessed pixels -> feature map `(h, w, c)`, or vector if it pools."""
         raise NotImplementedError
 
     def build(self) -> keras.Model:
@@ -91,18 +96,22 @@ class Backbone:
         runtime.fresh(self.seed)
         network = self.network()
         pixels = keras.Input((self.image_size, self.image_size, 3), name="pixels")
-        pool = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}[self.pooling]
         # Running the network's graph on a symbolic tensor makes its layers part of this graph, not one model inside it.
-        feature_map = keras.Function.call(network, preprocess(pixels, self.preprocessing))
-        features = pool(name="features", dtype="float32")(feature_map)
+        features = keras.Function.call(network, preprocess(pixels, self.preprocessing))
+        if len(features.shape) == 4:
+            pool = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}[self.pooling]
+            features = pool(name="features", dtype="float32")(features)
         return keras.Model(pixels, features, name="backbone")
 
-    def _construct(self, constructor: Callable[..., keras.Model]) -> keras.Model:
+    def _construct(self, constructor: Callable[..., keras.Model], **options: Any) -> keras.Model:
         shape = (self.image_size, self.image_size, 3)
-        return constructor(include_top=False, weights=None, input_shape=shape)
+        return constructor(include_top=False, weights=None, input_shape=shape, **options)
 
     def _load(self, network: keras.Model, path: Path) -> keras.Model:
-        head = weights.load_file(network, path)
+        try:
+            head = weights.load_file(network, path)
+        except InputError as error:
+            raise InputError(f"backbone.weights: {error}") from None
         if head:
             log.info("%s: took the backbone, left its head: %s", path, ", ".join(head))
         return network
@@ -110,7 +119,10 @@ class Backbone:
 
 @recipe
 class Application(Backbone):
-    """A network of `keras.applications`, by its constructor's name. `url` is the file of ImageNet weights (no top)."""
+    """A network of `keras.applications`, by its constructor's name. `url` is the file of ImageNet weights (no top).
+
+    It pools by itself: ConvNeXt has a normalization behind its pooling.
+    """
 
     application: str
     url: str | None = None
@@ -129,13 +141,13 @@ class Application(Backbone):
         if constructor is None:
             raise InputError(f"backbone.application={self.application}: keras.applications has no such network")
         if self.weights is None:
-            return self._construct(constructor)
+            return self._construct(constructor, pooling=self.pooling)
         if self.weights == "imagenet":
             return self._imagenet(constructor, weights.imagenet(self.url) if self.url else None)
         path = Path(self.weights).expanduser()
         if self.url and path.name == self.url.rpartition("/")[2]:  # Keras' own file, put somewhere by hand
             return self._imagenet(constructor, path)
-        return self._load(self._construct(constructor), path)
+        return self._load(self._construct(constructor, pooling=self.pooling), path)
 
     def _imagenet(self, constructor: Callable[..., keras.Model], path: Path | None) -> keras.Model:
         """The network as Keras builds it for its own weights, which it may build differently: EfficientNet's input is
@@ -143,7 +155,7 @@ class Application(Backbone):
         shape = (self.image_size, self.image_size, 3)
         try:
             with weights.keras_fetches(path):
-                return constructor(include_top=False, weights="imagenet", input_shape=shape)
+                return constructor(include_top=False, weights="imagenet", input_shape=shape, pooling=self.pooling)
         except (OSError, ValueError, KeyError) as error:
             what = path or f"ImageNet weights of {self.application}"
             raise InputError(f"{what}: {error}. Fetch the file again, or use backbone.weights=null") from None
@@ -190,7 +202,11 @@ class Saved(Backbone):
     @override
     def network(self) -> keras.Model:
         self.preflight()
-        return weights.feature_extractor(weights.load_model(Path(str(self.weights)).expanduser()), self.image_size)
+        try:
+            model = weights.load_model(Path(str(self.weights)).expanduser())
+            return weights.feature_extractor(model, self.image_size)
+        except InputError as error:
+            raise InputError(f"backbone.weights: {error}") from None
 
 
 @recipe
@@ -214,17 +230,31 @@ class Custom(Backbone):
             raise InputError(f"backbone.build={self.function}: give module:function, such as my_networks:small")
         sys.path.insert(0, str(Path.cwd()))  # where the user's own modules lie; `python -m` and the wheel have no other
         try:
-            return getattr(import_module(module), name)
-        except (ImportError, AttributeError) as error:
+            with runtime.quietly() if "tensorflow" not in sys.modules else nullcontext():  # it may import Keras
+                return getattr(import_module(module), name)
+        except (ImportError, AttributeError, SyntaxError) as error:
             raise InputError(f"backbone.build={self.function}: {error}") from None
         finally:
             sys.path.pop(0)
 
     @override
     def network(self) -> keras.Model:
-        network = self._construct(self._function())
-        if len(network.output.shape) != 4:
+        import keras
+
+        function = self._function()
+        try:
+            network = self._construct(function)
+        except Exception as error:
+            call = f"(include_top=False, weights=None, input_shape=({self.image_size}, {self.image_size}, 3))"
+            raise InputError(f"backbone.build={self.function}: called as {call} it raised {error!r}") from error
+        if not isinstance(network, keras.Model) or not getattr(network, "inputs", None):
             raise InputError(
-                f"backbone.build={self.function}: its output is {network.output.shape}, not a feature map (n, h, w, c)"
+                f"backbone.build={self.function}: it gave {type(network).__name__}; give a keras.Model with inputs, "
+                f"functional, or Sequential with an Input"
             )
+        shapes = [output.shape for output in network.outputs]
+        if len(shapes) != 1 or len(shapes[0]) != 4:
+            raise InputError(f"backbone.build={self.function}: its output {shapes} is not one feature map (n, h, w, c)")
+        # A Sequential has no graph of its own to find blocks in.
+        network = keras.Model(network.input, network.output, name=network.name)
         return self._load(network, Path(self.weights).expanduser()) if self.weights else network

@@ -41,14 +41,15 @@ def blocks(backbone: keras.Model) -> list[Block]:
     """A backbone's blocks in order, from its graph alone.
 
     A cut is an operation through which every path from input to output passes, so a residual or inception block is
-    never cut. Blocks end at the last cut of each resolution: the next block begins where the feature map shrinks.
+    never cut. Blocks end at the last cut of each resolution: the next block begins where the feature map shrinks. What
+    follows the pooling belongs to the last.
     """
     operations = backbone.operations
     cuts = list(_cuts(operations))
     closing = [
         index
         for index, following in zip(cuts, [*cuts[1:], None], strict=True)
-        if following is None or _resolution(operations[following]) != _resolution(operations[index])
+        if following is None or _resolution(operations[following]) not in (_resolution(operations[index]), ())
     ]
     found: list[Block] = []
     start = 0

@@ -107,6 +107,8 @@ class Experiment:
             data = self.data.load()
         describe.data(data)
         run.write_json("classes.json", list(data.class_names))
+        if data.quarantined:
+            run.write_csv("set_aside.csv", ["path", "reason"], [[bad.path, bad.reason] for bad in data.quarantined])
         fitting = self._build(run, data, threads)
         stages = list(self.transfer.items())
         for number, (name, stage) in enumerate(stages, 1):

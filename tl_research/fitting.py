@@ -61,7 +61,7 @@ class Fitting:
         import keras
 
         keras.utils.set_random_seed(self.seed)  # so that nothing depends on whether features had to be computed
-        set_trainable(self.classifier, stage.unfreeze, self.batch_norm)
+        set_trainable(self.classifier, stage.unfreeze, stage.bn or self.batch_norm)
         if isinstance(optimizer, LBFGS):
             describe.stage(name, trainable_table(self.classifier), "solved on features by L-BFGS")
             self._solve(name, optimizer, use_val=last)

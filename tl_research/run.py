@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,10 +56,8 @@ def versions() -> dict[str, str]:
     for package in ("tl_research", "tensorflow", "keras", "numpy", "pillow", "scikit-learn"):
         try:
             found[f"version_{package}"] = version(package)
-        except PackageNotFoundError:  # run from a clone that was never installed
-            from tl_research import __version__
-
-            found[f"version_{package}"] = __version__
+        except PackageNotFoundError:  # a clone that was never installed, or a package of another name: tensorflow-cpu
+            found[f"version_{package}"] = getattr(sys.modules.get(package), "__version__", "unknown")
     return found
 
 
@@ -86,12 +85,12 @@ class Run:
             directory.mkdir(parents=True, exist_ok=True)
             with (directory / "status.json").open("x"):
                 pass
-        except FileExistsError:
-            raise InputError(
-                f"hydra.run.dir={directory}: there is a run in it already; name another directory"
-            ) from None
         except OSError as error:
-            raise InputError(f"hydra.run.dir={directory}: cannot be written ({error.strerror})") from None
+            if isinstance(error, FileExistsError) and directory.is_dir():
+                why = "there is a run in it already; name another directory"
+            else:
+                why = f"cannot be written ({error.strerror})"
+            raise InputError(f"hydra.run.dir={directory}: {why}") from None
         run.set_status("running")
         return run
 

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def _held_back() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Holds back what is written to file descriptor 2: TensorFlow's C++ start-up lines come before any log level of its
     own is read. If the block raises, they are shown, for they may say why."""
     sys.stderr.flush()
@@ -25,7 +25,7 @@ def _held_back() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             os.dup2(stderr, 2)
             held.seek(0)
             os.write(2, held.read())
@@ -40,7 +40,7 @@ def start(threads: int | None = None, deterministic: bool = False) -> int:
     Raises:
         InputError: TensorFlow already runs in this process with other threads (in a notebook: restart the kernel).
     """
-    with _held_back() if "tensorflow" not in sys.modules else contextlib.nullcontext():
+    with quietly() if "tensorflow" not in sys.modules else contextlib.nullcontext():
         import tensorflow as tf
     wanted = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
     if tf.config.threading.get_intra_op_parallelism_threads() != wanted:

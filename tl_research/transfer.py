@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from tl_research.classifier import BatchNorm
 from tl_research.optimizer import Adam, GradientOptimizer, Optimizer
 from tl_research.recipe import Count, Positive, Rate, recipe
 
@@ -15,14 +16,15 @@ class Stage:
     """One fit. The head always learns; of the backbone, `unfreeze` blocks from the top do (0 none, `all` everything).
 
     `epochs` counts at most, early stopping may end it sooner; a head solved by `optimizer=lbfgs` has none.
-    `learning_rate` and `optimizer` are the run's unless given here. `random_weights` makes the run start from random
-    weights, whatever `backbone.weights` says.
+    `learning_rate`, `optimizer` and `bn` are the run's unless given here. `random_weights` makes the run start from
+    random weights, whatever `backbone.weights` says.
     """
 
     epochs: Positive
     unfreeze: Unfreeze = 0
     learning_rate: Rate | None = None
     optimizer: Optimizer | None = None
+    bn: BatchNorm | None = None
     random_weights: bool = False
 
     @property

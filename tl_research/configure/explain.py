@@ -76,7 +76,10 @@ def _unknown_key(
     if holders:
         also = " or ".join(f"{group}={holder}" for holder in holders[:4])
         why = _refusal(composer, config_name, [*overrides, f"{group}={holders[0]}"], key)
-        return InputError(f"{override.input_line}: {group}={option} has no {rest}; add {also}, which has it{why}")
+        leaf = rest.rpartition(".")[2]
+        like = [k for k in _keys(base[group], f"{group}.") if k.endswith(f".{leaf}")] if group in base else []
+        has = f" (but {like[0]})" if like else ""
+        return InputError(f"{override.input_line}: {group}={option} has no {rest}{has}; add {also}, which has it{why}")
     if group in base and isinstance(base[group], DictConfig) and rest:
         siblings = _keys(base[group], f"{group}.")
         return InputError(f"{key}: there is no such key; {near(key, siblings)}")

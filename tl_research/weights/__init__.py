@@ -28,6 +28,7 @@ __all__ = ["feature_extractor", "imagenet", "load_file", "load_model", "load_tor
 
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 TORCH_SUFFIXES = (".pth", ".pt")
+SUFFIXES = (*KERAS_SUFFIXES, *TORCH_SUFFIXES)
 
 
 def package_file(distribution: str) -> Path:
