@@ -153,7 +153,7 @@ def test_a_custom_function_is_built_and_a_wrong_name_is_one_line(
         ("def make():\n    pass", "include_top"),
         ("def make(**_):\n    return 3", "int"),
         ("def make(**_):\n    raise KeyError('mine')", "mine"),
-        ("import keras as k\ndef make(**_):\n    return k.Sequential([k.Input((32, 32, 3)), k.layers.Flatten()])", "3072"),
+        ("import keras as k\ndef make(**_):\n return k.Sequential([k.Input((32, 32, 3)), k.layers.Flatten()])", "3072"),
     ],
 )  # fmt: skip
 def test_a_custom_function_that_gives_no_feature_map_is_one_line(
