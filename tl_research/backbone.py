@@ -256,5 +256,5 @@ class Custom(Backbone):
         if len(shapes) != 1 or len(shapes[0]) != 4:
             raise InputError(f"backbone.build={self.function}: its output {shapes} is not one feature map (n, h, w, c)")
         # A Sequential has no graph of its own to find blocks in.
-        network = keras.Model(network.input, network.output, name=network.name)
+        network = keras.Model(network.inputs[0], network.outputs[0], name=network.name)
         return self._load(network, Path(self.weights).expanduser()) if self.weights else network
