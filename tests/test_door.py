@@ -21,6 +21,8 @@ Door = Callable[..., tuple[int, list[str]]]
 def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Door]:
     """`door("head=mlp", ...)` -> exit status, printed lines. In a folder of its own; signals are given back."""
     monkeypatch.chdir(tmp_path)
+    # Hydra closes all log handlers, and Abseil's, which TensorFlow brings, would then close pytest's own capture.
+    monkeypatch.setattr("absl.logging.PythonHandler.close", lambda self: None)
     monkeypatch.setenv("HYDRA_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", ""))
     terminate = signal.getsignal(signal.SIGTERM)
 
