@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from tl_research import InputError, compose
-from tl_research.configure.quote import quote
 
 FILES = sorted(path for path in (ROOT / "conf").glob("*/*.yaml"))
 
@@ -149,36 +145,6 @@ def test_a_stage_takes_an_optimizer_of_its_own() -> None:
     assert type(plain.transfer["backbone"].optimizer_for(plain.optimizer)).__name__ == "Adam"
 
 
-text = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters=",$'\"[{"), min_size=1, max_size=20)
-
-
-@settings(deadline=None, max_examples=150)
-@given(
-    text.filter(lambda value: "${" not in value and value[0] not in "'\"[{" and value.lower() not in ("null", "true"))
-)
-def test_hydra_reads_a_quoted_value_as_it_was_typed(value: str) -> None:
-    override = OverridesParser.create().parse_override(quote(f"data.root={value}"))
-    read = override.value()
-    assert str(read) == value or not isinstance(read, str)  # numbers and lists are Hydra's own
-
-
-@pytest.mark.parametrize(
-    "value",
-    ["/tmp/é", "/tmp/热狗", "/tmp/a=b", "/tmp/hot-dog_(1)", "it's", "a b", "x: y", "50%", "a\\b\\", "/x'y\"z", "2024"],
-)
-def test_folder_names_as_people_have_them(value: str) -> None:
-    assert compose(["data=folder", f"data.root={value}"]).config["data"]["root"] == str(Path(value).absolute())
-
-
-def test_a_tilde_is_the_home() -> None:
-    assert compose(["data=folder", "data.root=~/x"]).config["data"]["root"] == str(Path.home() / "x")
-
-
-def test_in_a_sweep_commas_separate_what_is_quoted() -> None:
-    assert quote("data.root=~/x,~/y", sweep=True) == "data.root='~/x','~/y'"
-    assert quote("seed=0,1", sweep=True) == "seed=0,1"
-
-
 def test_what_is_composed_is_recorded_and_one_does_not_influence_the_next() -> None:
     first = compose(["seed=3", "backbone=tiny"])
     second = compose([])
@@ -217,10 +183,11 @@ def test_composing_imports_nothing_heavy() -> None:
 
 
 def test_bad_input_shows_within_two_seconds_and_before_tensorflow_is_imported(tmp_path: Path) -> None:
-    began = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the processor: the clock is others' as well
     command = [sys.executable, "-X", "importtime", str(ROOT / "train.py"), "head.droput=0.1"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert time.monotonic() - began < 2
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
     assert result.returncode == 2
     assert "head.dropout" in result.stderr.splitlines()[-1]
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}

@@ -69,6 +69,8 @@ def openvino_engine(network: keras.Model, threads: int) -> Engine:
             requests.own = compiled.create_infer_request()
         return np.array(requests.own.infer({0: pixels})[0])
 
+    # The first call sets up OpenVINO's Python side. Two threads that do so at once wait for each other for ever.
+    run(np.zeros((BATCH, *network.input_shape[1:]), np.uint8))
     return run
 
 
