@@ -7,6 +7,7 @@
 """
 
 from tl_research.configure import main
+from tl_research.runtime import leave
 
 if __name__ == "__main__":
-    main()
+    leave(main())

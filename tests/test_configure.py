@@ -17,11 +17,16 @@ from hydra.utils import get_class
 from tests.conftest import ROOT
 from tl_research import InputError, compose
 
-FILES = sorted(path for path in (ROOT / "conf").glob("*/*.yaml"))
+CONF = ROOT / "conf"
+FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent != CONF)
+
+
+def group(path: Path) -> str:
+    return path.parent.relative_to(CONF).as_posix()
 
 
 def name(path: Path) -> str:
-    return f"{path.parent.name}={path.stem}"
+    return f"{group(path)}={path.stem}"
 
 
 @pytest.mark.parametrize("path", [ROOT / "conf" / "config.yaml", *FILES], ids=name)
@@ -35,7 +40,7 @@ def test_every_option_composes_by_the_command_its_file_begins_with(path: Path) -
     assert experiment.transfer
     if path in FILES:
         assert name(path) in overrides
-        assert experiment.config["choices"][path.parent.name] == path.stem
+        assert experiment.config["choices"].get(group(path), path.stem) == path.stem
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent.name != "experiment"], ids=name)
@@ -46,7 +51,8 @@ def test_every_field_of_a_recipe_stands_in_its_yaml(path: Path) -> None:
         if "_target_" in node:
             fields = {f.default.alias or f.name if hasattr(f.default, "alias") else f.name
                       for f in dataclasses.fields(get_class(node["_target_"]))}  # fmt: skip
-            assert set(node) - {"_target_", "defaults"} == fields
+            groups = {child.name for child in path.parent.iterdir() if child.is_dir()}  # composed into it: data.augment
+            assert set(node) - {"_target_", "defaults"} == fields - groups
         for value in node.values():
             check(value)
 
@@ -55,7 +61,8 @@ def test_every_field_of_a_recipe_stands_in_its_yaml(path: Path) -> None:
 
 def test_every_field_of_the_root_stands_in_the_config() -> None:
     config = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())
-    groups = {next(iter(entry)) for entry in config["defaults"] if isinstance(entry, dict)} - {"experiment"}
+    groups = {next(iter(entry)) for entry in config["defaults"] if isinstance(entry, dict)}
+    groups = {found for found in groups if "/" not in found} - {"experiment"}
     given_by_us = {"config", "directory"}
     fields = {f.name for f in dataclasses.fields(get_class(config["_target_"]))} - given_by_us
     assert set(config) - {"defaults", "_target_", "hydra"} | groups == fields

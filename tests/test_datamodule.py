@@ -199,11 +199,10 @@ def test_files_passed_over_are_listed(own: Path) -> None:
     assert [path.name for path in load(own).ignored] == ["notes.txt"]
 
 
-@pytest.mark.parametrize("threads", [1, 4])
-def test_inspections_come_in_the_order_of_the_files(own: Path, threads: int) -> None:
+def test_inspections_come_in_the_order_of_the_files(own: Path) -> None:
     spoil(own, "train/red/005.jpg")
     paths = sorted(own.rglob("*.jpg"), reverse=True)
-    found = inspect_all(paths, threads)
+    found = inspect_all(paths)
     assert [inspection.path for inspection in found] == paths
     assert [inspection.path.name for inspection in found if inspection.reason] == ["005.jpg"]
     assert all((inspection.size is None) == bool(inspection.reason) for inspection in found)
@@ -280,13 +279,13 @@ def test_images_are_shuffled_as_their_indices(data: DataModule) -> None:
 
 
 def test_a_slow_image_does_not_change_the_order(data: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = datamodule.read_pixels
+    read = datamodule.read_bytes
 
-    def slow(path: Path, *args: Any) -> np.ndarray:
+    def slow(path: Path) -> bytes:
         time.sleep(0.05 if data.paths.index(path) % 6 == 0 else 0)
-        return read(path, *args)
+        return read(path)
 
-    monkeypatch.setattr(datamodule, "read_pixels", slow)
+    monkeypatch.setattr(datamodule, "read_bytes", slow)
     chosen = np.arange(len(data))
     images = [image.numpy() for images, _ in data.dataset(chosen, 16, 1) for image in images]
     assert np.array_equal(images, [data.pixels(int(i), 16) for i in chosen])
@@ -303,13 +302,13 @@ def test_global_seeds_do_not_matter(data: DataModule) -> None:
 
 def test_nothing_is_decoded_before_it_is_asked_for(data: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: Counter[str] = Counter()
-    read = datamodule.read_pixels
+    read = datamodule.read_bytes
 
-    def counting(path: Path, *args: Any) -> np.ndarray:
+    def counting(path: Path) -> bytes:
         decoded[path.name] += 1
-        return read(path, *args)
+        return read(path)
 
-    monkeypatch.setattr(datamodule, "read_pixels", counting)
+    monkeypatch.setattr(datamodule, "read_bytes", counting)
     many = np.tile(np.arange(len(data)), 20)
     stream = data.dataset(many, 16, 4)
     assert not decoded

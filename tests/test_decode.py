@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from tl_research.data.decode import BACKGROUND, UndecodableError, fit, measure, open_image, read_pixels
+from tl_research.data.decode import BACKGROUND, UndecodableError, fit, measure, open_image, read_bytes, read_pixels
 
 few = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -398,7 +398,9 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("name", BAD_FILES)
 @pytest.mark.parametrize(
-    "read", [measure, open_image, lambda path: read_pixels(path, 32)], ids=["measure", "open", "read"]
+    "read",
+    [lambda path: measure(read_bytes(path)), open_image, lambda path: read_pixels(path, 32)],
+    ids=["measure", "open", "read"],
 )
 def test_a_bad_file_is_undecodable_for_a_reason(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
     data, reason = BAD_FILES[name]
@@ -447,7 +449,7 @@ def test_a_permission_error_is_told_as_such(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(Image, "open", refuse)
     with pytest.raises(UndecodableError, match="no permission to read it"):
-        measure(tmp_path / "mine.jpg")
+        measure(read_bytes(tmp_path / "mine.jpg"))
 
 
 def test_an_image_that_does_not_fit_in_memory_is_undecodable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,12 +460,12 @@ def test_an_image_that_does_not_fit_in_memory_is_undecodable(tmp_path: Path, mon
 
     monkeypatch.setattr(Image.Image, "convert", refuse)
     with pytest.raises(UndecodableError, match="does not fit in memory"):
-        measure(tmp_path / "huge.jpg")
+        measure(read_bytes(tmp_path / "huge.jpg"))
 
 
 def test_measure_tells_the_size_as_stored(tmp_path: Path) -> None:
     photo(1600, 1200).save(tmp_path / "image.jpg")
-    assert measure(tmp_path / "image.jpg") == (1600, 1200)
+    assert measure(read_bytes(tmp_path / "image.jpg")) == (1600, 1200)
 
 
 def is_pixels_or_undecodable(path: Path, data: bytes, resize: str = "squash") -> None:

@@ -32,7 +32,7 @@ def run(folder: Path, data: Path, *overrides: str) -> Run:
 
 
 def numbers(run: Run) -> dict[str, float]:
-    return {k: v for k, v in run.metrics.items() if not k.startswith(("seconds_", "version_"))}
+    return {k: v for k, v in run.metrics.items() if not k.startswith(("seconds_", "version_", "features_"))}
 
 
 def table(path: Path) -> list[dict[str, str]]:

@@ -16,9 +16,10 @@ each_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path
 
 LAYERS = [
     ["errors", "progress", "recipe"],
-    ["runtime", "network", "networks", "optimizer", "head", "classifier", "engines"],
+    ["runtime", "network", "networks", "optimizer", "classifier", "feature_store"],
     ["weights", "data", "transfer", "probe", "trainer"],
-    ["backbone", "metrics", "features", "describe"],
+    ["backbone", "metrics", "engines", "nearest", "describe"],
+    ["head", "features"],
     ["run", "figures"],
     ["callbacks", "predict"],
     ["fitting"],

@@ -26,8 +26,8 @@ def test_the_two_commands_are_one_line_each_in_a_block_of_their_own() -> None:
 
 
 def test_the_table_of_groups_is_the_folder_conf() -> None:
-    for group in sorted(path for path in (ROOT / "conf").iterdir() if path.is_dir()):
-        (row,) = re.findall(rf"^\| `{group.name}` \| (.*) \|$", README, re.M)
+    for group in sorted(path for path in (ROOT / "conf").rglob("*") if path.is_dir()):
+        (row,) = re.findall(rf"^\| `{group.relative_to(ROOT / 'conf')}` \| (.*) \|$", README, re.M)
         assert {name.rstrip("*") for name in re.findall(r"`([^`]+)`", row)} == {p.stem for p in group.glob("*.yaml")}
 
 

@@ -171,7 +171,7 @@ def test_tensorflow_is_not_imported_for_a_bad_config() -> None:
     program = (
         "import sys; sys.argv=['train.py', 'optimizer=adam', 'optimizer.beta_1=7']\n"
         "from tl_research.configure import main\n"
-        "try: main()\n"
+        "try: sys.exit(main())\n"
         "except SystemExit as end: assert end.code == 2, end.code\n"
         "heavy = {'tensorflow', 'keras', 'sklearn', 'scipy', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -24,9 +24,10 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 def train(context: typer.Context) -> None:
     """Train: the same as `python train.py [OVERRIDES...]`, wherever the package is installed."""
     from tl_research.configure import main as door
+    from tl_research.runtime import leave
 
     sys.argv = ["train.py", *context.args]
-    door()
+    leave(door())
 
 
 @app.command()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -53,6 +53,15 @@ def preprocess(pixels: Any, how: Preprocessing) -> Any:
     return pixels
 
 
+@contextmanager
+def _weights_named() -> Iterator[None]:
+    """What is wrong with a weights file is wrong with the key that names it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"backbone.weights: {error}") from None
+
+
 @recipe
 class Backbone:
     """What all backbones share. `weights` is `imagenet`, a path (`.weights.h5`, `.h5`, `.keras`; a whole classifier's
@@ -91,10 +100,14 @@ class Backbone:
     def build(self) -> keras.Model:
         """`keras.Model` named `backbone`: pixels `(n, image_size, image_size, 3)`, RGB 0-255 -> features `(n, d)`,
         float32. One flat graph of built-in layers. Raises `InputError` for weights that do not fit."""
+        runtime.fresh(self.seed)
+        with runtime.uncollected():
+            return self._whole(self.network())
+
+    def _whole(self, network: keras.Model) -> keras.Model:
+        """The network between its preprocessing and the pooling."""
         import keras
 
-        runtime.fresh(self.seed)
-        network = self.network()
         pixels = keras.Input((self.image_size, self.image_size, 3), name="pixels")
         # Running the network's graph on a symbolic tensor makes its layers part of this graph, not one model inside it.
         features = keras.Function.call(network, preprocess(pixels, self.preprocessing))
@@ -108,10 +121,8 @@ class Backbone:
         return constructor(include_top=False, weights=None, input_shape=shape, **options)
 
     def _load(self, network: keras.Model, path: Path) -> keras.Model:
-        try:
+        with _weights_named():
             head = weights.load_file(network, path)
-        except InputError as error:
-            raise InputError(f"backbone.weights: {error}") from None
         if head:
             log.info("%s: took the backbone, left its head: %s", path, ", ".join(head))
         return network
@@ -202,11 +213,9 @@ class Saved(Backbone):
     @override
     def network(self) -> keras.Model:
         self.preflight()
-        try:
+        with _weights_named():
             model = weights.load_model(Path(str(self.weights)).expanduser())
             return weights.feature_extractor(model, self.image_size)
-        except InputError as error:
-            raise InputError(f"backbone.weights: {error}") from None
 
 
 @recipe
@@ -230,7 +239,7 @@ class Custom(Backbone):
             raise InputError(f"backbone.build={self.function}: give module:function, such as my_networks:small")
         sys.path.insert(0, str(Path.cwd()))  # where the user's own modules lie; `python -m` and the wheel have no other
         try:
-            with runtime.quietly() if "tensorflow" not in sys.modules else nullcontext():  # it may import Keras
+            with runtime.quietly():  # it may import Keras
                 return getattr(import_module(module), name)
         except (ImportError, AttributeError, SyntaxError) as error:
             raise InputError(f"backbone.build={self.function}: {error}") from None

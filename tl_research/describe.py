@@ -58,13 +58,21 @@ def _files(what: str, lines: Sequence[str]) -> None:
         out.print(f"  ... and {len(lines) - MOST_FILES} more")
 
 
-def model(name: str, backbone: keras.Model, head: keras.Model) -> None:
+def model(name: str, backbone: keras.Model, head: keras.Model | None) -> None:
     """The model's summary: one line a part; Keras' own, of every layer, is `model.summary()`."""
     table = _table("model", "part", "in", "out", "layers", "parameters")
     for part, network in ((f"backbone {name}", backbone), ("head", head)):
-        shape = [" x ".join(map(str, s[1:])) for s in (network.input_shape, network.output_shape)]
-        table.add_row(part, *shape, str(len(network.layers)), f"{network.count_params():,}")
+        if network is not None:
+            shape = [" x ".join(map(str, s[1:])) for s in (network.input_shape, network.output_shape)]
+            table.add_row(part, *shape, str(len(network.layers)), f"{network.count_params():,}")
+        else:
+            table.add_row(part, "", "", "", "made from features")
     out.print(table)
+
+
+def features(computed: int, hit: int) -> None:
+    """How many images had to pass through the backbone."""
+    out.print(f"features: {computed:,} computed, {hit:,} found", markup=False)
 
 
 def stage(name: str, rows: Sequence[Row], how: str) -> None:

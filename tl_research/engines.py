@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import logging
+import os
+import platform
 import tempfile
 import threading
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from tl_research.data.decode import code_hash
 from tl_research.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,8 +32,8 @@ BATCH = 16
 """The one batch shape ever run, the last batch padded: kernels, and so the last bits, may differ between shapes."""
 
 
-def build(name: EngineName, network: keras.Model, threads: int) -> Engine:
-    """The engine of that name for a network; `auto` is OpenVINO where only a CPU is there, TensorFlow on a GPU.
+def choose(name: EngineName) -> Literal["openvino", "keras"]:
+    """`auto` is OpenVINO where only a CPU is there, TensorFlow on a GPU.
 
     Raises InputError for `openvino` where the package is not installed.
     """
@@ -39,8 +43,50 @@ def build(name: EngineName, network: keras.Model, threads: int) -> Engine:
     if name == "openvino" and not installed:
         raise InputError("engine=openvino: the package is not installed: pip install openvino, or use engine=keras")
     if name == "openvino" or (name == "auto" and installed and not tf.config.list_physical_devices("GPU")):
-        return openvino_engine(network, threads)
-    return keras_engine(network)
+        return "openvino"
+    return "keras"
+
+
+def build(name: EngineName, network: keras.Model, threads: int) -> Engine:
+    """The engine of that name, as `choose` reads it, for a network."""
+    return openvino_engine(network, threads) if choose(name) == "openvino" else keras_engine(network)
+
+
+def about(name: EngineName, threads: int) -> dict[str, Any]:
+    """What may change the last bits of what an engine gives: its name and versions, the batch shape, the processor; for
+    TensorFlow also threads and kernels. OpenVINO gives the same bits for all thread counts."""
+    chosen = choose(name)
+    packages = ("openvino", "tensorflow", "keras") if chosen == "openvino" else ("tensorflow", "keras")
+    facts: dict[str, Any] = {"engine": chosen, "code": code_hash(__file__), "batch": BATCH}
+    facts |= {package: _version(package) for package in packages}
+    facts["processor"] = _processor()
+    if chosen == "keras":
+        import tensorflow as tf
+
+        facts |= {"threads": threads, "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS")}
+        facts["deterministic"] = tf.config.experimental.is_op_determinism_enabled()
+        gpus = tf.config.list_physical_devices("GPU")
+        facts["gpus"] = [tf.config.experimental.get_device_details(gpu).get("device_name") for gpu in gpus]
+    return facts
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # of another name: tensorflow-cpu
+        return str(getattr(importlib.import_module(package), "__version__", "unknown"))
+
+
+def _processor() -> str:
+    """The CPU's model and its vector instructions: kernels are chosen by them."""
+    try:
+        facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
+    except (OSError, ValueError):
+        return platform.processor() or platform.machine()
+    told = {key.strip(): value.strip() for key, value in facts.items()}
+    flags = told.get("flags", told.get("Features", "")).split()
+    vector = [flag for flag in flags if flag.startswith(("avx", "amx", "fma", "asimd", "sve", "bf16"))]
+    return " ".join([platform.machine(), told.get("model name", platform.processor()), *sorted(vector)])
 
 
 def keras_engine(network: keras.Model) -> Engine:

@@ -21,8 +21,9 @@ from tl_research.data.datamodule import DataModule
 from tl_research.data.sources import Source
 from tl_research.engines import EngineName
 from tl_research.errors import InputError
+from tl_research.features import Features, FeatureTable
 from tl_research.fitting import Fitting
-from tl_research.head import Head, Linear
+from tl_research.head import KNN, Head, Linear, Probe
 from tl_research.metrics import evaluate
 from tl_research.optimizer import LBFGS, GradientOptimizer, Optimizer
 from tl_research.predict import prediction_rows
@@ -55,6 +56,7 @@ class Experiment:
     bn: BatchNorm = "frozen"
     threads: Positive | None = None
     engine: EngineName = "auto"
+    features: Features = Field(default_factory=Features)
     directory: str | None = None
     config: dict[str, Any] = Field(default_factory=dict, repr=False)
 
@@ -64,11 +66,29 @@ class Experiment:
             raise ValueError("transfer: give at least one stage")
         for name, stage in self.transfer.items():
             optimizer = stage.optimizer_for(self.optimizer)
-            if isinstance(optimizer, LBFGS) and not (isinstance(self.head, Linear) and self.head.dropout == 0):
+            at_once = not stage.trains_backbone and (isinstance(self.head, Probe) or isinstance(optimizer, LBFGS))
+            solvable = isinstance(self.head, Probe) or (isinstance(self.head, Linear) and self.head.dropout == 0)
+            if isinstance(optimizer, LBFGS) and not solvable:
                 raise ValueError(
                     f"optimizer=lbfgs solves linear heads without dropout, and transfer.{name} would train another; "
                     f"add optimizer=adam, or use head=linear head.dropout=0"
                 )
+            if isinstance(self.head, KNN) and stage.trains_backbone:
+                raise ValueError(
+                    f"head=knn does not learn, and transfer.{name} would train through it; add transfer=frozen"
+                )
+            if at_once and not self.data.augment.changes_nothing and self.features.views is None:
+                raise ValueError(
+                    f"data.augment makes images that transfer.{name} would never see, for its head is solved on "
+                    f"features; add features.views=4 (versions of each image), or optimizer=adam head=linear"
+                )
+        if isinstance(self.head, Probe) and next(iter(self.transfer.values())).trains_backbone:
+            raise ValueError(
+                "the head is made from features, and the first stage of transfer has none; add head=linear"
+            )
+        for key in ("views", "test_views"):
+            if getattr(self.features, key) and self.data.augment.changes_nothing:
+                raise ValueError(f"features.{key}: all views would be equal; add data/augment=light, or null")
         return self
 
     @property
@@ -104,7 +124,7 @@ class Experiment:
             threads = runtime.start(self.threads, self.deterministic)
         run.metrics |= {"seed": self.seed, "threads": threads, "deterministic": self.deterministic}
         with run.phase("data"):
-            data = self.data.load()
+            data = self.data.load(self.features.file_index())
         describe.data(data)
         run.write_json("classes.json", list(data.class_names))
         if data.quarantined:
@@ -116,8 +136,10 @@ class Experiment:
             assert isinstance(optimizer, LBFGS | GradientOptimizer)
             fitting.fit_stage(name, stage, optimizer, last=number == len(stages))
         fitting.finish()
+        run.metrics["num_parameters"] = fitting.classifier.count_params()
         with run.phase("evaluate"):
-            logits = _judge(run, fitting)
+            logits = _judge(run, fitting, self.features.test_views)
+        run.metrics |= {"features_computed": fitting.features.computed, "features_hit": fitting.features.hit}
         with run.phase("save"):
             run.write_model(fitting.classifier)
         self._finish(run, fitting, logits)
@@ -128,22 +150,25 @@ class Experiment:
         with run.phase("build"):
             backbone = self.start.build()
             keras.utils.set_random_seed(self.seed)
-            head = self.head.build(backbone.output_shape[-1], len(data.class_names))
+            width, num_classes = backbone.output_shape[-1], len(data.class_names)
+            head = None if isinstance(self.head, Probe) else self.head.build(width, num_classes)
+            note = {"backbone": self.backbone.name, "weights": str(self.start.weights), "data": str(data.root)}
+            features = FeatureTable(backbone, data, self.features, self.engine, threads, note)
         describe.model(self.backbone.name, backbone, head)
         run.metrics |= {f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")}
         run.metrics |= {"num_classes": len(data.class_names), "num_quarantined": len(data.quarantined)}
-        run.metrics["num_parameters"] = backbone.count_params() + head.count_params()
         return Fitting(
             run=run,
             data=data,
             backbone=backbone,
             head=head,
+            recipe=self.head,
+            features=features,
             trainer=self.trainer,
             callbacks={name: callback for name, callback in self.callbacks.items() if callback},
             batch_norm=self.bn,
             seed=self.seed,
             threads=threads,
-            engine=self.engine,
         )
 
     def _finish(self, run: Run, fitting: Fitting, logits: np.ndarray) -> None:
@@ -164,8 +189,9 @@ class Experiment:
         describe.results(run.metrics, run.directory)
 
 
-def _judge(run: Run, fitting: Fitting) -> np.ndarray:
-    """Evaluates on validation and test, writes the answers, and returns the test logits."""
+def _judge(run: Run, fitting: Fitting, test_views: int | None) -> np.ndarray:
+    """Evaluates on validation and test, writes the answers, and returns the test logits. With `test_views` there are
+    also `test_tta_...`: what the average over augmented views is worth."""
     data = fitting.data
     logits = {split: fitting.logits(split) for split in ("val", "test")}
     answers = np.concatenate(list(logits.values()))
@@ -177,6 +203,10 @@ def _judge(run: Run, fitting: Fitting) -> np.ndarray:
     for split, values in logits.items():
         scores = evaluate(values, data.labels[data.indices(split)])
         run.metrics |= {f"{split}_{name}": value for name, value in scores.items()}
+    if test_views:
+        averaged = fitting.averaged_logits("test", test_views)
+        scores = evaluate(averaged, data.labels[data.indices("test")])
+        run.metrics |= {f"test_tta_{name}": value for name, value in scores.items()}
     return logits["test"]
 
 
@@ -205,7 +235,18 @@ def _hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    hidden = ("_target_", "url", "cache", "name", "min_size", "distribution", "variant", "application")
+    hidden = (
+        "_target_",
+        "url",
+        "cache",
+        "store",
+        "max_gb",
+        "name",
+        "min_size",
+        "distribution",
+        "variant",
+        "application",
+    )
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):

@@ -1,35 +1,310 @@
-"""Features: what a frozen network makes of each image, computed once however many epochs, folds or heads follow."""
+"""Features: what a frozen network makes of each image, computed once in the lifetime of a data set."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+import hashlib
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from pydantic import Field
 
-from tl_research.engines import BATCH, Engine
-from tl_research.progress import track
+from tl_research import engines
+from tl_research.data import decode
+from tl_research.data.file_index import FileIndex
+from tl_research.engines import BATCH, Engine, EngineName
+from tl_research.feature_store import Digests, FeatureStore, as_digests, prune
+from tl_research.progress import bar
+from tl_research.recipe import Positive, recipe
 
 if TYPE_CHECKING:
+    import keras
+
     from tl_research.data.datamodule import DataModule
+
+PLAIN = -1
+"""The view that is the image as it is."""
+
+LOOK_SECONDS = 2.0  # between looks at what other processes have added
+
+CHUNK = 8192  # images looked up at a time where rows are only to be stored, so that memory does not grow with the data
+
+
+@recipe
+class Features:
+    """Where features are kept and how many augmented views of an image there are.
+
+    `store` is a folder, null for none; least recently used rows go when it holds more than `max_gb`. `views` is how
+    many augmented versions of each training image the head learns from, `test_views` how many are averaged in testing.
+    """
+
+    store: str | None = None
+    views: Positive | None = None
+    test_views: Positive | None = None
+    max_gb: Annotated[float, Field(gt=0)] | None = None
+
+    @property
+    def root(self) -> Path | None:
+        """The store's folder."""
+        return Path(self.store).expanduser() if self.store else None
+
+    def file_index(self) -> FileIndex:
+        """What is known of files from earlier runs; it lies in the store."""
+        return FileIndex(self.root / "files" if self.root else None)
+
+    def prune(self, since: float) -> int:
+        """Keeps the store below `max_gb`, sparing what has been used since; returns the bytes freed."""
+        if self.root is None or self.max_gb is None or not self.root.is_dir():
+            return 0
+        return prune(self.root, self.max_gb * 1e9, unused_since=since)
+
+
+@dataclass(frozen=True)
+class Items:
+    """Versions of images: the example's index, the view, and the digest that the version is stored under; `(m,)`,
+    `(m,)`, `(m, 4)`."""
+
+    indices: np.ndarray
+    views: np.ndarray
+    digests: Digests
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @classmethod
+    def of(cls, data: DataModule, indices: np.ndarray, view: int = PLAIN) -> Items:
+        """The same view of some examples."""
+        hashes = [
+            data.digests[i] if view == PLAIN else data.augment.digest(data.digests[i], view) for i in map(int, indices)
+        ]
+        return cls(indices, np.full(len(indices), view), as_digests(hashes))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Items]) -> Items:
+        """All of these, one after the other."""
+        columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("indices", "views", "digests"))
+        return cls(*columns)
+
+
+def _pixels(data: DataModule, index: int, image_size: int, view: int) -> np.ndarray:
+    return data.pixels(index, image_size) if view == PLAIN else data.augmented(index, image_size, view)
+
+
+@dataclass
+class FeatureTable:
+    """The features of a data set under one frozen network, looked up or computed when they are first asked for.
+
+    `computed` counts the rows that passed through the engine, `hit` the images that needed no pass: rows found in the
+    store, and images whose content is another's.
+    """
+
+    network: keras.Model
+    data: DataModule
+    options: Features
+    engine: EngineName
+    threads: int
+    note: dict[str, str] = field(default_factory=dict)
+    computed: int = 0
+    hit: int = 0
+    _rows: dict[int, np.ndarray] = field(default_factory=dict)
+    _known: dict[int, np.ndarray] = field(default_factory=dict)
+    _built: Engine | None = None
+
+    def __post_init__(self) -> None:
+        self.width = int(self.network.output_shape[-1])
+        self.image_size = int(self.network.input_shape[1])
+        self.store: FeatureStore | None = None
+        if self.options.root is not None:
+            about = {
+                "network": network_digest(self.network),
+                "image_size": self.image_size,
+                "resize": self.data.resize,
+                "decoder": decode.version(),
+                **engines.about(self.engine, self.threads),
+            }
+            row = np.dtype(("<f4", (self.width,)))
+            self.store = FeatureStore(self.options.root, about, row, {"note": self.note})
+
+    def after_training(self) -> FeatureTable:
+        """A table of the same network as it is now, its weights having moved. Nobody else will ever have these weights,
+        so it keeps nothing on disk."""
+        options = replace(self.options, store=None)
+        return replace(self, options=options, _rows={}, _known={}, _built=None)
+
+    def rows(self, indices: np.ndarray, view: int = PLAIN) -> np.ndarray:
+        """Features of one view of these examples, in that order: float32 `(n, width)`."""
+        self.prepare([(indices, view)])
+        return self._rows[view][indices]
+
+    def prepare(self, wanted: Sequence[tuple[np.ndarray, int]]) -> None:
+        """Looks up or computes what is not there yet of `(indices, view)` pairs, all of it in one pass."""
+        parts = []
+        for indices, view in wanted:
+            if view not in self._rows:
+                self._rows[view] = np.empty((len(self.data), self.width), np.float32)
+                self._known[view] = np.zeros(len(self.data), bool)
+            missing = indices[~self._known[view][indices]]
+            if len(missing):
+                parts.append(Items.of(self.data, missing, view))
+        if not parts:
+            return
+        items = Items.joined(parts)
+        with bar() as progress:
+            task = progress.add_task("features", total=len(items))
+            rows = self._answer(items, lambda count: progress.advance(task, count))
+        for part, values in zip(parts, np.split(rows, np.cumsum([len(part) for part in parts])[:-1]), strict=True):
+            view = int(part.views[0])
+            self._rows[view][part.indices] = values
+            self._known[view][part.indices] = True
+
+    def fill(self, indices: np.ndarray, views: Sequence[int] = (PLAIN,)) -> None:
+        """Has the store hold these examples' features, without holding them in memory."""
+        with bar() as progress:
+            task = progress.add_task("features", total=len(indices) * len(views))
+            for start in range(0, len(indices), CHUNK):
+                part = indices[start : start + CHUNK]
+                items = Items.joined([Items.of(self.data, part, view) for view in views])
+                self._answer(items, lambda count: progress.advance(task, count))
+
+    def _answer(self, items: Items, advance: Callable[[int], None]) -> np.ndarray:
+        """Rows `(len(items), width)`: from the store, or computed and put there."""
+        _, first, inverse = np.unique(items.digests, axis=0, return_index=True, return_inverse=True)
+        inverse = inverse.ravel()
+        order = np.argsort(first)  # as they came, not as their digests sort
+        rank = np.argsort(order)
+        first, inverse = first[order], rank[inverse]
+        rows = np.empty((len(first), self.width), np.float32)
+        found = np.zeros(len(first), bool)
+        if self.store is not None:
+            self.store.refresh()
+            found = self.store.read(items.digests[first], rows)
+        advance(len(items) - int(np.sum(~found)))
+        computed = self._compute(items, first, np.flatnonzero(~found), rows, advance)
+        self.computed += computed
+        self.hit += len(items) - computed
+        return rows[inverse]
+
+    def _compute(
+        self, items: Items, first: np.ndarray, missing: np.ndarray, rows: np.ndarray, advance: Callable[[int], None]
+    ) -> int:
+        if not len(missing):
+            return 0
+        if self._built is None:
+            self._built = engines.build(self.engine, self.network, self.threads)
+
+        def load(place: int) -> np.ndarray:
+            item = first[place]
+            return _pixels(self.data, int(items.indices[item]), self.image_size, int(items.views[item]))
+
+        count = 0
+        digests = items.digests[first]
+        plan = self._plan(missing, digests, rows, advance)
+        try:
+            with closing(passes(self._built, load, plan, self.image_size, self.threads)) as done:
+                for places, values in done:
+                    rows[places] = values
+                    count += len(places)
+                    advance(len(places))
+                    if self.store is not None:
+                        self.store.append(digests[places], values)
+        finally:
+            if self.store is not None:
+                self.store.close()
+        return count
+
+    def _plan(
+        self, missing: np.ndarray, digests: Digests, rows: np.ndarray, advance: Callable[[int], None]
+    ) -> Iterator[np.ndarray]:
+        """Batches of the places that are to be computed. Now and then it asks whether another process has been there:
+        each begins elsewhere, so that several fill one store together instead of all computing all of it."""
+        if self.store is None:
+            yield from np.split(missing, range(BATCH, len(missing), BATCH))
+            return
+        start = time.time_ns() // 1000 % len(missing)
+        left = np.concatenate([missing[start:], missing[:start]])
+        looked = time.monotonic()
+        while len(left):
+            yield left[:BATCH]
+            left = left[BATCH:]
+            if time.monotonic() - looked > max(LOOK_SECONDS, 50 * self.store.seconds_to_refresh):
+                self.store.refresh()
+                listed = left[self.store.has(digests[left])]
+                held = np.empty((len(listed), *rows.shape[1:]), rows.dtype)
+                there = self.store.read(digests[listed], held)
+                rows[listed[there]] = held[there]
+                advance(int(np.sum(there)))
+                left = left[~np.isin(left, listed[there])]
+                looked = time.monotonic()
+
+
+def passes(
+    engine: Engine, load: Callable[[int], np.ndarray], batches: Iterator[np.ndarray], image_size: int, threads: int
+) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+    """Runs batches of places through an engine and yields `(places, rows)` as they are done, in no particular order.
+
+    Each thread loads a batch (`load` gives uint8 `(s, s, 3)` for a place) and runs it, so that no core waits for
+    another, and no more than two batches a thread are in memory.
+    """
+
+    def run(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pixels = np.zeros((BATCH, image_size, image_size, 3), np.uint8)
+        for row, place in enumerate(places):
+            pixels[row] = load(int(place))
+        return places, engine(pixels)[: len(places)]
+
+    running: set[Future[tuple[np.ndarray, np.ndarray]]] = set()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for places in batches:
+                running.add(pool.submit(run, places))
+                if len(running) >= 2 * threads:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        finally:
+            for future in running:
+                future.cancel()
 
 
 def extract(
-    engine: Engine, data: DataModule, indices: np.ndarray, image_size: int, *, threads: int, describe: str = "features"
+    engine: Engine,
+    data: DataModule,
+    indices: np.ndarray,
+    image_size: int,
+    *,
+    threads: int,
+    describe: str = "features",
+    view: int = PLAIN,
 ) -> np.ndarray:
-    """One pass of the images `indices` through an engine: float32 `(len(indices), d)`, in that order.
+    """One pass of one view of the images `indices` through an engine: float32 `(len(indices), d)`, in that order.
+    Nothing is looked up or kept."""
 
-    Each thread decodes a batch and runs it, so that no core waits for another, and no more than a batch a thread is in
-    memory.
-    """
+    def load(place: int) -> np.ndarray:
+        return _pixels(data, int(indices[place]), image_size, view)
 
-    def batch(start: int) -> np.ndarray:
-        chosen = indices[start : start + BATCH]
-        pixels = np.zeros((BATCH, image_size, image_size, 3), np.uint8)
-        for row, index in enumerate(chosen):
-            pixels[row] = data.pixels(int(index), image_size)
-        return engine(pixels)[: len(chosen)]
+    batches = np.split(np.arange(len(indices)), range(BATCH, len(indices), BATCH))
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    with bar() as progress, closing(passes(engine, load, iter(batches), image_size, threads)) as done:
+        task = progress.add_task(describe, total=len(indices))
+        for places, values in done:
+            found.append((places, values))
+            progress.advance(task, len(places))
+    rows = np.empty((len(indices), found[0][1].shape[1]), np.float32)
+    for places, values in found:
+        rows[places] = values
+    return rows
 
-    starts = range(0, len(indices), BATCH)
-    with ThreadPoolExecutor(threads) as pool:
-        return np.concatenate(list(track(pool.map(batch, starts), describe, total=len(starts))))
+
+def network_digest(network: keras.Model) -> str:
+    """SHA-256 of a network's architecture and weights, wherever they came from."""
+    hashed = hashlib.sha256(network.to_json().encode())
+    for variable in network.weights:
+        hashed.update(np.ascontiguousarray(variable.numpy()).data)
+    return hashed.hexdigest()

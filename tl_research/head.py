@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from typing_extensions import override
 
-from tl_research.recipe import Positive, Share, recipe
+from tl_research.recipe import Positive, Rate, Share, recipe
 
 if TYPE_CHECKING:
     import keras
@@ -18,6 +19,16 @@ class Head:
 
     def build(self, feature_dim: int, num_classes: int) -> keras.Model:
         """Features `(n, feature_dim)` -> logits `(n, num_classes)`, float32 whatever the precision policy."""
+        raise NotImplementedError
+
+
+@recipe
+class Probe(Head):
+    """Base of the heads that need no training: they are made from features at once, whatever the optimizer."""
+
+    def fit(self, features: np.ndarray, labels: np.ndarray, num_classes: int, views: int = 1) -> keras.Model:
+        """The head made from features `(n * views, d)`, the views of an image one after the other, and labels
+        `(n * views,)`; every class must occur."""
         raise NotImplementedError
 
 
@@ -61,3 +72,57 @@ class MLP(Head):
                 stack.append(keras.layers.Dropout(self.dropout, name=f"dropout{index}"))
         stack.append(keras.layers.Dense(num_classes, dtype="float32", name="logits"))
         return keras.Sequential(stack, name="head")
+
+
+@recipe
+class Prototype(Probe):
+    """The nearest class mean (Snell et al. 2017, arXiv 1703.05175): logits fall with the squared distance from it. With
+    `normalize` features are brought to length 1 first (Wang et al. 2019, arXiv 1911.04623). It is a dense layer, and
+    later stages train it on. How fast logits fall is chosen by leave-one-out log loss."""
+
+    normalize: bool = True
+
+    @override
+    def fit(self, features: np.ndarray, labels: np.ndarray, num_classes: int, views: int = 1) -> keras.Model:
+        import keras
+
+        from tl_research import nearest
+
+        kernel, bias = nearest.prototypes(features, labels, num_classes, views, normalize=self.normalize)
+        stack: list[Any] = [keras.Input((features.shape[1],), name="features")]
+        if self.normalize:
+            stack.append(keras.layers.UnitNormalization(name="unit", dtype="float32"))
+        stack.append(keras.layers.Dense(num_classes, name="logits", dtype="float32"))
+        model = keras.Sequential(stack, name="head")
+        model.get_layer("logits").set_weights([kernel, bias])
+        return model
+
+
+@recipe
+class KNN(Probe):
+    """The `k` nearest training images by cosine, each voting with `exp(cosine / temperature)` (Wu et al. 2018, arXiv
+    1805.01978); null chooses by leave-one-out log loss. The model holds all training features."""
+
+    k: Positive | None = None
+    temperature: Rate | None = None
+
+    @override
+    def fit(self, features: np.ndarray, labels: np.ndarray, num_classes: int, views: int = 1) -> keras.Model:
+        import keras
+        from keras import ops
+
+        from tl_research import nearest
+
+        k, temperature = nearest.choose_k(features, labels, num_classes, views, self.k, self.temperature)
+        inputs = keras.Input((features.shape[1],), name="features")
+        unit = keras.layers.UnitNormalization(name="unit", dtype="float32")(inputs)
+        bank = keras.layers.Dense(len(features), use_bias=False, name="bank", dtype="float32", trainable=False)
+        cosines = bank(unit)
+        best = ops.top_k(cosines, k)[0]
+        weights = ops.exp((cosines - best[:, :1]) / temperature) * ops.cast(cosines >= best[:, -1:], "float32")
+        votes = keras.layers.Dense(num_classes, use_bias=False, name="votes", dtype="float32", trainable=False)
+        logits = ops.log(votes(weights) + nearest.PSEUDO_VOTE / num_classes)
+        model = keras.Model(inputs, logits, name="head")
+        bank.set_weights([nearest.unit(features).T])
+        votes.set_weights([np.eye(num_classes, dtype=np.float32)[labels]])
+        return model

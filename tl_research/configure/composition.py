@@ -29,7 +29,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 CONF = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (p / "config.yaml").is_file())
 """In the wheel `conf/` lies inside the package, in a clone beside it."""
 
-_PATHS = ("data.root", "data.archive", "data.cache", "backbone.weights")
+_PATHS = ("data.root", "data.archive", "data.cache", "backbone.weights", "features.store")
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def _resolve(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, str], str | Non
     directory = None
     if "hydra" in cfg:
         chosen = cfg.hydra.runtime.choices
-        choices = {key: str(value) for key, value in chosen.items() if not key.startswith("hydra") and value}
+        choices = {key: str(value) for key, value in chosen.items() if "/" not in key and value}
         directory = str(cfg.hydra.run.dir)
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]

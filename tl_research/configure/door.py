@@ -62,32 +62,33 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
         return build(compose_config(composer, [quote(override) for override in overrides]))
 
 
-def main() -> None:
+def main() -> int:
     """Runs the command line: one run, a sweep (`-m`), or one of Hydra's own questions (`--help`, `--cfg job`, ...).
 
-    Exits with status 2 and one line for bad input, 1 for a failure, 130 when interrupted.
+    Returns the exit status: 2 and one line for bad input, 1 for a failure, 130 when interrupted. What it does not
+    understand it raises.
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through instead of printing and exiting itself
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is an interruption like Ctrl-C
     try:
-        sys.exit(_main())
+        return _main()
     except InputError as error:
-        _leave(str(error), BAD_INPUT)
+        return _told(str(error), BAD_INPUT)
     except HydraException as error:
-        _leave(str(error).splitlines()[0], BAD_INPUT)
+        return _told(str(error).splitlines()[0], BAD_INPUT)
     except KeyboardInterrupt:
-        _leave("interrupted", INTERRUPTED)
+        return _told("interrupted", INTERRUPTED)
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
         where = f" {error.filename}" if error.filename else ""
-        _leave(f"cannot write{where}: {error.strerror}", FAILED if error.errno in _FULL else BAD_INPUT)
+        return _told(f"cannot write{where}: {error.strerror}", FAILED if error.errno in _FULL else BAD_INPUT)
     except Exception as error:
         if os.strerror(errno.ENOSPC) not in str(error):  # TensorFlow's writers raise exceptions of their own for it
             raise
-        _leave(f"cannot write: {os.strerror(errno.ENOSPC)}", FAILED)
+        return _told(f"cannot write: {os.strerror(errno.ENOSPC)}", FAILED)
 
 
 class _Parser(ArgumentParser):
@@ -95,9 +96,9 @@ class _Parser(ArgumentParser):
         raise InputError(f"{message}; --help lists what there is")
 
 
-def _leave(message: str, status: int) -> None:
+def _told(message: str, status: int) -> int:
     print(message, file=sys.stderr)  # noqa: T201
-    sys.exit(status)
+    return status
 
 
 def _main() -> int:

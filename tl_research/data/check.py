@@ -2,41 +2,50 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from tl_research.data.decode import FORMATS, UndecodableError, measure
+from tl_research.data.decode import FORMATS, UndecodableError, measure, read_bytes
+from tl_research.data.file_index import FileIndex, Inspection
 from tl_research.progress import track
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """What one file turned out to be: `(width, height)` as stored, or the reason why it is set aside."""
-
-    path: Path
-    size: tuple[int, int] | None = None
-    reason: str | None = None
-
-
 def inspect(path: Path) -> Inspection:
-    """Decodes the whole file, and says how large the image is or why it cannot be read."""
+    """Reads and decodes the whole file, and says what it holds or why it cannot be read."""
     try:
-        return Inspection(path, size=measure(path))
+        content = read_bytes(path)
     except UndecodableError as error:
         return Inspection(path, reason=str(error))
+    digest = hashlib.sha256(content).digest()
+    try:
+        return Inspection(path, digest, size=measure(content))
+    except UndecodableError as error:
+        return Inspection(path, digest, reason=str(error))
 
 
-def inspect_all(paths: Sequence[Path], threads: int | None = None) -> list[Inspection]:
-    """`inspect` over many files, in their order, with a progress bar. Pillow decodes outside the interpreter's lock."""
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        return list(track(pool.map(inspect, paths), "checking images", total=len(paths)))
+def inspect_all(paths: Sequence[Path], index: FileIndex | None = None) -> list[Inspection]:
+    """`inspect` over many files, in their order, with a progress bar; those that `index` knows are not opened again.
+    Pillow decodes outside the interpreter's lock."""
+    index = index or FileIndex(None)
+    found = [index.get(path) for path in paths]
+    unknown = [path for path, inspection in zip(paths, found, strict=True) if inspection is None]
+    statuses = [index.status(path) for path in unknown]
+    if unknown:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            fresh = list(track(pool.map(inspect, unknown), "checking images", total=len(unknown)))
+        for inspection, status in zip(fresh, statuses, strict=True):
+            index.put(inspection, status)
+        index.save()
+        rest = iter(fresh)
+        return [inspection or next(rest) for inspection in found]
+    return [inspection for inspection in found if inspection]
 
 
 def is_image_name(path: Path) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research.data.check import Inspection, inspect_all
-from tl_research.data.decode import Resize, UndecodableError, read_pixels
+from tl_research.data.augment import Augment, augmented_pixels
+from tl_research.data.check import inspect_all
+from tl_research.data.decode import Resize, UndecodableError, decode_pixels, read_bytes
+from tl_research.data.file_index import FileIndex, Inspection
 from tl_research.data.splits import hold_out
-from tl_research.data.stream import batches_of_indices
+from tl_research.data.stream import numbered_batches
 from tl_research.data.tree import Tree
 from tl_research.errors import InputError
 
@@ -27,7 +30,8 @@ class DataModule:
     """Checked examples in a fixed order (the tree's split, then class, then path), and which of them belong to which
     split.
 
-    `labels[i]` is the index of `paths[i]`'s class in `class_names` (sorted by name), `split_of[i]` one of `SPLITS`.
+    `labels[i]` is the index of `paths[i]`'s class in `class_names` (sorted by name), `split_of[i]` one of `SPLITS`,
+    `digests[i]` the SHA-256 of the file's content.
     """
 
     root: Path
@@ -36,7 +40,9 @@ class DataModule:
     split_of: np.ndarray
     class_names: Sequence[str]
     sizes: np.ndarray
+    digests: Sequence[bytes]
     resize: Resize = "squash"
+    augment: Augment = field(default_factory=Augment)
     quarantined: Sequence[Inspection] = ()
     ignored: Sequence[Path] = field(default=())
 
@@ -55,37 +61,68 @@ class DataModule:
         }
 
     def pixels(self, index: int, image_size: int) -> np.ndarray:
-        """One example as the network sees it: uint8 `(image_size, image_size, 3)`."""
+        """One example as the network sees it: uint8 `(image_size, image_size, 3)`. Raises `InputError` for a file that
+        has changed since it was checked."""
+        return self._decoded(index, lambda content: decode_pixels(content, image_size, self.resize))
+
+    def augmented(self, index: int, image_size: int, occasion: object) -> np.ndarray:
+        """`pixels` of an augmented version, a pure function of the image, `augment`, and the occasion: the number of a
+        view, or (seed, epoch)."""
+        version = self.augment.digest(self.digests[index], occasion)
+        return self._decoded(
+            index, lambda content: augmented_pixels(content, image_size, self.resize, self.augment, version)
+        )
+
+    def _decoded(self, index: int, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
+        path = self.paths[index]
         try:
-            return read_pixels(self.paths[index], image_size, self.resize)
+            content = read_bytes(path)
+            if hashlib.sha256(content).digest() != self.digests[index]:
+                raise InputError(f"{path}: it has changed since the run began; run again")
+            return decode(content)
         except UndecodableError as error:
-            raise InputError(f"{self.paths[index]}: {error}; it was readable when the run began") from None
+            raise InputError(f"{path}: {error}; it was readable when the run began") from None
 
     def dataset(
         self, indices: np.ndarray, image_size: int, batch_size: int, shuffle: int | None = None
     ) -> tf.data.Dataset:
         """Batches `(pixels uint8 (b, s, s, 3), labels int32 (b,))`, decoded in parallel, never held in memory.
 
-        With `shuffle` (a seed) the order of epoch k is a pure function of (seed, k), whatever happened before.
+        With `shuffle` (a seed) it is for training: images are augmented, and their order and versions in epoch k are a
+        pure function of (seed, k), whatever happened before.
         """
         import tensorflow as tf
 
-        def load(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return self.pixels(int(index), image_size), self.labels[index].astype(np.int32)
+        augmented = shuffle is not None and not self.augment.changes_nothing
 
-        def load_in_graph(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            pixels, label = tf.numpy_function(load, [index], (tf.uint8, tf.int32))
+        def load(index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+            if augmented:
+                pixels = self.augmented(int(index), image_size, [shuffle, int(epoch)])
+            else:
+                pixels = self.pixels(int(index), image_size)
+            return pixels, self.labels[index].astype(np.int32)
+
+        def load_in_graph(index: tf.Tensor, epoch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            pixels, label = tf.numpy_function(load, [index, epoch], (tf.uint8, tf.int32))
             return tf.ensure_shape(pixels, (image_size, image_size, 3)), tf.ensure_shape(label, ())
 
-        order = batches_of_indices(indices, batch_size, shuffle).unbatch()
+        order = numbered_batches(indices, batch_size, shuffle).unbatch()
         images = order.map(load_in_graph, tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(2)
         return images.apply(tf.data.experimental.assert_cardinality(-(-len(indices) // batch_size)))
 
 
 def assemble(
-    tree: Tree, *, val: float, test: float, split_seed: int, max_bad: float, resize: Resize = "squash"
+    tree: Tree,
+    *,
+    val: float,
+    test: float,
+    split_seed: int,
+    max_bad: float,
+    resize: Resize = "squash",
+    augment: Augment | None = None,
+    index: FileIndex | None = None,
 ) -> DataModule:
-    """Checks every file of a tree, sets bad ones aside, and splits the rest.
+    """Checks every file of a tree that `index` does not know, sets bad ones aside, and splits the rest.
 
     A split that the tree brings is kept as it is. Otherwise `test` is cut from all, `val` from what trains.
 
@@ -94,7 +131,7 @@ def assemble(
     """
     names = tree.class_names
     listed = [(p, names.index(c), s) for s, classes in tree.files.items() for c in names for p in classes[c]]
-    inspections = inspect_all([path for path, _, _ in listed])
+    inspections = inspect_all([path for path, _, _ in listed], index)
     bad = [inspection for inspection in inspections if inspection.reason]
     _demand_few(bad, len(listed), max_bad)
     good = [row for row, inspection in zip(listed, inspections, strict=True) if not inspection.reason]
@@ -111,7 +148,9 @@ def assemble(
         split_of=split_of,
         class_names=names,
         sizes=np.array([inspection.size for inspection in inspections if inspection.size]),
+        digests=[inspection.digest for inspection in inspections if not inspection.reason],
         resize=resize,
+        augment=augment or Augment(),
         quarantined=bad,
         ignored=tree.ignored,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+import PIL
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 Resize = Literal["squash", "crop", "pad"]
 
@@ -42,38 +45,64 @@ class UndecodableError(Exception):
     """This file is not an image we can read; the message is the reason, in a few words."""
 
 
+def code_hash(*sources: str) -> str:
+    """A hash of Python files' text: what another version of the code computed is never taken for this one's."""
+    text = b"".join(Path(source).read_bytes() for source in sources)
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def version() -> dict[str, str]:
+    """What the pixels of a file depend on, beside the file: this module's code, Pillow, and its JPEG decoder."""
+    return {
+        "code": code_hash(__file__),
+        "pillow": PIL.__version__,
+        **{name: str(features.version(name)) for name in ("jpg", "libjpeg_turbo", "webp", "libtiff")},
+    }
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a regular file. Raises `UndecodableError` with the reason if there is none to be had."""
+    try:
+        if not path.is_file():  # a pipe would be waited at for ever
+            raise UndecodableError(_what_else(path))
+        return path.read_bytes()
+    except (OSError, MemoryError) as error:
+        raise UndecodableError(_reason(error)) from None
+
+
 def open_image(path: Path, at_least: int | None = None) -> Image.Image:
-    """Opens and fully decodes a file to upright 8-bit RGB.
+    """Opens and fully decodes a file to upright 8-bit RGB, as `decode_image`. Raises `UndecodableError`."""
+    return decode_image(read_bytes(path), at_least)
+
+
+def decode_image(content: bytes, at_least: int | None = None) -> Image.Image:
+    """A file's content as upright 8-bit RGB.
 
     `at_least` lets a JPEG be decoded at a reduced scale, no side of which falls below that many pixels (the format
     allows 1/2, 1/4 and 1/8 at a fraction of the cost). Animations give their first frame. Raises `UndecodableError`.
     """
-    with _opened(path) as image:
+    with _opened(content) as image:
         return _decoded(image, at_least)
 
 
-def measure(path: Path) -> tuple[int, int]:
-    """`(width, height)` as stored, once the whole file has been decoded: a JPEG at 1/8 scale, where a cut or damaged
-    stream shows just as well. Raises `UndecodableError`."""
-    with _opened(path) as image:
+def measure(content: bytes) -> tuple[int, int]:
+    """`(width, height)` as stored, once a whole file's content has been decoded: a JPEG at 1/8 scale, where a cut or
+    damaged stream shows just as well. Raises `UndecodableError`."""
+    with _opened(content) as image:
         size = image.size
         _decoded(image, at_least=1)
         return size
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(content: bytes) -> Iterator[Image.Image]:
     try:
-        if not path.is_file():  # Pillow would wait for ever at a pipe
-            raise UndecodableError(_what_else(path))
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             yield image
-    except UndecodableError:
-        raise
     except Image.DecompressionBombError:
         raise UndecodableError(f"more than {MAX_PIXELS // 1_000_000} megapixels") from None
     except Exception as error:  # Pillow's plugins raise whatever their parsers hit: OSError, SyntaxError, struct.error
-        raise UndecodableError(_reason(path, error)) from None
+        raise UndecodableError(_reason(error, empty=not content)) from None
 
 
 def _what_else(path: Path) -> str:
@@ -82,22 +111,15 @@ def _what_else(path: Path) -> str:
     return "not a regular file" if path.exists() else "no such file"
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(error: Exception, empty: bool = False) -> str:
     if isinstance(error, MemoryError):
         return "does not fit in memory"
     if isinstance(error, PermissionError):
         return "no permission to read it"
     if isinstance(error, UnidentifiedImageError):
-        return "not an image that can be read (JPEG, PNG, GIF, BMP, WebP, TIFF)" if _size(path) else "empty file"
+        return "empty file" if empty else "not an image that can be read (JPEG, PNG, GIF, BMP, WebP, TIFF)"
     words = " ".join(str(error).split()) or type(error).__name__
     return "truncated" if "truncated" in words.lower() else words[:120]
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _decoded(image: Image.Image, at_least: int | None) -> Image.Image:
@@ -150,9 +172,14 @@ def fit(image: Image.Image, size: int, resize: Resize = "squash") -> Image.Image
 
 
 def read_pixels(path: Path, size: int, resize: Resize = "squash") -> np.ndarray:
-    """RGB pixels as the network sees them: uint8 `(size, size, 3)`. Raises `UndecodableError`.
+    """RGB pixels as the network sees them: uint8 `(size, size, 3)`. Raises `UndecodableError`."""
+    return decode_pixels(read_bytes(path), size, resize)
+
+
+def decode_pixels(content: bytes, size: int, resize: Resize = "squash") -> np.ndarray:
+    """`read_pixels` of a file's content.
 
     A JPEG may be decoded at a reduced scale as long as twice the network's size is left, so that the filter that
     brings it to size still has something to average.
     """
-    return np.asarray(fit(open_image(path, at_least=2 * size), size, resize))
+    return np.asarray(fit(decode_image(content, at_least=2 * size), size, resize))

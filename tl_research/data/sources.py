@@ -8,8 +8,10 @@ from typing import Annotated
 from pydantic import Field
 from typing_extensions import override
 
+from tl_research.data.augment import Augment
 from tl_research.data.datamodule import DataModule, assemble
 from tl_research.data.decode import Resize
+from tl_research.data.file_index import FileIndex
 from tl_research.data.tree import read_tree
 from tl_research.errors import InputError
 from tl_research.recipe import Seed, Share, recipe
@@ -29,6 +31,7 @@ class Source:
     split_seed: Seed = 0
     max_bad: Share = 0.05
     resize: Resize = "squash"
+    augment: Augment = Field(default_factory=Augment)
 
     def folder(self) -> Path:
         """The class-folder tree on disk; fetched or drawn first if need be."""
@@ -37,8 +40,9 @@ class Source:
     def preflight(self) -> None:
         """Raises `InputError` when what is needed is known not to be there; reads and writes no image."""
 
-    def load(self) -> DataModule:
-        """Lists, checks and splits. Raises `InputError` for a folder that is not a class-folder tree."""
+    def load(self, index: FileIndex | None = None) -> DataModule:
+        """Lists, checks and splits; files that `index` knows are not opened. Raises `InputError` for a folder that is
+        not a class-folder tree."""
         return assemble(
             read_tree(self.folder()),
             val=self.val,
@@ -46,6 +50,8 @@ class Source:
             split_seed=self.split_seed,
             max_bad=self.max_bad,
             resize=self.resize,
+            augment=self.augment,
+            index=index,
         )
 
 

@@ -1,0 +1,307 @@
+"""FeatureStore: rows that a frozen network once computed, on disk, addressed by the content they were computed from.
+
+    <store>/<key>/about.json         what the key stands for: network, weights, image size, decoder, engine, CPU
+    <store>/<key>/<shard>.rows       the rows as raw numbers: np.memmap(path, "<f4").reshape(-1, d)
+    <store>/<key>/<shard>.index      for each row the digest it belongs to and a checksum of both
+
+A writer appends to shards of its own and never touches another's, first the row and then its entry, so no lock is
+needed, a killed process leaves all it had finished, and two may fill one store at once. A reader believes no byte: a
+row counts only if its checksum, which starts from the store's key, holds. What does not is as if it were not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import os
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+from uuid import uuid4
+
+import numpy as np
+
+from tl_research.errors import InputError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+ENTRY = np.dtype([("digest", "<u8", (4,)), ("checksum", "<u4")])
+LARGEST_SHARD = 2**30  # bytes of rows; a limit lets old ones be dropped one by one
+
+Digests = np.ndarray
+"""SHA-256 digests as `(n, 4)` little-endian uint64."""
+
+
+def as_digests(hashes: list[bytes]) -> Digests:
+    """Digests of 32 bytes each as an array `(n, 4)`."""
+    return np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 4)
+
+
+@dataclass
+class Shard:
+    """One writer's part of a store, as far as it had come when it was looked at."""
+
+    index: Path
+    row: np.dtype
+    entries: np.ndarray
+
+    @classmethod
+    def read(cls, index: Path, row: np.dtype) -> Shard:
+        """Entries whose rows are there, too: a cut file ends both where the shorter ends. Raises `OSError`."""
+        held = index.with_suffix(".rows").stat().st_size // row.itemsize
+        entries = np.frombuffer(_whole(index.read_bytes(), ENTRY.itemsize), ENTRY)
+        return cls(index, row, entries[:held])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk, as long as the shard is there."""
+        return sum(path.stat().st_size for path in (self.index, self.index.with_suffix(".rows")) if path.exists())
+
+    def rows(self) -> np.ndarray:
+        """All rows, memory-mapped: `(n, ...)`. Raises `OSError` if the shard has been removed."""
+        if not len(self.entries):
+            return np.empty(0, self.row)
+        return np.memmap(self.index.with_suffix(".rows"), self.row, "r", shape=(len(self.entries),))
+
+    def damaged(self, salt: int) -> np.ndarray:
+        """Positions of the rows whose checksum does not hold."""
+        pairs = zip(self.entries["digest"], self.rows(), self.entries["checksum"], strict=True)
+        return np.array([i for i, (digest, row, told) in enumerate(pairs) if checksum(digest, row, salt) != told], int)
+
+
+def checksum(digest: np.ndarray, row: np.ndarray, salt: int) -> int:
+    """CRC-32 of a row and of what it belongs to, from the store's own start value: rows of another store never fit."""
+    return zlib.crc32(row.data, zlib.crc32(digest.data, salt))
+
+
+def _whole(data: bytes, size: int) -> bytes:
+    return data[: len(data) // size * size]
+
+
+class FeatureStore:
+    """The rows of one frozen network under `root`. Reading and writing never fail for what is on the disk: what cannot
+    be read is absent, and when writing fails the rest of the run goes on without.
+
+    Args:
+        root: the folder of all stores.
+        about: what the rows depend on beside the image, as plain data; its hash is the store's key.
+        row: dtype of one row, such as `np.dtype(("<f4", (1280,)))`.
+        note: more for `about.json`, for people; not part of the key.
+    """
+
+    def __init__(self, root: Path, about: Mapping[str, Any], row: np.dtype, note: Mapping[str, Any] | None = None):
+        self.about = {**about, "format": FORMAT, "row": [row.base.str, list(row.shape)]}
+        self.key = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:32]
+        self.folder = root / self.key
+        self.row = row
+        self.note = dict(note or {})
+        self._salt = zlib.crc32(self.key.encode())
+        self._writer: _Writer | None = None
+        self._broken = False
+        self._shards: list[Shard] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes notice of what other processes have added since."""
+        began = time.perf_counter()
+        found: list[Shard] = []
+        for index in sorted(self.folder.glob("*.index")):
+            with contextlib.suppress(OSError):  # removed meanwhile, or not ours to read
+                found.append(Shard.read(index, self.row))
+        self._shards = found
+        prefixes = np.concatenate([np.empty(0, "<u8"), *(shard.entries["digest"][:, 0] for shard in found)])
+        self._order = np.argsort(prefixes, kind="stable")
+        self._prefixes = prefixes[self._order]
+        self._ends = np.cumsum([len(shard.entries) for shard in found], dtype=np.int64)
+        self.seconds_to_refresh = time.perf_counter() - began
+
+    def __contains__(self, digest: np.ndarray) -> bool:
+        return bool(self.has(digest[None])[0])
+
+    def has(self, digests: Digests) -> np.ndarray:
+        """Whether there are entries for `digests` `(n, 4)`, by the look of them: bool `(n,)`; `read` also checks."""
+        left = np.searchsorted(self._prefixes, digests[:, 0])
+        inside = left < len(self._prefixes)
+        inside[inside] = self._prefixes[left[inside]] == digests[inside, 0]
+        return inside
+
+    def read(self, digests: Digests, out: np.ndarray) -> np.ndarray:
+        """Copies the rows of `digests` `(n, 4)` into `out` `(n, ...)`, each checked after it was copied.
+
+        Returns which were found: bool `(n,)`. Rows of `out` that were not found hold nothing of use.
+        """
+        found = np.zeros(len(digests), bool)
+        left = np.searchsorted(self._prefixes, digests[:, 0], "left")
+        right = np.searchsorted(self._prefixes, digests[:, 0], "right")
+        for attempt in itertools.count():  # the same content may have been written twice, and once be damaged
+            open_ = np.flatnonzero(~found & (left + attempt < right))
+            if not len(open_):
+                return found
+            self._fetch(open_, self._order[left[open_] + attempt], digests, out, found)
+        raise AssertionError("unreachable")
+
+    def _fetch(
+        self, wanted: np.ndarray, places: np.ndarray, digests: Digests, out: np.ndarray, found: np.ndarray
+    ) -> None:
+        """Tries for each wanted position one place, counted over all shards."""
+        numbers = np.searchsorted(self._ends, places, "right")
+        for number in np.unique(numbers):
+            shard, chosen = self._shards[number], numbers == number
+            first = self._ends[number] - len(shard.entries)
+            try:
+                rows = shard.rows()
+            except (OSError, ValueError):  # removed, or cut since it was listed
+                continue
+            local, mine = places[chosen] - first, wanted[chosen]
+            same = (shard.entries["digest"][local] == digests[mine]).all(axis=1)
+            in_order = np.argsort(local[same])  # as they lie on the disk
+            local, mine = local[same][in_order], mine[same][in_order]
+            out[mine] = rows[local]
+            told = shard.entries["checksum"][local]
+            found[mine] = [checksum(digests[i], out[i], self._salt) == c for i, c in zip(mine, told, strict=True)]
+            if not found[mine].all():
+                bad = int(np.sum(~found[mine]))
+                log.warning("%s: %d damaged row(s), not used", shard.index.with_suffix(".rows"), bad)
+            with contextlib.suppress(OSError):
+                os.utime(shard.index)  # when it was last of use, for `prune`
+
+    def append(self, digests: Digests, rows: np.ndarray) -> None:
+        """Adds rows; a full disk or a folder that cannot be written ends that, with one warning."""
+        if self._broken:
+            return
+        try:
+            if self._writer is None or self._writer.num_bytes >= LARGEST_SHARD:
+                self.close()
+                self._writer = _Writer.create(self.folder, {"about": self.about, **self.note})
+            checks = [checksum(digest, row, self._salt) for digest, row in zip(digests, rows, strict=True)]
+            self._writer.append(digests, np.array(checks, "<u4"), rows)
+        except OSError as error:
+            self._broken = True
+            log.warning("features.store=%s: %s; the run goes on without", self.folder.parent, error.strerror)
+            self.close()
+
+    def close(self) -> None:
+        """Ends the shard that is being written, if there is one."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class _Writer:
+    def __init__(self, rows: IO[bytes], index: IO[bytes]):
+        self._rows, self._index = rows, index
+        self.num_bytes = 0
+
+    @classmethod
+    def create(cls, folder: Path, about: Mapping[str, Any]) -> _Writer:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "about.json").exists():
+            temporary = folder / f".about.{uuid4().hex}"
+            temporary.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+            temporary.replace(folder / "about.json")
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:12]}"
+        return cls((folder / f"{name}.rows").open("xb"), (folder / f"{name}.index").open("xb"))
+
+    def append(self, digests: Digests, checksums: np.ndarray, rows: np.ndarray) -> None:
+        entries = np.empty(len(rows), ENTRY)
+        entries["digest"], entries["checksum"] = digests, checksums
+        self._rows.write(np.ascontiguousarray(rows).data)
+        self._rows.flush()
+        self._index.write(entries.tobytes())
+        self._index.flush()
+        self.num_bytes += rows.nbytes
+
+    def close(self) -> None:
+        for file in (self._rows, self._index):
+            with contextlib.suppress(OSError):  # what a full disk has not taken it will not take now
+                file.close()
+
+
+@dataclass
+class Stock:
+    """What `root` holds for one key, for people: `about` is empty where `about.json` is lost or damaged."""
+
+    folder: Path
+    about: dict[str, Any]
+    shards: list[Shard]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows over all shards, a content that was written twice counted twice."""
+        return sum(len(shard.entries) for shard in self.shards)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk."""
+        return sum(shard.num_bytes for shard in self.shards)
+
+    @property
+    def last_used(self) -> float:
+        """Unix time of the last read or write."""
+        return max((shard.index.stat().st_mtime for shard in self.shards), default=0.0)
+
+    def damaged(self) -> dict[Path, np.ndarray]:
+        """Of each shard with damaged rows their positions."""
+        salt = zlib.crc32(self.folder.name.encode())
+        found = {shard.index.with_suffix(".rows"): shard.damaged(salt) for shard in self.shards}
+        return {path: positions for path, positions in found.items() if len(positions)}
+
+
+def stocks(root: Path) -> list[Stock]:
+    """All there is under `root`, the most recently used last.
+
+    Raises:
+        InputError: `root` is no folder.
+    """
+    if not root.is_dir():
+        raise InputError(f"features.store={root}: no such folder")
+    found = [_stock(folder) for folder in sorted(root.iterdir()) if any(folder.glob("*.index"))]
+    return sorted(found, key=lambda stock: stock.last_used)
+
+
+def _stock(folder: Path) -> Stock:
+    about: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        about = json.loads((folder / "about.json").read_text())
+    try:
+        base, shape = about["about"]["row"]
+        row = np.dtype((base, tuple(shape)))
+    except (KeyError, TypeError, ValueError):
+        return Stock(folder, {}, [Shard(p, np.dtype("u1"), np.empty(0, ENTRY)) for p in folder.glob("*.index")])
+    return Stock(folder, about, [Shard.read(index, row) for index in sorted(folder.glob("*.index"))])
+
+
+def prune(root: Path, max_bytes: float, unused_since: float = float("inf")) -> int:
+    """Removes least recently used shards until no more than `max_bytes` are left; returns the bytes freed.
+
+    Shards used after `unused_since` (unix time) stay, whatever their size: they are some run's, now. Rows that lost
+    their index go, too. Reading processes keep what they have open, and compute anew what they find gone.
+    """
+    freed = 0
+    shards = sorted(
+        (shard.index.stat().st_mtime, shard.num_bytes, shard.index) for stock in stocks(root) for shard in stock.shards
+    )
+    total = sum(size for _, size, _ in shards)
+    for used, size, index in shards:
+        if total - freed <= max_bytes or used > unused_since:
+            break
+        for path in (index, index.with_suffix(".rows")):
+            path.unlink(missing_ok=True)
+        freed += size
+    for rows in root.glob("*/*.rows"):
+        if not rows.with_suffix(".index").exists() and time.time() - rows.stat().st_mtime > 3600:  # not just begun
+            freed += rows.stat().st_size
+            rows.unlink(missing_ok=True)
+    for about in root.glob("*/about.json"):
+        if not any(about.parent.glob("*.index")):
+            about.unlink()
+            with contextlib.suppress(OSError):
+                about.parent.rmdir()
+    return freed

@@ -1,0 +1,100 @@
+"""What `head=prototype` and `head=knn` are made of: class means and neighbours, with what little there is to choose
+chosen by leaving each image out once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tl_research.probe import softmax
+
+# One vote, spread evenly over the classes, is added to those of the neighbours: nobody is ever certain.
+PSEUDO_VOTE = 1.0
+
+NEIGHBOURS = (1, 3, 5, 10, 20, 50)
+TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)
+SHARPNESS = np.logspace(-1, 3, 17)
+
+# Images whose neighbours are looked up to choose by; more would change little and cost their square.
+MOST_FOR_CHOOSING = 2000
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    """Rows brought to length 1, float32; a row of zeros stays as it is."""
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    return (features / np.where(lengths == 0, 1, lengths)).astype(np.float32)
+
+
+def prototypes(
+    features: np.ndarray, labels: np.ndarray, num_classes: int, views: int, *, normalize: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel `(d, k)` and bias `(k,)` of the dense layer whose logits are `-|x - mean|^2 * s`, up to what all classes
+    share. `s` is the one with the least log loss when each image is judged by means it has no part in."""
+    rows = (unit(features) if normalize else features).astype(np.float64)
+    means = np.stack([rows[labels == c].mean(axis=0) for c in range(num_classes)])
+    distances = ((rows[:, None] - means) ** 2).sum(axis=2) if rows.size * num_classes < 1e8 else _distances(rows, means)
+    own = (np.arange(len(labels)), labels)
+    counts = np.bincount(labels, minlength=num_classes)[labels] / views  # images in the class
+    alone = counts <= 1
+    if views == 1:  # x - mean without x = (x - mean) * n / (n - 1)
+        distances[own] *= np.where(alone, 1, (counts / np.maximum(counts - 1, 1)) ** 2)
+    else:
+        distances[own] = _without_own_image(rows, labels, means, views)
+    scale = 1 / max(float(distances.mean()), 1e-12)
+    judged = ~alone if not alone.all() else np.ones(len(labels), bool)
+    losses = [_log_loss(-distances[judged] * scale * s, labels[judged]) for s in SHARPNESS]
+    s = scale * SHARPNESS[int(np.argmin(losses))]
+    return (2 * s * means.T).astype(np.float32), (-s * (means**2).sum(axis=1)).astype(np.float32)
+
+
+def _distances(rows: np.ndarray, means: np.ndarray) -> np.ndarray:
+    squares = (rows**2).sum(axis=1)[:, None] - 2 * rows @ means.T + (means**2).sum(axis=1)
+    return np.maximum(squares, 0)
+
+
+def _without_own_image(rows: np.ndarray, labels: np.ndarray, means: np.ndarray, views: int) -> np.ndarray:
+    """Squared distance of each row from its class's mean over the other images."""
+    counts = np.bincount(labels, minlength=len(means))[labels][:, None]
+    image = rows.reshape(-1, views, rows.shape[1]).sum(axis=1).repeat(views, axis=0)
+    others = (means[labels] * counts - image) / np.maximum(counts - views, 1)
+    return np.where(counts[:, 0] > views, ((rows - others) ** 2).sum(axis=1), ((rows - means[labels]) ** 2).sum(axis=1))
+
+
+def choose_k(
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    views: int,
+    k: int | None,
+    temperature: float | None,
+) -> tuple[int, float]:
+    """`k` (at most the rows there are) and temperature, those not given chosen by leave-one-out log loss."""
+    rows = unit(features)
+    most = len(rows)
+    if k is not None and temperature is not None:
+        return min(k, most), temperature
+    judged = np.sort(np.random.default_rng(0).permutation(len(rows))[:MOST_FOR_CHOOSING])
+    cosines = rows[judged] @ rows.T
+    cosines[(judged // views)[:, None] == np.arange(len(rows)) // views] = -np.inf  # not the image itself
+    others = most - views
+    if others < 1:
+        return min(k or 1, most), temperature or TEMPERATURES[2]
+    nearest = np.argsort(-cosines, axis=1)[:, : max(k or 0, min(max(NEIGHBOURS), others))]
+    near = np.take_along_axis(cosines, nearest, axis=1)
+    votes = np.eye(num_classes)[labels[nearest]]
+    losses = {
+        (kk, t): _vote_loss(near[:, :kk], votes[:, :kk], t, labels[judged])
+        for kk in ([min(k, others)] if k else [n for n in NEIGHBOURS if n <= others])
+        for t in ([temperature] if temperature else TEMPERATURES)
+    }
+    best_k, best_t = min(losses, key=losses.__getitem__)
+    return min(k, most) if k else best_k, best_t
+
+
+def _vote_loss(cosines: np.ndarray, votes: np.ndarray, temperature: float, labels: np.ndarray) -> float:
+    weights = np.exp((cosines - cosines[:, :1]) / temperature)
+    counted = (weights[:, :, None] * votes).sum(axis=1) + PSEUDO_VOTE / votes.shape[2]
+    return _log_loss(np.log(counted), labels)
+
+
+def _log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float(-np.mean(np.log(np.maximum(softmax(logits)[np.arange(len(labels)), labels], 1e-300))))
