@@ -30,6 +30,16 @@ def train(context: typer.Context) -> None:
     leave(door())
 
 
+@app.command(context_settings={**_PASS_ON, "help_option_names": []}, add_help_option=False)
+def extract(context: typer.Context) -> None:
+    """Compute features into the store and train nothing: extract [-m shard=0/4,1/4,2/4,3/4] [OVERRIDES...]."""
+    from tl_research.configure import main as door
+    from tl_research.runtime import leave
+
+    sys.argv = ["extract", *context.args]
+    leave(door("extract"))
+
+
 @app.command()
 def predict(
     run: RunArgument,
@@ -70,6 +80,61 @@ def evaluate(context: typer.Context, run: RunArgument) -> None:
     runtime.start()
     metrics = predict.evaluate(opened, source.load())
     sys.stdout.write(json.dumps(metrics, indent=2) + "\n")
+
+
+features = typer.Typer(no_args_is_help=True, help="The store of features: what it holds, whether it is whole.")
+app.add_typer(features, name="features")
+
+
+def _root(overrides: list[str]) -> Path:
+    from tl_research import compose
+
+    root = compose(overrides).features.root
+    if root is None:
+        raise InputError("features.store=null: there is no store to look at; give a folder")
+    return root
+
+
+@features.command("list", context_settings=_PASS_ON)
+def list_(context: typer.Context) -> None:
+    """What the store holds, the most recently used last: features list [features.store=FOLDER]."""
+    from tl_research import describe, feature_store
+
+    root = _root(context.args)
+    describe.stocks(root, feature_store.stocks(root))
+
+
+@features.command(context_settings=_PASS_ON)
+def verify(context: typer.Context) -> None:
+    """Reads all rows and tells the damaged, which no run would take; exit status 1 if there are any."""
+    from tl_research import feature_store
+    from tl_research.progress import track
+
+    damaged = 0
+    stocks = feature_store.stocks(_root(context.args))
+    for stock in track(stocks, "verifying", total=len(stocks)):
+        for path, positions in stock.damaged().items():
+            damaged += len(positions)
+            print(f"{path}: {len(positions)} damaged row(s)")  # noqa: T201
+    rows = sum(stock.num_rows for stock in stocks)
+    print(f"{rows:,} rows, {damaged:,} damaged" + ("; runs compute them anew" if damaged else ""))  # noqa: T201
+    if damaged:
+        raise typer.Exit(1)
+
+
+@features.command(context_settings=_PASS_ON)
+def prune(
+    context: typer.Context,
+    max_gb: Annotated[float | None, typer.Option(min=0, help="What may stay; default: features.max_gb")] = None,
+) -> None:
+    """Removes the least recently used features until the store is no larger than wanted."""
+    from tl_research import compose, feature_store
+
+    wanted = compose(context.args).features.max_gb if max_gb is None else max_gb
+    if wanted is None:
+        raise InputError("features.max_gb=null: say how much may stay, such as --max-gb 5")
+    freed = feature_store.prune(_root(context.args), wanted * 1e9)
+    print(f"{freed / 1e6:,.1f} MB removed")  # noqa: T201
 
 
 def _opened(path: Path) -> Run:

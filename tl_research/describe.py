@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +18,12 @@ if TYPE_CHECKING:
 
     from tl_research.classifier import Row
     from tl_research.data.datamodule import DataModule
+    from tl_research.feature_store import Stock
 
 log = logging.getLogger(__name__)
 out = Console(highlight=False, soft_wrap=True)
+if not (out.is_terminal or out.is_jupyter):
+    out.width = 160  # a file has room for whole names
 MOST_CLASSES = 20
 MOST_FILES = 5
 
@@ -73,6 +78,25 @@ def model(name: str, backbone: keras.Model, head: keras.Model | None) -> None:
 def features(computed: int, hit: int) -> None:
     """How many images had to pass through the backbone."""
     out.print(f"features: {computed:,} computed, {hit:,} found", markup=False)
+
+
+def stocks(root: Any, found: Sequence[Stock]) -> None:
+    """What a store of features holds, a line for each frozen network."""
+    columns = ("key", "backbone", "weights", "pixels", "engine", "rows", "MB", "last used")
+    table = _table(f"features in {root}", *columns)
+    for stock in found:
+        note, about = stock.about.get("note", {}), stock.about.get("about", {})
+        table.add_row(
+            stock.folder.name[:12],
+            str(note.get("backbone", "?")),
+            Path(str(note.get("weights", "?"))).name,
+            str(about.get("image_size", "?")),
+            str(about.get("engine", "?")),
+            f"{stock.num_rows:,}",
+            f"{stock.num_bytes / 1e6:,.1f}",
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(stock.last_used)),
+        )
+    out.print(table)
 
 
 def stage(name: str, rows: Sequence[Row], how: str) -> None:

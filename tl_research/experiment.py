@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -21,7 +22,7 @@ from tl_research.data.datamodule import DataModule
 from tl_research.data.sources import Source
 from tl_research.engines import EngineName
 from tl_research.errors import InputError
-from tl_research.features import Features, FeatureTable
+from tl_research.features import PLAIN, Features, FeatureTable
 from tl_research.fitting import Fitting
 from tl_research.head import KNN, Head, Linear, Probe
 from tl_research.metrics import evaluate
@@ -31,6 +32,9 @@ from tl_research.recipe import Positive, Seed, recipe
 from tl_research.run import Run, versions
 from tl_research.trainer import Trainer
 from tl_research.transfer import Stage
+
+if TYPE_CHECKING:
+    import keras
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +61,7 @@ class Experiment:
     threads: Positive | None = None
     engine: EngineName = "auto"
     features: Features = Field(default_factory=Features)
+    shard: str | None = None
     directory: str | None = None
     config: dict[str, Any] = Field(default_factory=dict, repr=False)
 
@@ -89,6 +94,8 @@ class Experiment:
         for key in ("views", "test_views"):
             if getattr(self.features, key) and self.data.augment.changes_nothing:
                 raise ValueError(f"features.{key}: all views would be equal; add data/augment=light, or null")
+        if self.shard and not (re.fullmatch(r"\d+/\d+", self.shard) and self.part[0] < self.part[1]):
+            raise ValueError(f"shard={self.shard}: give a part and the number of parts, such as 0/4, 1/4, 2/4, 3/4")
         return self
 
     @property
@@ -96,6 +103,12 @@ class Experiment:
         """The backbone the run starts from: with random weights if a stage asks for them."""
         random = any(stage.random_weights for stage in self.transfer.values())
         return replace(self.backbone, weights=None) if random else self.backbone
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """`shard` as numbers: which part of how many."""
+        number, _, count = (self.shard or "0/1").partition("/")
+        return int(number), int(count)
 
     def preflight(self) -> None:
         """Raises `InputError` when images or weights are known not to be there. Imports no TensorFlow."""
@@ -111,15 +124,45 @@ class Experiment:
         Raises:
             InputError: what was asked for cannot be done, in one line. The run's status says so, too.
         """
-        chosen = directory or self.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
-        run = Run.claim(Path(chosen).expanduser().absolute())
-        with _status_kept(run):
-            run.write_config(self.config)
-            self.preflight()
+        if self.shard:
+            raise InputError(f"shard={self.shard} is for `python -m tl_research extract`; training needs all images")
+        with self._claimed(directory) as run:
             self._run(run)
         return run
 
-    def _run(self, run: Run) -> None:
+    def extract(self, directory: str | Path | None = None) -> Run:
+        """Has the store hold the features of all images, or of those of one `shard`, and trains nothing.
+
+        Raises:
+            InputError: there is no store, or what `run` raises for data and weights.
+        """
+        if self.features.store is None:
+            raise InputError("features.store=null: there is nowhere to put features; give a folder")
+        with self._claimed(directory) as run:
+            data, threads = self._begin(run)
+            with run.phase("build"):
+                table = self._table(self.start.build(), data, threads)
+            number, count = self.part
+            with run.phase("features"):
+                table.fill(np.arange(number, len(data), count), (PLAIN, *range(self.features.views or 0)))
+            describe.features(table.computed, table.hit)
+            self._record_features(run, table)
+            run.write_json("metrics.json", run.metrics | versions())
+        return run
+
+    @contextmanager
+    def _claimed(self, directory: str | Path | None) -> Iterator[Run]:
+        chosen = directory or self.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
+        run = Run.claim(Path(chosen).expanduser().absolute())
+        began = time.time()
+        with _status_kept(run):
+            run.write_config(self.config)
+            self.preflight()
+            yield run
+            self.features.prune(since=began)
+
+    def _begin(self, run: Run) -> tuple[DataModule, int]:
+        """TensorFlow with its threads, and the images."""
         with run.phase("start"):
             threads = runtime.start(self.threads, self.deterministic)
         run.metrics |= {"seed": self.seed, "threads": threads, "deterministic": self.deterministic}
@@ -129,6 +172,10 @@ class Experiment:
         run.write_json("classes.json", list(data.class_names))
         if data.quarantined:
             run.write_csv("set_aside.csv", ["path", "reason"], [[bad.path, bad.reason] for bad in data.quarantined])
+        return data, threads
+
+    def _run(self, run: Run) -> None:
+        data, threads = self._begin(run)
         fitting = self._build(run, data, threads)
         stages = list(self.transfer.items())
         for number, (name, stage) in enumerate(stages, 1):
@@ -139,7 +186,7 @@ class Experiment:
         run.metrics["num_parameters"] = fitting.classifier.count_params()
         with run.phase("evaluate"):
             logits = _judge(run, fitting, self.features.test_views)
-        run.metrics |= {"features_computed": fitting.features.computed, "features_hit": fitting.features.hit}
+        self._record_features(run, fitting.features)
         with run.phase("save"):
             run.write_model(fitting.classifier)
         self._finish(run, fitting, logits)
@@ -152,8 +199,7 @@ class Experiment:
             keras.utils.set_random_seed(self.seed)
             width, num_classes = backbone.output_shape[-1], len(data.class_names)
             head = None if isinstance(self.head, Probe) else self.head.build(width, num_classes)
-            note = {"backbone": self.backbone.name, "weights": str(self.start.weights), "data": str(data.root)}
-            features = FeatureTable(backbone, data, self.features, self.engine, threads, note)
+            features = self._table(backbone, data, threads)
         describe.model(self.backbone.name, backbone, head)
         run.metrics |= {f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")}
         run.metrics |= {"num_classes": len(data.class_names), "num_quarantined": len(data.quarantined)}
@@ -170,6 +216,14 @@ class Experiment:
             seed=self.seed,
             threads=threads,
         )
+
+    def _table(self, backbone: keras.Model, data: DataModule, threads: int) -> FeatureTable:
+        note = {"backbone": self.backbone.name, "weights": str(self.start.weights)}
+        return FeatureTable(backbone, data, self.features, self.engine, threads, note)
+
+    @staticmethod
+    def _record_features(run: Run, table: FeatureTable) -> None:
+        run.metrics |= {"features_computed": table.computed, "features_hit": table.hit}
 
     def _finish(self, run: Run, fitting: Fitting, logits: np.ndarray) -> None:
         """Lets the callbacks show the results, then writes the metrics: a run with metrics is a run that is whole."""

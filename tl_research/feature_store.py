@@ -112,7 +112,7 @@ class FeatureStore:
         """Takes notice of what other processes have added since."""
         began = time.perf_counter()
         found: list[Shard] = []
-        for index in sorted(self.folder.glob("*.index")):
+        for index in sorted(self.folder.glob("*.index"), reverse=True):  # the newest first: it may mend an older one
             with contextlib.suppress(OSError):  # removed meanwhile, or not ours to read
                 found.append(Shard.read(index, self.row))
         self._shards = found

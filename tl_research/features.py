@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import keras
 
     from tl_research.data.datamodule import DataModule
+
+log = logging.getLogger(__name__)
 
 PLAIN = -1
 """The view that is the image as it is."""
@@ -57,11 +60,13 @@ class Features:
         """What is known of files from earlier runs; it lies in the store."""
         return FileIndex(self.root / "files" if self.root else None)
 
-    def prune(self, since: float) -> int:
-        """Keeps the store below `max_gb`, sparing what has been used since; returns the bytes freed."""
+    def prune(self, since: float) -> None:
+        """Keeps the store below `max_gb`, sparing what has been used since."""
         if self.root is None or self.max_gb is None or not self.root.is_dir():
-            return 0
-        return prune(self.root, self.max_gb * 1e9, unused_since=since)
+            return
+        freed = prune(self.root, self.max_gb * 1e9, unused_since=since)
+        if freed:
+            log.info("features.max_gb=%g: %.2f GB of features not used for long removed", self.max_gb, freed / 1e9)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import hydra as hydra_library
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -31,6 +31,8 @@ from tl_research.run import Run
 
 if TYPE_CHECKING:
     from tl_research.experiment import Experiment
+
+Command = Literal["train", "extract"]
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -62,8 +64,9 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
         return build(compose_config(composer, [quote(override) for override in overrides]))
 
 
-def main() -> int:
+def main(command: Command = "train") -> int:
     """Runs the command line: one run, a sweep (`-m`), or one of Hydra's own questions (`--help`, `--cfg job`, ...).
+    What each job does is `command`.
 
     Returns the exit status: 2 and one line for bad input, 1 for a failure, 130 when interrupted. What it does not
     understand it raises.
@@ -73,7 +76,7 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through instead of printing and exiting itself
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is an interruption like Ctrl-C
     try:
-        return _main()
+        return _main(command)
     except InputError as error:
         return _told(str(error), BAD_INPUT)
     except HydraException as error:
@@ -101,7 +104,7 @@ def _told(message: str, status: int) -> int:
     return status
 
 
-def _main() -> int:
+def _main(command: Command) -> int:
     parser = _Parser(parents=[get_args_parser()], add_help=False)
     options = parser.parse_intermixed_args()
     flags = [argument for argument in sys.argv[1:] if argument not in options.overrides]
@@ -115,7 +118,7 @@ def _main() -> int:
         _check(options)
     failures: list[tuple[str, Exception]] = []
     run = hydra_library.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    run(_job(failures))()
+    run(_job(command, failures))()
     if failures and not options.multirun:
         raise failures[0][1]
     for job, error in failures:
@@ -123,16 +126,17 @@ def _main() -> int:
     return FAILED if failures else 0
 
 
-def _job(failures: list[tuple[str, Exception]]) -> Callable[[DictConfig], float]:
+def _job(command: Command, failures: list[tuple[str, Exception]]) -> Callable[[DictConfig], float]:
     """The task that Hydra calls for each job. In a sweep one failed job does not end the others."""
 
-    def train(cfg: DictConfig) -> float:
+    def job(cfg: DictConfig) -> float:
         context = HydraConfig.get()
         directory = Path(context.runtime.output_dir)
         try:
             experiment = build(cfg)
-            run = experiment.run(directory)
-            return float(run.metrics[experiment.monitor])
+            if command == "extract":
+                return float(experiment.extract(directory).metrics["features_computed"])
+            return float(experiment.run(directory).metrics[experiment.monitor])
         except Exception as error:  # kept for `main`: Hydra would print lines of its own around it
             single = context.mode == RunMode.RUN
             if isinstance(error, OSError) and error.filename is None:
@@ -142,7 +146,7 @@ def _job(failures: list[tuple[str, Exception]]) -> Callable[[DictConfig], float]
                 _discard(directory)
             return float("nan")
 
-    return train
+    return job
 
 
 def _check(options: Namespace) -> None:
