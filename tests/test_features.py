@@ -1,7 +1,14 @@
-"""Features come in the images' order, each image is decoded once, and a batch's neighbours do not matter."""
+"""Features come in the images' order, each image passes once in the lifetime of a store, and a hit changes nothing."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -9,8 +16,9 @@ import keras
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT, draw_tree
 from tests.test_backbone import NETWORKS
-from tl_research import InputError, compose, engines
+from tl_research import InputError, Run, compose, engines, feature_store
 from tl_research.data.datamodule import DataModule
 from tl_research.engines import BATCH, EngineName
 from tl_research.features import extract
@@ -72,3 +80,268 @@ def test_the_engines_agree(name: str) -> None:
     np.testing.assert_allclose(
         engines.openvino_engine(backbone, 2)(pixels), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
     )
+
+
+# The store behind the features
+
+
+def trained(folder: Path, data: Path, *overrides: str) -> Run:
+    options = ["backbone=tiny", "data=folder", f"data.root={data}", *overrides]
+    return compose(options).run(folder)
+
+
+def numbers(run: Run) -> dict[str, float]:
+    return {k: v for k, v in run.metrics.items() if not k.startswith(("seconds_", "version_", "features_"))}
+
+
+def counts(run: Run) -> tuple[int, int]:
+    return run.metrics["features_computed"], run.metrics["features_hit"]
+
+
+@pytest.mark.parametrize("engine", ["openvino", "keras"])
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_a_hit_changes_nothing_but_the_time(tmp_path: Path, colours: Path, engine: str, optimizer: str) -> None:
+    options = [f"engine={engine}", f"optimizer={optimizer}", "transfer.head.epochs=3"]
+    cold = trained(tmp_path / "cold", colours, *options)
+    warm = trained(tmp_path / "warm", colours, *options)
+    off = trained(tmp_path / "off", colours, *options, "features.store=null")
+    assert counts(cold) == counts(off) == (36, 0)
+    assert counts(warm) == (0, 36)
+    assert numbers(cold) == numbers(warm) == numbers(off)
+    answers = [(run.directory / "predictions.csv").read_bytes() for run in (cold, warm, off)]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_a_new_seed_split_head_and_optimizer_find_all_rows(tmp_path: Path, colours: Path) -> None:
+    trained(tmp_path / "0", colours)
+    others = [["seed=3"], ["data.val=0.4"], ["head=mlp"], ["optimizer=sgd", "transfer.head.epochs=2"], ["head=knn"],
+              ["backbone.weights=null", "backbone.name=another"]]  # fmt: skip
+    for number, overrides in enumerate(others, 1):
+        assert counts(trained(tmp_path / str(number), colours, *overrides)) == (0, 36), overrides
+
+
+def test_what_changes_a_row_misses_all_rows(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(tmp_path / "0", colours)
+    others = [["backbone.seed=1"], ["backbone.image_size=96"], ["data.resize=pad"], ["backbone.preprocessing=torch"],
+              ["engine=keras"], ["backbone.pooling=max"]]  # fmt: skip
+    for number, overrides in enumerate(others, 1):
+        assert counts(trained(tmp_path / str(number), colours, *overrides)) == (36, 0), overrides
+    for name in ("tl_research.data.decode.code_hash", "tl_research.engines.code_hash"):
+        with monkeypatch.context() as changed:
+            changed.setattr(name, lambda *_: "another version of the code")
+            assert counts(trained(tmp_path / name, colours)) == (36, 0), name
+
+
+def test_new_images_alone_are_computed_and_equal_ones_are_one_row(tmp_path: Path, colours: Path) -> None:
+    own = shutil.copytree(colours, tmp_path / "own")
+    first = sorted((own / "train" / "red").iterdir())[0]
+    shutil.copy(first, first.with_name("again.jpg"))
+    shutil.copy(first, own / "test" / "red" / "and_again.jpg")
+    assert counts(trained(tmp_path / "0", own)) == (36, 2)
+    draw_tree(tmp_path / "more", {"train/red": 10}, seed=5)
+    for number, path in enumerate((tmp_path / "more" / "train" / "red").iterdir()):
+        path.rename(own / "train" / "red" / f"new{number}.jpg")
+    (own / "train" / "blue" / "000.jpg").rename(own / "train" / "blue" / "renamed.jpg")
+    assert counts(trained(tmp_path / "1", own)) == (10, 38)
+    assert counts(trained(tmp_path / "2", own)) == (0, 48)
+
+
+def test_a_photo_that_was_changed_is_another_photo(tmp_path: Path, colours: Path) -> None:
+    own = shutil.copytree(colours, tmp_path / "own")
+    trained(tmp_path / "0", own)
+    path = own / "train" / "red" / "003.jpg"
+    before = path.stat()
+    path.write_bytes((own / "train" / "red" / "004.jpg").read_bytes() + b"\0")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert counts(trained(tmp_path / "1", own)) == (1, 35)
+
+
+def test_an_image_that_changes_while_a_run_reads_it_is_named(colours: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(colours, tmp_path / "own")
+    data = compose(["data=folder", f"data.root={own}"]).data.load()
+    data.paths[3].write_bytes(data.paths[4].read_bytes())
+    with pytest.raises(InputError, match=rf"{data.paths[3]}: it has changed since the run began"):
+        data.pixels(3, 32)
+
+
+def shards(store: Path, suffix: str) -> list[Path]:
+    return sorted(store.glob(f"*/*.{suffix}"))
+
+
+@pytest.mark.parametrize("harm", ["flip a row", "flip an entry", "cut rows", "cut the index", "no index", "no about"])
+def test_damage_is_noticed_and_computed_anew(tmp_path: Path, colours: Path, harm: str) -> None:
+    store = tmp_path / "store"
+    good = trained(tmp_path / "0", colours, f"features.store={store}")
+    (rows,), (index,) = shards(store, "rows"), shards(store, "index")
+    if harm.startswith("flip"):
+        path = rows if harm == "flip a row" else index
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    elif harm.startswith("cut"):
+        path = rows if harm == "cut rows" else index
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 3])
+    else:
+        (index if harm == "no index" else rows.parent / "about.json").unlink()
+    again = trained(tmp_path / "1", colours, f"features.store={store}")
+    computed = {"no index": 36, "no about": 0, "flip a row": 1, "flip an entry": 1}.get(harm)
+    assert again.metrics["features_computed"] == computed if computed is not None else 15 < counts(again)[0] < 22
+    assert numbers(again) == numbers(good)
+    assert counts(trained(tmp_path / "2", colours, f"features.store={store}")) == (0, 36)
+
+
+def test_a_full_disk_costs_the_store_and_not_the_run(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = trained(tmp_path / "0", colours, "features.store=null")
+    monkeypatch.setattr("tl_research.engines.BATCH", 8)
+    monkeypatch.setattr("tl_research.features.BATCH", 8)
+    append = feature_store._Writer.append
+    calls = iter(range(100))
+
+    def full(self: feature_store._Writer, digests: np.ndarray, checksums: np.ndarray, rows: np.ndarray) -> None:
+        if next(calls) == 2:
+            append(self, digests[:1], checksums[:1], rows[:1])
+            raise OSError(28, "No space left on device")
+        append(self, digests, checksums, rows)
+
+    with monkeypatch.context() as limited:
+        limited.setattr(feature_store._Writer, "append", full)
+        run = trained(tmp_path / "1", colours)
+    assert numbers(run).keys() == numbers(good).keys()
+    assert counts(run) == (36, 0)
+    assert "No space left on device; the run goes on without" in caplog.text
+    again = trained(tmp_path / "2", colours)
+    assert counts(again) == (19, 17)
+    assert numbers(again) == numbers(run)
+
+
+def test_old_features_go_when_the_store_is_too_large(tmp_path: Path, colours: Path) -> None:
+    store = tmp_path / "store"
+    trained(tmp_path / "0", colours, f"features.store={store}")
+    for path in shards(store, "index"):
+        os.utime(path, (1, 1))
+    trained(tmp_path / "1", colours, f"features.store={store}", "backbone.seed=1", "features.max_gb=1e-9")
+    assert len(shards(store, "index")) == len(list(store.glob("*/about.json"))) == 1, "what a run uses it keeps"
+    assert counts(trained(tmp_path / "2", colours, f"features.store={store}", "backbone.seed=1")) == (0, 36)
+
+
+# Extraction, and the command that looks after a store
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tl_research", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_shards_fill_one_store_and_a_run_finds_all_of_it(tmp_path: Path, colours: Path) -> None:
+    options = ["backbone=tiny", "data=folder", f"data.root={colours}", f"features.store={tmp_path / 'store'}"]
+    done = command("extract", "-m", "shard=0/3,1/3,2/3", *options, f"hydra.sweep.dir={tmp_path / 'sweep'}", "threads=2")
+    assert done.returncode == 0, done.stderr
+    metrics = [json.loads((tmp_path / "sweep" / str(n) / "metrics.json").read_text()) for n in range(3)]
+    assert [(m["features_computed"], m["features_hit"]) for m in metrics] == [(12, 0)] * 3
+    assert not (tmp_path / "sweep" / "0" / "model.keras").exists()
+    assert counts(compose(options).run(tmp_path / "run")) == (0, 36)
+    listed = command("features", "list", f"features.store={tmp_path / 'store'}")
+    assert re.search(r"tiny .* 64 .* openvino .* 36 ", listed.stdout), listed.stdout
+    whole = command("features", "verify", f"features.store={tmp_path / 'store'}")
+    assert (whole.returncode, whole.stdout.strip()) == (0, "36 rows, 0 damaged")
+    path = shards(tmp_path / "store", "rows")[0]
+    path.write_bytes(b"\xff" * 4 + path.read_bytes()[4:])
+    broken = command("features", "verify", f"features.store={tmp_path / 'store'}")
+    assert broken.returncode == 1
+    assert f"{path}: 1 damaged row(s)" in broken.stdout
+    assert command("features", "prune", "--max-gb", "0", f"features.store={tmp_path / 'store'}").returncode == 0
+    assert not shards(tmp_path / "store", "rows")
+    missing = command("features", "list", f"features.store={tmp_path / 'nowhere'}")
+    assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["shard=4/4"], "shard=4/4: give a part and the number of parts, such as 0/4"),
+        (["shard=first"], "shard=first: give a part"),
+        (["shard=0/0"], "shard=0/0: give a part"),
+    ],
+)
+def test_a_shard_that_is_none_is_refused(overrides: list[str], told: str) -> None:
+    with pytest.raises(InputError, match=re.escape(told)):
+        compose(overrides)
+
+
+def test_training_wants_all_images_and_extraction_a_store(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="shard=0/2 is for"):
+        compose(["shard=0/2"]).run(tmp_path / "run")
+    with pytest.raises(InputError, match=r"features\.store=null"):
+        compose(["features.store=null"]).extract(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_views_are_kept_beside_the_plain_images(tmp_path: Path, colours: Path) -> None:
+    options = ["backbone=tiny", "data=folder", f"data.root={colours}", "data/augment=light", "features.views=2"]
+    extracted = compose(options).extract(tmp_path / "0")
+    assert counts(extracted) == (36 * 3, 0)
+    assert counts(compose(options).run(tmp_path / "1"))[0] == 0
+
+
+def stored(store: Path) -> int:
+    """Rows that are there and whole."""
+    stocks = feature_store.stocks(store) if store.is_dir() else []
+    return sum(stock.num_rows - sum(map(len, stock.damaged().values())) for stock in stocks)
+
+
+def killed(options: list[str], folder: Path, rows: int) -> None:
+    """Ends an extraction by SIGKILL as soon as it has stored so many rows."""
+    store = next(option.partition("=")[2] for option in options if option.startswith("features.store="))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tl_research", "extract", *options, f"hydra.run.dir={folder}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and stored(Path(store)) < rows:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_pass_that_was_killed_goes_on_where_it_was(tmp_path: Path, kills: int) -> None:
+    draw_tree(tmp_path, {"photos/red": 150, "photos/blue": 150})
+    options = ["backbone=tiny", "backbone.image_size=160", "data=folder", f"data.root={tmp_path / 'photos'}",
+               f"features.store={tmp_path / 'store'}"]  # fmt: skip
+    rng = np.random.default_rng()
+    for number in range(kills):
+        there = stored(tmp_path / "store")
+        killed(options, tmp_path / f"killed{number}", there + int(rng.integers(1, 30)))
+    there = stored(tmp_path / "store")
+    assert 0 < there < 300
+    after = compose(options).run(tmp_path / "after")
+    assert counts(after) == (300 - there, there)
+    whole = compose([*options, "features.store=null"]).run(tmp_path / "whole")
+    assert numbers(after) == numbers(whole)
+
+
+@pytest.mark.slow
+def test_four_processes_fill_one_store_together(tmp_path: Path) -> None:
+    draw_tree(tmp_path, {"photos/red": 400, "photos/blue": 400})
+    options = ["backbone=tiny", "backbone.image_size=256", "data=folder", f"data.root={tmp_path / 'photos'}",
+               "threads=1", f"features.store={tmp_path / 'store'}"]  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *options, f"hydra.run.dir={tmp_path / str(n)}"],
+            stdout=subprocess.DEVNULL,
+        )
+        for n in range(4)
+    ]
+    assert [process.wait() for process in processes] == [0] * 4
+    runs = [Run.open(tmp_path / str(n)) for n in range(4)]
+    whole = compose([*options, "features.store=null"]).run(tmp_path / "whole")
+    assert all(numbers(run) == numbers(whole) for run in runs)
+    assert 800 <= sum(counts(run)[0] for run in runs) < 4 * 800, "they did not all do all of it"

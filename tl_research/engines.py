@@ -62,9 +62,10 @@ def about(name: EngineName, threads: int) -> dict[str, Any]:
     facts["processor"] = _processor()
     if chosen == "keras":
         import tensorflow as tf
+        from tensorflow.python.framework.config import is_op_determinism_enabled  # there is no public way to ask
 
         facts |= {"threads": threads, "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS")}
-        facts["deterministic"] = tf.config.experimental.is_op_determinism_enabled()
+        facts["deterministic"] = is_op_determinism_enabled()
         gpus = tf.config.list_physical_devices("GPU")
         facts["gpus"] = [tf.config.experimental.get_device_details(gpu).get("device_name") for gpu in gpus]
     return facts

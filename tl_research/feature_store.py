@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 ENTRY = np.dtype([("digest", "<u8", (4,)), ("checksum", "<u4")])
+LOOK_SECONDS = 2.0  # between looks at what other processes have added
 LARGEST_SHARD = 2**30  # bytes of rows; a limit lets old ones be dropped one by one
 
 Digests = np.ndarray
@@ -120,7 +121,14 @@ class FeatureStore:
         self._order = np.argsort(prefixes, kind="stable")
         self._prefixes = prefixes[self._order]
         self._ends = np.cumsum([len(shard.entries) for shard in found], dtype=np.int64)
-        self.seconds_to_refresh = time.perf_counter() - began
+        self._looked, self._look_seconds = time.monotonic(), time.perf_counter() - began
+
+    def refresh_if_due(self) -> bool:
+        """`refresh`, if the last is some seconds ago, more where there is much to look through; whether it was."""
+        due = time.monotonic() - self._looked > max(LOOK_SECONDS, 50 * self._look_seconds)
+        if due:
+            self.refresh()
+        return due
 
     def __contains__(self, digest: np.ndarray) -> bool:
         return bool(self.has(digest[None])[0])

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 
 PLAIN = -1
 """The view that is the image as it is."""
-
-LOOK_SECONDS = 2.0  # between looks at what other processes have added
 
 CHUNK = 8192  # images looked up at a time where rows are only to be stored, so that memory does not grow with the data
 
@@ -159,9 +157,8 @@ class FeatureTable:
         if not parts:
             return
         items = Items.joined(parts)
-        with bar() as progress:
-            task = progress.add_task("features", total=len(items))
-            rows = self._answer(items, lambda count: progress.advance(task, count))
+        with self._writing(len(items)) as advance:
+            rows = self._answer(items, advance)
         for part, values in zip(parts, np.split(rows, np.cumsum([len(part) for part in parts])[:-1]), strict=True):
             view = int(part.views[0])
             self._rows[view][part.indices] = values
@@ -169,12 +166,21 @@ class FeatureTable:
 
     def fill(self, indices: np.ndarray, views: Sequence[int] = (PLAIN,)) -> None:
         """Has the store hold these examples' features, without holding them in memory."""
-        with bar() as progress:
-            task = progress.add_task("features", total=len(indices) * len(views))
+        with self._writing(len(indices) * len(views)) as advance:
             for start in range(0, len(indices), CHUNK):
                 part = indices[start : start + CHUNK]
-                items = Items.joined([Items.of(self.data, part, view) for view in views])
-                self._answer(items, lambda count: progress.advance(task, count))
+                self._answer(Items.joined([Items.of(self.data, part, view) for view in views]), advance)
+
+    @contextmanager
+    def _writing(self, total: int) -> Iterator[Callable[[int], None]]:
+        """One bar, and one shard for what is computed inside."""
+        try:
+            with bar() as progress:
+                task = progress.add_task("features", total=total)
+                yield lambda count: progress.advance(task, count)
+        finally:
+            if self.store is not None:
+                self.store.close()
 
     def _answer(self, items: Items, advance: Callable[[int], None]) -> np.ndarray:
         """Rows `(len(items), width)`: from the store, or computed and put there."""
@@ -186,7 +192,7 @@ class FeatureTable:
         rows = np.empty((len(first), self.width), np.float32)
         found = np.zeros(len(first), bool)
         if self.store is not None:
-            self.store.refresh()
+            self.store.refresh_if_due()
             found = self.store.read(items.digests[first], rows)
         advance(len(items) - int(np.sum(~found)))
         computed = self._compute(items, first, np.flatnonzero(~found), rows, advance)
@@ -209,17 +215,13 @@ class FeatureTable:
         count = 0
         digests = items.digests[first]
         plan = self._plan(missing, digests, rows, advance)
-        try:
-            with closing(passes(self._built, load, plan, self.image_size, self.threads)) as done:
-                for places, values in done:
-                    rows[places] = values
-                    count += len(places)
-                    advance(len(places))
-                    if self.store is not None:
-                        self.store.append(digests[places], values)
-        finally:
-            if self.store is not None:
-                self.store.close()
+        with closing(passes(self._built, load, plan, self.image_size, self.threads)) as done:
+            for places, values in done:
+                rows[places] = values
+                count += len(places)
+                advance(len(places))
+                if self.store is not None:
+                    self.store.append(digests[places], values)
         return count
 
     def _plan(
@@ -232,19 +234,16 @@ class FeatureTable:
             return
         start = time.time_ns() // 1000 % len(missing)
         left = np.concatenate([missing[start:], missing[:start]])
-        looked = time.monotonic()
         while len(left):
             yield left[:BATCH]
             left = left[BATCH:]
-            if time.monotonic() - looked > max(LOOK_SECONDS, 50 * self.store.seconds_to_refresh):
-                self.store.refresh()
+            if self.store.refresh_if_due():
                 listed = left[self.store.has(digests[left])]
                 held = np.empty((len(listed), *rows.shape[1:]), rows.dtype)
                 there = self.store.read(digests[listed], held)
                 rows[listed[there]] = held[there]
                 advance(int(np.sum(there)))
                 left = left[~np.isin(left, listed[there])]
-                looked = time.monotonic()
 
 
 def passes(
