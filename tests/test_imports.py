@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 each_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 
 LAYERS = [
-    ["errors", "progress", "recipe"],
+    ["errors", "progress", "recipe", "atomic"],
     ["runtime", "network", "networks", "optimizer", "classifier", "feature_store"],
     ["weights", "data", "transfer", "probe", "trainer"],
     ["backbone", "metrics", "engines", "nearest", "describe"],

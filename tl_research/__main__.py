@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
+from tl_research.atomic import write_atomically
 from tl_research.errors import InputError
-from tl_research.run import Run, as_csv, write_atomically
+from tl_research.run import Run, as_csv
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import time
+import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from uuid import uuid4
 
 import numpy as np
 
+from tl_research.atomic import write_atomically
 from tl_research.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,14 @@ class Shard:
     @property
     def num_bytes(self) -> int:
         """Bytes on disk, as long as the shard is there."""
-        return sum(path.stat().st_size for path in (self.index, self.index.with_suffix(".rows")) if path.exists())
+        return _size(self.index) + _size(self.index.with_suffix(".rows"))
+
+    @property
+    def last_used(self) -> float:
+        """Unix time of the last read or write; 0 if the shard has been removed."""
+        with contextlib.suppress(OSError):
+            return self.index.stat().st_mtime
+        return 0.0
 
     def rows(self) -> np.ndarray:
         """All rows, memory-mapped: `(n, ...)`. Raises `OSError` if the shard has been removed."""
@@ -73,13 +82,23 @@ class Shard:
 
     def damaged(self, salt: int) -> np.ndarray:
         """Positions of the rows whose checksum does not hold."""
-        pairs = zip(self.entries["digest"], self.rows(), self.entries["checksum"], strict=True)
+        try:
+            rows = self.rows()
+        except (OSError, ValueError):  # removed, or cut since it was listed
+            return np.arange(len(self.entries))
+        pairs = zip(self.entries["digest"], rows, self.entries["checksum"], strict=True)
         return np.array([i for i, (digest, row, told) in enumerate(pairs) if checksum(digest, row, salt) != told], int)
 
 
 def checksum(digest: np.ndarray, row: np.ndarray, salt: int) -> int:
     """CRC-32 of a row and of what it belongs to, from the store's own start value: rows of another store never fit."""
     return zlib.crc32(row.data, zlib.crc32(digest.data, salt))
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return 0
 
 
 def _whole(data: bytes, size: int) -> bytes:
@@ -182,6 +201,7 @@ class FeatureStore:
 
     def append(self, digests: Digests, rows: np.ndarray) -> None:
         """Adds rows; a full disk or a folder that cannot be written ends that, with one warning."""
+        rows = np.ascontiguousarray(rows, self.row.base)
         if self._broken:
             return
         try:
@@ -211,11 +231,14 @@ class _Writer:
     def create(cls, folder: Path, about: Mapping[str, Any]) -> _Writer:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "about.json").exists():
-            temporary = folder / f".about.{uuid4().hex}"
-            temporary.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-            temporary.replace(folder / "about.json")
+            write_atomically(folder / "about.json", json.dumps(about, indent=2) + "\n")
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:12]}"
-        return cls((folder / f"{name}.rows").open("xb"), (folder / f"{name}.index").open("xb"))
+        rows = (folder / f"{name}.rows").open("xb")
+        try:
+            return cls(rows, (folder / f"{name}.index").open("xb"))
+        except OSError:
+            rows.close()
+            raise
 
     def append(self, digests: Digests, checksums: np.ndarray, rows: np.ndarray) -> None:
         entries = np.empty(len(rows), ENTRY)
@@ -253,7 +276,7 @@ class Stock:
     @property
     def last_used(self) -> float:
         """Unix time of the last read or write."""
-        return max((shard.index.stat().st_mtime for shard in self.shards), default=0.0)
+        return max((shard.last_used for shard in self.shards), default=0.0)
 
     def damaged(self) -> dict[Path, np.ndarray]:
         """Of each shard with damaged rows their positions."""
@@ -278,12 +301,20 @@ def _stock(folder: Path) -> Stock:
     about: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         about = json.loads((folder / "about.json").read_text())
-    try:
+    row: np.dtype | None = None
+    with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
         base, shape = about["about"]["row"]
         row = np.dtype((base, tuple(shape)))
-    except (KeyError, TypeError, ValueError):
-        return Stock(folder, {}, [Shard(p, np.dtype("u1"), np.empty(0, ENTRY)) for p in folder.glob("*.index")])
-    return Stock(folder, about, [Shard.read(index, row) for index in sorted(folder.glob("*.index"))])
+    if not row or not row.itemsize:
+        about, row = {}, None
+    return Stock(folder, about, [_shard(index, row) for index in sorted(folder.glob("*.index"))])
+
+
+def _shard(index: Path, row: np.dtype | None) -> Shard:
+    with contextlib.suppress(OSError):
+        if row is not None:
+            return Shard.read(index, row)
+    return Shard(index, np.dtype("u1"), np.empty(0, ENTRY))
 
 
 def prune(root: Path, max_bytes: float, unused_since: float = float("inf")) -> int:
@@ -293,9 +324,7 @@ def prune(root: Path, max_bytes: float, unused_since: float = float("inf")) -> i
     their index go, too. Reading processes keep what they have open, and compute anew what they find gone.
     """
     freed = 0
-    shards = sorted(
-        (shard.index.stat().st_mtime, shard.num_bytes, shard.index) for stock in stocks(root) for shard in stock.shards
-    )
+    shards = sorted((shard.last_used, shard.num_bytes, shard.index) for stock in stocks(root) for shard in stock.shards)
     total = sum(size for _, size, _ in shards)
     for used, size, index in shards:
         if total - freed <= max_bytes or used > unused_since:
@@ -304,12 +333,13 @@ def prune(root: Path, max_bytes: float, unused_since: float = float("inf")) -> i
             path.unlink(missing_ok=True)
         freed += size
     for rows in root.glob("*/*.rows"):
-        if not rows.with_suffix(".index").exists() and time.time() - rows.stat().st_mtime > 3600:  # not just begun
-            freed += rows.stat().st_size
-            rows.unlink(missing_ok=True)
-    for about in root.glob("*/about.json"):
-        if not any(about.parent.glob("*.index")):
-            about.unlink()
+        with contextlib.suppress(FileNotFoundError):
+            if not rows.with_suffix(".index").exists() and time.time() - rows.stat().st_mtime > 3600:  # not just begun
+                freed += rows.stat().st_size
+                rows.unlink()
+    for folder in {index.parent for _, _, index in shards} | {about.parent for about in root.glob("*/about.json")}:
+        if not any(folder.glob("*.index")) and not any(folder.glob("*.rows")):
+            (folder / "about.json").unlink(missing_ok=True)
             with contextlib.suppress(OSError):
-                about.parent.rmdir()
+                folder.rmdir()
     return freed

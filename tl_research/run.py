@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tl_research.atomic import write_atomically
 from tl_research.data.decode import Resize
 from tl_research.errors import InputError
 
@@ -25,20 +25,6 @@ if TYPE_CHECKING:
     import keras
 
 State = Literal["running", "done", "failed", "interrupted"]
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes beside `path` and renames: a reader, or a disk that fills up, never leaves half a file under this name."""
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp makes it private; a run directory is there to be shared
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

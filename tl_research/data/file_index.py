@@ -8,12 +8,12 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tl_research.atomic import write_atomically
 from tl_research.data import decode
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class FileIndex:
 
     def __init__(self, folder: Path | None):
         self.folder = folder
-        self._version = decode.version()
+        self._version = {**decode.version(), "index": decode.code_hash(__file__)}
         self._known: dict[str, dict[str, list[Any]]] = {}
         self._changed: set[str] = set()
 
@@ -76,9 +76,7 @@ class FileIndex:
             content = json.dumps({"folder": folder, "version": self._version, "files": self._known[folder]})
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False) as file:
-                    file.write(f"{_hash(content)}\n{content}")
-                Path(file.name).replace(place)
+                write_atomically(place, f"{_hash(content)}\n{content}")
             except OSError as error:
                 log.debug("%s: %s", place, error)
         self._changed.clear()
@@ -86,7 +84,7 @@ class FileIndex:
     def _of(self, folder: str) -> dict[str, list[Any]]:
         if folder not in self._known:
             self._known[folder] = {}
-            with contextlib.suppress(OSError, ValueError, KeyError):
+            with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
                 told, _, content = self._place(folder).read_text().partition("\n")
                 found = json.loads(content) if told == _hash(content) else {}
                 if (found.get("folder"), found.get("version")) == (folder, self._version):
