@@ -251,8 +251,9 @@ def passes(
 ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
     """Runs batches of places through an engine and yields `(places, rows)` as they are done, in no particular order.
 
-    Each thread loads a batch (`load` gives uint8 `(s, s, 3)` for a place) and runs it, so that no core waits for
-    another, and no more than two batches a thread are in memory.
+    Each worker loads a batch (`load` gives uint8 `(s, s, 3)` for a place) and runs it, so that no core waits for
+    another; one worker more than cores, so that none idles while the engine waits for its turn or the pass ends. No
+    more than two batches a worker are in memory.
     """
 
     def run(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -262,11 +263,12 @@ def passes(
         return places, engine(pixels)[: len(places)]
 
     running: set[Future[tuple[np.ndarray, np.ndarray]]] = set()
-    with ThreadPoolExecutor(threads) as pool:
+    workers = threads + 1
+    with ThreadPoolExecutor(workers) as pool:
         try:
             for places in batches:
                 running.add(pool.submit(run, places))
-                if len(running) >= 2 * threads:
+                if len(running) >= 2 * workers:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
             while running:
