@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tl_research.data.check import is_image_name, visible
-from tl_research.data.decode import Resize, UndecodableError, read_pixels
+from tl_research.data.decode import UndecodableError, read_pixels
 from tl_research.engines import BATCH, keras_engine
 from tl_research.errors import InputError
+from tl_research.features import passes
 from tl_research.metrics import evaluate as score
 from tl_research.probe import softmax
 from tl_research.progress import bar
@@ -68,27 +70,25 @@ def predict(run: Run, paths: Sequence[Path]) -> Table:
 def answer(run: Run, paths: Sequence[Path]) -> list[np.ndarray | str]:
     """Logits `(num_classes,)` for each image, or the reason why it cannot be read, in the order of `paths`."""
     model = run.model()
-    size, resize = model.input_shape[1], run.resize
-    engine = keras_engine(model)
-    answers: list[np.ndarray | str] = []
-    with bar() as progress:
-        task = progress.add_task("predicting", total=len(paths))
-        for start in range(0, len(paths), BATCH):
-            answers += _batch(engine, paths[start : start + BATCH], size, resize)
-            progress.update(task, completed=len(answers))
-    return answers
+    size, resize = int(model.input_shape[1]), run.resize
+    answers: list[np.ndarray | str] = [""] * len(paths)
 
-
-def _batch(engine: Any, paths: Sequence[Path], size: int, resize: Resize) -> list[np.ndarray | str]:
-    pixels = np.zeros((BATCH, size, size, 3), np.uint8)
-    reasons: dict[int, str] = {}
-    for place, path in enumerate(paths):
+    def load(place: int) -> np.ndarray:
         try:
-            pixels[place] = read_pixels(path, size, resize)
+            return read_pixels(paths[place], size, resize)
         except UndecodableError as error:
-            reasons[place] = str(error)
-    logits = engine(pixels)
-    return [reasons.get(place, logits[place]) for place in range(len(paths))]
+            answers[place] = str(error)
+            return np.zeros((size, size, 3), np.uint8)
+
+    batches = np.split(np.arange(len(paths)), range(BATCH, len(paths), BATCH))
+    # TensorFlow divides a batch among the cores by itself; a second worker decodes beside it.
+    with bar() as progress, closing(passes(keras_engine(model), load, iter(batches), size, threads=1)) as done:
+        task = progress.add_task("predicting", total=len(paths))
+        for places, logits in done:
+            for place, row in zip(places, logits, strict=True):
+                answers[place] = answers[place] or row
+            progress.advance(task, len(places))
+    return answers
 
 
 def evaluate(run: Run, data: DataModule) -> dict[str, float]:
