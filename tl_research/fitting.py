@@ -45,7 +45,7 @@ class Fitting:
     held_out: np.ndarray | None = None
     _classifier: keras.Model | None = None
     _backbone_moved: bool = False
-    _best: tuple[float, list[np.ndarray]] | None = None
+    _best: tuple[float, list[np.ndarray], np.ndarray | None] | None = None
 
     @property
     def classifier(self) -> keras.Model:
@@ -121,7 +121,8 @@ class Fitting:
     def finish(self) -> None:
         """Ends on the best of all stages, where the callbacks keep the best epoch of each."""
         if self._best is not None:
-            self.classifier.set_weights(self._best[1])
+            _, weights, self.held_out = self._best
+            self.classifier.set_weights(weights)
 
     def _describe(self, name: str, how: str) -> None:
         describe.stage(name, trainable_table(self.classifier), how)
@@ -232,7 +233,8 @@ class Fitting:
         return [callback.build(self.run.directory) for callback in self.callbacks.values()]
 
     def _record(self, history: list[Row]) -> None:
-        """Adds a stage to the run's history, and keeps its weights if no stage before was better."""
+        """Adds a stage to the run's history, and keeps its weights if no stage before was better; of equals the one
+        that has also learned from the validation images."""
         self.run.history += history
         self.run.write_history()
         for callback in self.callbacks.values():
@@ -240,6 +242,7 @@ class Fitting:
                 sign = 1 if direction(callback.monitor) == "min" else -1
                 row = min(history, key=lambda row: sign * row[callback.monitor])
                 value = sign * row[callback.monitor]
-                if self._best is None or value < self._best[0]:
-                    self._best = (value, self.classifier.get_weights())
+                equal_and_more = self._best is not None and value == self._best[0] and self.held_out is not None
+                if self._best is None or value < self._best[0] or equal_and_more:
+                    self._best = (value, self.classifier.get_weights(), self.held_out)
                     self.run.metrics |= {"best_stage": row["stage"], "best_epoch": row["epoch"]}

@@ -100,12 +100,14 @@ def choose_l2(features: np.ndarray, labels: np.ndarray, options: LBFGS, seed: in
     images many strengths are equally accurate, few are equally sure. Goes from strong to weak, each fit starting from
     the last, and ends when three in a row were worse."""
     from sklearn.metrics import log_loss
-    from sklearn.model_selection import StratifiedKFold, train_test_split
+    from sklearn.model_selection import StratifiedKFold
+    from sklearn.utils import resample
 
     if len(labels) > MOST_FOR_CHOOSING:
-        images, _ = train_test_split(
+        images = resample(
             np.arange(len(labels) // views),
-            train_size=MOST_FOR_CHOOSING // views,
+            replace=False,
+            n_samples=MOST_FOR_CHOOSING // views,
             stratify=labels[::views],
             random_state=seed,
         )

@@ -74,8 +74,9 @@ def augmented_pixels(content: bytes, size: int, resize: Resize, augment: Augment
 def _box(size: tuple[int, int], least: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
     width, height = size
     area = rng.uniform(least, 1)
-    ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-    w = min(max(round(width * math.sqrt(area * ratio)), 1), width)
-    h = min(max(round(height * math.sqrt(area / ratio)), 1), height)
+    widest = math.log(min(4 / 3, 1 / area))  # beyond that a side would not fit, and cutting it would cost area
+    ratio = math.exp(rng.uniform(-widest, widest))
+    w = min(math.ceil(width * math.sqrt(area * ratio)), width)
+    h = min(math.ceil(height * math.sqrt(area / ratio)), height)
     left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
     return left, top, left + w, top + h

@@ -1,0 +1,642 @@
+"""A version of an image depends on the image, the recipe and the occasion alone; training sees versions, judging none;
+and the views of one image stay together."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
+from pydantic import ValidationError
+
+from tests.conftest import draw_tree
+from tests.test_experiment import numbers, run, table
+from tl_research import InputError, compose, engines, fitting, probe
+from tl_research import features as feature_table
+from tl_research.data import augment as module
+from tl_research.data.augment import Augment, _box, augmented_pixels
+from tl_research.data.datamodule import DataModule
+from tl_research.data.decode import Resize, UndecodableError, decode_pixels
+from tl_research.data.sources import Folder
+from tl_research.data.stream import batches_of_indices
+from tl_research.features import PLAIN, extract
+from tl_research.optimizer import LBFGS
+from tl_research.probe import choose_l2, softmax, solve
+
+few = settings(deadline=None, max_examples=25)
+many = settings(deadline=None, max_examples=300)
+
+RESIZES: tuple[Resize, ...] = ("squash", "crop", "pad")
+LIGHT: dict[str, Any] = {"flip": True, "crop": 0.6, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
+CHANGES: dict[str, Any] = {**LIGHT, "rotate": 20.0}
+strengths = st.floats(0, 0.9)
+recipes = st.builds(
+    Augment,
+    flip=st.booleans(),
+    crop=st.floats(0.05, 1),
+    rotate=st.floats(0, 180),
+    brightness=strengths,
+    contrast=strengths,
+    saturation=strengths,
+    seed=st.integers(0, 2**32 - 1),
+)
+occasions = st.one_of(st.integers(0, 5), st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 100)).map(list))
+
+
+def picture(width: int = 90, height: int = 60, seed: int = 0) -> Image.Image:
+    """Patches of colour: no two rows, columns or halves alike."""
+    patches = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    return Image.fromarray(patches).resize((width, height))
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+PICTURE = encoded(picture())
+
+
+def version(recipe: Augment, occasion: object, content: bytes = PICTURE, resize: Resize = "squash") -> np.ndarray:
+    return augmented_pixels(content, 32, resize, recipe, recipe.digest(content, occasion))
+
+
+# What a version depends on
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_as_it_stands_nothing_changes(kind: str, resize: Resize) -> None:
+    content = encoded(picture(900, 600), kind)  # a JPEG so large that it is decoded at a reduced scale
+    for occasion in (0, 1, [3, 5]):
+        assert np.array_equal(version(Augment(seed=4), occasion, content, resize), decode_pixels(content, 32, resize))
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_each_key_alone_makes_versions_that_differ_from_the_image_and_from_each_other(field: str) -> None:
+    recipe = Augment(**{field: CHANGES[field]})
+    plain = decode_pixels(PICTURE, 32)
+    versions = [version(recipe, occasion) for occasion in range(12)]
+    assert any(not np.array_equal(pixels, plain) for pixels in versions)
+    assert len({pixels.tobytes() for pixels in versions}) >= 2
+
+
+def test_only_a_recipe_without_changes_changes_nothing() -> None:
+    assert set(CHANGES) | {"seed"} == {field.name for field in dataclasses.fields(Augment)}, "or test the new one, too"
+    assert Augment().changes_nothing
+    assert Augment(seed=7).changes_nothing
+    for field, value in CHANGES.items():
+        assert not Augment(**{field: value}).changes_nothing
+        assert not Augment(**{field: value}, seed=7).changes_nothing
+
+
+@few
+@given(recipe=recipes, occasion=occasions)
+def test_a_recipe_that_says_it_changes_nothing_does_not(recipe: Augment, occasion: object) -> None:
+    identity = dataclasses.replace(recipe, **{field: getattr(Augment(), field) for field in CHANGES})
+    assert identity.changes_nothing
+    assert recipe.changes_nothing == (recipe == identity)
+    assert np.array_equal(version(identity, occasion), decode_pixels(PICTURE, 32))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"crop": 0}, {"crop": 1.1}, {"rotate": -1}, {"rotate": 181}, {"brightness": 1}, {"contrast": -0.1},
+     {"saturation": 1.5}, {"seed": -1}, {"zoom": 2}],
+    ids=str,
+)  # fmt: skip
+def test_a_recipe_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Augment(**wrong)
+
+
+@few
+@given(recipe=recipes, occasion=occasions, resize=st.sampled_from(RESIZES))
+def test_a_version_is_a_pure_function_of_image_recipe_and_occasion(
+    recipe: Augment, occasion: object, resize: Resize
+) -> None:
+    first = version(recipe, occasion, resize=resize)
+    np.random.default_rng(0).random()
+    version(Augment(**CHANGES), 9)
+    assert np.array_equal(version(dataclasses.replace(recipe), occasion, resize=resize), first)
+
+
+def test_threads_and_order_do_not_change_a_version() -> None:
+    recipe = Augment(**CHANGES)
+    contents = [encoded(picture(seed=seed)) for seed in range(4)]
+    tasks = [(content, occasion) for content in contents for occasion in (0, 1, 2, [0, 0], [0, 1], [1, 0])]
+    alone = {task[0] + str(task[1]).encode(): version(recipe, task[1], task[0]) for task in tasks}
+    mixed = [tasks[i] for i in np.random.default_rng(0).permutation(np.tile(np.arange(len(tasks)), 4))]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda task: version(recipe, task[1], task[0]), mixed))
+    for task, pixels in zip(mixed, found, strict=True):
+        assert np.array_equal(pixels, alone[task[0] + str(task[1]).encode()])
+
+
+def test_every_image_recipe_seed_and_occasion_has_its_own_digest() -> None:
+    other = {**CHANGES, "flip": False, "crop": 0.7, "rotate": 30.0, "brightness": 0.3}
+    variants = [Augment(**{**CHANGES, field: other[field] * 1.01}) for field in CHANGES if field != "flip"]
+    choices = [Augment(), Augment(**CHANGES), Augment(**CHANGES, seed=1), Augment(**{**CHANGES, "flip": False})]
+    digests = [
+        recipe.digest(image, occasion)
+        for recipe in (*choices, *variants)
+        for image in (PICTURE, PICTURE + b"\0", b"")
+        for occasion in (0, 1, 10, [0, 0], [0, 1], [1, 0], [10, 1], [1, 10], [101])
+    ]
+    assert {len(digest) for digest in digests} == {32}
+    assert len(set(digests)) == len(digests) == 9 * 3 * 9
+
+
+@pytest.mark.parametrize("changed", ["occasion", "epoch", "seed", "recipe", "image"])
+def test_another_digest_is_another_version(changed: str) -> None:
+    def drawn(number: int) -> np.ndarray:
+        recipe = Augment(**LIGHT, seed=number if changed == "seed" else 0)
+        if changed == "recipe":
+            recipe = dataclasses.replace(recipe, rotate=1e-9 * number)  # too little to see: only the draw is another
+        occasion: object = {"occasion": number, "epoch": [0, number]}.get(changed, 0)
+        # Bytes behind a PNG's end are another file of the same picture.
+        return version(recipe, occasion, PICTURE + bytes(number if changed == "image" else 0))
+
+    assert len({drawn(number).tobytes() for number in range(6)}) == 6
+
+
+# What may happen to an image
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+def test_flip_mirrors_half_of_the_images_exactly(resize: Resize) -> None:
+    plain = decode_pixels(PICTURE, 32, resize)
+    found = [version(Augment(flip=True), occasion, resize=resize) for occasion in range(200)]
+    mirrored = [np.array_equal(pixels, plain[:, ::-1]) for pixels in found]
+    assert all(mirror or np.array_equal(pixels, plain) for mirror, pixels in zip(mirrored, found, strict=True))
+    assert 70 < sum(mirrored) < 130
+
+
+sides = st.integers(1, 3000)
+shares = st.floats(0.001, 1, exclude_max=True)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@many
+@given(width=sides, height=sides, least=shares, seed=seeds)
+@example(width=1, height=1, least=0.001, seed=0)
+@example(width=3000, height=1, least=0.001, seed=0)
+def test_a_crop_lies_inside_the_image_and_is_not_empty(width: int, height: int, least: float, seed: int) -> None:
+    left, top, right, bottom = _box((width, height), least, np.random.default_rng(seed))
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+
+
+@many
+@given(width=sides, height=sides, least=shares, seed=seeds)
+def test_a_crop_keeps_at_least_its_share_of_the_area(width: int, height: int, least: float, seed: int) -> None:
+    left, top, right, bottom = _box((width, height), least, np.random.default_rng(seed))
+    assert (right - left + 0.5) * (bottom - top + 0.5) >= least * width * height * (1 - 1e-9)  # sides are rounded
+
+
+@many
+@given(width=sides, height=sides, least=shares, seed=seeds)
+def test_a_crop_has_nearly_the_images_own_shape(width: int, height: int, least: float, seed: int) -> None:
+    left, top, right, bottom = _box((width, height), least, np.random.default_rng(seed))
+    w, h = right - left, bottom - top
+    assert (w + 1) / width >= 3 / 4 * (h - 1) / height
+    assert (w - 1) / width <= 4 / 3 * (h + 1) / height
+
+
+def test_crops_are_of_all_sizes_shapes_and_places() -> None:
+    rng = np.random.default_rng(0)
+    boxes = np.array([_box((1000, 500), 0.25, rng) for _ in range(2000)])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    area = width * height / 500_000
+    assert 0.24 < area.min() < 0.27
+    assert area.max() > 0.95
+    assert 0.55 < area.mean() < 0.68  # even between 0.25 and 1
+    ratio = width / 2 / height
+    assert ratio.min() < 0.78
+    assert ratio.max() > 1.28
+    assert abs(np.median(np.log(ratio))) < 0.03
+    for low, high, end in ((boxes[:, 0], boxes[:, 2], 1000), (boxes[:, 1], boxes[:, 3], 500)):
+        assert low.min() == 0
+        assert high.max() == end
+        assert abs(np.mean(low + high) / 2 - end / 2) < 0.02 * end
+
+
+def test_of_an_image_that_is_to_be_cut_more_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    decode = module.decode_image
+    monkeypatch.setattr(module, "decode_image", lambda content, at_least: (asked.append(at_least), decode(content))[1])
+    for crop in (1.0, 0.25, 0.01):
+        version(Augment(crop=crop), 0)
+    assert asked == [64, 128, 640]
+
+
+def test_a_turn_is_within_its_range_either_way_and_shows_white_in_the_corners(monkeypatch: pytest.MonkeyPatch) -> None:
+    angles: list[float] = []
+    rotate = Image.Image.rotate
+    monkeypatch.setattr(
+        Image.Image, "rotate", lambda self, angle, *a, **k: (angles.append(angle), rotate(self, angle, *a, **k))[1]
+    )
+    black = encoded(Image.new("RGB", (40, 40)))
+    found = np.stack([version(Augment(rotate=30), occasion, black) for occasion in range(100)])
+    assert len(angles) == 100
+    assert -30 <= min(angles) < -25
+    assert 25 < max(angles) <= 30
+    assert abs(np.mean(angles)) < 6
+    assert (found[:, 12:20, 12:20] == 0).all()
+    turned = found[np.abs(angles) > 20]
+    assert (turned[:, [0, 0, -1, -1], [0, -1, 0, -1]] > 200).all()
+
+
+@pytest.mark.parametrize("strength", [0.2, 0.7])
+@pytest.mark.parametrize(
+    ("field", "enhancer"),
+    [
+        ("brightness", ImageEnhance.Brightness),
+        ("contrast", ImageEnhance.Contrast),
+        ("saturation", ImageEnhance.Color),
+    ],
+)
+def test_light_and_colour_are_scaled_within_their_range(field: str, enhancer: Any, strength: float) -> None:
+    image = Image.fromarray(np.asarray(picture(32, 32)) // 3 + 40)  # room on either side, so that nothing is clipped
+    ends = [np.asarray(enhancer(image).enhance(factor), float) for factor in (1 - strength, 1 + strength)]
+    low, high = np.minimum(*ends), np.maximum(*ends)
+    versions = [version(Augment(**{field: strength}), occasion, encoded(image)) for occasion in range(100)]
+    for pixels in versions:
+        assert (pixels >= low - 1).all()
+        assert (pixels <= high + 1).all()
+    span = ends[1] - ends[0]
+    shares = [float(np.sum((pixels - ends[0]) * span) / np.sum(span**2)) for pixels in versions]
+    assert min(shares) < 0.1
+    assert max(shares) > 0.9
+    assert 0.4 < np.mean(shares) < 0.6
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 3000), (3000, 1), (3, 700), (90, 60)], ids=str)
+def test_whatever_the_image_a_version_has_the_networks_shape(size: tuple[int, int], resize: Resize) -> None:
+    recipe = Augment(flip=True, crop=0.01, rotate=180, brightness=0.9, contrast=0.9, saturation=0.9)
+    content = encoded(picture(*size))
+    for occasion in range(4):
+        pixels = version(recipe, occasion, content, resize)
+        assert pixels.dtype == np.uint8
+        assert pixels.shape == (32, 32, 3)
+    assert augmented_pixels(content, 1, resize, recipe, recipe.digest(content, 0)).shape == (1, 1, 3)
+
+
+def test_a_file_that_is_no_image_is_said_to_be_none() -> None:
+    with pytest.raises(UndecodableError, match="not an image"):
+        version(Augment(**LIGHT), 0, b"no image")
+
+
+# Augmented examples and streams
+
+
+def load(root: Path, **augment: Any) -> DataModule:
+    return Folder(root=str(root), augment=Augment(**augment)).load()
+
+
+@pytest.fixture(scope="module")
+def data(colours: Path) -> DataModule:
+    return load(colours, **CHANGES)
+
+
+def test_an_example_is_augmented_by_its_content_and_the_occasion(data: DataModule) -> None:
+    for index, occasion in ((0, 2), (7, [3, 1])):
+        content, digest = data.paths[index].read_bytes(), data.digests[index]
+        expected = augmented_pixels(content, 24, "squash", data.augment, data.augment.digest(digest, occasion))
+        assert np.array_equal(data.augmented(index, 24, occasion), expected)
+        assert not np.array_equal(expected, data.pixels(index, 24))
+
+
+def test_a_copy_of_a_file_has_the_same_versions_and_its_name_does_not_matter(colours: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(colours, tmp_path / "own")
+    shutil.copy(root / "train/red/003.jpg", root / "train/red/zzz.jpg")
+    data = load(root, **CHANGES)
+    first, copy = (next(i for i, p in enumerate(data.paths) if p.name == n and "train/red" in str(p))
+                   for n in ("003.jpg", "zzz.jpg"))  # fmt: skip
+    assert np.array_equal(data.augmented(first, 24, 1), data.augmented(copy, 24, 1))
+
+
+def test_resize_is_handed_on_to_versions(tmp_path: Path) -> None:
+    draw_tree(tmp_path, {"red": 3, "blue": 3})
+    Image.new("RGB", (60, 20), "black").save(tmp_path / "blue" / "wide.png")
+    for resize in RESIZES:
+        data = Folder(root=str(tmp_path), resize=resize, augment=Augment(flip=True)).load()
+        wide = data.augmented([path.name for path in data.paths].index("wide.png"), 30, 0)
+        assert (wide[0] == 255).all() == (resize == "pad")
+
+
+def test_a_file_that_has_changed_or_gone_since_is_named(colours: Path, tmp_path: Path) -> None:
+    data = load(shutil.copytree(colours, tmp_path / "own"), **CHANGES)
+    data.paths[0].write_bytes(data.paths[1].read_bytes())
+    data.paths[2].unlink()
+    with pytest.raises(InputError, match="it has changed since the run began") as changed:
+        data.augmented(0, 16, 0)
+    with pytest.raises(InputError, match="no such file; it was readable when the run began") as gone:
+        data.augmented(2, 16, 0)
+    assert str(data.paths[0]) in str(changed.value)
+    assert str(data.paths[2]) in str(gone.value)
+
+
+def epochs(stream: Any, count: int) -> list[np.ndarray]:
+    return [np.concatenate([pixels.numpy() for pixels, _ in stream]) for _ in range(count)]
+
+
+def orders(indices: np.ndarray, seed: int, count: int) -> list[list[int]]:
+    stream = batches_of_indices(indices, 5, seed)
+    return [[int(i) for batch in stream for i in batch] for _ in range(count)]
+
+
+def test_what_is_judged_is_never_augmented(data: DataModule) -> None:
+    chosen = data.indices("val", "test")
+    plain = np.stack([data.pixels(int(i), 16) for i in chosen])
+    for pixels in epochs(data.dataset(chosen, 16, 5), 2):
+        assert np.array_equal(pixels, plain)
+
+
+def test_what_is_trained_on_is_augmented_anew_in_each_epoch_by_seed_and_epoch(data: DataModule) -> None:
+    chosen = data.indices("train")
+    seen: dict[int, set[bytes]] = defaultdict(set)
+    for seed in (0, 6):
+        found = epochs(data.dataset(chosen, 16, 5, shuffle=seed), 3)
+        for epoch, (order, pixels) in enumerate(zip(orders(chosen, seed, 3), found, strict=True)):
+            assert np.array_equal(pixels, [data.augmented(i, 16, [seed, epoch]) for i in order])
+            for i, image in zip(order, pixels, strict=True):
+                seen[i].add(image.tobytes())
+    assert set(seen) == set(chosen.tolist())
+    assert {len(versions) for versions in seen.values()} == {6}
+    assert not any(data.pixels(i, 16).tobytes() in versions for i, versions in seen.items())
+
+
+def test_an_epochs_versions_do_not_depend_on_what_was_read_before(data: DataModule) -> None:
+    chosen = data.indices("train")
+    whole = epochs(data.dataset(chosen, 16, 5, shuffle=2), 3)
+    stream = data.dataset(chosen, 16, 5, shuffle=2)
+    for _ in stream:
+        break
+    again = epochs(stream, 2)
+    assert np.array_equal(again, whole[1:])
+    assert np.array_equal(epochs(data.dataset(chosen, 16, 7, shuffle=2), 2), whole[:2]), "nor on the batch size"
+
+
+def test_labels_follow_augmented_images(data: DataModule) -> None:
+    chosen = data.indices("train")
+    labels = np.concatenate([labels.numpy() for _, labels in data.dataset(chosen, 16, 5, shuffle=3)])
+    assert labels.tolist() == data.labels[orders(chosen, 3, 1)[0]].tolist()
+
+
+def test_without_augmentation_training_sees_the_images_themselves(colours: Path) -> None:
+    data = load(colours, seed=5)
+    chosen = data.indices("train")
+    pixels = epochs(data.dataset(chosen, 16, 5, shuffle=3), 1)[0]
+    assert np.array_equal(pixels, [data.pixels(i, 16) for i in orders(chosen, 3, 1)[0]])
+
+
+# Whole runs
+
+
+QUICK = ("callbacks=none", "data/augment=light")
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes that do not differ, so that answers are unsure."""
+    root = tmp_path_factory.mktemp("noise")
+    for seed, split in enumerate(("train", "test")):
+        for name in ("a", "b"):
+            draw_tree(root, {f"{split}/red": 10}, seed=10 * seed + ord(name))
+            (root / split / "red").rename(root / split / name)
+    return root
+
+
+def views_of(data: DataModule, indices: np.ndarray, views: Sequence[int]) -> np.ndarray:
+    """Features `(n, views, d)`, computed here and now."""
+    engine = engines.keras_engine(compose(["backbone=tiny", "backbone.image_size=32"]).backbone.build())
+    return np.stack([extract(engine, data, indices, 32, threads=2, view=view) for view in views], axis=1)
+
+
+def test_a_head_is_solved_on_all_views_and_a_second_run_finds_them(
+    tmp_path: Path, noise: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[Any, ...]] = []
+    passes: list[int] = []
+    passed = feature_table.passes
+    monkeypatch.setattr(fitting, "solve", lambda *args: (given.append(args), solve(*args))[1])
+    monkeypatch.setattr(feature_table, "passes", lambda *args: (passes.append(1), passed(*args))[1])
+    first = run(tmp_path / "a", noise, *QUICK, "features.views=3")
+    assert len(passes) == 1, "all that is needed in one pass over the images"
+    again = run(tmp_path / "b", noise, *QUICK, "features.views=3")
+    train, val, test = (first.metrics[f"num_{split}"] for split in ("train", "val", "test"))
+    assert (first.metrics["features_computed"], first.metrics["features_hit"]) == (3 * (train + val) + val + test, 0)
+    assert (again.metrics["features_computed"], len(passes)) == (0, 1)
+    assert again.metrics["features_hit"] == first.metrics["features_computed"]
+    assert numbers(again) == numbers(first)
+    assert (again.directory / "predictions.csv").read_text() == (first.directory / "predictions.csv").read_text()
+
+    data = load(noise, **LIGHT)
+    for (learned, labels, _, _, views), splits in zip(given, 2 * [["train"], ["train", "val"]], strict=True):
+        indices = data.indices(*splits)
+        expected = views_of(data, indices, range(3)).reshape(3 * len(indices), -1)
+        assert views == 3
+        assert labels.tolist() == data.labels[indices].repeat(3).tolist()
+        np.testing.assert_allclose(learned, expected, atol=1e-4)
+        assert len(np.unique(learned, axis=0)) == len(learned), "no view twice"
+
+
+def test_a_head_that_learns_by_epochs_learns_from_all_views(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[np.ndarray, np.ndarray]] = []
+    rows = fitting.rows
+
+    def recorded(features: np.ndarray, labels: np.ndarray, *args: Any, **more: Any) -> Any:
+        given.append((features, labels))
+        return rows(features, labels, *args, **more)
+
+    monkeypatch.setattr(fitting, "rows", recorded)
+    options = [*QUICK, "features.views=3", "optimizer=adam", "optimizer.learning_rate=0.05", "transfer.head.epochs=10"]
+    first = run(tmp_path / "a", colours, *options)
+    again = run(tmp_path / "b", colours, *options)
+    train, val, test = (first.metrics[f"num_{split}"] for split in ("train", "val", "test"))
+    assert first.metrics["features_computed"] == 3 * train + val + test
+    assert again.metrics["features_computed"] == 0
+    assert numbers(again) == numbers(first)
+    losses = [float(row["loss"]) for row in table(first.directory / "history.csv")]
+    assert losses[-1] < losses[0]
+    assert first.metrics["test_accuracy"] > 0.9
+
+    data = load(colours, **LIGHT)
+    for (features, labels), split, views in zip(given, 2 * ["train", "val"], 2 * [range(3), [PLAIN]], strict=True):
+        indices = data.indices(split)
+        expected = views_of(data, indices, views).reshape(len(views) * len(indices), -1)
+        np.testing.assert_allclose(features, expected, atol=1e-4)
+        assert labels.tolist() == data.labels[indices].repeat(len(views)).tolist()
+
+
+def test_another_seed_of_the_run_finds_the_views_and_another_of_the_recipe_does_not(
+    tmp_path: Path, colours: Path
+) -> None:
+    options = [*QUICK, "features.views=2", "data.split_seed=0"]
+    first = run(tmp_path / "a", colours, *options).metrics
+    assert run(tmp_path / "b", colours, *options, "seed=1").metrics["features_computed"] == 0
+    learned = 2 * (first["num_train"] + first["num_val"])
+    assert run(tmp_path / "c", colours, *options, "data.augment.seed=1").metrics["features_computed"] == learned
+
+
+def test_without_views_a_head_that_learns_by_epochs_sees_new_versions_in_each(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[int, set[bytes]] = defaultdict(set)
+    plain: set[int] = set()
+    augmented, pixels = DataModule.augmented, DataModule.pixels
+
+    def recorded(self: DataModule, index: int, size: int, occasion: object) -> np.ndarray:
+        found = augmented(self, index, size, occasion)
+        seen[index].add(found.tobytes())
+        return found
+
+    monkeypatch.setattr(DataModule, "augmented", recorded)
+    monkeypatch.setattr(DataModule, "pixels", lambda self, i, size: (plain.add(i), pixels(self, i, size))[1])
+    options = ["optimizer=adam", "optimizer.learning_rate=0.03", "transfer.head.epochs=8"]
+    done = run(tmp_path / "run", colours, *QUICK, *options)
+    data = load(colours)
+    assert set(seen) == set(data.indices("train").tolist())
+    assert min(len(versions) for versions in seen.values()) >= 8
+    assert plain == set(data.indices("val", "test").tolist())
+    losses = [float(row["loss"]) for row in table(done.directory / "history.csv")]
+    assert len(losses) == 8
+    assert losses[-1] < losses[0]
+
+
+def test_a_backbone_that_learns_sees_new_versions_though_the_head_learned_from_kept_views(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    occasions: list[Any] = []
+    augmented = DataModule.augmented
+
+    def recorded(self: DataModule, index: int, size: int, occasion: object) -> np.ndarray:
+        occasions.append(occasion)
+        return augmented(self, index, size, occasion)
+
+    monkeypatch.setattr(DataModule, "augmented", recorded)
+    run(tmp_path / "run", colours, *QUICK, "features.views=2", "transfer=finetune", "transfer.backbone.epochs=2")
+    assert {occasion for occasion in occasions if isinstance(occasion, int)} == {0, 1}
+    epochs = {tuple(occasion) for occasion in occasions if not isinstance(occasion, int)}
+    assert len(epochs) >= 2
+    assert {seed for seed, _ in epochs} == {0}
+
+
+@pytest.mark.parametrize("head", ["linear", "prototype", "knn"])
+def test_a_head_that_would_never_see_an_augmented_image_is_refused_in_one_line(colours: Path, head: str) -> None:
+    with pytest.raises(InputError, match=r"add features\.views=4") as caught:
+        compose(["data=folder", f"data.root={colours}", "data/augment=light", f"head={head}"])
+    assert "\n" not in str(caught.value)
+    assert compose([f"head={head}", "data/augment=light", "features.views=1"]).features.views == 1
+    assert compose([f"head={head}", "data.augment.seed=3"]).features.views is None
+
+
+@pytest.mark.parametrize("key", ["views", "test_views"])
+def test_views_without_augmentation_are_refused_for_all_would_be_equal(key: str) -> None:
+    with pytest.raises(InputError, match=rf"^features\.{key}: all views would be equal"):
+        compose([f"features.{key}=3", "optimizer=adam"])
+    with pytest.raises(InputError, match=f"features.{key}"):
+        compose([f"features.{key}=0", "optimizer=adam", "data/augment=light"])
+
+
+def test_test_views_are_averaged_beside_the_plain_answer_which_stays(tmp_path: Path, noise: Path) -> None:
+    options = [*QUICK, "features.views=1", "optimizer.l2=1e-3"]  # so weak a penalty that answers are sure of themselves
+    plain = run(tmp_path / "plain", noise, *options).metrics
+    done = run(tmp_path / "run", noise, *options, "features.test_views=2")
+    assert not [key for key in plain if "tta" in key]
+    added = {key: value for key, value in done.metrics.items() if "tta" in key}
+    assert {key: value for key, value in numbers(done).items() if key not in added} == {
+        key: value for key, value in plain.items() if not key.startswith(("seconds_", "version_", "features_"))
+    }
+    assert done.metrics["features_computed"] == 2 * done.metrics["num_test"]
+
+    data = load(noise, **LIGHT)
+    test = data.indices("test")
+    versions = [[data.pixels(i, 32) for i in test]]
+    versions += [[data.augmented(i, 32, view) for i in test] for view in (0, 1)]
+    model = done.model()
+    answers = [softmax(np.asarray(model(np.stack(pixels).astype(np.float32)))) for pixels in versions]
+    averaged, labels = np.mean(answers, axis=0), data.labels[test]
+    loss = -np.mean(np.log(averaged[np.arange(len(test)), labels]))
+    assert added["test_tta_accuracy"] == np.mean(averaged.argmax(axis=1) == labels)
+    assert added["test_tta_loss"] == pytest.approx(loss, rel=1e-4)
+    assert abs(added["test_tta_loss"] - done.metrics["test_loss"]) > 1e-4
+
+
+# Cross-validation
+
+
+def noise_rows(images: int, d: int, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(images, d)).astype(np.float32), rng.permutation(np.arange(images) % classes)
+
+
+def test_views_of_one_image_are_held_out_together() -> None:
+    features, labels = (values.repeat(3, axis=0) for values in noise_rows(60, 80))
+    options = LBFGS()
+    torn, kept = (choose_l2(features, labels, options, 0, views).accuracy for views in (1, 3))
+    assert torn == 1, "or this test would find nothing"
+    assert kept is not None
+    assert kept < 0.7
+    assert solve(features, labels, options, 0, 3).cv_accuracy == pytest.approx(kept, abs=0.1)
+
+
+@pytest.mark.parametrize("most", [1000, 30])
+def test_equal_views_choose_what_one_would(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    features, labels = noise_rows(40, 30, classes=3)
+    features[:, 0] += 4 * labels
+    monkeypatch.setattr(probe, "MOST_FOR_CHOOSING", most)
+    once = choose_l2(features, labels, LBFGS(), 5)
+    monkeypatch.setattr(probe, "MOST_FOR_CHOOSING", 3 * most)
+    thrice = choose_l2(features.repeat(3, axis=0), labels.repeat(3), LBFGS(), 5, views=3)
+    assert thrice.l2 == once.l2
+    assert thrice.accuracy == once.accuracy
+    assert list(thrice.log_losses) == list(once.log_losses)
+    np.testing.assert_allclose(list(thrice.log_losses.values()), list(once.log_losses.values()), rtol=0.05)
+
+
+def test_views_of_one_image_stay_together_also_where_the_penalty_is_chosen_on_a_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probe, "MOST_FOR_CHOOSING", 180)
+    features, labels = (values.repeat(3, axis=0) for values in noise_rows(200, 80))
+    accuracy = choose_l2(features, labels, LBFGS(), 0, views=3).accuracy
+    assert accuracy is not None
+    assert accuracy < 0.7
+    clear = features + 10 * labels[:, None].astype(np.float32)
+    assert choose_l2(clear, labels, LBFGS(), 0, views=3).accuracy == 1
+
+
+@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize("more", [1, 2, 5])
+def test_a_few_images_more_than_are_chosen_on_are_no_trouble(
+    monkeypatch: pytest.MonkeyPatch, views: int, more: int
+) -> None:
+    monkeypatch.setattr(probe, "MOST_FOR_CHOOSING", 120)
+    features, labels = (values.repeat(views, axis=0) for values in noise_rows(120 // views + more, 5, classes=4))
+    assert solve(features, labels, LBFGS(), 0, views).cv_accuracy is not None
+
+
+def test_among_many_images_a_class_with_one_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "MOST_FOR_CHOOSING", 100)
+    features, labels = noise_rows(150, 5)
+    labels[0] = 2
+    solution = solve(features, labels, LBFGS(), 0)
+    assert solution.kernel.shape == (5, 3)
+    assert math.isfinite(solution.l2)
