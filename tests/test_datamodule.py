@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import re
 import shutil
 import time
 from collections import Counter
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import draw_tree
+from tl_research import compose
 from tl_research.data import datamodule
 from tl_research.data.check import inspect_all
 from tl_research.data.datamodule import SPLITS, DataModule, assemble
@@ -354,3 +357,41 @@ def test_shuffled_rows_keep_their_labels_and_their_order_by_seed() -> None:
     assert all(x == 10 * y for epoch in epochs for x, y in epoch)
     assert epochs[0] != epochs[1]
     assert epochs == [pairs(again), pairs(again)]
+
+
+# Cross-validation and learning curves
+
+
+def test_folds_share_out_what_is_not_tested(colours: Path) -> None:
+    options = ["data=folder", f"data.root={colours}", "data.folds=4"]
+    folds = [compose([*options, f"data.fold={fold}"]).data.load() for fold in range(4)]
+    held = [path for data in folds for path in np.array(data.paths)[data.indices("val")]]
+    assert sorted(held) == sorted((colours / "train").rglob("*.jpg"))
+    for data in folds:
+        assert {data.paths[i].parts[-3] for i in data.indices("test")} == {"test"}
+        assert data.counts()["val"] == {"blue": 3, "red": 3}
+
+
+def test_a_part_of_the_training_images_leaves_the_others_as_they_are(colours: Path) -> None:
+    options = ["data=folder", f"data.root={colours}"]
+    whole, part = (compose([*options, *more]).data.load() for more in ([], ["data.per_class=3"]))
+    assert part.counts()["train"] == {"blue": 3, "red": 3}
+    for split in ("val", "test"):
+        chosen = [[data.paths[i] for i in data.indices(split)] for data in (whole, part)]
+        assert chosen[0] == chosen[1]
+    assert len(part) == len(part.sizes) == len(part.digests) == 6 + 4 + 12
+    assert hashlib.sha256(part.paths[5].read_bytes()).digest() == part.digests[5]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["data.fold=0"], "data.fold=0: give data.folds, more than it"),
+        (["data.folds=5"], "data.folds=5: say which: data.fold=0 to data.fold=4"),
+        (["data.folds=5", "data.fold=5"], "data.fold=5: give data.folds, more than it"),
+        (["data.fraction=0.5", "data.per_class=2"], "data.per_class=2: give it or data.fraction"),
+    ],
+)
+def test_parts_that_make_no_sense_are_refused(overrides: list[str], told: str) -> None:
+    with pytest.raises(InputError, match=re.escape(told)):
+        compose(overrides)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl_research.data.splits import hold_out
+from tl_research.data.splits import held_fold, hold_out, subset
 from tl_research.errors import InputError
 
 few = settings(deadline=None, max_examples=100)
@@ -82,3 +82,44 @@ def test_a_class_too_small_to_split_is_named(count: int, keep: int) -> None:
     message = str(caught.value)
     assert message.startswith("data.test=0.25: class 'dog'")
     assert f"has {count} image(s) to split and needs {keep + 1}" in message
+
+
+# Folds and parts
+
+
+@few
+@given(counts=st.lists(st.integers(5, 30), min_size=2, max_size=5), folds=st.integers(2, 5), seed=seeds)
+def test_over_all_folds_each_example_is_held_out_once_and_each_class_evenly(
+    counts: list[int], folds: int, seed: int
+) -> None:
+    labels, names = labels_of(counts), [str(i) for i in range(len(counts))]
+    parts = [held_fold(labels, fold, folds, seed, names=names) for fold in range(folds)]
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+    for label, count in enumerate(counts):
+        shares = [int(np.sum(labels[part] == label)) for part in parts]
+        assert max(shares) - min(shares) <= 1, count
+
+
+def test_a_class_with_fewer_images_than_folds_is_named() -> None:
+    with pytest.raises(InputError, match=r"data\.folds=5: class 'b' has 4 image"):
+        held_fold(labels_of([9, 4]), 0, 5, 0, names=["a", "b"])
+
+
+@few
+@given(counts=counts_per_class, small=st.floats(0.01, 1), large=st.floats(0.01, 1), seed=seeds)
+def test_a_smaller_part_lies_within_a_larger_one(counts: list[int], small: float, large: float, seed: int) -> None:
+    labels, names = labels_of(counts), [str(i) for i in range(len(counts))]
+    small, large = sorted((small, large))
+    parts = [subset(labels, fraction, None, seed, names=names) for fraction in (small, large)]
+    assert set(parts[0]) <= set(parts[1])
+    for fraction, part in zip((small, large), parts, strict=True):
+        found = np.bincount(labels[part], minlength=len(counts))
+        assert found.tolist() == [max(round(fraction * count), 1) for count in counts]
+    assert np.array_equal(subset(labels, 1.0, None, seed, names=names), np.arange(len(labels)))
+    few_each = subset(labels, 1.0, 2, seed, names=names)
+    assert np.bincount(labels[few_each]).tolist() == [2] * len(counts)
+
+
+def test_a_class_with_too_few_for_per_class_is_named() -> None:
+    with pytest.raises(InputError, match=r"data\.per_class=5: class 'b' has 4 image"):
+        subset(labels_of([9, 4]), 1.0, 5, 0, names=["a", "b"])

@@ -83,6 +83,20 @@ def evaluate(context: typer.Context, run: RunArgument) -> None:
     sys.stdout.write(json.dumps(metrics, indent=2) + "\n")
 
 
+@app.command()
+def leaderboard(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with runs, such as outputs/sweeps/...")],
+) -> None:
+    """Ranks the runs below a folder by their validation metric; writes leaderboard.csv and leaderboard.md there."""
+    from tl_research import describe
+    from tl_research.leaderboard import Leaderboard, collect
+
+    folder = folder.expanduser()
+    board = Leaderboard.of(collect(folder))
+    board.write(folder)
+    describe.leaderboard(board, folder)
+
+
 features = typer.Typer(no_args_is_help=True, help="The store of features: what it holds, whether it is whole.")
 app.add_typer(features, name="features")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tl_research.classifier import Row
     from tl_research.data.datamodule import DataModule
     from tl_research.feature_store import Stock
+    from tl_research.leaderboard import Leaderboard
 
 log = logging.getLogger(__name__)
 out = Console(highlight=False, soft_wrap=True)
@@ -107,6 +109,19 @@ def stage(name: str, rows: Sequence[Row], how: str) -> None:
     total, trainable = sum(row.parameters for row in rows), sum(row.trainable for row in rows)
     table.add_row("all", f"{total:,}", f"{trainable:,}", "", style="bold")
     out.print(table)
+
+
+def leaderboard(board: Leaderboard, folder: Any) -> None:
+    """Configurations, the best first; then what failed, and where the files lie."""
+    header, lines = board.table()
+    keep = [i for i, name in enumerate(header) if name not in ("parameters", "trainable", "features_computed")]
+    table = _table(f"leaderboard by {board.monitor}", *(header[i] for i in keep))
+    for line in lines:
+        table.add_row(*(escape(line[i]) for i in keep))
+    out.print(table)
+    for failure in board.failures():
+        out.print(failure, markup=False)
+    out.print(f"{folder}", markup=False)
 
 
 def results(metrics: Mapping[str, Any], directory: Any) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from tl_research import describe, runtime
+from tl_research import describe, evaluation, runtime
 from tl_research.backbone import Backbone
-from tl_research.callbacks import Callback, Results
+from tl_research.callbacks import Callback
 from tl_research.classifier import BatchNorm
 from tl_research.data.datamodule import DataModule
 from tl_research.data.sources import Source
@@ -25,9 +24,7 @@ from tl_research.errors import InputError
 from tl_research.features import PLAIN, Features, FeatureTable
 from tl_research.fitting import Fitting
 from tl_research.head import KNN, Head, Linear, Probe
-from tl_research.metrics import evaluate
 from tl_research.optimizer import LBFGS, GradientOptimizer, Optimizer
-from tl_research.predict import prediction_rows
 from tl_research.recipe import Positive, Seed, recipe
 from tl_research.run import Run, versions
 from tl_research.trainer import Trainer
@@ -35,8 +32,6 @@ from tl_research.transfer import Stage
 
 if TYPE_CHECKING:
     import keras
-
-log = logging.getLogger(__name__)
 
 Monitor = Literal[
     "val_accuracy", "val_loss", "val_macro_f1", "val_auroc", "test_accuracy", "test_loss", "test_macro_f1", "test_auroc"
@@ -185,11 +180,14 @@ class Experiment:
         fitting.finish()
         run.metrics["num_parameters"] = fitting.classifier.count_params()
         with run.phase("evaluate"):
-            logits = _judge(run, fitting, self.features.test_views)
+            logits = evaluation.judge(run, fitting, self.features.test_views)
         self._record_features(run, fitting.features)
         with run.phase("save"):
             run.write_model(fitting.classifier)
-        self._finish(run, fitting, logits)
+        evaluation.show(run, fitting, self.config, logits)
+        run.metrics |= versions()
+        run.write_json("metrics.json", run.metrics)  # last: a run with metrics is a run that is whole
+        describe.results(run.metrics, run.directory)
 
     def _build(self, run: Run, data: DataModule, threads: int) -> Fitting:
         import keras
@@ -225,44 +223,6 @@ class Experiment:
     def _record_features(run: Run, table: FeatureTable) -> None:
         run.metrics |= {"features_computed": table.computed, "features_hit": table.hit}
 
-    def _finish(self, run: Run, fitting: Fitting, logits: np.ndarray) -> None:
-        """Lets the callbacks show the results, then writes the metrics: a run with metrics is a run that is whole."""
-        labels = fitting.data.labels[fitting.data.indices("test")]
-        spread = np.random.default_rng(0).permutation(len(labels))[:16]
-        shown = fitting.data.indices("test")[spread]
-        samples = [
-            (fitting.data.pixels(int(i), fitting.image_size), int(fitting.data.labels[i]), logits[place])
-            for place, i in zip(spread, shown, strict=True)
-        ]
-        results = Results(run.metrics, _hyperparameters(self.config), fitting.data.class_names, labels, logits, samples)
-        with run.phase("callbacks"):
-            for callback in fitting.callbacks.values():
-                callback.finish(run.directory, results)
-        run.metrics |= versions()
-        run.write_json("metrics.json", run.metrics)
-        describe.results(run.metrics, run.directory)
-
-
-def _judge(run: Run, fitting: Fitting, test_views: int | None) -> np.ndarray:
-    """Evaluates on validation and test, writes the answers, and returns the test logits. With `test_views` there are
-    also `test_tta_...`: what the average over augmented views is worth."""
-    data = fitting.data
-    logits = {split: fitting.logits(split) for split in ("val", "test")}
-    answers = np.concatenate(list(logits.values()))
-    indices = np.concatenate([data.indices(split) for split in logits])
-    run.write_csv("predictions.csv", *prediction_rows(data, indices, answers))
-    if fitting.held_out is not None:
-        logits["val"] = fitting.held_out
-        run.write_csv("validation.csv", *prediction_rows(data, data.indices("val"), fitting.held_out))
-    for split, values in logits.items():
-        scores = evaluate(values, data.labels[data.indices(split)])
-        run.metrics |= {f"{split}_{name}": value for name, value in scores.items()}
-    if test_views:
-        averaged = fitting.averaged_logits("test", test_views)
-        scores = evaluate(averaged, data.labels[data.indices("test")])
-        run.metrics |= {f"test_tta_{name}": value for name, value in scores.items()}
-    return logits["test"]
-
 
 @contextmanager
 def _status_kept(run: Run) -> Iterator[None]:
@@ -279,32 +239,3 @@ def _status_kept(run: Run) -> Iterator[None]:
         run.set_status("failed", f"{type(error).__name__}: {error}".strip()[:500])
         raise
     run.set_status("done")
-
-
-def _hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run may be told apart by, flat: the option of each group, then scalars by the key a user would set."""
-    flat = dict(config.get("choices", {}))
-    flat |= _flatten({key: value for key, value in config.items() if key not in ("choices", "callbacks")})
-    return flat
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    hidden = (
-        "_target_",
-        "url",
-        "cache",
-        "store",
-        "max_gb",
-        "name",
-        "min_size",
-        "distribution",
-        "variant",
-        "application",
-    )
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, bool | int | float | str) and key not in hidden:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -125,7 +125,10 @@ class Fitting:
             self.classifier.set_weights(weights)
 
     def _describe(self, name: str, how: str) -> None:
-        describe.stage(name, trainable_table(self.classifier), how)
+        table = trainable_table(self.classifier)
+        learning = sum(row.trainable for row in table)
+        self.run.metrics["num_trainable"] = max(learning, self.run.metrics.get("num_trainable", 0))
+        describe.stage(name, table, how)
 
     def _prepare(self, *, validation: bool) -> None:
         """All features that a stage and the evaluation need, in one pass over the images."""

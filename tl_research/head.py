@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field
 from typing_extensions import override
 
-from tl_research.recipe import Positive, Rate, Share, recipe
+from tl_research.recipe import Positive, Share, recipe
 
 if TYPE_CHECKING:
     import keras
@@ -104,7 +105,7 @@ class KNN(Probe):
     1805.01978); null chooses by leave-one-out log loss. The model holds all training features."""
 
     k: Positive | None = None
-    temperature: Rate | None = None
+    temperature: Annotated[float, Field(ge=1e-3)] | None = None
 
     @override
     def fit(self, features: np.ndarray, labels: np.ndarray, num_classes: int, views: int = 1) -> keras.Model:

@@ -114,8 +114,11 @@ def choose_l2(features: np.ndarray, labels: np.ndarray, options: LBFGS, seed: in
         part = _rows(images, views)
         features, labels = features[part], labels[part]
     classes, counts = np.unique(labels[::views], return_counts=True)
-    if counts.min() < 2:  # nothing to hold out; the middle of the range is what little data tends to choose
-        return Choice(l2=1.0)
+    classes, counts = classes[counts > 1], counts[counts > 1]  # of one image nothing can be held out
+    if len(classes) < 2:
+        return Choice(l2=1.0)  # the middle of the range is what little data tends to choose
+    judged = np.isin(labels, classes)
+    features, labels = features[judged], labels[judged]
     splitter = StratifiedKFold(min(options.folds, int(counts.min())), shuffle=True, random_state=seed)
     folds = [
         (*(_rows(part, views) for part in fold), _regression(options, tol=1e-4))

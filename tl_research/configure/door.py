@@ -4,6 +4,7 @@ before anything is read, downloaded or made."""
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import signal
@@ -23,14 +24,18 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from tl_research import describe
 from tl_research.configure.composition import CONF, build, hydra
 from tl_research.configure.explain import compose_config
 from tl_research.configure.quote import quote
 from tl_research.errors import InputError
+from tl_research.leaderboard import Leaderboard, collect
 from tl_research.run import Run
 
 if TYPE_CHECKING:
     from tl_research.experiment import Experiment
+
+log = logging.getLogger(__name__)
 
 Command = Literal["train", "extract"]
 
@@ -117,17 +122,21 @@ def _main(command: Command) -> int:
     if not (options.help or options.hydra_help or options.info or options.shell_completion):
         _check(options)
     failures: list[tuple[str, Exception]] = []
+    sweeps: set[Path] = set()
     run = hydra_library.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    run(_job(command, failures))()
+    run(_job(command, failures, sweeps))()
     if failures and not options.multirun:
         raise failures[0][1]
+    if options.multirun and command == "train":
+        _rank(sweeps, show=True)
     for job, error in failures:
         print(f"{job}: {error if isinstance(error, InputError) else repr(error)}", file=sys.stderr)  # noqa: T201
     return FAILED if failures else 0
 
 
-def _job(command: Command, failures: list[tuple[str, Exception]]) -> Callable[[DictConfig], float]:
-    """The task that Hydra calls for each job. In a sweep one failed job does not end the others."""
+def _job(command: Command, failures: list[tuple[str, Exception]], sweeps: set[Path]) -> Callable[[DictConfig], float]:
+    """The task that Hydra calls for each job. In a sweep one failed job does not end the others, and after each the
+    leaderboard is written anew. Adds to `failures` and to `sweeps`, the folders of sweeps."""
 
     def job(cfg: DictConfig) -> float:
         context = HydraConfig.get()
@@ -145,8 +154,24 @@ def _job(command: Command, failures: list[tuple[str, Exception]]) -> Callable[[D
             if isinstance(error, InputError) and single:
                 _discard(directory)
             return float("nan")
+        finally:
+            if context.mode == RunMode.MULTIRUN and command == "train":
+                sweeps.add(Path(context.sweep.dir))
+                _rank(sweeps, show=False)
 
     return job
+
+
+def _rank(sweeps: set[Path], *, show: bool) -> None:
+    for folder in sweeps:
+        try:
+            board = Leaderboard.of(collect(folder))
+            board.write(folder)
+        except (InputError, OSError) as error:  # no run got that far, or the disk is full: the jobs' own words matter
+            log.debug("%s: no leaderboard: %s", folder, error)
+            continue
+        if show:
+            describe.leaderboard(board, folder)
 
 
 def _check(options: Namespace) -> None:

@@ -14,7 +14,7 @@ from tl_research.data.augment import Augment, augmented_pixels
 from tl_research.data.check import inspect_all
 from tl_research.data.decode import Resize, UndecodableError, decode_pixels, read_bytes
 from tl_research.data.file_index import FileIndex, Inspection
-from tl_research.data.splits import hold_out
+from tl_research.data.splits import held_fold, hold_out, subset
 from tl_research.data.stream import numbered_batches
 from tl_research.data.tree import Tree
 from tl_research.errors import InputError
@@ -118,13 +118,19 @@ def assemble(
     test: float,
     split_seed: int,
     max_bad: float,
+    fold: int | None = None,
+    folds: int | None = None,
+    fraction: float = 1.0,
+    per_class: int | None = None,
     resize: Resize = "squash",
     augment: Augment | None = None,
     index: FileIndex | None = None,
 ) -> DataModule:
     """Checks every file of a tree that `index` does not know, sets bad ones aside, and splits the rest.
 
-    A split that the tree brings is kept as it is. Otherwise `test` is cut from all, `val` from what trains.
+    A split that the tree brings is kept as it is. Otherwise `test` is cut from all, `val` from what trains. With `fold`
+    of `folds`, `val` is that part of all that is not tested. Of what is left to train on, `fraction` or `per_class`
+    says how much.
 
     Raises:
         InputError: more than `max_bad` of the files are bad, or a class is too small for the splits.
@@ -139,16 +145,23 @@ def assemble(
     split_of = np.array([split for _, _, split in good], dtype="<U5")
     _demand_enough(tree, labels, split_of)
     _cut(split_of, labels, "test", test, split_seed, names, keep=1 if "val" in tree.files else 2)
-    _cut(split_of, labels, "val", val, split_seed, names, keep=1)
+    if folds is not None and fold is not None:
+        pool = np.flatnonzero(split_of != "test")
+        split_of[pool] = "train"
+        split_of[pool[held_fold(labels[pool], fold, folds, split_seed, names=names)]] = "val"
+    else:
+        _cut(split_of, labels, "val", val, split_seed, names, keep=1)
     split_of[split_of == "all"] = "train"
+    used = _used(split_of, labels, fraction, per_class, split_seed, names)
+    checked = [inspection for inspection in inspections if not inspection.reason]
     return DataModule(
         root=tree.root,
-        paths=[path for path, _, _ in good],
-        labels=labels,
-        split_of=split_of,
+        paths=[good[i][0] for i in used],
+        labels=labels[used],
+        split_of=split_of[used],
         class_names=names,
-        sizes=np.array([inspection.size for inspection in inspections if inspection.size]),
-        digests=[inspection.digest for inspection in inspections if not inspection.reason],
+        sizes=np.array([checked[i].size for i in used]),
+        digests=[checked[i].digest for i in used],
         resize=resize,
         augment=augment or Augment(),
         quarantined=bad,
@@ -164,6 +177,15 @@ def _cut(
         pool = np.flatnonzero(np.isin(split_of, ("all", "train")))
         held = hold_out(labels[pool], share, seed, names=names, key=f"data.{split}", keep=keep)
         split_of[pool[held]] = split
+
+
+def _used(
+    split_of: np.ndarray, labels: np.ndarray, fraction: float, per_class: int | None, seed: int, names: list[str]
+) -> np.ndarray:
+    """Indices of all examples but those of `train` that a smaller part leaves out."""
+    train = np.flatnonzero(split_of == "train")
+    kept = train[subset(labels[train], fraction, per_class, seed, names=names)]
+    return np.sort(np.concatenate([np.flatnonzero(split_of != "train"), kept]))
 
 
 def _demand_enough(tree: Tree, labels: np.ndarray, split_of: np.ndarray) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import override
 
 from tl_research.data.augment import Augment
@@ -14,7 +14,7 @@ from tl_research.data.decode import Resize
 from tl_research.data.file_index import FileIndex
 from tl_research.data.tree import read_tree
 from tl_research.errors import InputError
-from tl_research.recipe import Seed, Share, recipe
+from tl_research.recipe import Count, Positive, Seed, Share, recipe
 
 Cut = Annotated[float, Field(gt=0, lt=1)]
 
@@ -23,15 +23,31 @@ Cut = Annotated[float, Field(gt=0, lt=1)]
 class Source:
     """What every source shares: how it is split, resized, and how many bad files are put up with.
 
-    `val` and `test` are the shares cut out where the folder brings no such split, by `split_seed`.
+    `val` and `test` are the shares cut out where the folder brings no such split, by `split_seed`. `fold` of `folds`
+    makes another part of all that is not tested the validation split. `fraction`, or `per_class`, is how much of the
+    rest to train on.
     """
 
     val: Cut = 0.2
     test: Cut = 0.2
     split_seed: Seed = 0
+    fold: Count | None = None
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    per_class: Positive | None = None
     max_bad: Share = 0.05
     resize: Resize = "squash"
     augment: Augment = Field(default_factory=Augment)
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        if self.folds is not None and self.fold is None:
+            raise ValueError(f"folds={self.folds}: say which: data.fold=0 to data.fold={self.folds - 1}")
+        if self.fold is not None and self.fold >= (self.folds or 0):
+            raise ValueError(f"fold={self.fold}: give data.folds, more than it: data.folds=5 data.fold=0")
+        if self.per_class is not None and self.fraction != 1:
+            raise ValueError(f"per_class={self.per_class}: give it or data.fraction, not both")
+        return self
 
     def folder(self) -> Path:
         """The class-folder tree on disk; fetched or drawn first if need be."""
@@ -48,6 +64,10 @@ class Source:
             val=self.val,
             test=self.test,
             split_seed=self.split_seed,
+            fold=self.fold,
+            folds=self.folds,
+            fraction=self.fraction,
+            per_class=self.per_class,
             max_bad=self.max_bad,
             resize=self.resize,
             augment=self.augment,

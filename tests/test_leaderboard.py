@@ -1,0 +1,124 @@
+"""The leaderboard: from run directories alone, the validation metric ranks, repetitions are one row."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scipy.stats import t
+from typer.testing import CliRunner
+
+from tl_research import InputError
+from tl_research.__main__ import app
+from tl_research.leaderboard import Leaderboard, collect
+
+
+def draw_run(
+    folder: Path, overrides: list[str], state: str = "done", reason: str | None = None, **metrics: float
+) -> None:
+    """A run directory with nothing in it but what a leaderboard reads."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+    seed = next((int(text[5:]) for text in overrides if text.startswith("seed=")), 0)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"seed": seed, "monitor": "val_accuracy"}))
+    (folder / "status.json").write_text(json.dumps({"state": state, "reason": reason}))
+    if state == "done":
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    values = {"a": [0.80, 0.90, 0.85], "b": [0.70, 0.81, 0.74], "c": [0.79, 0.91, 0.85]}
+    for name, accuracies in values.items():
+        for seed, accuracy in enumerate(accuracies):
+            draw_run(
+                tmp_path / f"{name}{seed}",
+                [f"head={name}", f"seed={seed}", "data=folder"],
+                val_accuracy=accuracy,
+                test_accuracy=1 - accuracy,
+                seconds_head=2.0,
+                seconds_save=1.0,
+                features_computed=10 - 5 * seed,
+            )
+    draw_run(tmp_path / "d", ["head=d", "data=folder"], "failed", "InputError: no | weights")
+    return tmp_path
+
+
+def test_the_validation_metric_ranks_and_failures_come_last(sweep: Path) -> None:
+    board = Leaderboard.of(collect(sweep))
+    assert list(board.keys) == ["head"], "the seed repeats, and data=folder is everywhere"
+    assert [row.values for row in board.rows] == [("a",), ("c",), ("b",), ("d",)]
+    assert board.rows[-1].mean("val_accuracy") is not None
+    assert math.isnan(board.rows[-1].mean("val_accuracy"))
+    assert board.failures() == ["d: failed: InputError: no | weights"]
+
+
+def test_a_lower_loss_ranks_first_and_the_test_metric_never_does(tmp_path: Path) -> None:
+    for name, loss in (("a", 0.5), ("b", 0.3)):
+        draw_run(tmp_path / name, [f"head={name}"], val_loss=loss, test_loss=1 - loss)
+        (tmp_path / name / "config.yaml").write_text("monitor: test_loss\nseed: 0\n")
+    board = Leaderboard.of(collect(tmp_path))
+    assert (board.monitor, [row.values[0] for row in board.rows]) == ("val_loss", ["b", "a"])
+
+
+def test_repetitions_are_a_mean_with_its_interval(sweep: Path) -> None:
+    row = Leaderboard.of(collect(sweep)).rows[2]
+    half = t.ppf(0.975, 2) * np.std([0.70, 0.81, 0.74], ddof=1) / np.sqrt(3)
+    assert row.mean("val_accuracy") == pytest.approx(0.75)
+    assert row.interval("val_accuracy") == pytest.approx((0.75 - half, 0.75 + half))
+    assert Leaderboard.of(collect(sweep)).rows[0].interval("test_accuracy")[0] >= 0
+
+
+def test_one_run_has_the_interval_of_its_images(tmp_path: Path) -> None:
+    draw_run(tmp_path / "0", ["head=a"], val_accuracy=0.9, val_accuracy_low=0.8, val_accuracy_high=0.95)
+    (row,) = Leaderboard.of(collect(tmp_path)).rows
+    assert row.interval("val_accuracy") == (0.8, 0.95)
+    assert row.interval("val_loss") is None
+
+
+def test_differences_are_judged_seed_by_seed(sweep: Path) -> None:
+    board = Leaderboard.of(collect(sweep))
+    first, second, third, failed = (board.against_best(row) for row in board.rows)
+    assert (first, failed) == ("", "")
+    assert not second.endswith("*"), "one above, one below"
+    assert third.startswith("-0.100"), third
+    assert third.endswith("*"), "always about a tenth below, though seeds differ by as much"
+
+
+def test_it_is_written_as_csv_and_markdown(sweep: Path) -> None:
+    result = CliRunner().invoke(app, ["leaderboard", str(sweep)])
+    assert result.exit_code == 0, result.output
+    with (sweep / "leaderboard.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rank"] for row in rows] == ["1", "2", "3", ""]
+    assert rows[0]["runs"] == "3"
+    assert rows[0]["val_accuracy"] == "0.850"
+    assert rows[0]["seconds"] == "3.0"
+    assert rows[0]["features_computed"] == "15"
+    assert rows[-1]["status"] == "1 failed"
+    text = (sweep / "leaderboard.md").read_text()
+    assert text.count("\n| ") == 5
+    assert "- d: failed: InputError: no | weights" in text
+
+
+def test_folds_are_repetitions(tmp_path: Path) -> None:
+    for fold in range(3):
+        draw_run(tmp_path / str(fold), ["head=a", f"data.fold={fold}", "data.folds=3"], val_accuracy=0.8 + fold / 10)
+    (row,) = Leaderboard.of(collect(tmp_path)).rows
+    assert len(row.entries) == 3
+
+
+def test_a_folder_without_runs_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no runs below this folder"):
+        collect(tmp_path)
+
+
+def test_damaged_files_of_a_run_do_not_hide_the_others(sweep: Path) -> None:
+    (sweep / "a0" / "config.yaml").write_text("{{{")
+    (sweep / "a1" / ".hydra" / "overrides.yaml").unlink()
+    assert len(collect(sweep)) == 10

@@ -1,0 +1,72 @@
+"""The end of a run: what the classifier is worth, and what the callbacks make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tl_research.callbacks import Results
+from tl_research.fitting import Fitting
+from tl_research.metrics import evaluate
+from tl_research.predict import prediction_rows
+from tl_research.run import Run
+
+MOST_SAMPLES = 16
+
+# Keys that say where things lie or what a group's option has already said.
+HIDDEN = {"_target_", "url", "cache", "store", "max_gb", "name", "min_size", "distribution", "variant", "application"}
+
+
+def judge(run: Run, fitting: Fitting, test_views: int | None) -> np.ndarray:
+    """Evaluates on validation and test, writes the answers, and returns the test logits `(n, num_classes)`. With
+    `test_views` there are also `test_tta_...`: what the average over augmented views is worth."""
+    data = fitting.data
+    logits = {split: fitting.logits(split) for split in ("val", "test")}
+    answers = np.concatenate(list(logits.values()))
+    indices = np.concatenate([data.indices(split) for split in logits])
+    run.write_csv("predictions.csv", *prediction_rows(data, indices, answers))
+    if fitting.held_out is not None:
+        logits["val"] = fitting.held_out
+        run.write_csv("validation.csv", *prediction_rows(data, data.indices("val"), fitting.held_out))
+    for split, values in logits.items():
+        scores = evaluate(values, data.labels[data.indices(split)])
+        run.metrics |= {f"{split}_{name}": value for name, value in scores.items()}
+    if test_views:
+        averaged = fitting.averaged_logits("test", test_views)
+        scores = evaluate(averaged, data.labels[data.indices("test")])
+        run.metrics |= {f"test_tta_{name}": value for name, value in scores.items()}
+    return logits["test"]
+
+
+def show(run: Run, fitting: Fitting, config: Mapping[str, Any], logits: np.ndarray) -> None:
+    """Lets the callbacks show metrics, hyperparameters and answers to the test images, `logits`."""
+    data = fitting.data
+    indices = data.indices("test")
+    shown = np.random.default_rng(0).permutation(len(indices))[:MOST_SAMPLES]
+    samples = [
+        (data.pixels(int(indices[place]), fitting.image_size), int(data.labels[indices[place]]), logits[place])
+        for place in shown
+    ]
+    results = Results(run.metrics, hyperparameters(config), data.class_names, data.labels[indices], logits, samples)
+    with run.phase("callbacks"):
+        for callback in fitting.callbacks.values():
+            callback.finish(run.directory, results)
+
+
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run may be told apart by, flat: the option of each group, then scalars by the key a user would set."""
+    flat = dict(config.get("choices", {}))
+    flat |= _flatten({key: value for key, value in config.items() if key not in ("choices", "callbacks")})
+    return flat
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, bool | int | float | str) and key not in HIDDEN:
+            flat[f"{prefix}{key}"] = value
+    return flat

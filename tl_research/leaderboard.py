@@ -1,0 +1,199 @@
+"""The leaderboard: what the runs below a folder come to, a row a configuration, seeds and folds put together.
+
+It is made from run directories alone: their `status.json`, `metrics.json`, `config.yaml` and Hydra's overrides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tl_research.atomic import write_atomically
+from tl_research.errors import InputError
+from tl_research.metrics import direction
+from tl_research.run import Run, as_csv
+
+# Keys whose values are repetitions of one configuration, not configurations of their own.
+REPEATED = ("seed", "data.fold", "data.split_seed")
+
+COLUMNS = ("rank", "runs", "val", "val_interval", "test", "test_interval", "against_best", "seconds", "parameters",
+           "trainable", "features_computed", "status")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run: what was asked for beside the defaults, and what came of it."""
+
+    directory: Path
+    choices: Mapping[str, str]
+    state: str
+    reason: str | None
+    monitor: str
+    metrics: Mapping[str, Any]
+
+    @property
+    def repetition(self) -> tuple[str, ...]:
+        """Which repetition of its configuration it is."""
+        return tuple(self.choices.get(key, "") for key in REPEATED)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration: the values of the keys that differ, and its runs."""
+
+    values: tuple[str, ...]
+    entries: Sequence[Entry]
+
+    @property
+    def done(self) -> list[Entry]:
+        """Its runs that ended as they should."""
+        return [entry for entry in self.entries if entry.state == "done"]
+
+    def mean(self, metric: str) -> float:
+        """Mean of a metric over the runs that have it; NaN for none."""
+        values = self.values_of(metric)
+        return float(np.mean(values)) if values else math.nan
+
+    def interval(self, metric: str) -> tuple[float, float] | None:
+        """95 % interval: of the mean over repetitions (Student's t; it tells nothing of other images), or of one run's
+        images (Wilson; accuracies only)."""
+        values = self.values_of(metric)
+        if len(values) > 1:
+            mean, half = float(np.mean(values)), half_width(values)
+            return max(mean - half, 0.0), mean + half if metric.endswith("loss") else min(mean + half, 1.0)
+        if len(values) == 1 and f"{metric}_low" in self.done[0].metrics:
+            metrics = self.done[0].metrics
+            return metrics[f"{metric}_low"], metrics[f"{metric}_high"]
+        return None
+
+    def values_of(self, metric: str) -> list[float]:
+        """A metric of each run that has it."""
+        return [float(e.metrics[metric]) for e in self.done if e.metrics.get(metric) is not None]
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of a mean of two or more values."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def collect(folder: Path) -> list[Entry]:
+    """All runs below a folder, by path. Raises `InputError` if there is none."""
+    found = [_entry(Run.open(status.parent)) for status in sorted(folder.rglob("status.json"))]
+    if not found:
+        raise InputError(f"{folder}: no runs below this folder (none has a status.json)")
+    return found
+
+
+def _entry(run: Run) -> Entry:
+    import yaml
+
+    config: dict[str, Any] = {}
+    overrides: list[str] = []
+    with contextlib.suppress(OSError, yaml.YAMLError):
+        config = yaml.safe_load((run.directory / "config.yaml").read_text()) or {}
+    with contextlib.suppress(OSError, yaml.YAMLError):
+        overrides = yaml.safe_load((run.directory / ".hydra" / "overrides.yaml").read_text()) or []
+    choices = dict(text.lstrip("+~").partition("=")[::2] for text in overrides) or dict(config.get("choices", {}))
+    choices.setdefault("seed", str(config.get("seed", 0)))
+    status = run.status
+    return Entry(
+        directory=run.directory,
+        choices=choices,
+        state=status["state"],
+        reason=status["reason"],
+        monitor=str(config.get("monitor", "val_accuracy")),
+        metrics=run.metrics,
+    )
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Rows in order, the best first, those without a number last; `keys` are the keys that differ between them."""
+
+    keys: Sequence[str]
+    rows: Sequence[Row]
+    monitor: str
+
+    @classmethod
+    def of(cls, entries: Sequence[Entry]) -> Leaderboard:
+        """Puts repetitions together and ranks by the first run's `monitor`, or its validation twin: the test images
+        never rank."""
+        names = dict.fromkeys(key for entry in entries for key in entry.choices if key not in REPEATED)
+        keys = [key for key in names if len({entry.choices.get(key) for entry in entries}) > 1]
+        groups: dict[tuple[str, ...], list[Entry]] = {}
+        for entry in entries:
+            groups.setdefault(tuple(entry.choices.get(key, "") for key in keys), []).append(entry)
+        monitor = entries[0].monitor.replace("test_", "val_")
+        sign = 1 if direction(monitor) == "min" else -1
+        rows = [Row(values, group) for values, group in groups.items()]
+        rows.sort(key=lambda row: (math.isnan(row.mean(monitor)), sign * row.mean(monitor)))
+        return cls(keys, rows, monitor)
+
+    @property
+    def test_metric(self) -> str:
+        """The monitored metric on the test images."""
+        return self.monitor.replace("val_", "test_")
+
+    def against_best(self, row: Row) -> str:
+        """How far a row is from the first, over the repetitions that both have, with the 95 % interval of the
+        difference; `*` where that is larger than its noise."""
+        best = {e.repetition: e.metrics.get(self.monitor) for e in self.rows[0].done}
+        pairs = [(e.metrics.get(self.monitor), best.get(e.repetition)) for e in row.done]
+        differences = [float(a) - float(b) for a, b in pairs if a is not None and b is not None]
+        if row is self.rows[0] or len(differences) < 2:
+            return ""
+        mean, half = float(np.mean(differences)), half_width(differences)
+        return f"{mean:+.3f} ± {half:.3f}{' *' if abs(mean) > half else ''}"
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and cells as text."""
+        lines = []
+        for number, row in enumerate(self.rows, 1):
+            states = [entry.state for entry in row.entries]
+            status = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+            seconds = [sum(v for k, v in e.metrics.items() if k.startswith("seconds_")) for e in row.done]
+            lines.append([
+                str(number) if row.done else "",
+                *row.values,
+                str(len(row.entries)),
+                *_cells(row, self.monitor),
+                *_cells(row, self.test_metric),
+                self.against_best(row),
+                f"{np.mean(seconds):.1f}" if seconds else "",
+                *(f"{row.mean(key):.0f}" if row.values_of(key) else "" for key in ("num_parameters", "num_trainable")),
+                f"{sum(row.values_of('features_computed')):.0f}",
+                status,
+            ])  # fmt: skip
+        named = {"val": self.monitor, "test": self.test_metric}
+        return ["rank", *self.keys, *(named.get(column, column) for column in COLUMNS[1:])], lines
+
+    def failures(self) -> list[str]:
+        """A line for each run that did not end as it should, with its reason."""
+        entries = [entry for row in self.rows for entry in row.entries if entry.state not in ("done", "running")]
+        return [f"{e.directory.name}: {e.state}: {e.reason or 'no reason given'}" for e in entries]
+
+    def write(self, folder: Path) -> None:
+        """`leaderboard.csv` and `leaderboard.md` in a folder, whole or not at all."""
+        header, lines = self.table()
+        write_atomically(folder / "leaderboard.csv", as_csv(header, lines))
+        text = [_line(header), _line(["---"] * len(header)), *map(_line, lines)]
+        failed = [f"- {line}" for line in self.failures()]
+        write_atomically(folder / "leaderboard.md", "\n".join([*text, *(["", *failed] if failed else [])]) + "\n")
+
+
+def _cells(row: Row, metric: str) -> tuple[str, str]:
+    interval = row.interval(metric)
+    mean = row.mean(metric)
+    return "" if math.isnan(mean) else f"{mean:.3f}", f"{interval[0]:.3f} - {interval[1]:.3f}" if interval else ""
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
