@@ -67,6 +67,10 @@ def test_a_sweep_runs_every_combination(cwd: Path, tiny: list[str]) -> None:
     assert result.returncode == 0, result.stderr
     states = [json.loads(p.read_text())["state"] for p in cwd.glob("outputs/sweeps/*/*/*/status.json")]
     assert states == ["done"] * 4
+    (board,) = cwd.glob("outputs/sweeps/*/*/leaderboard.md")
+    text = board.read_text()
+    assert all(f"| {transfer} | 2 |" in text for transfer in ("frozen", "finetune")), text
+    assert "leaderboard by val_accuracy" in result.stdout
 
 
 @pytest.mark.slow

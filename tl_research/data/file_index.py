@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 SETTLED_NS = 2_000_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """What one file turned out to be: the SHA-256 of its content and `(width, height)` as stored, or the reason why it
     is set aside."""
