@@ -94,7 +94,7 @@ def leaderboard(
     folder = folder.expanduser()
     board = Leaderboard.of(collect(folder))
     board.write(folder)
-    describe.leaderboard(board, folder)
+    describe.leaderboard(board.monitor, *board.table(), board.failures(), folder)
 
 
 features = typer.Typer(no_args_is_help=True, help="The store of features: what it holds, whether it is whole.")

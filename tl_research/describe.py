@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from tl_research.classifier import Row
     from tl_research.data.datamodule import DataModule
     from tl_research.feature_store import Stock
-    from tl_research.leaderboard import Leaderboard
 
 log = logging.getLogger(__name__)
 out = Console(highlight=False, soft_wrap=True)
@@ -111,15 +110,16 @@ def stage(name: str, rows: Sequence[Row], how: str) -> None:
     out.print(table)
 
 
-def leaderboard(board: Leaderboard, folder: Any) -> None:
+def leaderboard(
+    monitor: str, header: Sequence[str], lines: Sequence[Sequence[str]], failures: Sequence[str], folder: Any
+) -> None:
     """Configurations, the best first; then what failed, and where the files lie."""
-    header, lines = board.table()
     keep = [i for i, name in enumerate(header) if name not in ("parameters", "trainable", "features_computed")]
-    table = _table(f"leaderboard by {board.monitor}", *(header[i] for i in keep))
+    table = _table(f"leaderboard by {monitor}", *(header[i] for i in keep))
     for line in lines:
         table.add_row(*(escape(line[i]) for i in keep))
     out.print(table)
-    for failure in board.failures():
+    for failure in failures:
         out.print(failure, markup=False)
     out.print(f"{folder}", markup=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from tl_research.backbone import Backbone
 from tl_research.callbacks import Callback
 from tl_research.classifier import BatchNorm
 from tl_research.data.datamodule import DataModule
+from tl_research.data.file_index import FileIndex
 from tl_research.data.sources import Source
 from tl_research.engines import EngineName
 from tl_research.errors import InputError
@@ -134,12 +135,11 @@ class Experiment:
         if self.features.store is None:
             raise InputError("features.store=null: there is nowhere to put features; give a folder")
         with self._claimed(directory) as run:
-            data, threads = self._begin(run)
+            data, threads = self._begin(run, lambda index: self.data.load_part(self.part, index))
             with run.phase("build"):
                 table = self._table(self.start.build(), data, threads)
-            number, count = self.part
             with run.phase("features"):
-                table.fill(np.arange(number, len(data), count), (PLAIN, *range(self.features.views or 0)))
+                table.fill(np.arange(len(data)), (PLAIN, *range(self.features.views or 0)))
             describe.features(table.computed, table.hit)
             self._record_features(run, table)
             run.write_json("metrics.json", run.metrics | versions())
@@ -156,13 +156,13 @@ class Experiment:
             yield run
             self.features.prune(since=began)
 
-    def _begin(self, run: Run) -> tuple[DataModule, int]:
+    def _begin(self, run: Run, load: Callable[[FileIndex], DataModule]) -> tuple[DataModule, int]:
         """TensorFlow with its threads, and the images."""
         with run.phase("start"):
             threads = runtime.start(self.threads, self.deterministic)
         run.metrics |= {"seed": self.seed, "threads": threads, "deterministic": self.deterministic}
         with run.phase("data"):
-            data = self.data.load(self.features.file_index())
+            data = load(self.features.file_index())
         describe.data(data)
         run.write_json("classes.json", list(data.class_names))
         if data.quarantined:
@@ -170,7 +170,7 @@ class Experiment:
         return data, threads
 
     def _run(self, run: Run) -> None:
-        data, threads = self._begin(run)
+        data, threads = self._begin(run, self.data.load)
         fitting = self._build(run, data, threads)
         stages = list(self.transfer.items())
         for number, (name, stage) in enumerate(stages, 1):

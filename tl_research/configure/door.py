@@ -171,7 +171,7 @@ def _rank(sweeps: set[Path], *, show: bool) -> None:
             log.debug("%s: no leaderboard: %s", folder, error)
             continue
         if show:
-            describe.leaderboard(board, folder)
+            describe.leaderboard(board.monitor, *board.table(), board.failures(), folder)
 
 
 def _check(options: Namespace) -> None:

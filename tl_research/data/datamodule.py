@@ -136,13 +136,8 @@ def assemble(
         InputError: more than `max_bad` of the files are bad, or a class is too small for the splits.
     """
     names = tree.class_names
-    listed = [(p, names.index(c), s) for s, classes in tree.files.items() for c in names for p in classes[c]]
-    inspections = inspect_all([path for path, _, _ in listed], index)
-    bad = [inspection for inspection in inspections if inspection.reason]
-    _demand_few(bad, len(listed), max_bad)
-    good = [row for row, inspection in zip(listed, inspections, strict=True) if not inspection.reason]
-    labels = np.array([label for _, label, _ in good], dtype=np.int64)
-    split_of = np.array([split for _, _, split in good], dtype="<U5")
+    checked = _check(tree, (0, 1), max_bad, index)
+    labels, split_of = checked.labels, checked.split_of
     _demand_enough(tree, labels, split_of)
     _cut(split_of, labels, "test", test, split_seed, names, keep=1 if "val" in tree.files else 2)
     if folds is not None and fold is not None:
@@ -153,19 +148,66 @@ def assemble(
         _cut(split_of, labels, "val", val, split_seed, names, keep=1)
     split_of[split_of == "all"] = "train"
     used = _used(split_of, labels, fraction, per_class, split_seed, names)
-    checked = [inspection for inspection in inspections if not inspection.reason]
-    return DataModule(
-        root=tree.root,
-        paths=[good[i][0] for i in used],
-        labels=labels[used],
-        split_of=split_of[used],
-        class_names=names,
-        sizes=np.array([checked[i].size for i in used]),
-        digests=[checked[i].digest for i in used],
-        resize=resize,
-        augment=augment or Augment(),
-        quarantined=bad,
-        ignored=tree.ignored,
+    return checked.module(tree, used, resize, augment)
+
+
+def unsplit(
+    tree: Tree,
+    part: tuple[int, int] = (0, 1),
+    *,
+    max_bad: float,
+    resize: Resize = "squash",
+    augment: Augment | None = None,
+    index: FileIndex | None = None,
+) -> DataModule:
+    """The checked files of a tree, or of part `i` of `n`, all of them as `train`: for what needs images and no splits.
+    Files of other parts are not opened. Raises `InputError` for more bad ones than `max_bad`."""
+    checked = _check(tree, part, max_bad, index)
+    checked.split_of[:] = "train"
+    return checked.module(tree, np.arange(len(checked.labels)), resize, augment)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """The readable files of a tree in order, and those that are not."""
+
+    inspections: Sequence[Inspection]
+    labels: np.ndarray
+    split_of: np.ndarray
+    bad: Sequence[Inspection]
+
+    def module(self, tree: Tree, used: np.ndarray, resize: Resize, augment: Augment | None) -> DataModule:
+        return DataModule(
+            root=tree.root,
+            paths=[self.inspections[i].path for i in used],
+            labels=self.labels[used],
+            split_of=self.split_of[used],
+            class_names=tree.class_names,
+            sizes=np.array([self.inspections[i].size for i in used]).reshape(-1, 2),
+            digests=[self.inspections[i].digest for i in used],
+            resize=resize,
+            augment=augment or Augment(),
+            quarantined=self.bad,
+            ignored=tree.ignored,
+        )
+
+
+def _check(tree: Tree, part: tuple[int, int], max_bad: float, index: FileIndex | None) -> _Checked:
+    listed = [
+        (path, label, split)
+        for split, classes in tree.files.items()
+        for label, name in enumerate(tree.class_names)
+        for path in classes[name]
+    ][part[0] :: part[1]]
+    inspections = inspect_all([path for path, _, _ in listed], index)
+    bad = [inspection for inspection in inspections if inspection.reason]
+    _demand_few(bad, len(listed), max_bad)
+    good = [i for i, inspection in enumerate(inspections) if not inspection.reason]
+    return _Checked(
+        inspections=[inspections[i] for i in good],
+        labels=np.array([listed[i][1] for i in good], dtype=np.int64),
+        split_of=np.array([listed[i][2] for i in good], dtype="<U5"),
+        bad=bad,
     )
 
 

@@ -37,14 +37,14 @@ class FileIndex:
     """Inspections remembered under `folder`, a JSON file for each folder of images; None remembers nothing.
 
     An entry holds as long as size, inode and both times of the file do; `ctime` cannot be set back by hand. A damaged
-    or foreign index is as good as none. Two processes that write at once cost at most an inspection done twice.
+    or foreign index is as good as none. Two processes that write in the same moment cost an inspection done twice.
     """
 
     def __init__(self, folder: Path | None):
         self.folder = folder
         self._version = {**decode.version(), "index": decode.code_hash(__file__)}
         self._known: dict[str, dict[str, list[Any]]] = {}
-        self._changed: set[str] = set()
+        self._changed: dict[str, set[str]] = {}
 
     def get(self, path: Path) -> Inspection | None:
         """What is known of a file, if it has not been touched since."""
@@ -67,12 +67,14 @@ class FileIndex:
         if status is not None and inspection.digest:
             path, digest = inspection.path, inspection.digest.hex()
             self._of(str(path.parent))[path.name] = [status, digest, inspection.size, inspection.reason]
-            self._changed.add(str(path.parent))
+            self._changed.setdefault(str(path.parent), set()).add(path.name)
 
     def save(self) -> None:
         """Writes what has been learned. A folder that cannot be written costs the next run its time, no more."""
-        for folder in sorted(self._changed):
+        for folder, names in self._changed.items():
             place = self._place(folder)
+            ours = {name: self._known[folder][name] for name in names}
+            self._known[folder] |= self._read(folder) | ours  # another process may have been at its other files
             content = json.dumps({"folder": folder, "version": self._version, "files": self._known[folder]})
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -83,13 +85,16 @@ class FileIndex:
 
     def _of(self, folder: str) -> dict[str, list[Any]]:
         if folder not in self._known:
-            self._known[folder] = {}
-            with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
-                told, _, content = self._place(folder).read_text().partition("\n")
-                found = json.loads(content) if told == _hash(content) else {}
-                if (found.get("folder"), found.get("version")) == (folder, self._version):
-                    self._known[folder] = found["files"]
+            self._known[folder] = self._read(folder)
         return self._known[folder]
+
+    def _read(self, folder: str) -> dict[str, list[Any]]:
+        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
+            told, _, content = self._place(folder).read_text().partition("\n")
+            found = json.loads(content) if told == _hash(content) else {}
+            if (found.get("folder"), found.get("version")) == (folder, self._version):
+                return dict(found["files"])
+        return {}
 
     def _place(self, folder: str) -> Path:
         assert self.folder is not None

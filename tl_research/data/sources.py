@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from typing_extensions import override
 
 from tl_research.data.augment import Augment
-from tl_research.data.datamodule import DataModule, assemble
+from tl_research.data.datamodule import DataModule, assemble, unsplit
 from tl_research.data.decode import Resize
 from tl_research.data.file_index import FileIndex
 from tl_research.data.tree import read_tree
@@ -73,6 +73,11 @@ class Source:
             augment=self.augment,
             index=index,
         )
+
+    def load_part(self, part: tuple[int, int], index: FileIndex | None = None) -> DataModule:
+        """The images of part `i` of `n` alone, checked and not split."""
+        tree = read_tree(self.folder())
+        return unsplit(tree, part, max_bad=self.max_bad, resize=self.resize, augment=self.augment, index=index)
 
 
 @recipe
