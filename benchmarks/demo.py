@@ -8,9 +8,9 @@ import numpy as np
 
 from tl_research import compose, engines, runtime
 from tl_research.data.datamodule import DataModule
-from tl_research.features import extract
 from tl_research.metrics import evaluate
 from tl_research.optimizer import LBFGS
+from tl_research.passes import extract
 from tl_research.probe import solve
 
 BINS = 8

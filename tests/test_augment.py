@@ -30,8 +30,8 @@ from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import Resize, UndecodableError, decode_pixels
 from tl_research.data.sources import Folder
 from tl_research.data.stream import batches_of_indices
-from tl_research.features import PLAIN, extract
 from tl_research.optimizer import LBFGS
+from tl_research.passes import PLAIN, extract
 from tl_research.probe import choose_l2, softmax, solve
 
 few = settings(deadline=None, max_examples=25)

@@ -28,8 +28,10 @@ from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from tl_research import feature_store
+from tl_research import stock as stock_module
 from tl_research.errors import InputError
-from tl_research.feature_store import ENTRY, FeatureStore, as_digests, checksum, prune, stocks
+from tl_research.feature_store import ENTRY, FeatureStore, as_digests, checksum
+from tl_research.stock import prune, stocks
 
 ABOUT = {"network": "a network", "image_size": 64}
 OTHER = {"network": "another", "image_size": 64}
@@ -1087,7 +1089,7 @@ def test_two_may_prune_at_once(tmp_path: Path, what: str, monkeypatch: pytest.Mo
     index = fill(tmp_path, range(5), used=1e8)
     fill(tmp_path, range(5), used=2e8)
 
-    def listed(root: Path) -> list[feature_store.Stock]:
+    def listed(root: Path) -> list[stock_module.Stock]:
         found = stocks(root)
         if what == "everything":
             shutil.rmtree(index.parent)
@@ -1096,6 +1098,6 @@ def test_two_may_prune_at_once(tmp_path: Path, what: str, monkeypatch: pytest.Mo
             index.with_suffix(".rows").unlink()
         return found
 
-    monkeypatch.setattr(feature_store, "stocks", listed)
+    monkeypatch.setattr(stock_module, "stocks", listed)
     prune(tmp_path, 0)
     assert not list(tmp_path.iterdir())

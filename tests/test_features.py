@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 
 from tests.conftest import ROOT, draw_tree
 from tests.test_backbone import NETWORKS
-from tl_research import InputError, Run, compose, engines, feature_store
+from tl_research import InputError, Run, compose, engines, feature_store, stock
 from tl_research.__main__ import app
 from tl_research.data.datamodule import DataModule
 from tl_research.engines import BATCH, EngineName
-from tl_research.features import extract
+from tl_research.passes import extract
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +200,7 @@ def test_a_full_disk_costs_the_store_and_not_the_run(
     good = trained(tmp_path / "0", colours, "features.store=null")
     monkeypatch.setattr("tl_research.engines.BATCH", 8)
     monkeypatch.setattr("tl_research.features.BATCH", 8)
+    monkeypatch.setattr("tl_research.passes.BATCH", 8)
     append = feature_store._Writer.append
     calls = iter(range(100))
 
@@ -301,8 +302,8 @@ def test_views_are_kept_beside_the_plain_images(tmp_path: Path, colours: Path) -
 
 def stored(store: Path) -> int:
     """Rows that are there and whole."""
-    stocks = feature_store.stocks(store) if store.is_dir() else []
-    return sum(stock.num_rows - sum(map(len, stock.damaged().values())) for stock in stocks)
+    stocks = stock.stocks(store) if store.is_dir() else []
+    return sum(held.num_rows - sum(map(len, held.damaged().values())) for held in stocks)
 
 
 def killed(options: list[str], folder: Path, rows: int) -> None:

@@ -16,10 +16,11 @@ each_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path
 
 LAYERS = [
     ["errors", "progress", "recipe", "atomic"],
-    ["runtime", "network", "networks", "optimizer", "classifier", "feature_store"],
+    ["runtime", "network", "networks", "optimizer", "classifier", "feature_store", "stock"],
     ["weights", "data", "transfer", "probe", "trainer"],
     ["backbone", "metrics", "engines", "nearest", "describe"],
-    ["head", "features"],
+    ["head", "passes"],
+    ["features"],
     ["run", "figures"],
     ["callbacks", "predict", "leaderboard"],
     ["fitting"],

@@ -113,20 +113,20 @@ def _root(overrides: list[str]) -> Path:
 @features.command("list", context_settings=_PASS_ON)
 def list_(context: typer.Context) -> None:
     """What the store holds, the most recently used last: features list [features.store=FOLDER]."""
-    from tl_research import describe, feature_store
+    from tl_research import describe, stock
 
     root = _root(context.args)
-    describe.stocks(root, feature_store.stocks(root))
+    describe.stocks(root, stock.stocks(root))
 
 
 @features.command(context_settings=_PASS_ON)
 def verify(context: typer.Context) -> None:
     """Reads all rows and tells the damaged, which no run would take; exit status 1 if there are any."""
-    from tl_research import feature_store
     from tl_research.progress import track
+    from tl_research.stock import stocks as held
 
     damaged = 0
-    stocks = feature_store.stocks(_root(context.args))
+    stocks = held(_root(context.args))
     for stock in track(stocks, "verifying", total=len(stocks)):
         for path, positions in stock.damaged().items():
             damaged += len(positions)
@@ -143,12 +143,12 @@ def prune(
     max_gb: Annotated[float | None, typer.Option(min=0, help="What may stay; default: features.max_gb")] = None,
 ) -> None:
     """Removes the least recently used features until the store is no larger than wanted."""
-    from tl_research import compose, feature_store
+    from tl_research import compose, stock
 
     wanted = compose(context.args).features.max_gb if max_gb is None else max_gb
     if wanted is None:
         raise InputError("features.max_gb=null: say how much may stay, such as --max-gb 5")
-    freed = feature_store.prune(_root(context.args), wanted * 1e9)
+    freed = stock.prune(_root(context.args), wanted * 1e9)
     print(f"{freed / 1e6:,.1f} MB removed")  # noqa: T201
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tl_research.classifier import Row
     from tl_research.data.datamodule import DataModule
-    from tl_research.feature_store import Stock
+    from tl_research.stock import Stock
 
 log = logging.getLogger(__name__)
 out = Console(highlight=False, soft_wrap=True)

@@ -22,10 +22,11 @@ from tl_research.data.file_index import FileIndex
 from tl_research.data.sources import Source
 from tl_research.engines import EngineName
 from tl_research.errors import InputError
-from tl_research.features import PLAIN, Features, FeatureTable
+from tl_research.features import Features, FeatureTable
 from tl_research.fitting import Fitting
 from tl_research.head import KNN, Head, Linear, Probe
 from tl_research.optimizer import LBFGS, GradientOptimizer, Optimizer
+from tl_research.passes import PLAIN
 from tl_research.recipe import Positive, Seed, recipe
 from tl_research.run import Run, versions
 from tl_research.trainer import Trainer

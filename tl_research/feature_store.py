@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import time
-import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ from uuid import uuid4
 import numpy as np
 
 from tl_research.atomic import write_atomically
-from tl_research.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -253,93 +251,3 @@ class _Writer:
         for file in (self._rows, self._index):
             with contextlib.suppress(OSError):  # what a full disk has not taken it will not take now
                 file.close()
-
-
-@dataclass
-class Stock:
-    """What `root` holds for one key, for people: `about` is empty where `about.json` is lost or damaged."""
-
-    folder: Path
-    about: dict[str, Any]
-    shards: list[Shard]
-
-    @property
-    def num_rows(self) -> int:
-        """Rows over all shards, a content that was written twice counted twice."""
-        return sum(len(shard.entries) for shard in self.shards)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes on disk."""
-        return sum(shard.num_bytes for shard in self.shards)
-
-    @property
-    def last_used(self) -> float:
-        """Unix time of the last read or write."""
-        return max((shard.last_used for shard in self.shards), default=0.0)
-
-    def damaged(self) -> dict[Path, np.ndarray]:
-        """Of each shard with damaged rows their positions."""
-        salt = zlib.crc32(self.folder.name.encode())
-        found = {shard.index.with_suffix(".rows"): shard.damaged(salt) for shard in self.shards}
-        return {path: positions for path, positions in found.items() if len(positions)}
-
-
-def stocks(root: Path) -> list[Stock]:
-    """All there is under `root`, the most recently used last.
-
-    Raises:
-        InputError: `root` is no folder.
-    """
-    if not root.is_dir():
-        raise InputError(f"features.store={root}: no such folder")
-    found = [_stock(folder) for folder in sorted(root.iterdir()) if any(folder.glob("*.index"))]
-    return sorted(found, key=lambda stock: stock.last_used)
-
-
-def _stock(folder: Path) -> Stock:
-    about: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        about = json.loads((folder / "about.json").read_text())
-    row: np.dtype | None = None
-    with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
-        base, shape = about["about"]["row"]
-        row = np.dtype((base, tuple(shape)))
-    if not row or not row.itemsize:
-        about, row = {}, None
-    return Stock(folder, about, [_shard(index, row) for index in sorted(folder.glob("*.index"))])
-
-
-def _shard(index: Path, row: np.dtype | None) -> Shard:
-    with contextlib.suppress(OSError):
-        if row is not None:
-            return Shard.read(index, row)
-    return Shard(index, np.dtype("u1"), np.empty(0, ENTRY))
-
-
-def prune(root: Path, max_bytes: float, unused_since: float = float("inf")) -> int:
-    """Removes least recently used shards until no more than `max_bytes` are left; returns the bytes freed.
-
-    Shards used after `unused_since` (unix time) stay, whatever their size: they are some run's, now. Rows that lost
-    their index go, too. Reading processes keep what they have open, and compute anew what they find gone.
-    """
-    freed = 0
-    shards = sorted((shard.last_used, shard.num_bytes, shard.index) for stock in stocks(root) for shard in stock.shards)
-    total = sum(size for _, size, _ in shards)
-    for used, size, index in shards:
-        if total - freed <= max_bytes or used > unused_since:
-            break
-        for path in (index, index.with_suffix(".rows")):
-            path.unlink(missing_ok=True)
-        freed += size
-    for rows in root.glob("*/*.rows"):
-        with contextlib.suppress(FileNotFoundError):
-            if not rows.with_suffix(".index").exists() and time.time() - rows.stat().st_mtime > 3600:  # not just begun
-                freed += rows.stat().st_size
-                rows.unlink()
-    for folder in {index.parent for _, _, index in shards} | {about.parent for about in root.glob("*/about.json")}:
-        if not any(folder.glob("*.index")) and not any(folder.glob("*.rows")):
-            (folder / "about.json").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-    return freed

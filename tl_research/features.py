@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,9 +18,11 @@ from tl_research import engines
 from tl_research.data import decode
 from tl_research.data.file_index import FileIndex
 from tl_research.engines import BATCH, Engine, EngineName
-from tl_research.feature_store import Digests, FeatureStore, as_digests, prune
+from tl_research.feature_store import Digests, FeatureStore, as_digests
+from tl_research.passes import PLAIN, passes, view_pixels
 from tl_research.progress import bar
 from tl_research.recipe import Positive, recipe
+from tl_research.stock import prune
 
 if TYPE_CHECKING:
     import keras
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule
 
 log = logging.getLogger(__name__)
-
-PLAIN = -1
-"""The view that is the image as it is."""
 
 CHUNK = 8192  # images looked up at a time where rows are only to be stored, so that memory does not grow with the data
 
@@ -92,10 +90,6 @@ class Items:
         """All of these, one after the other."""
         columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("indices", "views", "digests"))
         return cls(*columns)
-
-
-def _pixels(data: DataModule, index: int, image_size: int, view: int) -> np.ndarray:
-    return data.pixels(index, image_size) if view == PLAIN else data.augmented(index, image_size, view)
 
 
 @dataclass
@@ -210,7 +204,7 @@ class FeatureTable:
 
         def load(place: int) -> np.ndarray:
             item = first[place]
-            return _pixels(self.data, int(items.indices[item]), self.image_size, int(items.views[item]))
+            return view_pixels(self.data, int(items.indices[item]), self.image_size, int(items.views[item]))
 
         count = 0
         digests = items.digests[first]
@@ -244,68 +238,6 @@ class FeatureTable:
                 rows[listed[there]] = held[there]
                 advance(int(np.sum(there)))
                 left = left[~np.isin(left, listed[there])]
-
-
-def passes(
-    engine: Engine, load: Callable[[int], np.ndarray], batches: Iterator[np.ndarray], image_size: int, threads: int
-) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-    """Runs batches of places through an engine and yields `(places, rows)` as they are done, in no particular order.
-
-    Each worker loads a batch (`load` gives uint8 `(s, s, 3)` for a place) and runs it, so that no core waits for
-    another; one worker more than cores, so that none idles while the engine waits for its turn or the pass ends. No
-    more than two batches a worker are in memory.
-    """
-
-    def run(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        pixels = np.zeros((BATCH, image_size, image_size, 3), np.uint8)
-        for row, place in enumerate(places):
-            pixels[row] = load(int(place))
-        return places, engine(pixels)[: len(places)]
-
-    running: set[Future[tuple[np.ndarray, np.ndarray]]] = set()
-    workers = threads + 1
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for places in batches:
-                running.add(pool.submit(run, places))
-                if len(running) >= 2 * workers:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        finally:
-            for future in running:
-                future.cancel()
-
-
-def extract(
-    engine: Engine,
-    data: DataModule,
-    indices: np.ndarray,
-    image_size: int,
-    *,
-    threads: int,
-    describe: str = "features",
-    view: int = PLAIN,
-) -> np.ndarray:
-    """One pass of one view of the images `indices` through an engine: float32 `(len(indices), d)`, in that order.
-    Nothing is looked up or kept."""
-
-    def load(place: int) -> np.ndarray:
-        return _pixels(data, int(indices[place]), image_size, view)
-
-    batches = np.split(np.arange(len(indices)), range(BATCH, len(indices), BATCH))
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    with bar() as progress, closing(passes(engine, load, iter(batches), image_size, threads)) as done:
-        task = progress.add_task(describe, total=len(indices))
-        for places, values in done:
-            found.append((places, values))
-            progress.advance(task, len(places))
-    rows = np.empty((len(indices), found[0][1].shape[1]), np.float32)
-    for places, values in found:
-        rows[places] = values
-    return rows
 
 
 def network_digest(network: keras.Model) -> str:

@@ -13,10 +13,11 @@ from tl_research.callbacks import BestWeights, Callback
 from tl_research.classifier import BatchNorm, assemble, set_trainable, trainable_table
 from tl_research.data.datamodule import DataModule
 from tl_research.data.stream import rows
-from tl_research.features import PLAIN, FeatureTable, extract
+from tl_research.features import FeatureTable
 from tl_research.head import Head, Probe
 from tl_research.metrics import direction, evaluate
 from tl_research.optimizer import LBFGS, GradientOptimizer
+from tl_research.passes import PLAIN, extract
 from tl_research.probe import softmax, solve
 from tl_research.run import Run
 from tl_research.trainer import Row, Trainer
