@@ -92,7 +92,8 @@ def mean_losses(distances: np.ndarray, labels: np.ndarray, views: int) -> np.nda
 
 
 def sharpness_of(kernel: np.ndarray, means: np.ndarray) -> float:
-    """The `s` of a kernel `2 * s * means.T`, which it must be."""
+    """The `s` of a kernel `2 * s * means.T`, which it must be, but for what all classes share."""
+    means = means - means.mean(axis=0)
     s = float(np.sum(kernel * means.T) / np.sum(means**2)) / 2
     np.testing.assert_allclose(kernel, 2 * s * means.T, rtol=1e-4, atol=1e-5 * np.abs(kernel).max())
     return s

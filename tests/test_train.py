@@ -188,7 +188,14 @@ def test_tensorflow_is_not_imported_for_a_bad_config() -> None:
 def test_an_interruption_is_told_and_recorded(cwd: Path, tiny: list[str], number: int) -> None:
     command = [sys.executable, str(ROOT / "train.py"), *tiny, "transfer=scratch", "transfer.all.epochs=100000",
                "callbacks.early_stopping=null"]  # fmt: skip
-    process = subprocess.Popen(command, cwd=cwd, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background has it ignored
+    )
     events = "outputs/*/*/tensorboard/*"
     for _ in range(600):
         if list(cwd.glob(events)):
