@@ -455,6 +455,7 @@ def test_a_head_is_solved_on_all_views_and_a_second_run_finds_them(
         assert len(np.unique(learned, axis=0)) == len(learned), "no view twice"
 
 
+@pytest.mark.slow
 def test_a_head_that_learns_by_epochs_learns_from_all_views(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -495,6 +496,7 @@ def test_another_seed_of_the_run_finds_the_views_and_another_of_the_recipe_does_
     assert run(tmp_path / "c", colours, *options, "data.augment.seed=1").metrics["features_computed"] == learned
 
 
+@pytest.mark.slow
 def test_without_views_a_head_that_learns_by_epochs_sees_new_versions_in_each(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

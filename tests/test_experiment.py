@@ -144,6 +144,7 @@ def test_early_stopping_ends_on_the_best_epoch_whichever_way_a_stage_ends(tmp_pa
     assert full.metrics["val_loss"] == pytest.approx(min(losses), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_stage_that_makes_it_worse_is_not_kept(tmp_path: Path, noise: Path) -> None:
     options = ["transfer=finetune", "transfer.backbone.epochs=1", "transfer.backbone.learning_rate=1"]
     done = run(tmp_path / "run", noise, *options)
@@ -160,6 +161,7 @@ def test_a_head_that_a_later_stage_judges_has_not_seen_the_validation_images(tmp
     assert (frozen.directory / "validation.csv").exists()
 
 
+@pytest.mark.slow
 def test_scratch_starts_from_random_weights_whatever_the_config_says(tmp_path: Path, colours: Path) -> None:
     source = compose(["backbone=tiny", "backbone.image_size=32", "backbone.seed=9"]).backbone.build()
     source.save(tmp_path / "trained.keras")

@@ -104,7 +104,13 @@ def counts(run: Run) -> tuple[int, int]:
     return run.metrics["features_computed"], run.metrics["features_hit"]
 
 
-@pytest.mark.parametrize(("engine", "optimizer"), [("openvino", "adam"), ("openvino", "lbfgs"), ("keras", "lbfgs")])
+@pytest.mark.parametrize(
+    ("engine", "optimizer"),
+    [
+        ("openvino", "lbfgs"),
+        *(pytest.param(*p, marks=pytest.mark.slow) for p in (("openvino", "adam"), ("keras", "lbfgs"))),
+    ],
+)
 def test_a_hit_changes_nothing_but_the_time(tmp_path: Path, colours: Path, engine: str, optimizer: str) -> None:
     options = [f"engine={engine}", f"optimizer={optimizer}", "transfer.head.epochs=3"]
     cold = trained(tmp_path / "cold", colours, *options)
@@ -172,7 +178,14 @@ def shards(store: Path, suffix: str) -> list[Path]:
     return sorted(store.glob(f"*/*.{suffix}"))
 
 
-@pytest.mark.parametrize("harm", ["flip a row", "flip an entry", "cut rows", "cut the index", "no index", "no about"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "flip a row",
+        "no index",
+        *(pytest.param(h, marks=pytest.mark.slow) for h in ("flip an entry", "cut rows", "cut the index", "no about")),
+    ],
+)
 def test_damage_is_noticed_and_computed_anew(tmp_path: Path, colours: Path, harm: str) -> None:
     store = tmp_path / "store"
     good = trained(tmp_path / "0", colours, f"features.store={store}")
@@ -321,7 +334,8 @@ def killed(options: list[str], folder: Path, rows: int) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [10])
 def test_a_pass_that_was_killed_goes_on_where_it_was(tmp_path: Path, kills: int) -> None:
     draw_tree(tmp_path, {"photos/red": 150, "photos/blue": 150})
     options = ["backbone=tiny", "backbone.image_size=160", "data=folder", f"data.root={tmp_path / 'photos'}",

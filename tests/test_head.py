@@ -400,6 +400,7 @@ def test_a_head_is_made_from_all_views(tmp_path: Path, noise: Path, head: str, m
     assert numbers(again) == numbers(done)
 
 
+@pytest.mark.slow
 def test_later_stages_train_a_prototype_head_on(tmp_path: Path, noise: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[list[np.ndarray]] = []
     seen: list[int] = []
@@ -423,6 +424,7 @@ def test_later_stages_train_a_prototype_head_on(tmp_path: Path, noise: Path, mon
 
 
 @pytest.mark.parametrize("head", ["linear", "prototype", "knn"])
+@pytest.mark.slow
 def test_two_frozen_stages_keep_a_head_that_knows_the_validation_images_as_one_does(
     tmp_path: Path, noise: Path, head: str
 ) -> None:

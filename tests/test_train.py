@@ -116,6 +116,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         assert word in line
 
 
+@pytest.mark.slow
 def test_bad_input_met_later_leaves_nothing_either(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
     mixed = draw_tree(tmp_path / "mixed", {"blue": 4, "red": 4})
     (mixed / "red" / "torn.jpg").write_bytes((mixed / "red" / "000.jpg").read_bytes()[:300])
@@ -157,7 +158,7 @@ def silent_port() -> int:
         connection.close()
 
 
-@pytest.mark.parametrize("way", ["url", "proxy"])
+@pytest.mark.parametrize("way", ["url", pytest.param("proxy", marks=pytest.mark.slow)])
 def test_imagenet_weights_behind_a_firewall(cwd: Path, colours: Path, silent_port: int, way: str) -> None:
     arguments = ["backbone=resnet50", "data=folder", f"data.root={colours}"]
     environment = {}
@@ -184,7 +185,7 @@ def test_tensorflow_is_not_imported_for_a_bad_config() -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interruption_is_told_and_recorded(cwd: Path, tiny: list[str], number: int) -> None:
     command = [sys.executable, str(ROOT / "train.py"), *tiny, "transfer=scratch", "transfer.all.epochs=100000",
                "callbacks.early_stopping=null"]  # fmt: skip
