@@ -237,6 +237,9 @@ def _status_kept(run: Run) -> Iterator[None]:
         run.set_status("interrupted", "interrupted by the user or the system")
         raise
     except BaseException as error:
+        if "KeyboardInterrupt" in str(error):  # it struck in a function that TensorFlow calls, which wraps it
+            run.set_status("interrupted", "interrupted by the user or the system")
+            raise KeyboardInterrupt from error
         run.set_status("failed", f"{type(error).__name__}: {error}".strip()[:500])
         raise
     run.set_status("done")
