@@ -57,6 +57,15 @@ def draw_tree(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
     return root
 
 
+def draw_noise(root: Path, splits: tuple[str, ...], count: int) -> Path:
+    """Two classes, `a` and `b`, that do not differ: answers are unsure, and who learns them by heart gets worse."""
+    for seed, split in enumerate(splits):
+        for name in ("a", "b"):
+            draw_tree(root, {f"{split}/red": count}, seed=10 * seed + ord(name))
+            (root / split / "red").rename(root / split / name)
+    return root
+
+
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tree with train/ and test/ of two classes, 12 and 6 images each."""

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from pydantic import ValidationError
 
-from tests.conftest import draw_tree
+from tests.conftest import draw_noise, draw_tree
 from tests.test_experiment import numbers, run, table
 from tl_research import InputError, compose, engines, fitting, probe
 from tl_research import features as feature_table
@@ -413,12 +413,7 @@ QUICK = ("callbacks=none", "data/augment=light")
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes that do not differ, so that answers are unsure."""
-    root = tmp_path_factory.mktemp("noise")
-    for seed, split in enumerate(("train", "test")):
-        for name in ("a", "b"):
-            draw_tree(root, {f"{split}/red": 10}, seed=10 * seed + ord(name))
-            (root / split / "red").rename(root / split / name)
-    return root
+    return draw_noise(tmp_path_factory.mktemp("noise"), ("train", "test"), 10)
 
 
 def views_of(data: DataModule, indices: np.ndarray, views: Sequence[int]) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import draw_tree
+from tests.conftest import draw_noise
 from tl_research import InputError, Run, compose
 from tl_research.data.datamodule import DataModule
 
@@ -120,12 +120,7 @@ def test_each_image_passes_the_frozen_backbone_once_however_many_epochs(
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes that do not differ: whoever learns them by heart gets worse on the rest."""
-    root = tmp_path_factory.mktemp("noise")
-    for seed, split in enumerate(("train", "val", "test")):
-        for name in ("a", "b"):
-            draw_tree(root, {f"{split}/red": 10}, seed=10 * seed + ord(name))
-            (root / split / "red").rename(root / split / name)
-    return root
+    return draw_noise(tmp_path_factory.mktemp("noise"), ("train", "val", "test"), 10)
 
 
 def test_early_stopping_ends_on_the_best_epoch_whichever_way_a_stage_ends(tmp_path: Path, noise: Path) -> None:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import ROOT, draw_tree
 from tests.test_backbone import NETWORKS
+from tests.test_experiment import numbers
 from tl_research import InputError, Run, compose, engines, feature_store, stock
 from tl_research.__main__ import app
 from tl_research.data.datamodule import DataModule
@@ -94,10 +95,6 @@ def trained(folder: Path, data: Path, *overrides: str) -> Run:
 
 def extracted(folder: Path, data: Path, *overrides: str) -> Run:
     return compose(["backbone=tiny", "data=folder", f"data.root={data}", *overrides]).extract(folder)
-
-
-def numbers(run: Run) -> dict[str, float]:
-    return {k: v for k, v in run.metrics.items() if not k.startswith(("seconds_", "version_", "features_"))}
 
 
 def counts(run: Run) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import draw_tree
+from tests.conftest import draw_noise
 from tests.test_experiment import numbers, run, table
 from tl_research import InputError, Run, compose, nearest
 from tl_research.data.sources import Folder
@@ -304,12 +304,7 @@ def test_one_image_a_class_is_enough(head: Probe, views: int) -> None:
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes that do not differ, so that answers are unsure."""
-    root = tmp_path_factory.mktemp("noise")
-    for seed, split in enumerate(("train", "test")):
-        for name in ("a", "b"):
-            draw_tree(root, {f"{split}/red": 12}, seed=10 * seed + ord(name))
-            (root / split / "red").rename(root / split / name)
-    return root
+    return draw_noise(tmp_path_factory.mktemp("noise"), ("train", "test"), 12)
 
 
 def assert_saved_model_answers_as_recorded(done: Run, root: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -24,21 +24,13 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 @app.command(context_settings={**_PASS_ON, "help_option_names": []}, add_help_option=False)
 def train(context: typer.Context) -> None:
     """Train: the same as `python train.py [OVERRIDES...]`, wherever the package is installed."""
-    from tl_research.configure import main as door
-    from tl_research.runtime import leave
-
-    sys.argv = ["train.py", *context.args]
-    leave(door())
+    _enter("train", context.args)
 
 
 @app.command(context_settings={**_PASS_ON, "help_option_names": []}, add_help_option=False)
 def extract(context: typer.Context) -> None:
     """Compute features into the store and train nothing: extract [-m shard=0/4,1/4,2/4,3/4] [OVERRIDES...]."""
-    from tl_research.configure import main as door
-    from tl_research.runtime import leave
-
-    sys.argv = ["extract", *context.args]
-    leave(door("extract"))
+    _enter("extract", context.args)
 
 
 @app.command()
@@ -95,6 +87,15 @@ def leaderboard(
     board = Leaderboard.of(collect(folder))
     board.write(folder)
     describe.leaderboard(board.monitor, *board.table(), board.failures(), folder)
+
+
+def _enter(command: Literal["train", "extract"], overrides: list[str]) -> NoReturn:
+    """Through the door of `python train.py`, which reads the command line itself."""
+    from tl_research.configure import main as door
+    from tl_research.runtime import leave
+
+    sys.argv = ["train.py", *overrides]
+    leave(door(command))
 
 
 features = typer.Typer(no_args_is_help=True, help="The store of features: what it holds, whether it is whole.")

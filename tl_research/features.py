@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,7 @@ from tl_research.data import decode
 from tl_research.data.file_index import FileIndex
 from tl_research.engines import BATCH, Engine, EngineName
 from tl_research.feature_store import Digests, FeatureStore, as_digests
-from tl_research.passes import PLAIN, passes, view_pixels
+from tl_research.passes import PLAIN, in_batches, passes, view_pixels
 from tl_research.progress import bar
 from tl_research.recipe import Positive, recipe
 from tl_research.stock import prune
@@ -115,17 +116,20 @@ class FeatureTable:
     def __post_init__(self) -> None:
         self.width = int(self.network.output_shape[-1])
         self.image_size = int(self.network.input_shape[1])
-        self.store: FeatureStore | None = None
-        if self.options.root is not None:
-            about = {
-                "network": network_digest(self.network),
-                "image_size": self.image_size,
-                "resize": self.data.resize,
-                "decoder": decode.version(),
-                **engines.about(self.engine, self.threads),
-            }
-            row = np.dtype(("<f4", (self.width,)))
-            self.store = FeatureStore(self.options.root, about, row, {"note": self.note})
+
+    @cached_property
+    def store(self) -> FeatureStore | None:
+        """Where rows are kept, opened when the first are asked for: a run that trains on images alone never asks."""
+        if self.options.root is None:
+            return None
+        about = {
+            "network": network_digest(self.network),
+            "image_size": self.image_size,
+            "resize": self.data.resize,
+            "decoder": decode.version(),
+            **engines.about(self.engine, self.threads),
+        }
+        return FeatureStore(self.options.root, about, np.dtype(("<f4", (self.width,))), {"note": self.note})
 
     def after_training(self) -> FeatureTable:
         """A table of the same network as it is now, its weights having moved. Nobody else will ever have these weights,
@@ -224,7 +228,7 @@ class FeatureTable:
         """Batches of the places that are to be computed. Now and then it asks whether another process has been there:
         each begins elsewhere, so that several fill one store together instead of all computing all of it."""
         if self.store is None:
-            yield from np.split(missing, range(BATCH, len(missing), BATCH))
+            yield from in_batches(missing)
             return
         start = time.time_ns() // 1000 % len(missing)
         left = np.concatenate([missing[start:], missing[:start]])

@@ -24,6 +24,11 @@ def view_pixels(data: DataModule, index: int, image_size: int, view: int) -> np.
     return data.pixels(index, image_size) if view == PLAIN else data.augmented(index, image_size, view)
 
 
+def in_batches(places: np.ndarray) -> list[np.ndarray]:
+    """The places `(n,)` in batches of `BATCH`, the last one as it comes."""
+    return np.split(places, range(BATCH, len(places), BATCH))
+
+
 def passes(
     engine: Engine, load: Callable[[int], np.ndarray], batches: Iterator[np.ndarray], image_size: int, threads: int
 ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
@@ -73,9 +78,9 @@ def extract(
     def load(place: int) -> np.ndarray:
         return view_pixels(data, int(indices[place]), image_size, view)
 
-    batches = np.split(np.arange(len(indices)), range(BATCH, len(indices), BATCH))
+    batches = iter(in_batches(np.arange(len(indices))))
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    with bar() as progress, closing(passes(engine, load, iter(batches), image_size, threads)) as done:
+    with bar() as progress, closing(passes(engine, load, batches, image_size, threads)) as done:
         task = progress.add_task(describe, total=len(indices))
         for places, values in done:
             found.append((places, values))

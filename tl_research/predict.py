@@ -11,10 +11,10 @@ import numpy as np
 
 from tl_research.data.check import is_image_name, visible
 from tl_research.data.decode import UndecodableError, read_pixels
-from tl_research.engines import BATCH, keras_engine
+from tl_research.engines import keras_engine
 from tl_research.errors import InputError
 from tl_research.metrics import evaluate as score
-from tl_research.passes import passes
+from tl_research.passes import in_batches, passes
 from tl_research.probe import softmax
 from tl_research.progress import bar
 from tl_research.run import Run
@@ -80,9 +80,9 @@ def answer(run: Run, paths: Sequence[Path]) -> list[np.ndarray | str]:
             answers[place] = str(error)
             return np.zeros((size, size, 3), np.uint8)
 
-    batches = np.split(np.arange(len(paths)), range(BATCH, len(paths), BATCH))
+    batches = iter(in_batches(np.arange(len(paths))))
     # TensorFlow divides a batch among the cores by itself; a second worker decodes beside it.
-    with bar() as progress, closing(passes(keras_engine(model), load, iter(batches), size, threads=1)) as done:
+    with bar() as progress, closing(passes(keras_engine(model), load, batches, size, threads=1)) as done:
         task = progress.add_task("predicting", total=len(paths))
         for places, logits in done:
             for place, row in zip(places, logits, strict=True):

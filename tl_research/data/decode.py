@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import warnings
@@ -45,6 +46,7 @@ class UndecodableError(Exception):
     """This file is not an image we can read; the message is the reason, in a few words."""
 
 
+@functools.cache  # asked for with every augmented version of an image
 def code_hash(*sources: str) -> str:
     """A hash of Python files' text: what another version of the code computed is never taken for this one's."""
     text = b"".join(Path(source).read_bytes() for source in sources)
