@@ -6,11 +6,14 @@ import os
 import socket
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+hypothesis.settings.register_profile("untimed", deadline=None)  # machines are noisy; what a test holds is no speed
+hypothesis.settings.load_profile("untimed")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -31,6 +34,14 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test finds what another has computed, and none writes into the home of whoever runs it."""
     monkeypatch.setenv("TL_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def cwd(tmp_path: Path) -> Path:
+    """An empty folder to type commands in."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,15 @@ and the views of one image stay together."""
 
 from __future__ import annotations
 
+import colorsys
 import dataclasses
 import io
 import math
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,20 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter
 from pydantic import ValidationError
 
 from tests.conftest import draw_noise, draw_tree
 from tests.test_experiment import numbers, run, table
-from tl_research import InputError, compose, engines, fitting, probe
+from tl_research import InputError, compose, engines, feeds, fitting, probe
 from tl_research import features as feature_table
 from tl_research.data import augment as module
-from tl_research.data.augment import Augment, _box, augmented_pixels
+from tl_research.data.augment import Augment, _box, _erased, augmented_pixels
 from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import Resize, UndecodableError, decode_pixels
+from tl_research.data.rand_augment import OPERATIONS, rand_augment
 from tl_research.data.sources import Folder
-from tl_research.data.stream import batches_of_indices
+from tl_research.data.stream import numbered_batches
 from tl_research.optimizer import LBFGS
 from tl_research.passes import PLAIN, extract
 from tl_research.probe import choose_l2, softmax, solve
@@ -39,7 +42,8 @@ many = settings(deadline=None, max_examples=300)
 
 RESIZES: tuple[Resize, ...] = ("squash", "crop", "pad")
 LIGHT: dict[str, Any] = {"flip": True, "crop": 0.6, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
-CHANGES: dict[str, Any] = {**LIGHT, "rotate": 20.0}
+CHANGES: dict[str, Any] = {**LIGHT, "rotate": 20.0, "hue": 0.2, "rand_augment": 2, "erase": 0.5}
+MIXES: dict[str, Any] = {"mixup": 0.2, "cutmix": 1.0}
 strengths = st.floats(0, 0.9)
 recipes = st.builds(
     Augment,
@@ -49,6 +53,12 @@ recipes = st.builds(
     brightness=strengths,
     contrast=strengths,
     saturation=strengths,
+    hue=st.floats(0, 0.5),
+    rand_augment=st.integers(0, 3),
+    rand_magnitude=st.floats(0, 30),
+    erase=st.floats(0, 1),
+    mixup=st.floats(0, 5),
+    cutmix=st.floats(0, 5),
     seed=st.integers(0, 2**32 - 1),
 )
 occasions = st.one_of(st.integers(0, 5), st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 100)).map(list))
@@ -94,27 +104,34 @@ def test_each_key_alone_makes_versions_that_differ_from_the_image_and_from_each_
 
 
 def test_only_a_recipe_without_changes_changes_nothing() -> None:
-    assert set(CHANGES) | {"seed"} == {field.name for field in dataclasses.fields(Augment)}, "or test the new one, too"
+    fields = {field.name for field in dataclasses.fields(Augment)}
+    assert {*CHANGES, *MIXES, "rand_magnitude", "seed"} == fields, "or test the new one, too"
+    idle = {"seed": 7, "rand_magnitude": 20}
     assert Augment().changes_nothing
-    assert Augment(seed=7).changes_nothing
-    for field, value in CHANGES.items():
-        assert not Augment(**{field: value}).changes_nothing
-        assert not Augment(**{field: value}, seed=7).changes_nothing
+    assert Augment(**idle).changes_nothing
+    for field, value in {**CHANGES, **MIXES}.items():
+        for more in ({}, idle):
+            recipe = Augment(**{field: value}, **more)
+            assert not recipe.changes_nothing
+            assert recipe.changes_images == (field in CHANGES)
+            assert recipe.mixes == (field in MIXES)
 
 
 @few
 @given(recipe=recipes, occasion=occasions)
 def test_a_recipe_that_says_it_changes_nothing_does_not(recipe: Augment, occasion: object) -> None:
     identity = dataclasses.replace(recipe, **{field: getattr(Augment(), field) for field in CHANGES})
-    assert identity.changes_nothing
-    assert recipe.changes_nothing == (recipe == identity)
+    assert not identity.changes_images
+    assert recipe.changes_images == (recipe != identity)
+    assert recipe.changes_nothing == (not recipe.changes_images and not recipe.mixes)
     assert np.array_equal(version(identity, occasion), decode_pixels(PICTURE, 32))
 
 
 @pytest.mark.parametrize(
     "wrong",
     [{"crop": 0}, {"crop": 1.1}, {"rotate": -1}, {"rotate": 181}, {"brightness": 1}, {"contrast": -0.1},
-     {"saturation": 1.5}, {"seed": -1}, {"zoom": 2}],
+     {"saturation": 1.5}, {"seed": -1}, {"zoom": 2}, {"hue": 0.6}, {"rand_augment": -1}, {"rand_magnitude": 31},
+     {"erase": 1.1}, {"mixup": -0.1}, {"cutmix": -1}],
     ids=str,
 )  # fmt: skip
 def test_a_recipe_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
@@ -146,8 +163,9 @@ def test_threads_and_order_do_not_change_a_version() -> None:
 
 
 def test_every_image_recipe_seed_and_occasion_has_its_own_digest() -> None:
-    other = {**CHANGES, "flip": False, "crop": 0.7, "rotate": 30.0, "brightness": 0.3}
-    variants = [Augment(**{**CHANGES, field: other[field] * 1.01}) for field in CHANGES if field != "flip"]
+    other = {"crop": 0.7, "rotate": 30.0, "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.1}
+    other |= {"rand_augment": 1, "rand_magnitude": 10, "erase": 0.4}
+    variants = [Augment(**{**CHANGES, field: value}) for field, value in other.items()]
     choices = [Augment(), Augment(**CHANGES), Augment(**CHANGES, seed=1), Augment(**{**CHANGES, "flip": False})]
     digests = [
         recipe.digest(image, occasion)
@@ -156,7 +174,14 @@ def test_every_image_recipe_seed_and_occasion_has_its_own_digest() -> None:
         for occasion in (0, 1, 10, [0, 0], [0, 1], [1, 0], [10, 1], [1, 10], [101])
     ]
     assert {len(digest) for digest in digests} == {32}
-    assert len(set(digests)) == len(digests) == 9 * 3 * 9
+    assert len(set(digests)) == len(digests) == 13 * 3 * 9
+
+
+@few
+@given(recipe=recipes, occasion=occasions)
+def test_how_batches_are_mixed_does_not_change_a_versions_digest(recipe: Augment, occasion: object) -> None:
+    mixing = dataclasses.replace(recipe, mixup=recipe.mixup + 0.1, cutmix=0.0)
+    assert mixing.digest(PICTURE, occasion) == recipe.digest(PICTURE, occasion)
 
 
 @pytest.mark.parametrize("changed", ["occasion", "epoch", "seed", "recipe", "image"])
@@ -283,10 +308,102 @@ def test_light_and_colour_are_scaled_within_their_range(field: str, enhancer: An
     assert 0.4 < np.mean(shares) < 0.6
 
 
+def test_hue_is_turned_either_way_around_greys_that_stay() -> None:
+    grey, red = (encoded(Image.new("RGB", (32, 32), colour)) for colour in ((90, 90, 90), (150, 80, 80)))
+    assert (version(Augment(hue=0.5), 0, grey) == 90).all()
+    turned = np.array([version(Augment(hue=0.1), occasion, red)[0, 0] for occasion in range(60)], float)
+    hues = np.array([colorsys.rgb_to_hsv(*pixel / 255)[0] for pixel in turned])
+    hues = (hues + 0.5) % 1 - 0.5
+    assert -0.13 < hues.min() < -0.07
+    assert 0.07 < hues.max() < 0.13
+    np.testing.assert_allclose(turned @ (0.213, 0.715, 0.072), np.dot((150, 80, 80), (0.213, 0.715, 0.072)), atol=1.5)
+
+
+SMOOTH = picture(64, 64).filter(ImageFilter.GaussianBlur(2))
+SIGNED = {"rotate", "color", "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y"}
+WITHOUT_STRENGTH = {"identity", "autocontrast", "equalize"}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_changes_more_the_stronger_it_is(name: str) -> None:
+    def change(strength: float) -> float:
+        changed = OPERATIONS[name](SMOOTH, strength)
+        assert (changed.mode, changed.size) == ("RGB", SMOOTH.size)
+        return float(np.abs(np.asarray(changed, float) - np.asarray(SMOOTH, float)).mean())
+
+    if name in WITHOUT_STRENGTH:
+        assert change(0) == change(1) == change(-1)
+        assert (change(1) > 0) == (name != "identity")
+        return
+    assert change(0) == 0
+    for sign in (-1, 1):
+        assert 0 < change(0.3 * sign) < change(sign)
+    apart = np.asarray(OPERATIONS[name](SMOOTH, 1), float) - np.asarray(OPERATIONS[name](SMOOTH, -1), float)
+    assert bool(apart.any()) == (name in SIGNED)
+
+
+def test_the_strongest_operations_are_the_papers() -> None:
+    ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (256, 1, 3)))
+    found = {name: np.asarray(operation(ramp, 1)) for name, operation in OPERATIONS.items()}
+    assert len(found) == 14
+    assert (found["solarize"][0, :, 0] == 255 - np.arange(256)).all()
+    assert set(found["posterize"].ravel()) == set(range(0, 256, 16))
+    assert (found["translate_x"][0, :, 0] == [*115 * [255], *range(141)]).all()
+    assert (found["translate_y"][:115] == 255).all()
+    assert (found["translate_y"][115:] == np.asarray(ramp)[:141]).all()
+    assert (found["rotate"][0, 0] == 255).all()
+    np.testing.assert_allclose(found["shear_x"][::16, 0, 0], 0.3 * np.arange(0, 256, 16), atol=1)
+    np.testing.assert_allclose(found["brightness"], np.minimum(1.9 * np.asarray(ramp), 255), atol=1)
+
+
+def test_each_operation_is_drawn_as_often_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, float]] = []
+
+    def noted(name: str, image: Image.Image, strength: float) -> Image.Image:
+        seen.append((name, strength))
+        return image
+
+    for name in list(OPERATIONS):
+        monkeypatch.setitem(OPERATIONS, name, partial(noted, name))
+    for number in range(700):
+        rand_augment(SMOOTH, 2, 9, np.random.default_rng(number))
+    counts = Counter(name for name, _ in seen)
+    assert set(counts) == set(OPERATIONS)
+    assert sum(counts.values()) == 1400
+    assert 60 < min(counts.values()) <= max(counts.values()) < 145
+    assert {strength for _, strength in seen} == {-0.3, 0.3}
+
+
+def test_a_share_of_the_images_loses_a_rectangle_to_noise() -> None:
+    black = encoded(Image.new("RGB", (32, 32)))
+    changed = [version(Augment(erase=0.3), occasion, black).any() for occasion in range(300)]
+    assert 65 < sum(changed) < 115
+
+
+@many
+@given(seed=seeds, size=st.integers(1, 300))
+def test_what_is_erased_is_2_to_33_percent_in_one_rectangle_of_noise(seed: int, size: int) -> None:
+    erased = np.asarray(_erased(Image.new("RGB", (size, size), (0, 0, 0)), np.random.default_rng(seed)))
+    rows, columns = (np.flatnonzero(erased.any(axis=(axis, 2))) for axis in (1, 0))
+    if not len(rows):  # a pixel of noise may be black
+        assert size < 8
+        return
+    h, w = np.ptp(rows) + 1, np.ptp(columns) + 1
+    assert (h - 1.5) * (w - 1.5) <= 0.33 * size**2
+    assert (h + 1.5) * (w + 1.5) >= 0.02 * size**2
+    assert (h - 1.5) / (w + 1.5) <= 3.3
+    assert (w - 1.5) / (h + 1.5) <= 3.3
+    if h * w > 1000:
+        inside = erased[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert 110 < inside.mean() < 145
+        assert 60 < inside.std() < 85
+
+
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 3000), (3000, 1), (3, 700), (90, 60)], ids=str)
 def test_whatever_the_image_a_version_has_the_networks_shape(size: tuple[int, int], resize: Resize) -> None:
-    recipe = Augment(flip=True, crop=0.01, rotate=180, brightness=0.9, contrast=0.9, saturation=0.9)
+    most = {"brightness": 0.9, "contrast": 0.9, "saturation": 0.9, "hue": 0.5, "rand_magnitude": 30, "erase": 1}
+    recipe = Augment(flip=True, crop=0.01, rotate=180, rand_augment=5, **most)
     content = encoded(picture(*size))
     for occasion in range(4):
         pixels = version(recipe, occasion, content, resize)
@@ -350,58 +467,74 @@ def test_a_file_that_has_changed_or_gone_since_is_named(colours: Path, tmp_path:
     assert str(data.paths[2]) in str(gone.value)
 
 
-def epochs(stream: Any, count: int) -> list[np.ndarray]:
-    return [np.concatenate([pixels.numpy() for pixels, _ in stream]) for _ in range(count)]
+def whole(data: DataModule, chosen: np.ndarray, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and targets of an epoch in batches of 5, unless told otherwise."""
+    pixels, targets = zip(*data.epoch(chosen, 16, options.pop("batch_size", 5), **options), strict=True)
+    return np.concatenate(pixels), np.concatenate(targets)
 
 
-def orders(indices: np.ndarray, seed: int, count: int) -> list[list[int]]:
-    stream = batches_of_indices(indices, 5, seed)
-    return [[int(i) for batch in stream for i in batch] for _ in range(count)]
+def order(indices: np.ndarray, seed: int, epoch: int) -> list[int]:
+    return [int(i) for _, batch in numbered_batches(indices, 5, seed=seed, epoch=epoch) for i in batch]
 
 
-def test_what_is_judged_is_never_augmented(data: DataModule) -> None:
+def test_what_is_judged_is_neither_augmented_nor_mixed(colours: Path) -> None:
+    data = load(colours, **CHANGES, **MIXES)
     chosen = data.indices("val", "test")
-    plain = np.stack([data.pixels(int(i), 16) for i in chosen])
-    for pixels in epochs(data.dataset(chosen, 16, 5), 2):
-        assert np.array_equal(pixels, plain)
+    for epoch in (0, 1):
+        pixels, targets = whole(data, chosen, epoch=epoch)
+        assert np.array_equal(pixels, [data.pixels(int(i), 16) for i in chosen])
+        assert np.array_equal(targets, np.eye(2)[data.labels[chosen]])
 
 
 def test_what_is_trained_on_is_augmented_anew_in_each_epoch_by_seed_and_epoch(data: DataModule) -> None:
     chosen = data.indices("train")
     seen: dict[int, set[bytes]] = defaultdict(set)
     for seed in (0, 6):
-        found = epochs(data.dataset(chosen, 16, 5, shuffle=seed), 3)
-        for epoch, (order, pixels) in enumerate(zip(orders(chosen, seed, 3), found, strict=True)):
-            assert np.array_equal(pixels, [data.augmented(i, 16, [seed, epoch]) for i in order])
-            for i, image in zip(order, pixels, strict=True):
+        for epoch in range(3):
+            pixels, targets = whole(data, chosen, seed=seed, epoch=epoch)
+            at = order(chosen, seed, epoch)
+            assert np.array_equal(pixels, [data.augmented(i, 16, [seed, epoch]) for i in at])
+            assert np.array_equal(targets, np.eye(2)[data.labels[at]])
+            for i, image in zip(at, pixels, strict=True):
                 seen[i].add(image.tobytes())
     assert set(seen) == set(chosen.tolist())
     assert {len(versions) for versions in seen.values()} == {6}
     assert not any(data.pixels(i, 16).tobytes() in versions for i, versions in seen.items())
 
 
-def test_an_epochs_versions_do_not_depend_on_what_was_read_before(data: DataModule) -> None:
+@pytest.mark.parametrize("mixes", [{}, MIXES], ids=["plain", "mixed"])
+def test_an_epoch_is_the_same_whatever_was_read_before_and_wherever_it_begins(
+    colours: Path, mixes: dict[str, Any]
+) -> None:
+    data = load(colours, **LIGHT, **mixes)
     chosen = data.indices("train")
-    whole = epochs(data.dataset(chosen, 16, 5, shuffle=2), 3)
-    stream = data.dataset(chosen, 16, 5, shuffle=2)
-    for _ in stream:
-        break
-    again = epochs(stream, 2)
-    assert np.array_equal(again, whole[1:])
-    assert np.array_equal(epochs(data.dataset(chosen, 16, 7, shuffle=2), 2), whole[:2]), "nor on the batch size"
+    epochs = [whole(data, chosen, seed=2, epoch=epoch) for epoch in range(2)]
+    assert not np.array_equal(epochs[0][0], epochs[1][0])
+    with data.epoch(chosen, 16, 5, seed=2) as left:
+        next(left)
+    for epoch, skip in ((1, 2), (1, 0), (0, 3)):
+        again = whole(data, chosen, seed=2, epoch=epoch, skip=skip)
+        assert all(np.array_equal(a, b[5 * skip :]) for a, b in zip(again, epochs[epoch], strict=True))
+    if not mixes:
+        assert np.array_equal(whole(data, chosen, seed=2, batch_size=7)[0], epochs[0][0]), "nor the batch size"
 
 
-def test_labels_follow_augmented_images(data: DataModule) -> None:
+def test_batches_are_mixed_after_their_images_were_augmented(colours: Path) -> None:
+    data, apart = load(colours, **LIGHT, **MIXES), load(colours, **LIGHT)
     chosen = data.indices("train")
-    labels = np.concatenate([labels.numpy() for _, labels in data.dataset(chosen, 16, 5, shuffle=3)])
-    assert labels.tolist() == data.labels[orders(chosen, 3, 1)[0]].tolist()
+    mixed = list(data.epoch(chosen, 16, 5, seed=4, epoch=1))
+    plain = list(apart.epoch(chosen, 16, 5, seed=4, epoch=1))
+    for number, (found, batch) in enumerate(zip(mixed, plain, strict=True)):
+        expected = data.augment.mix(*batch, (4, 1, number))
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert any(((targets > 0) & (targets < 1)).any() for _, targets in mixed)
 
 
 def test_without_augmentation_training_sees_the_images_themselves(colours: Path) -> None:
     data = load(colours, seed=5)
     chosen = data.indices("train")
-    pixels = epochs(data.dataset(chosen, 16, 5, shuffle=3), 1)[0]
-    assert np.array_equal(pixels, [data.pixels(i, 16) for i in orders(chosen, 3, 1)[0]])
+    pixels, _ = whole(data, chosen, seed=3)
+    assert np.array_equal(pixels, [data.pixels(i, 16) for i in order(chosen, 3, 0)])
 
 
 # Whole runs
@@ -422,6 +555,7 @@ def views_of(data: DataModule, indices: np.ndarray, views: Sequence[int]) -> np.
     return np.stack([extract(engine, data, indices, 32, threads=2, view=view) for view in views], axis=1)
 
 
+@pytest.mark.slow
 def test_a_head_is_solved_on_all_views_and_a_second_run_finds_them(
     tmp_path: Path, noise: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -441,7 +575,7 @@ def test_a_head_is_solved_on_all_views_and_a_second_run_finds_them(
     assert (again.directory / "predictions.csv").read_text() == (first.directory / "predictions.csv").read_text()
 
     data = load(noise, **LIGHT)
-    for (learned, labels, _, _, views), splits in zip(given, 2 * [["train"], ["train", "val"]], strict=True):
+    for (learned, labels, _, _, views, _), splits in zip(given, 2 * [["train"], ["train", "val"]], strict=True):
         indices = data.indices(*splits)
         expected = views_of(data, indices, range(3)).reshape(3 * len(indices), -1)
         assert views == 3
@@ -455,13 +589,13 @@ def test_a_head_that_learns_by_epochs_learns_from_all_views(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[tuple[np.ndarray, np.ndarray]] = []
-    rows = fitting.rows
+    on_features = feeds.on_features
 
-    def recorded(features: np.ndarray, labels: np.ndarray, *args: Any, **more: Any) -> Any:
-        given.append((features, labels))
-        return rows(features, labels, *args, **more)
+    def recorded(head: Any, train: Any, validation: Any, *args: Any) -> Any:
+        given.extend([train, validation])
+        return on_features(head, train, validation, *args)
 
-    monkeypatch.setattr(fitting, "rows", recorded)
+    monkeypatch.setattr(feeds, "on_features", recorded)
     options = [*QUICK, "features.views=3", "optimizer=adam", "optimizer.learning_rate=0.05", "transfer.head.epochs=10"]
     first = run(tmp_path / "a", colours, *options)
     again = run(tmp_path / "b", colours, *options)
@@ -481,6 +615,7 @@ def test_a_head_that_learns_by_epochs_learns_from_all_views(
         assert labels.tolist() == data.labels[indices].repeat(len(views)).tolist()
 
 
+@pytest.mark.slow
 def test_another_seed_of_the_run_finds_the_views_and_another_of_the_recipe_does_not(
     tmp_path: Path, colours: Path
 ) -> None:
@@ -584,6 +719,7 @@ def noise_rows(images: int, d: int, classes: int = 2, seed: int = 0) -> tuple[np
     return rng.normal(size=(images, d)).astype(np.float32), rng.permutation(np.arange(images) % classes)
 
 
+@pytest.mark.slow
 def test_views_of_one_image_are_held_out_together() -> None:
     features, labels = (values.repeat(3, axis=0) for values in noise_rows(60, 80))
     options = LBFGS()
@@ -594,6 +730,7 @@ def test_views_of_one_image_are_held_out_together() -> None:
     assert solve(features, labels, options, 0, 3).cv_accuracy == pytest.approx(kept, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1000, 30])
 def test_equal_views_choose_what_one_would(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     features, labels = noise_rows(40, 30, classes=3)
@@ -608,6 +745,7 @@ def test_equal_views_choose_what_one_would(monkeypatch: pytest.MonkeyPatch, most
     np.testing.assert_allclose(list(thrice.log_losses.values()), list(once.log_losses.values()), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_views_of_one_image_stay_together_also_where_the_penalty_is_chosen_on_a_part(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
+from tests.test_step import update
 from tl_research import InputError, compose
 from tl_research.backbone import Application, Backbone
+from tl_research.blocks import blocks
 from tl_research.classifier import assemble as put_together
-from tl_research.classifier import blocks, set_trainable
+from tl_research.classifier import thaw
 from tl_research.head import Linear
 
 SHIPPED = sorted(path.stem for path in (ROOT / "conf" / "backbone").glob("*.yaml"))
@@ -98,6 +100,7 @@ def test_blocks_hold_each_layer_once_and_cut_no_path(name: str) -> None:
 
 
 @each_network
+@pytest.mark.slow
 def test_a_saved_classifier_loads_with_keras_alone_and_answers_the_same(name: str, tmp_path: Path) -> None:
     import keras
 
@@ -111,22 +114,24 @@ def test_a_saved_classifier_loads_with_keras_alone_and_answers_the_same(name: st
 
 
 @each_network
-def test_frozen_weights_and_statistics_are_bit_equal_after_a_real_fit(name: str) -> None:
+@pytest.mark.parametrize("unfreeze", [1, "all"])
+def test_a_fit_moves_what_its_table_says_and_no_other_bit(name: str, unfreeze: Any) -> None:
     import keras
 
     keras.utils.set_random_seed(0)
     backbone = recipe(name, image_size=smallest(name)).build()
     classifier = put_together(backbone, Linear().build(backbone.output_shape[-1], 2))
-    set_trainable(classifier, 1, "frozen")
+    parts = thaw(classifier, unfreeze)
     before = [np.array(w) for w in classifier.get_weights()]
-    classifier.compile(keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    classifier.fit(pictures(backbone.input_shape[1], 4), np.array([0, 1, 0, 1]), batch_size=2, epochs=1, verbose=0)
-    last = {id(w) for layer in blocks(backbone)[-1].layers for w in layer.trainable_variables}
-    learning = last | {id(w) for w in classifier.get_layer("head").weights}
+    update(classifier, parts, unfreeze, np.stack([pictures(backbone.input_shape[1], 2).astype(np.uint8)] * 2))
+    learning = {id(variable) for part in parts for variable in part.learning}
     moved = [not np.array_equal(a, b) for a, b in zip(before, classifier.get_weights(), strict=True)]
     for variable, changed in zip(classifier.weights, moved, strict=True):
         assert not changed or id(variable) in learning, f"{variable.path} was frozen and moved"
+    last = {id(variable) for variable in parts[-2].learning}
     assert any(changed and id(v) in last for v, changed in zip(classifier.weights, moved, strict=True))
+    norms = [layer for layer in backbone.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert not learning & {id(weight) for layer in norms for weight in layer.weights}
 
 
 def test_random_weights_depend_on_the_backbones_seed_alone() -> None:

@@ -1,13 +1,17 @@
-"""What moves in a fit and what does not, through the real fit, bit for bit."""
+"""What moves in a fit and what does not, through the real step, bit for bit."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import keras
 import numpy as np
 import pytest
 
+from tests.test_step import update
 from tl_research.backbone import Custom
-from tl_research.classifier import BatchNorm, assemble, blocks, set_trainable, trainable_table
+from tl_research.blocks import blocks
+from tl_research.classifier import BatchNorm, Parameters, Part, assemble, table, thaw
 from tl_research.head import MLP, Linear
 
 TINY = Custom(name="tiny", build="tl_research.networks.tiny:Tiny", image_size=32, weights=None, preprocessing="tf")  # type: ignore[call-arg]
@@ -19,12 +23,11 @@ def classifier() -> keras.Model:
     return assemble(backbone, Linear().build(32, 2))
 
 
-def fit(classifier: keras.Model) -> dict[str, bool]:
-    """One epoch of the real fit; which variables moved, by path."""
+def fit(classifier: keras.Model, parts: list[Part], unfreeze: int | Literal["all"] = "all") -> dict[str, bool]:
+    """Two updates by the real step; which variables moved, by path."""
     before = {v.path: np.array(v) for v in classifier.variables}
-    classifier.compile(keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3)).astype(np.float32)
-    classifier.fit(pixels, np.arange(16) % 2, batch_size=8, verbose=0)
+    rng = np.random.default_rng(0)
+    update(classifier, parts, unfreeze, rng.integers(0, 256, (2, 8, 32, 32, 3), np.uint8))
     return {v.path: not np.array_equal(before[v.path], v) for v in classifier.variables if v.path in before}
 
 
@@ -37,15 +40,13 @@ def is_norm(path: str) -> bool:
 
 
 def test_frozen_moves_the_head_and_nothing_else(classifier: keras.Model) -> None:
-    set_trainable(classifier, 0, "frozen")
-    moved = fit(classifier)
+    moved = fit(classifier, thaw(classifier, 0), 0)
     assert {path for path, changed in moved.items() if changed} == {p for p in moved if "logits" in p}
 
 
 @pytest.mark.parametrize("policy", ["frozen", "adapt", "train"])
 def test_batch_norm_policies_in_unfrozen_blocks(classifier: keras.Model, policy: BatchNorm) -> None:
-    set_trainable(classifier, "all", policy)
-    moved = fit(classifier)
+    moved = fit(classifier, thaw(classifier, "all", policy))
     statistics = {moved[p] for p in moved if is_statistic(p)}
     scales = {moved[p] for p in moved if is_norm(p) and not is_statistic(p)}
     kernels = {moved[p] for p in moved if not is_norm(p) and "logits" not in p}
@@ -56,33 +57,48 @@ def test_batch_norm_policies_in_unfrozen_blocks(classifier: keras.Model, policy:
 
 @pytest.mark.parametrize("unfreeze", [1, 2])
 def test_blocks_unfreeze_from_the_top(classifier: keras.Model, unfreeze: int) -> None:
-    set_trainable(classifier, unfreeze, "train")
-    moved = fit(classifier)
+    moved = fit(classifier, thaw(classifier, unfreeze, "train"), unfreeze)
     parts = blocks(classifier.get_layer("backbone"))
     for number, block in enumerate(parts):
         paths = [w.path for layer in block.layers for w in layer.weights]
         assert {moved[path] for path in paths} == {number >= len(parts) - unfreeze}
 
 
+@pytest.mark.parametrize(("parameters", "names"), [("batch_norm", {"gamma", "beta"}), ("bias", {"bias", "beta"})])
+def test_parameters_of_one_kind_move_with_the_head_though_batch_norm_is_frozen(
+    classifier: keras.Model, parameters: Parameters, names: set[str]
+) -> None:
+    moved = fit(classifier, thaw(classifier, "all", parameters=parameters))
+    backbone = {path for path, changed in moved.items() if changed and "logits" not in path}
+    assert backbone == {p for p in moved if p.rpartition("/")[2] in names and "logits" not in p}
+    assert backbone
+
+
 def test_freezing_again_after_a_fit_holds(classifier: keras.Model) -> None:
-    set_trainable(classifier, "all", "adapt")
-    fit(classifier)
-    set_trainable(classifier, 0, "frozen")
-    assert {path for path, changed in fit(classifier).items() if changed} == {
+    fit(classifier, thaw(classifier, "all", "adapt"))
+    moved = fit(classifier, thaw(classifier, 0), 0)
+    assert {path for path, changed in moved.items() if changed} == {
         v.path for v in classifier.get_layer("head").weights
     }
-    set_trainable(classifier, "all", "train")  # adapt's exceptions are not remembered
-    assert all(fit(classifier).values())
+    assert all(fit(classifier, thaw(classifier, "all", "train")).values())
 
 
-def test_the_table_says_what_moves(classifier: keras.Model) -> None:
-    set_trainable(classifier, 1, "adapt")
-    moved = fit(classifier)
-    table = {row.name: row for row in trainable_table(classifier)}
+@pytest.mark.parametrize("policy", ["frozen", "adapt", "train"])
+@pytest.mark.parametrize("parameters", ["all", "batch_norm", "bias"])
+def test_the_table_says_what_moves(classifier: keras.Model, policy: BatchNorm, parameters: Parameters) -> None:
+    parts = thaw(classifier, 1, policy, parameters, layer_decay=0.5)
+    moved = fit(classifier, parts, 1)
     size = {v.path: int(np.prod(v.shape)) for v in classifier.variables}
-    expected = sum(size[p] for p, changed in moved.items() if changed and not is_statistic(p))
-    assert sum(row.trainable for row in table.values()) == expected
-    assert [row.batch_norm for row in table.values()] == ["frozen", "frozen", "adapt", "-"]
+    rows = table(parts)
+    assert sum(row.trainable for row in rows) == sum(
+        size[p] for p, changed in moved.items() if changed and not is_statistic(p)
+    )
+    own = {"all": policy, "batch_norm": "train", "bias": "train"}[parameters]
+    if policy == "frozen" and parameters != "all":
+        own = "gamma, beta"
+    assert [row.batch_norm for row in rows] == ["frozen", "frozen", own, "-"]
+    assert [row.rate for row in rows] == [0, 0, 0.5, 1]
+    assert any(moved[p] for p in moved if is_statistic(p)) == (policy != "frozen")
 
 
 def test_heads_give_float32_logits_with_the_data_s_class_count() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import itertools
 import re
 import shutil
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,11 @@ from PIL import Image
 from tests.conftest import draw_tree
 from tl_research import compose
 from tl_research.data import datamodule
+from tl_research.data.augment import Augment
 from tl_research.data.check import inspect_all
 from tl_research.data.datamodule import SPLITS, DataModule, assemble
 from tl_research.data.sources import Folder
-from tl_research.data.stream import batches_of_indices, rows
+from tl_research.data.stream import AHEAD, Batch, Kept, numbered_batches, rows_epoch
 from tl_research.data.tree import read_tree
 from tl_research.errors import InputError
 
@@ -219,66 +222,84 @@ def data(colours: Path) -> DataModule:
     return assemble(read_tree(colours), val=0.2, test=0.2, split_seed=0, max_bad=0.0)
 
 
-def labels_by_epoch(stream: Any, epochs: int) -> list[list[int]]:
-    return [[int(label) for _, labels in stream for label in labels] for _ in range(epochs)]
+def drawn(stream: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
+    """All batches as one."""
+    pixels, targets = zip(*stream, strict=True)
+    return np.concatenate(pixels), np.concatenate(targets)
 
 
-def test_pixels_are_the_networks_input(data: DataModule) -> None:
-    pixels, labels = next(iter(data.dataset(np.arange(5), 48, 5)))
-    assert pixels.dtype == "uint8"
+def test_pixels_are_the_networks_input_and_targets_one_hot(data: DataModule) -> None:
+    ((pixels, targets),) = data.epoch(np.array([0, 20, 1, 2, 9]), 48, 5)
+    assert pixels.dtype == np.uint8
     assert pixels.shape == (5, 48, 48, 3)
-    assert labels.dtype == "int32"
-    assert pixels.numpy().max() > 200, "0 to 255, not 0 to 1"
-    assert np.array_equal(pixels[2], data.pixels(2, 48))
+    assert pixels.max() > 200, "0 to 255, not 0 to 1"
+    assert np.array_equal(pixels[3], data.pixels(2, 48))
+    assert targets.dtype == np.float32
+    assert targets.tolist() == [[float(data.labels[i] == k) for k in (0, 1)] for i in (0, 20, 1, 2, 9)]
 
 
-@pytest.mark.parametrize("shuffle", [None, 5])
-def test_an_epoch_is_each_example_once_with_its_label(data: DataModule, shuffle: int | None) -> None:
+@pytest.mark.parametrize("seed", [None, 5])
+def test_an_epoch_is_each_example_once_with_its_label(data: DataModule, seed: int | None) -> None:
     chosen = data.indices("train", "val")
     table = {data.pixels(int(i), 32).tobytes(): int(data.labels[i]) for i in chosen}
     assert len(table) == len(chosen)
-    stream = data.dataset(chosen, 32, 7, shuffle)
-    assert stream.cardinality() == len(list(stream)) == -(-len(chosen) // 7)
-    seen = [(image.numpy().tobytes(), int(label)) for image, label in stream.unbatch()]
-    assert len(seen) == len(table)
-    assert dict(seen) == table
+    batches = list(data.epoch(chosen, 32, 7, seed=seed))
+    assert [len(targets) for _, targets in batches] == [7] * (len(chosen) // 7) + [len(chosen) % 7]
+    pixels, targets = drawn(batches)
+    assert len(pixels) == len(table)
+    assert {image.tobytes(): int(k) for image, k in zip(pixels, targets.argmax(1), strict=True)} == table
 
 
-def test_without_shuffle_the_order_is_that_of_the_indices(data: DataModule) -> None:
+def test_without_a_seed_the_order_is_that_of_the_indices(data: DataModule) -> None:
     chosen = np.array([20, 3, 11, 3])
-    expected = data.labels[chosen].tolist()
-    assert labels_by_epoch(data.dataset(chosen, 16, 3), 2) == [expected, expected]
+    for epoch in (0, 4):
+        assert drawn(data.epoch(chosen, 16, 3, epoch=epoch))[1].argmax(1).tolist() == data.labels[chosen].tolist()
 
 
-def index_epochs(seed: int | None, epochs: int, count: int = 23, batch: int = 5) -> list[list[int]]:
-    stream = batches_of_indices(np.arange(100, 100 + count), batch, seed)
-    return [[int(i) for indices in stream for i in indices] for _ in range(epochs)]
+def order(seed: int | None, epoch: int, count: int = 23, batch: int = 5) -> list[int]:
+    numbered = numbered_batches(np.arange(100, 100 + count), batch, epoch=epoch, seed=seed)
+    assert [number for number, _ in numbered] == list(range(-(-count // batch)))
+    return [int(i) for _, indices in numbered for i in indices]
 
 
-def test_the_order_of_an_epoch_is_a_pure_function_of_seed_and_epoch(data: DataModule) -> None:
-    first, again, other = (index_epochs(seed, 4) for seed in (7, 7, 8))
-    assert first == again
-    assert all(sorted(epoch) == list(range(100, 123)) for epoch in first + other)
-    assert len({tuple(epoch) for epoch in first + other}) == 8, "no two epochs, no two seeds alike"
+def test_the_order_of_an_epoch_is_a_pure_function_of_seed_and_epoch() -> None:
+    np.random.default_rng(3).random()
+    orders = {(seed, epoch): order(seed, epoch) for seed in (7, 8) for epoch in range(4)}
+    assert all(order(*at) == found for at, found in reversed(orders.items()))
+    assert all(sorted(found) == list(range(100, 123)) for found in orders.values())
+    assert len({tuple(found) for found in orders.values()}) == 8, "no two epochs, no two seeds alike"
 
 
-def test_the_batch_size_does_not_change_the_order(data: DataModule) -> None:
-    assert index_epochs(3, 2, batch=4) == index_epochs(3, 2, batch=23)
+counts = st.integers(0, 40)
 
 
-def test_an_epoch_left_half_way_does_not_change_the_next(data: DataModule) -> None:
-    whole = index_epochs(3, 3)
-    stream = batches_of_indices(np.arange(100, 123), 5, 3)
-    for _ in stream:
-        break
-    assert [int(i) for indices in stream for i in indices] == whole[1]
+@given(count=counts, batch=st.integers(1, 50), skip=counts, epoch=counts, seed=st.none() | st.integers(0, 2**32 - 1))
+def test_an_epoch_may_begin_at_any_batch(count: int, batch: int, skip: int, epoch: int, seed: int | None) -> None:
+    features = np.arange(3 * count, dtype=np.float64).reshape(count, 3)
+    labels = np.arange(count) % 5
+    whole, rest = (list(rows_epoch(features, labels, 5, batch, epoch=epoch, skip=k, seed=seed)) for k in (0, skip))
+    assert len(rest) == max(len(whole) - skip, 0)
+    for expected, found in zip(whole[skip:], rest, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert order(seed, epoch, count, batch) == order(seed, epoch, count, 7), "and its order is not the batch size's"
+
+
+@pytest.mark.parametrize("skip", [1, 4, 9])
+def test_images_of_an_epoch_that_begins_later_are_those_of_the_whole(data: DataModule, skip: int) -> None:
+    chosen = data.indices("train")
+    whole, rest = (list(data.epoch(chosen, 16, 4, epoch=2, skip=k, seed=9)) for k in (0, skip))
+    assert len(rest) == max(len(whole) - skip, 0)
+    for expected, found in zip(whole[skip:], rest, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
 def test_images_are_shuffled_as_their_indices(data: DataModule) -> None:
     chosen = data.indices("train")
-    orders = batches_of_indices(chosen, 4, 9)
-    expected = [[int(data.labels[i]) for indices in orders for i in indices.numpy()] for _ in range(2)]
-    assert labels_by_epoch(data.dataset(chosen, 16, 4, shuffle=9), 2) == expected
+    for epoch in (0, 3):
+        expected = [i for _, batch in numbered_batches(chosen, 4, epoch=epoch, seed=9) for i in batch]
+        pixels, targets = drawn(data.epoch(chosen, 16, 4, epoch=epoch, seed=9))
+        assert np.array_equal(pixels, [data.pixels(i, 16) for i in expected])
+        assert targets.argmax(1).tolist() == data.labels[expected].tolist()
 
 
 def test_a_slow_image_does_not_change_the_order(data: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,33 +311,98 @@ def test_a_slow_image_does_not_change_the_order(data: DataModule, monkeypatch: p
 
     monkeypatch.setattr(datamodule, "read_bytes", slow)
     chosen = np.arange(len(data))
-    images = [image.numpy() for images, _ in data.dataset(chosen, 16, 1) for image in images]
+    images, _ = drawn(dataclasses.replace(data).epoch(chosen, 16, 1, threads=3))
     assert np.array_equal(images, [data.pixels(int(i), 16) for i in chosen])
 
 
-def test_global_seeds_do_not_matter(data: DataModule) -> None:
-    import tensorflow as tf
-
-    tf.random.set_seed(1)
-    first = index_epochs(3, 2)
-    tf.random.set_seed(2)
-    assert index_epochs(3, 2) == first
-
-
-def test_nothing_is_decoded_before_it_is_asked_for(data: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded: Counter[str] = Counter()
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file has been read since."""
+    count: Counter[str] = Counter()
     read = datamodule.read_bytes
+    monkeypatch.setattr(datamodule, "read_bytes", lambda path: (count.update([str(path)]), read(path))[1])
+    return count
 
-    def counting(path: Path) -> bytes:
-        decoded[path.name] += 1
-        return read(path)
 
-    monkeypatch.setattr(datamodule, "read_bytes", counting)
+def wait_for(what: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.002)
+
+
+def test_images_are_loaded_a_few_batches_ahead_and_no_more(data: DataModule, decoded: Counter[str]) -> None:
+    own = dataclasses.replace(data, augment=Augment(flip=True))  # so that nothing is kept
     many = np.tile(np.arange(len(data)), 20)
-    stream = data.dataset(many, 16, 4)
-    assert not decoded
-    assert len(list(itertools.islice(stream, 2))) == 2
-    assert 8 <= sum(decoded.values()) < len(many) / 4, "a few batches ahead, not the data set"
+    with own.epoch(many, 16, 4, seed=1) as stream:
+        wait_for(lambda: sum(decoded.values()) == 4 * AHEAD)  # before anyone asks, so that an epoch can begin early
+        next(stream)
+        wait_for(lambda: sum(decoded.values()) == 4 * (AHEAD + 1))
+        time.sleep(0.02)
+        assert sum(decoded.values()) == 4 * (AHEAD + 1)
+
+
+def loaders() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("load")}
+
+
+def test_an_epoch_can_be_left_at_any_time(data: DataModule, decoded: Counter[str]) -> None:
+    before = loaders()
+    stream = dataclasses.replace(data).epoch(np.tile(np.arange(len(data)), 20), 16, 4)
+    next(stream)
+    stream.close()
+    stream.close()
+    read = sum(decoded.values())
+    assert loaders() <= before
+    assert list(stream) == []
+    assert sum(decoded.values()) == read
+    assert len(list(data.epoch(np.arange(6), 16, 4))) == 2
+    assert loaders() <= before, "nor does one that is read to its end leave threads behind"
+
+
+def test_of_two_epochs_that_are_read_in_turn_neither_disturbs_the_other(data: DataModule) -> None:
+    alone = [list(data.epoch(np.arange(12), 16, 2, seed=1, epoch=epoch)) for epoch in (0, 1)]
+    turns = zip(*(data.epoch(np.arange(12), 16, 2, seed=1, epoch=epoch) for epoch in (0, 1)), strict=True)
+    for number, pair in enumerate(turns):
+        for epoch in (0, 1):
+            assert np.array_equal(pair[epoch][0], alone[epoch][number][0])
+
+
+def test_an_image_that_vanishes_is_named_where_its_batch_would_have_come(own: Path) -> None:
+    data, before = load(own), loaders()
+    data.paths[9].unlink()
+    stream = data.epoch(np.arange(12), 16, 4)
+    assert [len(next(stream)[1]) for _ in range(2)] == [4, 4]
+    with pytest.raises(InputError) as caught:
+        next(stream)
+    assert str(caught.value) == f"{data.paths[9]}: no such file; it was readable when the run began"
+    assert loaders() <= before
+    assert list(stream) == []
+
+
+def test_images_as_they_are_are_decoded_once_while_there_is_room(data: DataModule, decoded: Counter[str]) -> None:
+    own = dataclasses.replace(data)
+    chosen = np.arange(10)
+    first = drawn(own.epoch(chosen, 16, 4))[0]
+    shuffled = drawn(own.epoch(chosen, 16, 4, seed=1))[0]
+    assert max(decoded.values()) == 1
+    assert len(decoded) == 10
+    assert sorted(image.tobytes() for image in shuffled) == sorted(image.tobytes() for image in first)
+    assert drawn(own.epoch(chosen, 8, 4))[0].shape == (10, 8, 8, 3), "another size is another image"
+
+
+def test_kept_pixels_are_bounded_and_what_was_there_first_stays() -> None:
+    asked: list[int] = []
+    kept = Kept(most_bytes=3 * 12)
+
+    def load(index: int, size: int) -> np.ndarray:
+        asked.append(index)
+        return np.full((size, size, 3), index, np.uint8)
+
+    for _ in range(2):
+        assert [int(kept.get(index, 2, load).max()) for index in range(5)] == list(range(5))
+    assert asked == [0, 1, 2, 3, 4, 3, 4]
+    assert kept.room == 0
 
 
 def test_an_image_that_is_gone_since_is_named(own: Path) -> None:
@@ -337,26 +423,21 @@ def test_resize_is_handed_on(tmp_path: Path, resize: str) -> None:
 
 
 def test_rows_are_batches_of_arrays() -> None:
-    features, labels = np.arange(22, dtype=np.float32).reshape(11, 2), np.arange(11)
-    batches = [(x.numpy(), y.numpy()) for x, y in rows(features, labels, 4)]
-    assert [len(y) for _, y in batches] == [4, 4, 3]
-    assert np.array_equal(np.concatenate([x for x, _ in batches]), features)
-    assert np.concatenate([y for _, y in batches]).tolist() == labels.tolist()
-    assert batches[0][1].dtype == np.int32
-
-
-def pairs(stream: Any) -> list[tuple[float, int]]:
-    return [(float(x[0]), int(y)) for x, y in stream.unbatch()]
+    features, labels = np.arange(44, dtype=np.float64).reshape(11, 2, 2), np.arange(11)
+    batches = list(rows_epoch(features, labels, 12, 4))
+    assert [len(targets) for _, targets in batches] == [4, 4, 3]
+    found, targets = drawn(batches)
+    assert (found.dtype, targets.dtype) == (np.float32, np.float32)
+    assert np.array_equal(found, features)
+    assert np.array_equal(targets, np.eye(11, 12))
 
 
 def test_shuffled_rows_keep_their_labels_and_their_order_by_seed() -> None:
     features, labels = np.arange(11, dtype=np.float32)[:, None] * 10, np.arange(11)
-    stream, again = rows(features, labels, 4, shuffle=1), rows(features, labels, 4, shuffle=1)
-    epochs = [pairs(stream), pairs(stream)]
-    assert all(sorted(y for _, y in epoch) == labels.tolist() for epoch in epochs)
-    assert all(x == 10 * y for epoch in epochs for x, y in epoch)
-    assert epochs[0] != epochs[1]
-    assert epochs == [pairs(again), pairs(again)]
+    for epoch in (0, 1):
+        rows, targets = drawn(rows_epoch(features, labels, 11, 4, epoch=epoch, seed=1))
+        assert targets.argmax(1).tolist() == [i - 100 for i in order(1, epoch, count=11, batch=4)]
+        assert rows[:, 0].tolist() == (10 * targets.argmax(1)).tolist()
 
 
 # Cross-validation and learning curves

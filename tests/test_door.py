@@ -55,7 +55,6 @@ def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         (["-m", "backbone=tiny,resnet51"], "backbone=resnet51: there is no such option"),
         (["-m", "bakbone=a,b"], "nearest: backbone"),
         (["-m", "head=linear,mlp", "optimizer=lbfgs"], "optimizer=lbfgs solves linear heads"),
-        (["-m", "data=folder", "data.root=/a b(1),/c d"], "data.root=/a b(1): does not exist"),
         (["data=folder", "data.root=it's", "backbone=tiny"], "it's: does not exist"),
     ],
 )
@@ -66,6 +65,30 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(
     assert status == 2
     assert len(lines) == 1
     assert told in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["-m", "data=folder", "data.root=/a b(1),/c d"],
+            ["data.root=/a b(1): does not exist", "data.root=/c d: does not exist"],
+        ),
+        (
+            ["-m", "backbone=tiny,resnet51", "trainer.batch_size=0,32", "seed=range(3)"],
+            ["trainer.batch_size=0: should be", "backbone=resnet51: there is no such option"],
+        ),
+    ],
+)
+def test_all_that_is_wrong_with_a_sweep_is_told_at_once_each_once(
+    door: Door, tmp_path: Path, arguments: list[str], told: list[str]
+) -> None:
+    status, lines = door(*arguments)
+    assert status == 2
+    assert len(lines) == len(told)
+    for line, words in zip(lines, told, strict=True):
+        assert words in line
     assert not list(tmp_path.iterdir())
 
 
@@ -82,7 +105,10 @@ def test_a_directory_with_a_run_in_it_is_refused(door: Door, tmp_path: Path, col
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "status.json").write_text("{}")
     status, lines = door("backbone=tiny", "data=folder", f"data.root={colours}", "hydra.run.dir=old")
-    assert (status, lines) == (2, ["hydra.run.dir=old: there is a run in it already; name another directory"])
+    assert (status, lines) == (
+        2,
+        ["hydra.run.dir=old: there is a run in it already; name another directory, or add fresh=true to replace it"],
+    )
     assert (tmp_path / "old" / "status.json").read_text() == "{}"
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,12 +19,14 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.conftest import ROOT, draw_tree
-from tests.test_backbone import NETWORKS
+from tests.test_backbone import NETWORKS, smallest
 from tests.test_experiment import numbers
 from tl_research import InputError, Run, compose, engines, feature_store, stock
 from tl_research.__main__ import app
+from tl_research.blocks import blocks, split
 from tl_research.data.datamodule import DataModule
 from tl_research.engines import BATCH, EngineName
+from tl_research.features import Features, FeatureTable, UnfitError
 from tl_research.passes import extract
 
 
@@ -183,6 +186,7 @@ def shards(store: Path, suffix: str) -> list[Path]:
         *(pytest.param(h, marks=pytest.mark.slow) for h in ("flip an entry", "cut rows", "cut the index", "no about")),
     ],
 )
+@pytest.mark.slow
 def test_damage_is_noticed_and_computed_anew(tmp_path: Path, colours: Path, harm: str) -> None:
     store = tmp_path / "store"
     good = trained(tmp_path / "0", colours, f"features.store={store}")
@@ -204,12 +208,13 @@ def test_damage_is_noticed_and_computed_anew(tmp_path: Path, colours: Path, harm
     assert counts(extracted(tmp_path / "2", colours, f"features.store={store}")) == (0, 36)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_the_store_and_not_the_run(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = trained(tmp_path / "0", colours, "features.store=null")
     monkeypatch.setattr("tl_research.engines.BATCH", 8)
-    monkeypatch.setattr("tl_research.features.BATCH", 8)
+    monkeypatch.setattr("tl_research.filling.BATCH", 8)
     monkeypatch.setattr("tl_research.passes.BATCH", 8)
     append = feature_store._Writer.append
     calls = iter(range(100))
@@ -241,6 +246,109 @@ def test_old_features_go_when_the_store_is_too_large(tmp_path: Path, colours: Pa
     assert counts(extracted(tmp_path / "2", colours, f"features.store={store}", "backbone.seed=1")) == (0, 36)
 
 
+# Feature maps: what frozen blocks make of the images
+
+
+@pytest.fixture(scope="module")
+def prefix(network: keras.Model) -> keras.Model:
+    return split(network, 1)[0]
+
+
+def table(prefix: keras.Model, data: DataModule, store: Path | None, **options: Any) -> FeatureTable:
+    features = Features(store=str(store) if store else None)
+    return FeatureTable(prefix, data, features, "auto", 2, **{"row_type": "<f2", **options})
+
+
+EVERYTHING = np.arange(36)
+
+
+def test_maps_are_the_same_bits_from_a_cold_store_a_warm_store_and_none(
+    prefix: keras.Model, data: DataModule, tmp_path: Path
+) -> None:
+    tables = [table(prefix, data, store) for store in (tmp_path, tmp_path, None)]
+    cold, warm, off = (one.rows(EVERYTHING) for one in tables)
+    assert (cold.shape, cold.dtype) == ((36, 16, 16, 16), np.float16)
+    assert [(one.computed, one.hit) for one in tables] == [(36, 0), (0, 36), (36, 0)]
+    np.testing.assert_array_equal(warm, cold)
+    np.testing.assert_array_equal(off, cold)
+    exact = table(prefix, data, tmp_path, row_type="<f4").rows(EVERYTHING)
+    np.testing.assert_array_equal(exact.astype(np.float16), cold)
+    pixels = np.stack([data.pixels(i, 64) for i in range(36)]).astype(np.float32)
+    np.testing.assert_allclose(exact, prefix(pixels, training=False), atol=1e-5)
+    assert tables[0].size_gb(36) == cold.nbytes / 1e9
+    assert sum(path.stat().st_size for path in shards(tmp_path, "rows")) == 3 * cold.nbytes, "float16 and float32"
+
+
+def test_a_batch_comes_from_memory_where_all_fit_and_from_the_store_otherwise(
+    prefix: keras.Model, data: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = table(prefix, data, None).rows(EVERYTHING)
+    small = table(prefix, data, tmp_path)
+    small.hold(EVERYTHING)
+    monkeypatch.setattr("tl_research.features.HELD_GB", 0.0)
+    monkeypatch.setattr("tl_research.features.CHUNK_BYTES", small.row.itemsize * 20)  # 16 rows, then 16, then 4
+    held = [small, table(prefix, data, tmp_path), table(prefix, data, tmp_path / "other"), table(prefix, data, None)]
+    some = np.array([30, 2, 17])
+    for one in held:
+        one.hold(EVERYTHING)
+        counted = one.computed, one.hit
+        np.testing.assert_array_equal(one.fetch(some), expected[some])
+        np.testing.assert_array_equal(one.fetch(some[::-1]), expected[some[::-1]])
+        assert (one.computed, one.hit) == counted
+    assert [bool(one._rows) for one in held] == [True, False, False, True]
+    assert [(one.computed, one.hit) for one in held] == [(36, 0), (0, 36), (36, 0), (36, 0)]
+    shutil.rmtree(held[2].store.folder)
+    np.testing.assert_array_equal(held[2].fetch(some), expected[some])
+    assert held[2].computed == 39, "what was lost is computed anew"
+
+
+def test_maps_stay_in_memory_when_the_disk_is_full(
+    prefix: keras.Model, data: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(feature_store._Writer, "append", full)
+    monkeypatch.setattr("tl_research.features.HELD_GB", 0.0)
+    one = table(prefix, data, tmp_path)
+    one.hold(EVERYTHING)
+    counted = one.computed
+    one.fetch(EVERYTHING)
+    assert one.computed == counted
+
+
+@pytest.mark.parametrize("factor", [1e6, pytest.param(1e-8, marks=pytest.mark.slow)])
+def test_features_that_do_not_fit_in_16_bits_are_told_and_never_kept(
+    data: DataModule, tmp_path: Path, factor: float
+) -> None:
+    network = compose(["backbone=tiny"]).backbone.build()
+    prefix = split(network, 2)[0]
+    norm = network.get_layer("block1_bn")
+    for variable in (norm.gamma, norm.beta):
+        variable.assign(variable * factor)
+    for store in (tmp_path, None):
+        one = table(prefix, data, store)
+        with pytest.raises(UnfitError, match="float16 is no type for them"):
+            one.hold(EVERYTHING)
+        assert not stored(tmp_path)
+    wide = table(prefix, data, tmp_path, row_type="<f4").rows(EVERYTHING)
+    assert np.isfinite(wide).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_engines_agree_on_maps(name: str) -> None:
+    options = [f"backbone={name}", "backbone.weights=null", f"backbone.image_size={smallest(name)}"]
+    backbone = compose(options).backbone.build()
+    size = backbone.input_shape[1]
+    pixels = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), np.uint8)
+    for unfreeze in range(1, len(blocks(backbone))):
+        prefix, _ = split(backbone, unfreeze)
+        expected = np.asarray(prefix(pixels.astype(np.float32), training=False))
+        for found in (engines.keras_engine(prefix)(pixels), engines.openvino_engine(prefix, 2)(pixels)):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 # Extraction, and the command that looks after a store
 
 
@@ -254,13 +362,14 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.mark.slow
 def test_shards_fill_one_store_and_a_run_finds_all_of_it(tmp_path: Path, colours: Path) -> None:
     options = ["backbone=tiny", "data=folder", f"data.root={colours}", f"features.store={tmp_path / 'store'}"]
     done = command("extract", "-m", "shard=0/3,1/3,2/3", *options, f"hydra.sweep.dir={tmp_path / 'sweep'}", "threads=2")
     assert done.returncode == 0, done.stderr
-    metrics = [json.loads((tmp_path / "sweep" / str(n) / "metrics.json").read_text()) for n in range(3)]
+    metrics = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/metrics.json")]
     assert [(m["features_computed"], m["features_hit"]) for m in metrics] == [(12, 0)] * 3
-    assert not (tmp_path / "sweep" / "0" / "model.keras").exists()
+    assert not list((tmp_path / "sweep").glob("*/model.keras"))
     assert counts(compose(options).run(tmp_path / "run")) == (0, 36)
 
 

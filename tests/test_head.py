@@ -326,6 +326,7 @@ def in_split(done: Run, split: str, name: str = "predictions.csv") -> float:
 
 
 @pytest.mark.parametrize("head", ["prototype", "knn"])
+@pytest.mark.slow
 def test_a_run_makes_its_head_and_records_what_the_saved_one_answers(
     tmp_path: Path, colours: Path, noise: Path, head: str
 ) -> None:

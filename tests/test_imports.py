@@ -11,21 +11,38 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "tl_research"
+IMPORTS_ALL = PACKAGE / "preload.py"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 each_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 
 LAYERS = [
-    ["errors", "progress", "recipe", "atomic"],
-    ["runtime", "network", "networks", "optimizer", "classifier", "feature_store", "stock"],
-    ["weights", "data", "transfer", "probe", "trainer"],
-    ["backbone", "metrics", "engines", "nearest", "describe"],
+    [
+        "errors",
+        "progress",
+        "recipe",
+        "atomic",
+        "lock",
+        "blocks",
+        "schedule",
+        "checkpoint",
+        "precision",
+        "step",
+        "cluster",
+        "folding",
+    ],
+    ["runtime", "network", "networks", "optimizer", "classifier", "feature_store", "stock", "claims", "distribution"],
+    ["weights", "data", "moved", "transfer", "probe", "trial"],
+    ["backbone", "metrics", "engines", "nearest", "describe", "trainer"],
     ["head", "passes"],
+    ["filling"],
     ["features"],
-    ["run", "figures"],
+    ["run", "figures", "identity", "pool", "live", "feeds"],
     ["callbacks", "predict", "leaderboard"],
+    ["report", "head_inputs"],
     ["fitting"],
     ["evaluation"],
     ["experiment"],
+    ["preload", "lr_find"],
     ["configure"],
     ["__main__", "__init__"],
 ]
@@ -103,7 +120,7 @@ def test_nothing_heavy_is_imported_with_a_module(path: Path) -> None:
         for node, name in at_import(ast.parse(path.read_text()))
         if name.split(".")[0] in HEAVY
     ]
-    assert not heavy
+    assert not heavy or path == IMPORTS_ALL
 
 
 def test_no_room_is_called_what_anything_could_be_called() -> None:

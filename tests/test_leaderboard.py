@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 from scipy.stats import t
 from typer.testing import CliRunner
 
-from tl_research import InputError
+from tl_research import InputError, describe
 from tl_research.__main__ import app
 from tl_research.leaderboard import Leaderboard, collect
 
@@ -55,7 +57,7 @@ def test_the_validation_metric_ranks_and_failures_come_last(sweep: Path) -> None
     assert [row.values for row in board.rows] == [("a",), ("c",), ("b",), ("d",)]
     assert board.rows[-1].mean("val_accuracy") is not None
     assert math.isnan(board.rows[-1].mean("val_accuracy"))
-    assert board.failures() == ["d: failed: InputError: no | weights"]
+    assert board.failures() == ["head=d seed=0: failed: InputError: no | weights"]
 
 
 def test_a_lower_loss_ranks_first_and_the_test_metric_never_does(tmp_path: Path) -> None:
@@ -100,10 +102,10 @@ def test_it_is_written_as_csv_and_markdown(sweep: Path) -> None:
     assert rows[0]["val_accuracy"] == "0.850"
     assert rows[0]["seconds"] == "3.0"
     assert rows[0]["features_computed"] == "15"
-    assert rows[-1]["status"] == "1 failed"
+    assert rows[-1]["status"] == "1 failed: InputError: no | weights"
     text = (sweep / "leaderboard.md").read_text()
     assert text.count("\n| ") == 5
-    assert "- d: failed: InputError: no | weights" in text
+    assert "- head=d seed=0: failed: InputError: no | weights" in text
 
 
 def test_folds_are_repetitions(tmp_path: Path) -> None:
@@ -122,3 +124,46 @@ def test_damaged_files_of_a_run_do_not_hide_the_others(sweep: Path) -> None:
     (sweep / "a0" / "config.yaml").write_text("{{{")
     (sweep / "a1" / ".hydra" / "overrides.yaml").unlink()
     assert len(collect(sweep)) == 10
+
+
+def test_random_weights_for_lack_of_better_are_ranked_apart_and_marked(tmp_path: Path) -> None:
+    draw_run(tmp_path / "a", ["backbone=a"], val_accuracy=0.8)
+    draw_run(tmp_path / "b", ["backbone=b"], val_accuracy=0.9)
+    draw_run(tmp_path / "c", ["backbone=c"], val_accuracy=1.0, random_weights=True)
+    draw_run(tmp_path / "d", ["backbone=d"], "skipped", "no weights: d.h5 is needed and not there: offline")
+    header, lines = Leaderboard.of(collect(tmp_path)).table()
+    told = [(line[0], line[1], line[header.index("status")]) for line in lines]
+    assert told == [
+        ("1", "b", "1 done"),
+        ("2", "a", "1 done"),
+        ("1", "c", "1 done, random weights"),
+        ("", "d", "1 skipped: no weights"),
+    ]
+
+
+def test_fresh_says_how_to_run_and_makes_no_column(tmp_path: Path) -> None:
+    draw_run(tmp_path / "a", ["head=a"], val_accuracy=0.8)
+    draw_run(tmp_path / "b", ["head=b", "fresh=true"], val_accuracy=0.9)
+    assert Leaderboard.of(collect(tmp_path)).keys == ["head"]
+
+
+@pytest.mark.parametrize(
+    ("width", "missing"),
+    [
+        (200, set()),
+        (120, {"seconds"}),
+        (80, {"seconds", "test_interval", "val_interval"}),
+        (60, {"seconds", "test_interval", "val_interval", "against_best"}),
+    ],
+)
+def test_a_narrow_terminal_gets_fewer_columns_not_shorter_ones(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, width: int, missing: set[str]
+) -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=width, soft_wrap=True)
+    monkeypatch.setattr(describe, "out", screen)
+    board = Leaderboard.of(collect(sweep))
+    header, lines = board.table()
+    describe.leaderboard(board.monitor, header, [[*line[:-1], "done"] for line in lines], [], "folder")
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in shown
+    assert {name for name in header if name not in shown} == missing | set(describe.ONLY_IN_FILES)

@@ -40,6 +40,7 @@ def test_answers_are_those_of_the_runs_own_predictions(run: Run) -> None:
         assert found["error"] == ""
 
 
+@pytest.mark.slow
 def test_a_bad_file_is_a_row_with_a_reason_and_the_others_are_answered(run: Run, colours: Path, tmp_path: Path) -> None:
     bad = tmp_path / "notes.jpg"
     bad.write_text("no image")
@@ -53,6 +54,7 @@ def test_a_bad_file_is_a_row_with_a_reason_and_the_others_are_answered(run: Run,
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_folders_are_searched_and_a_csv_is_written(run: Run, colours: Path, tmp_path: Path) -> None:
     result = command("predict", str(run.directory), str(colours / "test"), "-o", "answers.csv", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

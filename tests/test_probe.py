@@ -73,3 +73,22 @@ def test_metrics_of_known_answers() -> None:
     assert found["accuracy_low"] == pytest.approx(0.3006, abs=1e-3)  # Wilson's interval for 3 of 4
     assert found["accuracy_high"] == pytest.approx(0.9544, abs=1e-3)
     assert "auroc" not in evaluate(logits[:2], np.array([0, 0]))
+
+
+def test_images_of_a_group_are_not_held_out_one_from_the_other() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(20), 6)
+    labels = groups % 2
+    # Each group has a direction of its own and classes share nothing: who has seen the group knows the answer.
+    features = rng.normal(size=(20, 64))[groups] + 0.01 * rng.normal(size=(120, 64))
+    together = solve(features, labels, LBFGS(), seed=0, groups=groups)
+    apart = solve(features, labels, LBFGS(), seed=0)
+    assert apart.cv_accuracy == 1.0
+    assert together.cv_accuracy is not None
+    assert together.cv_accuracy < 0.8
+
+
+def test_one_group_a_class_leaves_nothing_to_choose_by() -> None:
+    labels = np.repeat([0, 1], 10)
+    features = np.random.default_rng(0).normal(size=(20, 4))
+    assert solve(features, labels, LBFGS(), seed=0, groups=labels).cv_accuracy is None

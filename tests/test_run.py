@@ -82,6 +82,10 @@ def test_status_is_told_also_where_there_is_no_room_for_a_second_file(
 
 def test_a_run_whose_process_died_reads_as_interrupted(tmp_path: Path) -> None:
     run = Run.claim(tmp_path / "run")
+    assert Run.open(run.directory).status["state"] == "running"
+    run.close()  # as the system does when a process ends
+    assert Run.open(run.directory).status["state"] == "interrupted"
+    (run.directory / ".lock").unlink()  # where the file system knows no locks, the process is asked for
     assert run.status["state"] == "running"
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -121,7 +125,7 @@ def test_a_half_written_model_is_never_under_its_name(tmp_path: Path) -> None:
     run = Run.claim(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         run.write_model(Model())  # type: ignore[arg-type]
-    assert [p.name for p in run.directory.iterdir()] == ["status.json"]
+    assert sorted(p.name for p in run.directory.iterdir()) == [".lock", "status.json"]
 
 
 def test_phases_add_up_and_csv_keeps_digits(tmp_path: Path) -> None:
@@ -161,6 +165,7 @@ def test_a_process_of_somebody_elses_is_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError], state: str
 ) -> None:
     run = Run.claim(tmp_path / "run")
+    (run.directory / ".lock").unlink()
 
     def kill(pid: int, signal: int) -> None:
         raise error
@@ -171,6 +176,7 @@ def test_a_process_of_somebody_elses_is_alive(
 
 def test_nothing_is_known_of_processes_on_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.claim(tmp_path / "run")
+    (run.directory / ".lock").unlink()
     monkeypatch.setattr("platform.node", lambda: "another")
     monkeypatch.setattr("tl_research.run._alive", lambda pid: False)
     assert run.status["state"] == "running"
@@ -188,7 +194,7 @@ def test_a_model_comes_under_its_name_when_it_is_whole(tmp_path: Path) -> None:
 
     run.write_model(Model())  # type: ignore[arg-type]
     assert (run.directory / "model.keras").read_bytes() == b"whole"
-    assert sorted(p.name for p in run.directory.iterdir()) == ["model.keras", "status.json"]
+    assert sorted(p.name for p in run.directory.iterdir()) == [".lock", "model.keras", "status.json"]
 
 
 def test_seconds_of_a_phase_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +209,7 @@ def test_seconds_of_a_phase_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_history_has_a_column_for_whatever_a_stage_reports(tmp_path: Path) -> None:
     run = Run(tmp_path, history=[{"epoch": 0, "loss": 1.5}, {"epoch": 1, "loss": 0.5, "learning_rate": 1e-3}])
-    run.write_history()
+    run.write_history(run.history)
     assert (tmp_path / "history.csv").read_text() == "epoch,loss,learning_rate\n0,1.5,\n1,0.5,0.001\n"
 
 
@@ -235,7 +241,6 @@ def test_a_version_is_never_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> N
         raise PackageNotFoundError(package)
 
     monkeypatch.setattr("tl_research.run.version", missing)
-    monkeypatch.setitem(sys.modules, "keras", None)
     found = versions()
     assert found["version_tl_research"] == tl_research.__version__
     assert found["version_keras"] == "unknown"

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl_research.data.splits import held_fold, hold_out, subset
+from tl_research.data.splits import (
+    demand_apart,
+    grouped_parts,
+    groups_of,
+    held_fold,
+    hold_out,
+    hold_out_groups,
+    subset,
+)
 from tl_research.errors import InputError
 
 few = settings(deadline=None, max_examples=100)
@@ -123,3 +133,48 @@ def test_a_smaller_part_lies_within_a_larger_one(counts: list[int], small: float
 def test_a_class_with_too_few_for_per_class_is_named() -> None:
     with pytest.raises(InputError, match=r"data\.per_class=5: class 'b' has 4 image"):
         subset(labels_of([9, 4]), 1.0, 5, 0, names=["a", "b"])
+
+
+@given(st.integers(0, 2**16), st.sampled_from([0.1, 0.2, 0.33, 0.5, 0.7]), st.integers(2, 5))
+@settings(max_examples=40, deadline=None)
+def test_a_group_is_never_on_both_sides(seed: int, share: float, folds: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = np.array([f"p{number}" for number in rng.integers(0, 40, 300)])
+    labels = np.array([hash_of(group, 2) for group in groups])
+    for held in (
+        hold_out_groups(labels, groups, share, seed, names=("a", "b"), key="data.test"),
+        *grouped_parts(labels, groups, folds, seed, names=("a", "b"), key="data.folds"),
+    ):
+        rest = np.setdiff1d(np.arange(len(labels)), held)
+        assert not set(groups[held]) & set(groups[rest])
+        assert set(labels[held]) == {0, 1}
+    held = hold_out_groups(labels, groups, share, seed, names=("a", "b"), key="data.test")
+    assert abs(len(held) / len(labels) - share) < 0.2
+
+
+def hash_of(group: str, count: int) -> int:
+    return int(group[1:]) % count
+
+
+def test_over_all_folds_each_group_is_held_out_once() -> None:
+    groups = np.repeat([f"p{number}" for number in range(12)], 3)
+    labels = np.repeat(np.arange(12) % 2, 3)
+    held = [held_fold(labels, fold, 3, 0, names=("a", "b"), groups=groups) for fold in range(3)]
+    assert sorted(np.concatenate(held).tolist()) == list(range(36))
+
+
+def test_groups_are_what_the_pattern_finds_in_the_path() -> None:
+    root = Path("/photos")
+    paths = [root / "cat" / "p1_a.jpg", root / "dog" / "p1_b.jpg", root / "dog" / "p22_b.jpg"]
+    assert groups_of(paths, root, r"p(\d+)_").tolist() == ["1", "1", "22"]
+    assert groups_of(paths, root, r"p\d+").tolist() == ["p1", "p1", "p22"]
+    with pytest.raises(InputError, match=r"data\.group_by=x: it finds nothing in cat/p1_a\.jpg"):
+        groups_of(paths, root, "x")
+
+
+def test_too_few_groups_and_groups_on_both_sides_are_told() -> None:
+    labels, groups = np.array([0, 0, 1, 1]), np.array(["p", "p", "q", "r"])
+    with pytest.raises(InputError, match=r"data\.test=0\.2: it takes 5 groups .* of class 'a', and there are 1"):
+        hold_out_groups(labels, groups, 0.2, 0, names=("a", "b"), key="data.test")
+    with pytest.raises(InputError, match=r"1 group\(s\) lie both in train/ and in test/, such as 'p'"):
+        demand_apart(np.array(["train", "test", "train", "test"]), groups)

@@ -30,13 +30,6 @@ def train(cwd: Path, *arguments: str, environment: dict[str, str] | None = None)
 
 
 @pytest.fixture
-def cwd(tmp_path: Path) -> Path:
-    folder = tmp_path / "work"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def tiny(colours: Path) -> list[str]:
     return ["backbone=tiny", "backbone.image_size=32", "data=folder", f"data.root={colours}"]
 
@@ -65,9 +58,9 @@ def test_a_sweep_runs_every_combination(cwd: Path, tiny: list[str]) -> None:
     result = train(cwd, "-m", *tiny[1:], "backbone=tiny", "transfer=frozen,finetune", "seed=0,1",
                    "transfer.head.epochs=2", "callbacks=none")  # fmt: skip
     assert result.returncode == 0, result.stderr
-    states = [json.loads(p.read_text())["state"] for p in cwd.glob("outputs/sweeps/*/*/*/status.json")]
+    states = [json.loads(p.read_text())["state"] for p in cwd.glob("outputs/sweeps/*/*/status.json")]
     assert states == ["done"] * 4
-    (board,) = cwd.glob("outputs/sweeps/*/*/leaderboard.md")
+    (board,) = cwd.glob("outputs/sweeps/*/leaderboard.md")
     text = board.read_text()
     assert all(f"| {transfer} | 2 |" in text for transfer in ("frozen", "finetune")), text
     assert "leaderboard by val_accuracy" in result.stdout
@@ -78,9 +71,10 @@ def test_the_sweep_of_the_issue(cwd: Path, colours: Path) -> None:
     result = train(cwd, "-m", "backbone=tiny,mobilenet_v2", "backbone.weights=null", "transfer=frozen,finetune",
                    "data=folder", f"data.root={colours}")  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert len(list(cwd.glob("outputs/sweeps/*/*/*/metrics.json"))) == 4
+    assert len(list(cwd.glob("outputs/sweeps/*/*/metrics.json"))) == 4
 
 
+@pytest.mark.slow
 def test_one_failed_job_does_not_end_the_others_and_the_exit_status_tells(
     cwd: Path, tmp_path: Path, tiny: list[str]
 ) -> None:
@@ -89,8 +83,8 @@ def test_one_failed_job_does_not_end_the_others_and_the_exit_status_tells(
     result = train(cwd, "-m", *tiny, f"backbone.weights={bad},null", "callbacks=none")
     assert result.returncode == 1
     assert "bad.weights.h5" in result.stderr.strip().splitlines()[-1]
-    states = {p.parent.name: json.loads(p.read_text())["state"] for p in cwd.glob("outputs/sweeps/*/*/*/status.json")}
-    assert states == {"0": "failed", "1": "done"}
+    states = sorted(json.loads(p.read_text())["state"] for p in cwd.glob("outputs/sweeps/*/*/status.json"))
+    assert states == ["done", "failed"]
 
 
 @pytest.mark.parametrize(
@@ -130,8 +124,9 @@ def test_bad_input_met_later_leaves_nothing_either(cwd: Path, tmp_path: Path, ti
 
 @pytest.mark.parametrize(
     "name",
-    ["hot-dog_(1)", *(pytest.param(n, marks=pytest.mark.slow) for n in ("é", "热狗", "a=b", "it's", "two words"))],
+    ["hot-dog_(1)", "é", "热狗", "a=b", "it's", "two words"],
 )
+@pytest.mark.slow
 def test_folder_names_as_people_have_them(cwd: Path, tmp_path: Path, tiny: list[str], name: str) -> None:
     draw_tree(tmp_path / name, {"blue": 6, "red": 6})
     result = train(cwd, *tiny[:3], f"data.root={tmp_path / name}", "callbacks=none")

@@ -75,6 +75,44 @@ def evaluate(context: typer.Context, run: RunArgument) -> None:
     sys.stdout.write(json.dumps(metrics, indent=2) + "\n")
 
 
+@app.command(context_settings=_PASS_ON)
+def blocks(context: typer.Context) -> None:
+    """A backbone's blocks as `unfreeze` counts them, and what each costs: blocks [backbone=resnet50] [OVERRIDES...]."""
+    import shlex
+    from dataclasses import replace
+
+    from tl_research import compose, describe, runtime
+    from tl_research.backbone import Saved
+
+    recipe = compose(context.args).backbone
+    if not isinstance(recipe, Saved):
+        recipe = replace(recipe, weights=None)  # the structure is the same, and nothing need be there
+    recipe.preflight()
+    runtime.start()
+    describe.blocks(recipe.name, recipe.build(), shlex.join(["python", "train.py", *context.args]))
+
+
+@app.command("lr_find", context_settings=_PASS_ON)
+def lr_find(
+    context: typer.Context,
+    stage: Annotated[str | None, typer.Option(help="Which; default: the first that trains the backbone")] = None,
+    steps: Annotated[int, typer.Option(help="Updates, at rates from 1e-7 to 10")] = 100,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: outputs/lr_find/...")] = None,
+) -> None:
+    """A stage's learning rate by a range test, which touches no run: lr_find [transfer=finetune] [OVERRIDES...]."""
+    import signal
+
+    from tl_research import compose
+    from tl_research import lr_find as test
+
+    if several := {"-m", "--multirun"} & set(context.args):
+        raise InputError(f"{several.pop()}: lr_find tests one configuration; leave it out, and give single values")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the temporary folder goes
+    experiment = compose(context.args)
+    folder = test.destination(output)
+    test.report(experiment, context.args, *test.find(experiment, stage, steps), folder)
+
+
 @app.command()
 def leaderboard(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with runs, such as outputs/sweeps/...")],
@@ -87,6 +125,16 @@ def leaderboard(
     board = Leaderboard.of(collect(folder))
     board.write(folder)
     describe.leaderboard(board.monitor, *board.table(), board.failures(), folder)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with runs, or one run's directory")],
+) -> None:
+    """One page of the runs below a folder, report.html, that opens offline: ranks, curves, costs, effects, mistakes."""
+    from tl_research import report as pages
+
+    print(pages.write(folder.expanduser()))  # noqa: T201
 
 
 def _enter(command: Literal["train", "extract"], overrides: list[str]) -> NoReturn:

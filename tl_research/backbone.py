@@ -93,6 +93,10 @@ class Backbone:
                 known = ", ".join(weights.SUFFIXES)
                 raise InputError(f"backbone.weights={self.weights}: not a kind of weights file we know ({known})")
 
+    def files(self) -> list[Path]:
+        """The files whose content the network is made of, beside our own code. Call `preflight` first."""
+        return [Path(self.weights).expanduser()] if self.weights and self.weights != "imagenet" else []
+
     def network(self) -> keras.Model:
         """The network alone, weights loaded: preprocessed pixels -> feature map `(h, w, c)`, or vector if it pools."""
         raise NotImplementedError
@@ -145,6 +149,10 @@ class Application(Backbone):
             weights.imagenet(self.url)
 
     @override
+    def files(self) -> list[Path]:
+        return [weights.imagenet(self.url)] if self.weights == "imagenet" and self.url else super().files()
+
+    @override
     def network(self) -> keras.Model:
         import keras
 
@@ -185,6 +193,10 @@ class Lite(Backbone):
         super().preflight()
         if self.weights == "imagenet":
             weights.package_file(self.distribution)
+
+    @override
+    def files(self) -> list[Path]:
+        return [weights.package_file(self.distribution)] if self.weights == "imagenet" else super().files()
 
     @override
     def network(self) -> keras.Model:
@@ -233,6 +245,11 @@ class Custom(Backbone):
         if self.weights == "imagenet":
             raise InputError("backbone.weights=imagenet: a custom network has none; give a path, or null")
 
+    @override
+    def files(self) -> list[Path]:
+        source = getattr(sys.modules.get(self._function().__module__), "__file__", None)
+        return [*super().files(), *([Path(source)] if source else [])]
+
     def _function(self) -> Callable[..., keras.Model]:
         module, _, name = (self.function or "").partition(":")
         if not module or not name:
@@ -253,6 +270,8 @@ class Custom(Backbone):
         function = self._function()
         try:
             network = self._construct(function)
+        except MemoryError:  # no fault of the function's
+            raise
         except Exception as error:
             call = f"(include_top=False, weights=None, input_shape=({self.image_size}, {self.image_size}, 3))"
             raise InputError(f"backbone.build={self.function}: called as {call} it raised {error!r}") from error

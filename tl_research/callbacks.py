@@ -6,9 +6,10 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 from typing_extensions import override
 
 from tl_research.metrics import direction
@@ -16,6 +17,9 @@ from tl_research.recipe import Count, Positive, recipe
 
 if TYPE_CHECKING:
     import keras
+
+EpochMonitor = Literal["loss", "accuracy", "val_loss", "val_accuracy"]
+State = tuple[dict[str, Any], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,16 @@ class Callback:
     """Base of the callbacks."""
 
     def build(self, directory: Path) -> keras.callbacks.Callback:
-        """The Keras callback for one stage of the run in `directory`. Epochs are counted over all stages."""
+        """The Keras callback for one stage of the run in `directory`. Epochs are counted over all stages;
+        `params["moving"]` are the variables that the stage may change. One that remembers something has
+        `get_state() -> (plain data, list of arrays)` and `set_state` for it, so that a resumed run goes on with it."""
         raise NotImplementedError
+
+    def see(
+        self, directory: Path, epoch: int, pixels: np.ndarray, targets: np.ndarray, class_names: Sequence[str]
+    ) -> None:
+        """Called before a stage on images with some of its first batches, as the network will see them: uint8
+        `(b, s, s, 3)` and targets `(b, k)`."""
 
     def finish(self, directory: Path, results: Results) -> None:
         """Called once, after the run has been evaluated."""
@@ -47,17 +59,25 @@ class Callback:
 class EarlyStopping(Callback):
     """Ends a stage when `monitor` has not improved by `min_delta` for `patience` epochs."""
 
-    monitor: str = "val_loss"
+    monitor: EpochMonitor = "val_loss"
     patience: Positive = 10
-    min_delta: float = 0.0
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
 
     @override
     def build(self, directory: Path) -> keras.callbacks.Callback:
         import keras
 
-        return keras.callbacks.EarlyStopping(
-            self.monitor, mode=direction(self.monitor), patience=self.patience, min_delta=self.min_delta
-        )
+        remembered = ("wait", "best", "best_epoch", "stopped_epoch")
+
+        class Stopping(keras.callbacks.EarlyStopping):
+            def get_state(self) -> State:
+                return {name: getattr(self, name) for name in remembered}, []
+
+            def set_state(self, facts: dict[str, Any], arrays: list[np.ndarray]) -> None:
+                for name in remembered:
+                    setattr(self, name, facts[name])
+
+        return Stopping(self.monitor, mode=direction(self.monitor), patience=self.patience, min_delta=self.min_delta)
 
 
 @recipe
@@ -65,7 +85,7 @@ class BestWeights(Callback):
     """Ends a stage on the weights of its best epoch by `monitor`, whichever way the stage ends; ties go to the
     earlier."""
 
-    monitor: str = "val_loss"
+    monitor: EpochMonitor = "val_loss"
 
     @override
     def build(self, directory: Path) -> keras.callbacks.Callback:
@@ -81,11 +101,17 @@ class BestWeights(Callback):
             def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
                 value = sign * (logs or {}).get(monitor, np.inf)
                 if value < self.best:
-                    self.best, self.weights = value, self.model.get_weights()
+                    self.best, self.weights = value, [np.array(variable) for variable in self.params["moving"]]
 
             def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-                if self.weights is not None:
-                    self.model.set_weights(self.weights)
+                for variable, value in zip(self.params["moving"], self.weights or (), strict=self.weights is not None):
+                    variable.assign(value)
+
+            def get_state(self) -> State:
+                return {"best": self.best, "found": self.weights is not None}, self.weights or []
+
+            def set_state(self, facts: dict[str, Any], arrays: list[np.ndarray]) -> None:
+                self.best, self.weights = facts["best"], arrays if facts["found"] else None
 
         return KeepBest()
 
@@ -109,12 +135,27 @@ class TensorBoard(Callback):
                 with writer.as_default(step=epoch):
                     for name, value in (logs or {}).items():
                         tf.summary.scalar(_tag(name), value)
+                writer.flush()  # a run that is killed and resumed has the points of all its epochs
 
             def on_train_end(self, logs: dict[str, float] | None = None) -> None:
                 writer.close()
 
         return Scalars()
 
+    @override
+    def see(
+        self, directory: Path, epoch: int, pixels: np.ndarray, targets: np.ndarray, class_names: Sequence[str]
+    ) -> None:
+        import tensorflow as tf
+
+        from tl_research import figures
+
+        writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
+        with writer.as_default(step=epoch):
+            _image("train/batch", figures.batch(pixels, targets, class_names))
+        writer.close()
+
+    @override
     def finish(self, directory: Path, results: Results) -> None:
         """Adds what is known only at the end."""
         import tensorflow as tf
@@ -130,10 +171,8 @@ class TensorBoard(Callback):
                 page = figures.predictions(results.samples[: self.samples], results.class_names)
                 _image("test/predictions", page)
             scalars = {k: v for k, v in results.metrics.items() if k.startswith(("val_", "test_")) and v is not None}
-            hp.hparams_config(
-                hparams=[hp.HParam(name) for name in results.hyperparameters],
-                metrics=[hp.Metric(f"final/{name}", display_name=name) for name in scalars],
-            )
+            # No hparams_config: of all runs TensorBoard believes one, which lacks the others' keys. Without any it puts
+            # all runs together, what differs first.
             hp.hparams(dict(results.hyperparameters), trial_id="/".join(directory.parts[-2:]))
             for name, value in scalars.items():
                 tf.summary.scalar(f"final/{name}", value)
@@ -155,6 +194,6 @@ def _image(tag: str, pixels: np.ndarray) -> None:
 
 def _tag(name: str) -> str:
     """`val_loss` -> `loss/val`: TensorBoard groups by what stands before the slash."""
-    if name in ("learning_rate", "seconds"):
+    if name in ("learning_rate", "seconds", "data_wait"):
         return f"stage/{name}"
     return f"{name.removeprefix('val_')}/{'val' if name.startswith('val_') else 'train'}"

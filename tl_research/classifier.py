@@ -1,4 +1,4 @@
-"""Putting a backbone and a head together, finding the backbone's blocks, and setting what learns."""
+"""Putting a backbone and a head together, and saying what of them learns."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from tl_research.blocks import blocks
+
 if TYPE_CHECKING:
     import keras
 
 BatchNorm = Literal["frozen", "adapt", "train"]
+Parameters = Literal["all", "batch_norm", "bias"]
 
 
 def assemble(backbone: keras.Model, head: keras.Model) -> keras.Model:
@@ -23,94 +26,75 @@ def assemble(backbone: keras.Model, head: keras.Model) -> keras.Model:
 
 
 @dataclass(frozen=True)
-class Block:
-    """Consecutive operations of a backbone between two cuts, named after the one whose output closes it."""
+class Part:
+    """A block of the backbone, or the head, and what of it a stage moves."""
 
     name: str
-    operations: tuple[keras.Operation, ...]
-
-    @property
-    def layers(self) -> list[keras.Layer]:
-        """Those of its operations that can hold weights; an addition written as `x + y` is none of them."""
-        import keras
-
-        return [operation for operation in self.operations if isinstance(operation, keras.Layer)]
-
-
-def blocks(backbone: keras.Model) -> list[Block]:
-    """A backbone's blocks in order, from its graph alone.
-
-    A cut is an operation through which every path from input to output passes, so a residual or inception block is
-    never cut. Blocks end at the last cut of each resolution: the next block begins where the feature map shrinks. What
-    follows the pooling belongs to the last.
-    """
-    operations = backbone.operations
-    cuts = list(_cuts(operations))
-    closing = [
-        index
-        for index, following in zip(cuts, [*cuts[1:], None], strict=True)
-        if following is None or _resolution(operations[following]) not in (_resolution(operations[index]), ())
-    ]
-    found: list[Block] = []
-    start = 0
-    for index in closing:
-        part = Block(operations[index].name, tuple(operations[start : index + 1]))
-        start = index + 1
-        if any(layer.weights for layer in part.layers):
-            found.append(part)
-        elif found:  # pooling and the like are no block of their own
-            found[-1] = Block(found[-1].name, found[-1].operations + part.operations)
-        else:
-            start = 0
-    return found
+    layers: Sequence[keras.Layer]
+    learning: Sequence[keras.Variable]
+    """What follows gradients."""
+    statistics: Sequence[keras.Variable]
+    """Moving means and variances that follow the images."""
+    rate: float
+    """What the stage's learning rate is multiplied by."""
 
 
-def _cuts(operations: Sequence[keras.Operation]) -> Iterator[int]:
-    """Indices, in topological order, of the operations that every path crosses: after one of them no earlier output is
-    still waiting to be used."""
-    position = {id(operation): index for index, operation in enumerate(operations)}
-    reach = 0  # the furthest operation that an output seen so far flows into
-    for index, operation in enumerate(operations):
-        if reach <= index:
-            yield index
-        users = (position.get(id(node.operation), 0) for node in operation._outbound_nodes)
-        reach = max([reach, *users])
-
-
-def _resolution(operation: keras.Operation) -> tuple[int, ...]:
-    shape = getattr(operation.output, "shape", ())
-    return tuple(shape[1:-1])
-
-
-def set_trainable(classifier: keras.Model, unfreeze: int | Literal["all"], batch_norm: BatchNorm) -> None:
-    """Sets what the next fit moves: the head, and `unfreeze` blocks of the backbone from the top. Compile after it, for
-    Keras reads `trainable` at compile time.
+def thaw(
+    classifier: keras.Model,
+    unfreeze: int | Literal["all"],
+    batch_norm: BatchNorm = "frozen",
+    parameters: Parameters = "all",
+    layer_decay: float = 1.0,
+) -> list[Part]:
+    """Sets what the next fit moves, and says what that is, block by block, the head last: the head, and `parameters` of
+    `unfreeze` blocks of the backbone from the top.
 
     `batch_norm` is what the backbone's normalization does in unfrozen blocks: `frozen` (statistics, gamma and beta
     stay: the statistics of a few images are worse than ImageNet's), `train` (all of them move), `adapt` (the statistics
-    move, gamma and beta stay).
+    move, gamma and beta stay). Gamma and beta that are themselves the `parameters` move in any case.
+
+    Keras normalizes by a batch's own statistics, and moves the kept ones, in layers whose `trainable` is set, and in no
+    others: what is recorded in a graph as `training=False` is overruled by the outermost call (Keras 3.15). So the flag
+    says how a layer normalizes, and the list of variables what follows gradients.
     """
-    backbone = classifier.get_layer("backbone")
-    classifier.get_layer("head").trainable = True
-    backbone.trainable = True
-    parts = blocks(backbone)
+    parts = blocks(classifier.get_layer("backbone"))
     first = 0 if unfreeze == "all" else max(len(parts) - unfreeze, 0)
+    found = []
     for number, block in enumerate(parts):
-        for layer in block.layers:
-            _set_layer(layer, number >= first, batch_norm)
+        depth = len(parts) - number
+        moving = [_moving(layer, number >= first, batch_norm, parameters) for layer in block.layers]
+        learning = [variable for part, _ in moving for variable in part]
+        statistics = [variable for _, part in moving for variable in part]
+        found.append(Part(block.name, block.layers, learning, statistics, layer_decay**depth))
+    head = classifier.get_layer("head")
+    head.trainable = True
+    statistics = [v for layer in head.layers if _normalizes(layer) for v in layer.non_trainable_variables]
+    return [*found, Part("head", head.layers, head.trainable_variables, statistics, 1.0)]
 
 
-def _set_layer(layer: Any, learns: bool, batch_norm: BatchNorm) -> None:
+def _moving(
+    layer: Any, learns: bool, batch_norm: BatchNorm, parameters: Parameters
+) -> tuple[list[keras.Variable], list[keras.Variable]]:
+    """Sets one layer, and gives what of it follows gradients and which statistics move."""
+    normalizes = _normalizes(layer)
+    layer.trainable = learns and (not normalizes or batch_norm != "frozen")
+    if not learns:
+        return [], []
+    own = list(layer.trainable_variables)
+    if normalizes:
+        own = [variable for variable in (layer.gamma, layer.beta) if variable is not None]
+    statistics = [layer.moving_mean, layer.moving_variance] if normalizes and batch_norm != "frozen" else []
+    if parameters == "batch_norm":
+        return (own if normalizes else []), statistics
+    if parameters == "bias":
+        return [variable for variable in own if variable.name in ("bias", "beta")], statistics
+    return (own if not normalizes or batch_norm == "train" else []), statistics
+
+
+def _normalizes(layer: Any) -> bool:
     import keras
 
-    layer.trainable = learns
-    if learns and isinstance(layer, keras.layers.BatchNormalization):
-        layer.trainable = batch_norm != "frozen"
-        if batch_norm == "adapt":
-            # Keras updates the statistics of a layer that is trainable; its own two weights are taken out one by one.
-            for variable in (layer.gamma, layer.beta):
-                if variable is not None:
-                    variable.trainable = False
+    return isinstance(layer, keras.layers.BatchNormalization)
 
 
 @dataclass(frozen=True)
@@ -121,26 +105,33 @@ class Row:
     parameters: int
     trainable: int
     batch_norm: str
+    rate: float
+    """What the stage's learning rate is multiplied by; 0 where nothing learns."""
 
 
-def trainable_table(classifier: keras.Model) -> list[Row]:
-    """What will move in the next fit, block by block, read from the model itself and not from what was asked for."""
-    parts: list[tuple[str, list[Any]]] = [
-        (block.name, block.layers) for block in blocks(classifier.get_layer("backbone"))
-    ]
-    parts.append(("head", list(classifier.get_layer("head").layers)))
-    return [_row(name, layers) for name, layers in parts]
+def table(parts: Sequence[Part]) -> list[Row]:
+    """What will move in the next fit, block by block."""
+    return [_row(part) for part in parts]
 
 
-def _row(name: str, layers: list[Any]) -> Row:
-    import keras
-
-    norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
-    modes = {"frozen" if not n.trainable else "train" if n.trainable_weights else "adapt" for n in norms}
-    count = lambda variables: int(sum(np.prod(v.shape) for v in variables))  # noqa: E731
+def _row(part: Part) -> Row:
+    learning = {id(variable) for variable in part.learning}
+    modes = {_mode(layer, learning) for layer in part.layers if _normalizes(layer)}
     return Row(
-        name=name,
-        parameters=count(w for layer in layers for w in layer.weights),
-        trainable=count(w for layer in layers for w in layer.trainable_weights),
+        name=part.name,
+        parameters=_count(weight for layer in part.layers for weight in layer.weights),
+        trainable=_count(part.learning),
         batch_norm=" / ".join(sorted(modes)) or "-",
+        rate=part.rate if part.learning else 0.0,
     )
+
+
+def _mode(layer: Any, learning: set[int]) -> str:
+    own = any(id(variable) in learning for variable in (layer.gamma, layer.beta))
+    if not layer.trainable:
+        return "gamma, beta" if own else "frozen"
+    return "train" if own else "adapt"
+
+
+def _count(variables: Iterator[Any] | Sequence[Any]) -> int:
+    return int(sum(np.prod(variable.shape) for variable in variables))

@@ -12,7 +12,11 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
+
+from tl_research.blocks import blocks as find_blocks
+from tl_research.blocks import multiply_accumulates
 
 if TYPE_CHECKING:
     import keras
@@ -27,6 +31,11 @@ if not (out.is_terminal or out.is_jupyter):
     out.width = 160  # a file has room for whole names
 MOST_CLASSES = 20
 MOST_FILES = 5
+MOST_COLUMNS = 1000
+
+ONLY_IN_FILES = ("parameters", "trainable", "features_computed")
+LEAST_WANTED = ("seconds", "test_interval", "val_interval", "against_best")
+"""Columns of a leaderboard that a narrow terminal can do without, the first of them first."""
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -76,9 +85,27 @@ def model(name: str, backbone: keras.Model, head: keras.Model | None) -> None:
     out.print(table)
 
 
-def features(computed: int, hit: int) -> None:
-    """How many images had to pass through the backbone."""
-    out.print(f"features: {computed:,} computed, {hit:,} found", markup=False)
+def blocks(name: str, backbone: keras.Model, command: str) -> None:
+    """A backbone's blocks as `unfreeze` counts them, from the top: what share of it each is, and what share learns and
+    is computed when it is unfrozen with those above it. Then `command` with that option."""
+    parts, macs = find_blocks(backbone)[::-1], multiply_accumulates(backbone)[::-1]
+    parameters = [part.num_parameters for part in parts]
+    shares = [np.array(values) * 100 / max(sum(values), 1) for values in (parameters, macs)]
+    title = f"{name}: {sum(parameters):,} parameters, {sum(macs) / 1e9:.3g} billion multiply-accumulates an image"
+    columns = ("unfreeze", "block that ends with", "output", "layers", "parameters", "share", "compute")
+    table = _table(title, *columns, "learning", "its compute")
+    for number, part in enumerate(parts):
+        cells = [f"{of[number]:.1f} %" for of in (*shares, *map(np.cumsum, shares))]
+        output = " x ".join(map(str, part.output_shape))
+        table.add_row(str(number + 1), part.name, output, str(len(part.layers)), f"{part.num_parameters:,}", *cells)
+    out.print(table)
+    number = min(2, len(parts))
+    out.print(f"so many learn with: {command} transfer=finetune transfer.backbone.unfreeze={number}", markup=False)
+
+
+def features(computed: int, hit: int, what: str = "features") -> None:
+    """How many images had to pass through the backbone, or its frozen blocks."""
+    out.print(f"{what}: {computed:,} computed, {hit:,} found", markup=False)
 
 
 def stocks(root: Any, found: Sequence[Stock]) -> None:
@@ -100,32 +127,60 @@ def stocks(root: Any, found: Sequence[Stock]) -> None:
     out.print(table)
 
 
-def stage(name: str, rows: Sequence[Row], how: str) -> None:
-    """What will move in the fit that comes next, block by block."""
-    table = _table(f"stage {name}: {how}", "block", "parameters", "trainable", "batch norm")
+def stage(name: str, rows: Sequence[Row], how: str, rate: float | None = None) -> None:
+    """What will move in the fit that comes next, block by block; `rate` is the stage's learning rate, if it has one."""
+    table = _table(f"stage {name}: {how}", "block", "parameters", "trainable", "batch norm", "learning rate")
     for row in rows:
-        table.add_row(row.name, f"{row.parameters:,}", f"{row.trainable:,}", row.batch_norm)
+        own = f"{rate * row.rate:.3g}" if rate and row.rate else "-"
+        table.add_row(row.name, f"{row.parameters:,}", f"{row.trainable:,}", row.batch_norm, own)
     total, trainable = sum(row.parameters for row in rows), sum(row.trainable for row in rows)
-    table.add_row("all", f"{total:,}", f"{trainable:,}", "", style="bold")
+    table.add_row("all", f"{total:,}", f"{trainable:,}", "", "", style="bold")
     out.print(table)
+
+
+def learning_rate(stage: str, rate: float, why: str, command: str, folder: Any) -> None:
+    """What a range test came to, the command to use, and where the curve is."""
+    out.print(f"stage {stage}: learning rate {rate:.2g}; {why}", markup=False)
+    out.print(command, markup=False)
+    for name in ("lr_find.png", "lr_find.csv", "override.txt"):
+        out.print(f"{folder}/{name}", markup=False)
 
 
 def leaderboard(
     monitor: str, header: Sequence[str], lines: Sequence[Sequence[str]], failures: Sequence[str], folder: Any
 ) -> None:
-    """Configurations, the best first; then what failed, and where the files lie."""
-    keep = [i for i, name in enumerate(header) if name not in ("parameters", "trainable", "features_computed")]
-    table = _table(f"leaderboard by {monitor}", *(header[i] for i in keep))
-    for line in lines:
-        table.add_row(*(escape(line[i]) for i in keep))
+    """Configurations, the best first; then what failed, and where the files lie. A terminal too narrow for all columns
+    gets fewer."""
+    for count in range(len(LEAST_WANTED) + 1):
+        hidden = {*ONLY_IN_FILES, *LEAST_WANTED[:count]}
+        shown = [i for i, column in enumerate(header) if column not in hidden]
+        table = _table(f"leaderboard by {monitor}", *(header[i] for i in shown))
+        for line in lines:
+            table.add_row(*(escape(line[i]) for i in shown))
+        width = Measurement.get(out, out.options.update(max_width=MOST_COLUMNS), table).maximum
+        if not out.is_terminal:
+            out.width = max(out.width, width)
+        if width <= out.width:
+            break
     out.print(table)
     for failure in failures:
         out.print(failure, markup=False)
     out.print(f"{folder}", markup=False)
 
 
-def results(metrics: Mapping[str, Any], directory: Any) -> None:
-    """The numbers, each accuracy with its interval, and where everything lies."""
+def report(path: Any) -> None:
+    """Where the page is."""
+    out.print(f"report: {path}", markup=False)
+
+
+def done_before(metrics: Mapping[str, Any], directory: Any) -> None:
+    """That a job need not run again."""
+    out.print(f"done before: val accuracy {metrics['val_accuracy']:.3f}, test {metrics['test_accuracy']:.3f}")
+    out.print(f"{directory}", markup=False)
+
+
+def results(metrics: Mapping[str, Any], directory: Any, epochs: int) -> None:
+    """The numbers, each accuracy with its interval, which of the epochs they are of, and where everything lies."""
     table = _table("results", "", "accuracy", "95 % interval", "loss", "macro F1", "AUROC", "images")
     for split in ("val", "test"):
         found = {key: metrics.get(f"{split}_{key}") for key in ("accuracy", "loss", "macro_f1", "auroc")}
@@ -133,4 +188,7 @@ def results(metrics: Mapping[str, Any], directory: Any) -> None:
         cells = ["-" if value is None else f"{value:.3f}" for value in found.values()]
         table.add_row(split, cells[0], interval, *cells[1:], str(metrics[f"num_{split}"]))
     out.print(table)
+    if epochs > 1 and "best_stage" in metrics:
+        best = f"stage {metrics['best_stage']}, epoch {metrics['best_epoch']}"
+        out.print(f"the best of {epochs} epochs was {best}, by validation", markup=False)
     out.print(f"{directory}", markup=False)

@@ -1,4 +1,6 @@
-"""The one exception that means: what you gave us cannot be used."""
+"""The exceptions that mean: what you gave us cannot be used."""
+
+from __future__ import annotations
 
 
 class InputError(ValueError):
@@ -10,3 +12,29 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
+
+
+class LackingError(InputError):
+    """What a run needs from outside is not there. In a sweep such a job is skipped, and the others run."""
+
+    def __init__(self, what: str, message: str):
+        super().__init__(message)
+        self.what = what
+        """`data` or `weights`."""
+
+    def __reduce__(self) -> tuple[type[LackingError], tuple[str, str]]:
+        return type(self), (self.what, str(self))
+
+
+class DivergedError(InputError):
+    """The loss is no number any more."""
+
+    def __init__(self, stage: str, epoch: int, update: int, rate: float):
+        self.stage, self.epoch, self.update, self.rate = stage, epoch, update, rate
+        super().__init__(
+            f"stage {stage} diverged: the loss is no number at update {update} of epoch {epoch}, at a learning rate of "
+            f"{rate:.3g}; give a smaller transfer.{stage}.learning_rate, or add trainer.clip_norm=1"
+        )
+
+    def __reduce__(self) -> tuple[type[DivergedError], tuple[str, int, int, float]]:
+        return type(self), (self.stage, self.epoch, self.update, self.rate)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tl_research.callbacks import Results
+from tl_research.data.datamodule import DataModule
+from tl_research.data.decode import UndecodableError, open_image
 from tl_research.fitting import Fitting
 from tl_research.metrics import evaluate
 from tl_research.predict import prediction_rows
+from tl_research.probe import softmax
 from tl_research.run import Run
 
 MOST_SAMPLES = 16
+MOST_MISTAKES = 12
+THUMBNAIL = 128
 
 # Keys that say where things lie or what a group's option has already said.
 HIDDEN = {"_target_", "url", "cache", "store", "max_gb", "name", "min_size", "distribution", "variant", "application"}
@@ -41,8 +49,11 @@ def judge(run: Run, fitting: Fitting, test_views: int | None) -> np.ndarray:
 
 
 def show(run: Run, fitting: Fitting, config: Mapping[str, Any], logits: np.ndarray) -> None:
-    """Lets the callbacks show metrics, hyperparameters and answers to the test images, `logits`."""
+    """Lets the callbacks show metrics, hyperparameters and answers to the test images, `logits`, and keeps the worst
+    of these for the report."""
     data = fitting.data
+    with run.phase("evaluate"):
+        run.write_json("mistakes.json", mistakes(data, logits))
     indices = data.indices("test")
     shown = np.random.default_rng(0).permutation(len(indices))[:MOST_SAMPLES]
     samples = [
@@ -53,6 +64,37 @@ def show(run: Run, fitting: Fitting, config: Mapping[str, Any], logits: np.ndarr
     with run.phase("callbacks"):
         for callback in fitting.callbacks.values():
             callback.finish(run.directory, results)
+
+
+def mistakes(data: DataModule, logits: np.ndarray) -> list[dict[str, Any]]:
+    """The most confident wrong answers to the test images, the worst first; `logits` `(n, k)`. Each with a small JPEG,
+    for the photographs may be gone when someone looks."""
+    indices, probabilities = data.indices("test"), softmax(logits)
+    labels, answers, sure = data.labels[indices], probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(answers != labels)
+    return [
+        {
+            "path": str(data.paths[indices[place]]),
+            "label": data.class_names[labels[place]],
+            "prediction": data.class_names[answers[place]],
+            "probability": round(float(sure[place]), 6),
+            "jpeg": thumbnail(data.paths[indices[place]]),
+        }
+        for place in wrong[np.argsort(-sure[wrong], kind="stable")][:MOST_MISTAKES]
+    ]
+
+
+def thumbnail(path: Path) -> str:
+    """An image no larger than `THUMBNAIL` as a JPEG in base64; empty for a file that has vanished meanwhile, which is
+    no reason to lose a run at its end."""
+    try:
+        image = open_image(path, at_least=THUMBNAIL)
+    except UndecodableError:
+        return ""
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    content = io.BytesIO()
+    image.save(content, "jpeg", quality=82)
+    return base64.b64encode(content.getvalue()).decode()
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from tl_research import describe, evaluation, runtime
+from tl_research import describe, distribution, evaluation, runtime
 from tl_research.backbone import Backbone
 from tl_research.callbacks import Callback
 from tl_research.classifier import BatchNorm
@@ -21,19 +24,22 @@ from tl_research.data.datamodule import DataModule
 from tl_research.data.file_index import FileIndex
 from tl_research.data.sources import Source
 from tl_research.engines import EngineName
-from tl_research.errors import InputError
+from tl_research.errors import DivergedError, InputError, LackingError
 from tl_research.features import Features, FeatureTable
 from tl_research.fitting import Fitting
 from tl_research.head import KNN, Head, Linear, Probe
+from tl_research.identity import identity
 from tl_research.optimizer import LBFGS, GradientOptimizer, Optimizer
 from tl_research.passes import PLAIN
 from tl_research.recipe import Positive, Seed, recipe
-from tl_research.run import Run, versions
-from tl_research.trainer import Trainer
+from tl_research.run import Existing, Run, State, versions
+from tl_research.trainer import Fit, Trainer
 from tl_research.transfer import Stage
+from tl_research.trial import PrunedError
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
 Monitor = Literal[
     "val_accuracy", "val_loss", "val_macro_f1", "val_auroc", "test_accuracy", "test_loss", "test_macro_f1", "test_auroc"
@@ -59,6 +65,9 @@ class Experiment:
     engine: EngineName = "auto"
     features: Features = Field(default_factory=Features)
     shard: str | None = None
+    missing_weights: Literal["skip", "random"] = "skip"
+    fresh: bool = False
+    resume: str | None = None
     directory: str | None = None
     config: dict[str, Any] = Field(default_factory=dict, repr=False)
 
@@ -66,6 +75,7 @@ class Experiment:
     def _stages_fit_together(self) -> Self:
         if not self.transfer:
             raise ValueError("transfer: give at least one stage")
+        augment, seen = self.data.augment, any(stage.trains_backbone for stage in self.transfer.values())
         for name, stage in self.transfer.items():
             optimizer = stage.optimizer_for(self.optimizer)
             at_once = not stage.trains_backbone and (isinstance(self.head, Probe) or isinstance(optimizer, LBFGS))
@@ -79,17 +89,36 @@ class Experiment:
                 raise ValueError(
                     f"head=knn does not learn, and transfer.{name} would train through it; add transfer=frozen"
                 )
-            if at_once and not self.data.augment.changes_nothing and self.features.views is None:
+            if at_once and not seen and not augment.changes_nothing and self.features.views is None:
+                views = "" if augment.mixes else "features.views=4 (versions of each image), or "
                 raise ValueError(
                     f"data.augment makes images that transfer.{name} would never see, for its head is solved on "
-                    f"features; add features.views=4 (versions of each image), or optimizer=adam head=linear"
+                    f"features; add {views}optimizer=adam head=linear"
                 )
         if isinstance(self.head, Probe) and next(iter(self.transfer.values())).trains_backbone:
             raise ValueError(
                 "the head is made from features, and the first stage of transfer has none; add head=linear"
             )
+        if self.trainer.batch_size == "auto" and self.deterministic:
+            raise ValueError(
+                "trainer.batch_size=auto depends on a GPU's memory, and deterministic=true may not; give a number"
+            )
+        if self.trainer.batch_size == "auto" and self.trainer.distribution == "multi_worker":
+            raise ValueError(
+                "trainer.batch_size=auto asks one machine what fits; trainer.distribution=multi_worker wants a number"
+            )
+        if augment.mixes and self.features.views:
+            raise ValueError(
+                "features.views are of single images, and data.augment.mixup or cutmix would mix none of them; "
+                "give features.views=null (a new version in each epoch), or data.augment.mixup=0 data.augment.cutmix=0"
+            )
+        if augment.mixes and self.trainer.batch_size == 1:
+            raise ValueError(
+                "trainer.batch_size=1 leaves data.augment.mixup or cutmix nothing to mix an image with; "
+                "give a larger one, or data.augment.mixup=0 data.augment.cutmix=0"
+            )
         for key in ("views", "test_views"):
-            if getattr(self.features, key) and self.data.augment.changes_nothing:
+            if getattr(self.features, key) and not augment.changes_images:
                 raise ValueError(f"features.{key}: all views would be equal; add data/augment=light, or null")
         if self.shard and not (re.fullmatch(r"\d+/\d+", self.shard) and self.part[0] < self.part[1]):
             raise ValueError(f"shard={self.shard}: give a part and the number of parts, such as 0/4, 1/4, 2/4, 3/4")
@@ -99,7 +128,18 @@ class Experiment:
     def start(self) -> Backbone:
         """The backbone the run starts from: with random weights if a stage asks for them."""
         random = any(stage.random_weights for stage in self.transfer.values())
-        return replace(self.backbone, weights=None) if random else self.backbone
+        return replace(self.backbone, weights=None) if random or self.falls_back else self.backbone
+
+    @cached_property
+    def falls_back(self) -> bool:
+        """Whether weights are random because those asked for are not there, and `missing_weights` allows it."""
+        if self.missing_weights == "skip":
+            return False
+        try:
+            self.backbone.preflight()
+        except InputError:
+            return True
+        return False
 
     @property
     def part(self) -> tuple[int, int]:
@@ -108,26 +148,36 @@ class Experiment:
         return int(number), int(count)
 
     def preflight(self) -> None:
-        """Raises `InputError` when images or weights are known not to be there. Imports no TensorFlow."""
-        self.data.preflight()
-        self.start.preflight()
+        """Raises `LackingError` when images or weights are known not to be there. Imports no TensorFlow."""
+        for what, part in (("data", self.data), ("weights", self.start)):
+            try:
+                part.preflight()
+            except InputError as error:
+                raise LackingError(what, str(error)) from None
 
-    def run(self, directory: str | Path | None = None) -> Run:
+    def run(self, directory: str | Path | None = None, existing: Existing = "refuse") -> Run:
         """Trains, evaluates and records; returns the run.
 
         Args:
             directory: the run directory, created if need be; default `self.directory`, else a new one under `outputs/`.
+            existing: what if there is a run in it (see `Run.claim`). With `resume`, one that is done, of this very
+                configuration, data, weights and code, is returned as it is, and one that is not goes on from its last
+                checkpoint. `self.resume` asks for that, too.
 
         Raises:
             InputError: what was asked for cannot be done, in one line. The run's status says so, too.
         """
         if self.shard:
             raise InputError(f"shard={self.shard} is for `python -m tl_research extract`; training needs all images")
-        with self._claimed(directory) as run:
-            self._run(run)
+        with self._claimed(directory, "resume" if self.resume else existing) as run:
+            data = self._load(run, self.data.load)
+            if run.identify(identity(self.config, data, self.start.files())):
+                describe.done_before(run.metrics, run.directory)
+            else:
+                self._run(run, data)
         return run
 
-    def extract(self, directory: str | Path | None = None) -> Run:
+    def extract(self, directory: str | Path | None = None, existing: Existing = "refuse") -> Run:
         """Has the store hold the features of all images, or of those of one `shard`, and trains nothing.
 
         Raises:
@@ -135,8 +185,10 @@ class Experiment:
         """
         if self.features.store is None:
             raise InputError("features.store=null: there is nowhere to put features; give a folder")
-        with self._claimed(directory) as run:
-            data, threads = self._begin(run, lambda index: self.data.load_part(self.part, index))
+        # One that was done before is done again: rows are found, unless they have been pruned since.
+        with self._claimed(directory, "replace" if existing == "resume" else existing) as run:
+            data = self._load(run, lambda index: self.data.load_part(self.part, index))
+            threads = self._begin(run, data)
             with run.phase("build"):
                 table = self._table(self.start.build(), data, threads)
             with run.phase("features"):
@@ -146,51 +198,96 @@ class Experiment:
             run.write_json("metrics.json", run.metrics | versions())
         return run
 
+    def rehearse(self, fits: Mapping[str, Callable[..., Fit]]) -> None:
+        """Fits the stages as `run` does, but for those that have a fit of their own here. Only features stay of it."""
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            self._claimed(folder, "replace") as run,
+            self._ready(run, self._load(run, self.data.load)) as fitting,
+        ):
+            fitting.fits = fits
+            self._fit(run, fitting)
+
     @contextmanager
-    def _claimed(self, directory: str | Path | None) -> Iterator[Run]:
+    def _claimed(self, directory: str | Path | None, existing: Existing) -> Iterator[Run]:
         chosen = directory or self.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
-        run = Run.claim(Path(chosen).expanduser().absolute())
+        run = Run.claim(Path(chosen).expanduser().absolute(), "replace" if self.fresh else existing)
         began = time.time()
-        with _status_kept(run):
-            run.write_config(self.config)
+        with closing(run), _status_kept(run):
+            if not run.kept:
+                run.write_config(self.config)
             self.preflight()
             yield run
             self.features.prune(since=began)
 
-    def _begin(self, run: Run, load: Callable[[FileIndex], DataModule]) -> tuple[DataModule, int]:
-        """TensorFlow with its threads, and the images."""
+    def _load(self, run: Run, load: Callable[[FileIndex], DataModule]) -> DataModule:
+        with run.phase("data"):
+            return load(self.features.file_index())
+
+    def _begin(self, run: Run, data: DataModule) -> int:
+        """TensorFlow with its threads, whose number is returned, and what there is to tell of the images."""
+        run.write_config(self.config)  # it may have replaced another, which was kept until now
         with run.phase("start"):
             threads = runtime.start(self.threads, self.deterministic)
         run.metrics |= {"seed": self.seed, "threads": threads, "deterministic": self.deterministic}
-        with run.phase("data"):
-            data = load(self.features.file_index())
+        run.metrics |= {"random_weights": self.falls_back, "resumed_at_epoch": None}
         describe.data(data)
         run.write_json("classes.json", list(data.class_names))
         if data.quarantined:
             run.write_csv("set_aside.csv", ["path", "reason"], [[bad.path, bad.reason] for bad in data.quarantined])
-        return data, threads
+        return threads
 
-    def _run(self, run: Run) -> None:
-        data, threads = self._begin(run, self.data.load)
-        fitting = self._build(run, data, threads)
+    @contextmanager
+    def _ready(self, run: Run, data: DataModule) -> Iterator[Fitting]:
+        threads = self._begin(run, data)
+        job = f"{run.status['identity']} {run.resumes}"
+        with distribution.devices(self.trainer.distribution, job) as devices:
+            yield self._build(run, data, threads, devices)
+
+    def _run(self, run: Run, data: DataModule) -> None:
+        with self._ready(run, data) as fitting:
+            self._fit(run, fitting)
+            run.metrics["num_parameters"] = fitting.classifier.count_params()
+            with run.phase("evaluate"):
+                logits = evaluation.judge(run, fitting, self.features.test_views)
+            self._record_features(run, fitting.features)
+            with run.phase("save"):
+                run.write_model(fitting.classifier)
+            evaluation.show(run, fitting, self.config, logits)
+            run.metrics |= versions()
+            run.write_json("metrics.json", run.metrics)  # last: a run with metrics is a run that is whole
+            run.drop_checkpoints()
+            describe.results(run.metrics, run.directory, len(run.history))
+
+    def _fit(self, run: Run, fitting: Fitting) -> None:
+        """All stages, or those that a checkpoint left to do."""
+        checkpoint = run.read_checkpoint() if run.resumes else None
+        first = fitting.restore(checkpoint) if checkpoint else 0
         stages = list(self.transfer.items())
-        for number, (name, stage) in enumerate(stages, 1):
+        for number, (name, stage) in enumerate(stages[first:], first):
+            if fitting.is_late:
+                break
             optimizer = stage.optimizer_for(self.optimizer)
             assert isinstance(optimizer, LBFGS | GradientOptimizer)
-            fitting.fit_stage(name, stage, optimizer, last=number == len(stages))
+            try:
+                fitting.fit_stage(number, name, stage, optimizer, last=number == len(stages) - 1)
+            except DivergedError:
+                if fitting.has_best:
+                    fitting.finish()
+                    run.write_model(fitting.classifier)
+                raise
         fitting.finish()
-        run.metrics["num_parameters"] = fitting.classifier.count_params()
-        with run.phase("evaluate"):
-            logits = evaluation.judge(run, fitting, self.features.test_views)
-        self._record_features(run, fitting.features)
-        with run.phase("save"):
-            run.write_model(fitting.classifier)
-        evaluation.show(run, fitting, self.config, logits)
-        run.metrics |= versions()
-        run.write_json("metrics.json", run.metrics)  # last: a run with metrics is a run that is whole
-        describe.results(run.metrics, run.directory)
+        self._end_as_frozen(run, fitting)
 
-    def _build(self, run: Run, data: DataModule, threads: int) -> Fitting:
+    def _end_as_frozen(self, run: Run, fitting: Fitting) -> None:
+        """Where training the backbone made nothing better, the head does not lack the images that told so."""
+        name, stage = next(iter(self.transfer.items()))
+        optimizer = stage.optimizer_for(self.optimizer)
+        is_best = fitting.has_best and run.metrics["best_stage"] == name and not stage.trains_backbone
+        if is_best and isinstance(optimizer, LBFGS) and isinstance(self.head, Linear) and fitting.held_out is None:
+            fitting.solve_again(name, optimizer)
+
+    def _build(self, run: Run, data: DataModule, threads: int, devices: tf.distribute.Strategy | None) -> Fitting:
         import keras
 
         with run.phase("build"):
@@ -214,6 +311,8 @@ class Experiment:
             batch_norm=self.bn,
             seed=self.seed,
             threads=threads,
+            strategy=devices,
+            deadline=time.monotonic() + 60 * (self.trainer.time_limit or math.inf),
         )
 
     def _table(self, backbone: keras.Model, data: DataModule, threads: int) -> FeatureTable:
@@ -230,16 +329,32 @@ def _status_kept(run: Run) -> Iterator[None]:
     """Whatever ends the run, `status.json` tells."""
     try:
         yield
-    except InputError as error:
-        run.set_status("failed", str(error))
-        raise
-    except KeyboardInterrupt:
-        run.set_status("interrupted", "interrupted by the user or the system")
-        raise
     except BaseException as error:
-        if "KeyboardInterrupt" in str(error):  # it struck in a function that TensorFlow calls, which wraps it
-            run.set_status("interrupted", "interrupted by the user or the system")
+        interrupted = "KeyboardInterrupt" in f"{type(error).__name__} {error}"  # or a TensorFlow error around it
+        if not run.kept:
+            run.set_status(*(("interrupted", INTERRUPTED) if interrupted else _ended_by(error)))
+        if interrupted and not isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt from error
-        run.set_status("failed", f"{type(error).__name__}: {error}".strip()[:500])
         raise
-    run.set_status("done")
+    if not run.kept:
+        run.set_status("done")
+
+
+INTERRUPTED = "interrupted by the user or the system"
+
+
+def _ended_by(error: BaseException) -> tuple[State, str]:
+    """State and reason."""
+    if isinstance(error, PrunedError):
+        return "pruned", str(error)
+    if isinstance(error, LackingError):
+        return "skipped", f"no {error.what}: {error}"
+    if isinstance(error, distribution.LostError):
+        return "failed", str(error)
+    if isinstance(error, InputError):
+        return "diverged" if isinstance(error, DivergedError) else "failed", str(error)
+    name = type(error).__name__
+    # TensorFlow and the C++ library have their own ways to say MemoryError.
+    short = name in ("MemoryError", "ResourceExhaustedError") or "bad_alloc" in str(error)
+    reason = " ".join(f"{name}: {error}".split()).strip(":")[:500]
+    return "failed", f"out of memory: {reason}" if short else reason

@@ -122,8 +122,12 @@ class FeatureStore:
         self.note = dict(note or {})
         self._salt = zlib.crc32(self.key.encode())
         self._writer: _Writer | None = None
-        self._broken = False
+        self._told: set[Path] = set()
+        self.broken = False
+        """Whether nothing can be written any more."""
         self._shards: list[Shard] = []
+        self.look_seconds = 0.0
+        """What the last `refresh` took."""
         self.refresh()
 
     def refresh(self) -> None:
@@ -138,11 +142,11 @@ class FeatureStore:
         self._order = np.argsort(prefixes, kind="stable")
         self._prefixes = prefixes[self._order]
         self._ends = np.cumsum([len(shard.entries) for shard in found], dtype=np.int64)
-        self._looked, self._look_seconds = time.monotonic(), time.perf_counter() - began
+        self._looked, self.look_seconds = time.monotonic(), time.perf_counter() - began
 
     def refresh_if_due(self) -> bool:
         """`refresh`, if the last is some seconds ago, more where there is much to look through; whether it was."""
-        due = time.monotonic() - self._looked > max(LOOK_SECONDS, 50 * self._look_seconds)
+        due = time.monotonic() - self._looked > max(LOOK_SECONDS, 50 * self.look_seconds)
         if due:
             self.refresh()
         return due
@@ -191,7 +195,8 @@ class FeatureStore:
             out[mine] = rows[local]
             told = shard.entries["checksum"][local]
             found[mine] = [checksum(digests[i], out[i], self._salt) == c for i, c in zip(mine, told, strict=True)]
-            if not found[mine].all():
+            if not found[mine].all() and shard.index not in self._told:
+                self._told.add(shard.index)  # who waits for another process looks twenty times a second
                 bad = int(np.sum(~found[mine]))
                 log.warning("%s: %d damaged row(s), not used", shard.index.with_suffix(".rows"), bad)
             with contextlib.suppress(OSError):
@@ -200,7 +205,7 @@ class FeatureStore:
     def append(self, digests: Digests, rows: np.ndarray) -> None:
         """Adds rows; a full disk or a folder that cannot be written ends that, with one warning."""
         rows = np.ascontiguousarray(rows, self.row.base)
-        if self._broken:
+        if self.broken:
             return
         try:
             if self._writer is None or self._writer.num_bytes >= LARGEST_SHARD:
@@ -209,7 +214,7 @@ class FeatureStore:
             checks = [checksum(digest, row, self._salt) for digest, row in zip(digests, rows, strict=True)]
             self._writer.append(digests, np.array(checks, "<u4"), rows)
         except OSError as error:
-            self._broken = True
+            self.broken = True
             log.warning("features.store=%s: %s; the run goes on without", self.folder.parent, error.strerror)
             self.close()
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -19,8 +19,9 @@ from tl_research import engines
 from tl_research.data import decode
 from tl_research.data.file_index import FileIndex
 from tl_research.engines import BATCH, Engine, EngineName
-from tl_research.feature_store import Digests, FeatureStore, as_digests
-from tl_research.passes import PLAIN, in_batches, passes, view_pixels
+from tl_research.feature_store import FeatureStore
+from tl_research.filling import Filling
+from tl_research.passes import PLAIN, Items, passes, view_pixels
 from tl_research.progress import bar
 from tl_research.recipe import Positive, recipe
 from tl_research.stock import prune
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHUNK = 8192  # images looked up at a time where rows are only to be stored, so that memory does not grow with the data
+CHUNK_BYTES = 2**28  # of rows, for the same reason where a row is a feature map
+HELD_GB = 1.0  # rows that `hold` keeps in memory; more are read from the store
 
 
 @recipe
@@ -41,12 +44,14 @@ class Features:
 
     `store` is a folder, null for none; least recently used rows go when it holds more than `max_gb`. `views` is how
     many augmented versions of each training image the head learns from, `test_views` how many are averaged in testing.
+    What frozen blocks make of all images is kept where it takes no more than `max_map_gb`.
     """
 
     store: str | None = None
     views: Positive | None = None
     test_views: Positive | None = None
     max_gb: Annotated[float, Field(gt=0)] | None = None
+    max_map_gb: Annotated[float, Field(ge=0)] = 4.0
 
     @property
     def root(self) -> Path | None:
@@ -66,39 +71,24 @@ class Features:
             log.info("features.max_gb=%g: %.2f GB of features not used for long removed", self.max_gb, freed / 1e9)
 
 
-@dataclass(frozen=True)
-class Items:
-    """Versions of images: the example's index, the view, and the digest that the version is stored under; `(m,)`,
-    `(m,)`, `(m, 4)`."""
-
-    indices: np.ndarray
-    views: np.ndarray
-    digests: Digests
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @classmethod
-    def of(cls, data: DataModule, indices: np.ndarray, view: int = PLAIN) -> Items:
-        """The same view of some examples."""
-        hashes = [
-            data.digests[i] if view == PLAIN else data.augment.digest(data.digests[i], view) for i in map(int, indices)
-        ]
-        return cls(indices, np.full(len(indices), view), as_digests(hashes))
-
-    @classmethod
-    def joined(cls, parts: Sequence[Items]) -> Items:
-        """All of these, one after the other."""
-        columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("indices", "views", "digests"))
-        return cls(*columns)
+class UnfitError(ValueError):
+    """A row's numbers do not fit in the type that rows are kept in: float16 ends at 65504, and a row whose largest is
+    below 6e-5 would lose digits."""
 
 
 @dataclass
 class FeatureTable:
     """The features of a data set under one frozen network, looked up or computed when they are first asked for.
 
+    A row is what the network gives for an image, a vector `(d,)` or a feature map `(h, w, c)`, kept as `row_type`:
+    float32, or float16, which takes half the room. Rows are rounded as soon as they are computed, so that those that
+    are found in a store are the same, bit for bit.
+
     `computed` counts the rows that passed through the engine, `hit` the images that needed no pass: rows found in the
     store, and images whose content is another's.
+
+    Whatever computes rows raises `UnfitError` where they do not fit in `row_type`, with any store: such a row is never
+    kept.
     """
 
     network: keras.Model
@@ -107,14 +97,16 @@ class FeatureTable:
     engine: EngineName
     threads: int
     note: dict[str, str] = field(default_factory=dict)
+    row_type: Literal["<f4", "<f2"] = "<f4"
     computed: int = 0
     hit: int = 0
     _rows: dict[int, np.ndarray] = field(default_factory=dict)
     _known: dict[int, np.ndarray] = field(default_factory=dict)
     _built: Engine | None = None
+    _building: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.width = int(self.network.output_shape[-1])
+        self.row = np.dtype((self.row_type, tuple(self.network.output_shape[1:])))
         self.image_size = int(self.network.input_shape[1])
 
     @cached_property
@@ -129,25 +121,65 @@ class FeatureTable:
             "decoder": decode.version(),
             **engines.about(self.engine, self.threads),
         }
-        return FeatureStore(self.options.root, about, np.dtype(("<f4", (self.width,))), {"note": self.note})
+        return FeatureStore(self.options.root, about, self.row, {"note": self.note})
 
     def after_training(self) -> FeatureTable:
         """A table of the same network as it is now, its weights having moved. Nobody else will ever have these weights,
         so it keeps nothing on disk."""
         options = replace(self.options, store=None)
-        return replace(self, options=options, _rows={}, _known={}, _built=None)
+        return replace(self, options=options, _rows={}, _known={}, _built=None, _building=threading.Lock())
+
+    def maps(self, prefix: keras.Model) -> FeatureTable:
+        """A table of what the lower part of the network makes of the same images, in 16 bits."""
+        return replace(
+            self, network=prefix, row_type="<f2", computed=0, hit=0, _rows={}, _known={}, _built=None,
+            _building=threading.Lock(),
+        )  # fmt: skip
+
+    def size_gb(self, num_rows: int) -> float:
+        """What so many rows take, in memory as in the store."""
+        return num_rows * self.row.itemsize / 1e9
 
     def rows(self, indices: np.ndarray, view: int = PLAIN) -> np.ndarray:
-        """Features of one view of these examples, in that order: float32 `(n, width)`."""
+        """Features of one view of these examples, in that order: `(n, d)` or `(n, h, w, c)`, of `row_type`."""
         self.prepare([(indices, view)])
         return self._rows[view][indices]
+
+    def hold(self, indices: np.ndarray, views: Sequence[int] = (PLAIN,)) -> None:
+        """Has `fetch` find these examples' features: in memory if they fit in `HELD_GB`, else in the store. Without a
+        store that can be written they are held in memory whatever their size: ask `size_gb` before."""
+        wanted = [(indices, view) for view in views if not self._held(indices, view)]
+        fits = self.size_gb(len(indices) * len(wanted)) <= HELD_GB
+        if not fits and self.store is not None and not self.store.broken:
+            self.fill(indices, [view for _, view in wanted])
+            if not self.store.broken:
+                self.store.refresh()
+                return
+        self.prepare(wanted)
+
+    def fetch(self, indices: np.ndarray, view: int = PLAIN) -> np.ndarray:
+        """`rows`, for a batch of what `hold` has made ready, and nothing that was read from the store stays in memory.
+        What has meanwhile been lost there is computed anew."""
+        if self._held(indices, view):
+            return self._rows[view][indices]
+        items = Items.of(self.data, indices, view)
+        rows = np.empty(len(items), self.row)
+        found = self.store.read(items.digests, rows) if self.store is not None else np.zeros(len(items), bool)
+        if not found.all():
+            with self._writing(int(np.sum(~found))) as advance:
+                rows[~found] = self._answer(Items.of(self.data, indices[~found], view), advance)
+        return rows
+
+    def _held(self, indices: np.ndarray, view: int) -> bool:
+        """Whether all these rows are in memory."""
+        return view in self._known and bool(self._known[view][indices].all())
 
     def prepare(self, wanted: Sequence[tuple[np.ndarray, int]]) -> None:
         """Looks up or computes what is not there yet of `(indices, view)` pairs, all of it in one pass."""
         parts = []
         for indices, view in wanted:
             if view not in self._rows:
-                self._rows[view] = np.empty((len(self.data), self.width), np.float32)
+                self._rows[view] = np.empty(len(self.data), self.row)
                 self._known[view] = np.zeros(len(self.data), bool)
             missing = indices[~self._known[view][indices]]
             if len(missing):
@@ -156,18 +188,25 @@ class FeatureTable:
             return
         items = Items.joined(parts)
         with self._writing(len(items)) as advance:
-            rows = self._answer(items, advance)
-        for part, values in zip(parts, np.split(rows, np.cumsum([len(part) for part in parts])[:-1]), strict=True):
-            view = int(part.views[0])
-            self._rows[view][part.indices] = values
-            self._known[view][part.indices] = True
+            for some in items.in_parts(self._chunk):
+                rows = self._answer(some, advance)
+                for view in set(map(int, some.views)):
+                    mine = some.views == view
+                    self._rows[view][some.indices[mine]] = rows[mine]
+                    self._known[view][some.indices[mine]] = True
 
     def fill(self, indices: np.ndarray, views: Sequence[int] = (PLAIN,)) -> None:
         """Has the store hold these examples' features, without holding them in memory."""
+        step = min(CHUNK, self._chunk)
         with self._writing(len(indices) * len(views)) as advance:
-            for start in range(0, len(indices), CHUNK):
-                part = indices[start : start + CHUNK]
+            for start in range(0, len(indices), step):
+                part = indices[start : start + step]
                 self._answer(Items.joined([Items.of(self.data, part, view) for view in views]), advance)
+
+    @property
+    def _chunk(self) -> int:
+        """How many rows are looked up and computed at a time: as many as `CHUNK_BYTES` hold, in whole batches."""
+        return max(CHUNK_BYTES // self.row.itemsize // BATCH, 1) * BATCH
 
     @contextmanager
     def _writing(self, total: int) -> Iterator[Callable[[int], None]]:
@@ -181,13 +220,13 @@ class FeatureTable:
                 self.store.close()
 
     def _answer(self, items: Items, advance: Callable[[int], None]) -> np.ndarray:
-        """Rows `(len(items), width)`: from the store, or computed and put there."""
+        """Rows `(len(items), ...)`: from the store, or computed and put there."""
         _, first, inverse = np.unique(items.digests, axis=0, return_index=True, return_inverse=True)
         inverse = inverse.ravel()
         order = np.argsort(first)  # as they came, not as their digests sort
         rank = np.argsort(order)
         first, inverse = first[order], rank[inverse]
-        rows = np.empty((len(first), self.width), np.float32)
+        rows = np.empty(len(first), self.row)
         found = np.zeros(len(first), bool)
         if self.store is not None:
             self.store.refresh_if_due()
@@ -201,52 +240,49 @@ class FeatureTable:
     def _compute(
         self, items: Items, first: np.ndarray, missing: np.ndarray, rows: np.ndarray, advance: Callable[[int], None]
     ) -> int:
-        if not len(missing):
-            return 0
-        if self._built is None:
-            self._built = engines.build(self.engine, self.network, self.threads)
-
         def load(place: int) -> np.ndarray:
             item = first[place]
             return view_pixels(self.data, int(items.indices[item]), self.image_size, int(items.views[item]))
 
         count = 0
-        digests = items.digests[first]
-        plan = self._plan(missing, digests, rows, advance)
-        with closing(passes(self._built, load, plan, self.image_size, self.threads)) as done:
-            for places, values in done:
-                rows[places] = values
-                count += len(places)
-                advance(len(places))
-                if self.store is not None:
-                    self.store.append(digests[places], values)
+        with Filling(self.store, items.digests[first], rows, missing, advance) as filling:
+            while len(filling.left):
+                batches = filling.batches()
+                with closing(passes(self._engine, load, batches, self.image_size, self.threads)) as done:
+                    for places, features in done:
+                        values = self._rounded(features)
+                        rows[places] = values
+                        count += len(places)
+                        advance(len(places))
+                        if self.store is not None:
+                            self.store.append(filling.digests[places], values)
+                filling.wait()
         return count
 
-    def _plan(
-        self, missing: np.ndarray, digests: Digests, rows: np.ndarray, advance: Callable[[int], None]
-    ) -> Iterator[np.ndarray]:
-        """Batches of the places that are to be computed. Now and then it asks whether another process has been there:
-        each begins elsewhere, so that several fill one store together instead of all computing all of it."""
-        if self.store is None:
-            yield from in_batches(missing)
-            return
-        start = time.time_ns() // 1000 % len(missing)
-        left = np.concatenate([missing[start:], missing[:start]])
-        while len(left):
-            yield left[:BATCH]
-            left = left[BATCH:]
-            if self.store.refresh_if_due():
-                listed = left[self.store.has(digests[left])]
-                held = np.empty((len(listed), *rows.shape[1:]), rows.dtype)
-                there = self.store.read(digests[listed], held)
-                rows[listed[there]] = held[there]
-                advance(int(np.sum(there)))
-                left = left[~np.isin(left, listed[there])]
+    def _rounded(self, features: np.ndarray) -> np.ndarray:
+        """Features as the engine gives them, float32, as rows."""
+        if self.row.base == features.dtype:
+            return features
+        limits = np.finfo(self.row.base)
+        largest = np.abs(features).reshape(len(features), -1).max(axis=1)
+        unfit = largest[(largest > limits.max) | ((largest < limits.tiny) & (largest > 0))]
+        if len(unfit):
+            raise UnfitError(f"features up to {unfit[0]:.3g}: {self.row.base.name} is no type for them")
+        return features.astype(self.row.base)
+
+    def _engine(self, pixels: np.ndarray) -> np.ndarray:
+        """The engine, built when the first batch wants it: other processes may have filled the store meanwhile."""
+        with self._building:
+            if self._built is None:
+                self._built = engines.build(self.engine, self.network, self.threads)
+        return self._built(pixels)
 
 
 def network_digest(network: keras.Model) -> str:
     """SHA-256 of a network's architecture and weights, wherever they came from."""
-    hashed = hashlib.sha256(network.to_json().encode())
+    # What is frozen while it is asked changes nothing that the network gives.
+    architecture = network.to_json().replace('"trainable": false', '"trainable": true')
+    hashed = hashlib.sha256(architecture.encode())
     for variable in network.weights:
         hashed.update(np.ascontiguousarray(variable.numpy()).data)
     return hashed.hexdigest()

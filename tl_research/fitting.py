@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research import describe, engines
+from tl_research import describe, distribution, engines, feeds, precision
+from tl_research.blocks import blocks, split
 from tl_research.callbacks import BestWeights, Callback
-from tl_research.classifier import BatchNorm, assemble, set_trainable, trainable_table
+from tl_research.checkpoint import State
+from tl_research.classifier import BatchNorm, Part, assemble, table, thaw
 from tl_research.data.datamodule import DataModule
-from tl_research.data.stream import rows
-from tl_research.features import FeatureTable
+from tl_research.errors import DivergedError, InputError
+from tl_research.features import FeatureTable, UnfitError
+from tl_research.feeds import Feed
 from tl_research.head import Head, Probe
-from tl_research.metrics import direction, evaluate
+from tl_research.head_inputs import HeadInputs
+from tl_research.metrics import direction, quick
+from tl_research.moved import Moved, Snapshot
 from tl_research.optimizer import LBFGS, GradientOptimizer
 from tl_research.passes import PLAIN, extract
 from tl_research.probe import softmax, solve
 from tl_research.run import Run
-from tl_research.trainer import Row, Trainer
+from tl_research.step import Learning, Step
+from tl_research.trainer import Fit, Row, Trainer
 from tl_research.transfer import Stage
+from tl_research.trial import Trial, current
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -43,10 +58,26 @@ class Fitting:
     batch_norm: BatchNorm
     seed: int
     threads: int
+    strategy: tf.distribute.Strategy | None = None
     held_out: np.ndarray | None = None
+    trial: Trial | None = field(default_factory=current)
+    deadline: float = math.inf
+    fits: Mapping[str, Callable[..., Fit]] = field(default_factory=dict)
+    """What a stage of this name is fitted by, in place of `Fit`."""
+    _last: bool = False
+    _untrained: FeatureTable = field(init=False)
     _classifier: keras.Model | None = None
     _backbone_moved: bool = False
-    _best: tuple[float, list[np.ndarray], np.ndarray | None] | None = None
+    _best: Snapshot | None = None
+    _moved: Moved = field(default_factory=Moved)
+    _pending: State | None = None
+    """The fit that a checkpoint was taken from, until its stage goes on."""
+    _saved: float = -math.inf
+    _saving: float = 0.0
+    """When the last checkpoint was written, and the seconds that it took."""
+
+    def __post_init__(self) -> None:
+        self._untrained = self.features
 
     @property
     def classifier(self) -> keras.Model:
@@ -57,46 +88,59 @@ class Fitting:
         return self._classifier
 
     @property
+    def _inputs(self) -> HeadInputs:
+        return HeadInputs(self.run, self.data, self.features)
+
+    @property
     def image_size(self) -> int:
         """Side of the square that the network takes, in pixels."""
         return int(self.backbone.input_shape[1])
 
-    @property
-    def views(self) -> int:
-        """How many versions of each image a head learns from."""
-        return self.features.options.views or 1
-
-    def fit_stage(self, name: str, stage: Stage, optimizer: LBFGS | GradientOptimizer, *, last: bool) -> None:
+    def fit_stage(
+        self, number: int, name: str, stage: Stage, optimizer: LBFGS | GradientOptimizer, *, last: bool
+    ) -> None:
         """One stage: on features where only the head learns and what it sees can be kept, on images otherwise. `last`
-        lets a head that is solved or made also use the validation images, which nothing needs any more."""
+        lets a head that is solved or made also use the validation images, which nothing needs any more.
+
+        Raises:
+            InputError: nothing of the backbone would learn that should; or `DivergedError`.
+            PrunedError: the run is a trial that is not worth going on with.
+        """
         import keras
 
-        at_once = isinstance(self.recipe, Probe) or isinstance(optimizer, LBFGS)
-        on_features = not stage.trains_backbone and (self.data.augment.changes_nothing or self.views_are_kept)
+        self._last = last
+        at_once = not stage.trains_backbone and (isinstance(self.recipe, Probe) or isinstance(optimizer, LBFGS))
+        repeatable = self.data.augment.changes_nothing or self._inputs.views_are_kept
+        on_features = not stage.trains_backbone and (at_once or repeatable)
         if on_features:
             if self._backbone_moved:
                 self.features = self.features.after_training()
-            self._prepare(validation=at_once and last)
+            self._inputs.prepare(validation=at_once and last)
         keras.utils.set_random_seed(self.seed)  # so that nothing depends on whether features had to be computed
         if not stage.trains_backbone and isinstance(self.recipe, Probe):
             self._make(name, self.recipe, use_val=last)
+            self._save(number + 1)
             return
-        set_trainable(self.classifier, stage.unfreeze, stage.bn or self.batch_norm)
+        parts = self._thaw(name, stage)
         if isinstance(optimizer, LBFGS):
-            self._describe(name, "solved on features by L-BFGS")
+            self._describe(name, "solved on features by L-BFGS", parts)
             self._solve(name, optimizer, use_val=last)
-            return
-        where = "features" if on_features else "images"
-        self._describe(name, f"{stage.epochs} epochs at most on {where}, {type(optimizer).__name__}")
-        if on_features:
-            self._fit_head(name, stage, optimizer)
         else:
-            self._fit_classifier(name, stage, optimizer)
+            self._fit(number, name, stage, optimizer, parts, on_features)
+        self._save(number + 1)
 
-    @property
-    def views_are_kept(self) -> bool:
-        """Whether a head learns from views that are computed once, instead of from a new one each epoch."""
-        return self.features.options.views is not None
+    def _thaw(self, name: str, stage: Stage) -> list[Part]:
+        parts = thaw(self.classifier, stage.unfreeze, stage.bn or self.batch_norm, stage.parameters, stage.layer_decay)
+        if stage.trains_backbone and not any(part.learning for part in parts[:-1]):
+            raise InputError(
+                f"transfer.{name}.parameters={stage.parameters}: the blocks that it unfreezes have none; "
+                f"give parameters=all, or unfreeze=all"
+            )
+        if stage.unfreeze != "all" and stage.unfreeze > len(parts) - 1:
+            there_are = f"transfer.{name}.unfreeze={stage.unfreeze}: there are {len(parts) - 1} blocks"
+            log.warning("%s, all of which learn (python -m tl_research blocks lists them)", there_are)
+        self._moved.notice(self.classifier, parts)
+        return parts
 
     def logits(self, *splits: str) -> np.ndarray:
         """What the classifier, as it is now, says to the examples in these splits: float32 `(n, num_classes)`."""
@@ -114,139 +158,315 @@ class Fitting:
             return extract(
                 engine, self.data, indices, self.image_size, threads=self.threads, describe="evaluating", view=view
             )
-        with self.run.phase("features"):
-            rows = self.features.rows(indices, view)
         assert self.head is not None
-        return np.asarray(self.head(rows, training=False))
+        return np.asarray(self.head(self._inputs.rows(indices, view), training=False))
 
     def finish(self) -> None:
         """Ends on the best of all stages, where the callbacks keep the best epoch of each."""
         if self._best is not None:
-            _, weights, self.held_out = self._best
-            self.classifier.set_weights(weights)
+            self._moved.go_back(self.classifier, self._best.weights)
+            self.held_out = self._best.held_out
 
-    def _describe(self, name: str, how: str) -> None:
-        table = trainable_table(self.classifier)
-        learning = sum(row.trainable for row in table)
+    @property
+    def is_late(self) -> bool:
+        """Whether the time for training is over, which leaves a run one epoch at least."""
+        late = bool(self.run.history) and time.monotonic() > self.deadline
+        return distribution.agreed(self.strategy, {"late": late})["late"] > 0
+
+    @property
+    def has_best(self) -> bool:
+        """Whether an epoch has been kept that the run may end on."""
+        return self._best is not None
+
+    def _describe(self, name: str, how: str, parts: Sequence[Part], rate: float | None = None) -> None:
+        rows = table(parts)
+        learning = sum(row.trainable for row in rows)
         self.run.metrics["num_trainable"] = max(learning, self.run.metrics.get("num_trainable", 0))
-        describe.stage(name, table, how)
-
-    def _prepare(self, *, validation: bool) -> None:
-        """All features that a stage and the evaluation need, in one pass over the images."""
-        everything = np.arange(len(self.data))
-        if not self.views_are_kept:
-            wanted = [(everything, PLAIN)]
-        else:
-            trained = self.data.indices("train", "val") if validation else self.data.indices("train")
-            wanted = [(self.data.indices("val", "test"), PLAIN), *((trained, view) for view in range(self.views))]
-        computed, hit = self.features.computed, self.features.hit
-        with self.run.phase("features"):
-            self.features.prepare(wanted)
-        if (computed, hit) != (self.features.computed, self.features.hit):
-            describe.features(self.features.computed - computed, self.features.hit - hit)
-
-    def _learned(self, *splits: str) -> tuple[np.ndarray, np.ndarray]:
-        """Features and labels that a head learns from: the views of an image one after the other."""
-        indices = self.data.indices(*splits)
-        views = range(self.views) if self.views_are_kept else [PLAIN]
-        rows = np.stack([self.features.rows(indices, view) for view in views], axis=1)
-        return rows.reshape(-1, rows.shape[-1]), self.data.labels[indices].repeat(len(views))
-
-    def _plain(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        indices = self.data.indices(split)
-        return self.features.rows(indices), self.data.labels[indices]
+        describe.stage(name, rows, how, rate)
 
     def _solve(self, name: str, options: LBFGS, *, use_val: bool) -> None:
-        assert self.head is not None
         with self.run.phase(name):
-            features, labels = self._learned("train")
-            solution = solve(features, labels, options, self.seed, self.views)
-            logits = {"train": solution.logits(features), "val": solution.logits(self._plain("val")[0])}
-            row = self._scores(logits["train"], labels, logits["val"])
-            if use_val:
-                self.held_out = logits["val"]
-                solution = solve(*self._learned("train", "val"), options, self.seed, self.views)
-            self.head.get_layer("logits").set_weights([solution.kernel, solution.bias])
+            row = self._solved(options, use_val=use_val)
+        self._log_at_once(name, row)
+
+    def solve_again(self, name: str, options: LBFGS) -> None:
+        """Gives the head that stage `name` solved on the backbone as it was loaded the validation images to learn from,
+        which later stages were judged by, in vain: the run ends as it would have without them."""
+        self.features, self._backbone_moved = self._untrained, False
+        self._inputs.prepare(validation=True)
+        with self.run.phase(name):
+            self._solved(options, use_val=True)
+
+    def _solved(self, options: LBFGS, *, use_val: bool) -> dict[str, float]:
+        """Solves the head; the numbers of one that saw the training images alone."""
+        assert self.head is not None
+        features, labels = self._inputs.learned("train")
+        solution = solve(features, labels, options, self.seed, self._inputs.views, self._inputs.groups("train"))
+        logits = {"train": solution.logits(features), "val": solution.logits(self._inputs.plain("val")[0])}
+        row = self._scores(logits["train"], labels, logits["val"])
+        if use_val:
+            self.held_out = logits["val"]
+            features, labels = self._inputs.learned("train", "val")
+            groups = self._inputs.groups("train", "val")
+            solution = solve(features, labels, options, self.seed, self._inputs.views, groups)
+        self.head.get_layer("logits").set_weights([solution.kernel, solution.bias])
         self.run.metrics |= {"l2": solution.l2, "iterations": solution.iterations}
         if solution.cv_accuracy is not None:
             self.run.metrics["cv_accuracy"] = solution.cv_accuracy
-        self._log_at_once(name, row)
+        return row
 
     def _make(self, name: str, recipe: Probe, *, use_val: bool) -> None:
         with self.run.phase(name):
-            features, labels = self._learned("train")
+            features, labels = self._inputs.learned("train")
             num_classes = len(self.data.class_names)
-            head = recipe.fit(features, labels, num_classes, self.views)
-            logits = {"train": np.asarray(head(features)), "val": np.asarray(head(self._plain("val")[0]))}
+            head = recipe.fit(features, labels, num_classes, self._inputs.views)
+            logits = {"train": np.asarray(head(features)), "val": np.asarray(head(self._inputs.plain("val")[0]))}
             row = self._scores(logits["train"], labels, logits["val"])
             if use_val:
                 self.held_out = logits["val"]
-                head = recipe.fit(*self._learned("train", "val"), num_classes, self.views)
+                head = recipe.fit(*self._inputs.learned("train", "val"), num_classes, self._inputs.views)
             self.head, self._classifier = head, None
-        set_trainable(self.classifier, 0, self.batch_norm)
-        self._describe(name, "made from features")
+        parts = thaw(self.classifier, 0)
+        self._moved.notice(self.classifier, parts)
+        self._describe(name, "made from features", parts)
         self._log_at_once(name, row)
 
     def _scores(self, train_logits: np.ndarray, labels: np.ndarray, val_logits: np.ndarray) -> dict[str, float]:
-        scores = {"": evaluate(train_logits, labels), "val_": evaluate(val_logits, self._plain("val")[1])}
-        return {f"{split}{key}": values[key] for split, values in scores.items() for key in ("accuracy", "loss")}
+        scores = {"": quick(train_logits, labels), "val_": quick(val_logits, self._inputs.plain("val")[1])}
+        return {f"{split}{key}": value for split, values in scores.items() for key, value in values.items()}
 
     def _log_at_once(self, name: str, row: dict[str, float]) -> None:
         """Shows the callbacks a head that was solved or made as a stage of one epoch, and records it."""
         import keras
 
         callbacks = keras.callbacks.CallbackList(self._build_callbacks(), model=self.classifier)
+        callbacks.set_params(
+            {"epochs": self._next_epoch + 1, "steps": 1, "moving": self._moved.variables(self.classifier)}
+        )
         callbacks.on_train_begin()
         callbacks.on_epoch_begin(self._next_epoch)
         callbacks.on_epoch_end(self._next_epoch, dict(row))
         callbacks.on_train_end()
         self._record([{"epoch": self._next_epoch, "stage": name, **row}])
 
-    def _fit_head(self, name: str, stage: Stage, optimizer: GradientOptimizer) -> None:
-        size = self.trainer.batch_size
-        train = rows(*self._learned("train"), size, shuffle=self.seed)
-        val = rows(*self._plain("val"), size)
-        self._fit(self.head, train, val, name, stage, optimizer)
-
-    def _fit_classifier(self, name: str, stage: Stage, optimizer: GradientOptimizer) -> None:
-        size, batch = self.image_size, self.trainer.batch_size
-        train = self.data.dataset(self.data.indices("train"), size, batch, shuffle=self.seed)
-        val = self.data.dataset(self.data.indices("val"), size, batch)
-        self._backbone_moved = self._backbone_moved or stage.trains_backbone
-        self._fit(self.classifier, train, val, name, stage, optimizer)
-
-    def _fit(self, model, train, val, name: str, stage: Stage, optimizer: GradientOptimizer) -> None:  # type: ignore[no-untyped-def]
-        with self.run.phase(name):
-            history = self.trainer.fit(
-                model,
-                train,
-                val,
-                optimizer.build(stage.learning_rate),
-                stage=name,
-                epochs=stage.epochs,
-                first_epoch=self._next_epoch,
+    def _fit(
+        self, number: int, name: str, stage: Stage, optimizer: GradientOptimizer, parts: list[Part], only_head: bool
+    ) -> None:
+        """A stage of epochs. `only_head`: on features."""
+        maps = None if only_head else self._maps(stage)
+        policy = "float32" if only_head else precision.choose(self.trainer.precision)
+        whole = distribution.together(self.strategy, self.classifier)
+        with self.run.phase(name), precision.computing_in(policy, self.backbone), whole:
+            feed, step, accumulate = self._ready(stage, optimizer, parts, only_head, maps, policy)
+            rate = float(step.optimizer.learning_rate.numpy())
+            how = f"{stage.epochs} epochs at most on {WHAT[feed.what]}, {type(optimizer).__name__}"
+            self._describe(name, how, parts, rate)
+            if feed.what == "images":
+                self._show(feed)
+            self._backbone_moved = self._backbone_moved or stage.trains_backbone
+            fit = self.fits.get(name, Fit)(
+                name=name,
+                stage=stage,
+                trainer=self.trainer,
+                model=self.head if only_head else self.classifier,
+                step=step,
+                rate=rate,
+                batches=feed.train,
+                batches_per_epoch=feed.num_batches,
+                validate=lambda: self._validate(feed),
                 callbacks=self._build_callbacks(),
+                save=lambda state, whole: self._checkpoint(number, state, whole=whole),
+                moving=self._moved.variables(self.classifier),
+                first_epoch=self._next_epoch,
+                accumulate=accumulate,
+                deadline=self.deadline,
             )
-        self._record(history)
+            state, self._pending = self._pending, None
+            try:
+                rows = fit.run(state)
+            except DivergedError:
+                self._record(fit.rows)
+                raise
+        self._record(rows)
+
+    def _ready(
+        self,
+        stage: Stage,
+        optimizer: GradientOptimizer,
+        parts: Sequence[Part],
+        only_head: bool,
+        maps: FeatureTable | None,
+        policy: str,
+    ) -> tuple[Feed, Step, int]:
+        """What a stage learns from, its step, and how many batches make an update. `trainer.batch_size=auto` halves the
+        batch until it fits into a GPU's memory, and leaves an update as many examples as before."""
+        auto = self.trainer.batch_size == "auto"
+        size, accumulate = 32 if auto else int(self.trainer.batch_size), self.trainer.accumulate
+        learning = [Learning(variable, part.rate) for part in parts for variable in part.learning]
+        while True:
+            feed = self._feed(stage, [item.variable for item in learning], only_head, maps, size)
+            step = Step(
+                feed.forward,
+                learning,
+                [variable for part in parts for variable in part.statistics],
+                optimizer.build(stage.learning_rate),
+                self.trainer.options(loss_scale=policy == "mixed_float16"),
+                self.strategy,
+                accumulates=accumulate > 1,
+            )
+            if not auto or only_head or fits_in_memory(step, feed, self._moved.variables(self.classifier)):
+                self.run.metrics |= {"batch_size": size, "accumulate": accumulate}
+                return feed, step, accumulate
+            size, accumulate = size // 2, 2 * accumulate
+            if not size:
+                raise InputError("trainer.batch_size=auto: not one image fits into the GPU's memory")
+
+    def _feed(
+        self, stage: Stage, learning: Sequence[keras.Variable], only_head: bool, maps: FeatureTable | None, size: int
+    ) -> Feed:
+        assert self.head is not None
+        if only_head:
+            train, val, classes = self._inputs.learned("train"), self._inputs.plain("val"), len(self.data.class_names)
+            return feeds.on_features(self.head, train, val, classes, size, self.seed)
+        below = (self.backbone, self.head, stage.unfreeze, learning)
+        if maps is not None:
+            return feeds.on_maps(*below, maps, self.data, size, self.seed)
+        return feeds.on_images(*below, self.data, size, self.seed, self.threads)
+
+    def _maps(self, stage: Stage) -> FeatureTable | None:
+        """What the blocks below those that learn make of each image, computed once; None where images change from
+        epoch to epoch, where nothing lies below, or where maps would take too much room."""
+        below = stage.unfreeze not in (0, "all") and int(stage.unfreeze) < len(blocks(self.backbone))
+        if not below or not self.data.augment.changes_nothing:
+            return None
+        prefix, _ = split(self.backbone, int(stage.unfreeze))
+        maps = self.features.maps(prefix)
+        if self._moved.touches(self.classifier, prefix):
+            maps = maps.after_training()
+        wanted = self.data.indices("train", "val")
+        room = maps.size_gb(len(wanted))
+        if room > self.features.options.max_map_gb:
+            log.info("%s: they would take %.1f GB, more than features.max_map_gb allows", EVERY_EPOCH, room)
+            return None
+        try:
+            with self.run.phase("features"):
+                maps.hold(wanted)
+        except UnfitError as error:
+            log.info("%s: %s", EVERY_EPOCH, error)
+            return None
+        describe.features(maps.computed, maps.hit, "feature maps")
+        return maps
+
+    def _show(self, feed: Feed) -> None:
+        """Lets the callbacks see what the network will, of two batches: one may be hardly mixed at all."""
+        with closing(feed.train(self._next_epoch, 0)) as batches:
+            some = [(pixels[:8], targets[:8]) for pixels, targets in itertools.islice(batches, 2)]
+        pixels, targets = (np.concatenate(parts) for parts in zip(*some, strict=True))
+        for callback in self.callbacks.values():
+            callback.see(self.run.directory, self._next_epoch, pixels, targets, self.data.class_names)
+
+    def _validate(self, feed: Feed) -> dict[str, float]:
+        with closing(feed.validation()) as batches:
+            logits = np.concatenate([feed.answer(inputs) for inputs, _ in batches])
+        scores = quick(logits, self.data.labels[self.data.indices("val")])
+        return {f"val_{key}": value for key, value in scores.items()}
 
     @property
     def _next_epoch(self) -> int:
         return len(self.run.history)
 
     def _build_callbacks(self) -> list[keras.callbacks.Callback]:
-        return [callback.build(self.run.directory) for callback in self.callbacks.values()]
+        callbacks = [callback.build(self.run.directory) for callback in self.callbacks.values()]
+        return callbacks if self.trial is None else [*callbacks, self.trial.callback(last=self._last)]
 
     def _record(self, history: list[Row]) -> None:
         """Adds a stage to the run's history, and keeps its weights if no stage before was better; of equals the one
-        that has also learned from the validation images."""
+        that has also learned from the validation images. Raises `PrunedError` if the run is a trial that is to end."""
         self.run.history += history
-        self.run.write_history()
+        self.run.write_history(self.run.history)
+        if self.trial is not None:
+            self.trial.check()
         for callback in self.callbacks.values():
-            if isinstance(callback, BestWeights):
+            if isinstance(callback, BestWeights) and history:
                 sign = 1 if direction(callback.monitor) == "min" else -1
                 row = min(history, key=lambda row: sign * row[callback.monitor])
                 value = sign * row[callback.monitor]
-                equal_and_more = self._best is not None and value == self._best[0] and self.held_out is not None
-                if self._best is None or value < self._best[0] or equal_and_more:
-                    self._best = (value, self.classifier.get_weights(), self.held_out)
+                equal_and_more = self._best is not None and value == self._best.value and self.held_out is not None
+                if self._best is None or value < self._best.value or equal_and_more:
+                    self._best = Snapshot(value, self._moved.now(self.classifier), self.held_out)
                     self.run.metrics |= {"best_stage": row["stage"], "best_epoch": row["epoch"]}
+
+    # Checkpoints: the run as it stands in the middle of a stage, or between two
+
+    def _checkpoint(self, number: int, fit: State, *, whole: bool) -> None:
+        """After an epoch, unless epochs are so short that writing would take too much of the time."""
+        if not whole or (time.monotonic() - self._saved) * MOST_WRITING >= self._saving:
+            self._save(number, fit)
+            self.run.write_history([*self.run.history, *fit.facts["rows"]])
+
+    def _save(self, number: int, fit: State | None = None) -> None:
+        """Keeps the run where it stands: at the beginning of stage `number`, or within it, in `fit`."""
+        began = time.monotonic()
+        facts = {
+            "stage": number,
+            "history": self.run.history,
+            "metrics": self.run.metrics,
+            "features": [self.features.computed, self.features.hit],
+            "backbone_moved": self._backbone_moved,
+        }
+        parts = {"run": State(facts, {} if self.held_out is None else {"held_out": self.held_out})}
+        parts["moved"] = State({}, {str(place): value for place, value in self._moved.now(self.classifier).items()})
+        if self._best is not None:
+            parts["best"] = self._best.state()
+        if fit is not None:
+            parts["fit"] = fit
+        self.run.write_checkpoint(State.nested(**parts))
+        self._saved = time.monotonic()
+        self._saving = self._saved - began
+
+    def restore(self, state: State) -> int:
+        """Goes to where a checkpoint was taken; returns the number of the stage to go on with."""
+        parts = {name: state.part(name) for name in state.facts}
+        if isinstance(self.recipe, Probe):  # its layers come from the features
+            self._inputs.prepare(validation=False)
+            features, labels = self._inputs.learned("train")
+            self.head = self.recipe.fit(features, labels, len(self.data.class_names), self._inputs.views)
+            self._classifier = None
+        self._moved.restore(self.classifier, {int(place): v for place, v in parts["moved"].arrays.items()})
+        facts = parts["run"].facts
+        self.run.history = list(facts["history"])
+        self.run.metrics |= facts["metrics"]
+        self.features.computed += facts["features"][0]
+        self.features.hit += facts["features"][1]
+        self.held_out, self._backbone_moved = parts["run"].arrays.get("held_out"), facts["backbone_moved"]
+        self._best = Snapshot.of(parts["best"]) if "best" in parts else None
+        self._pending = parts.get("fit")
+        epochs = len(self.run.history) + (len(self._pending.facts["rows"]) if self._pending else 0)
+        self.run.metrics["resumed_at_epoch"] = epochs
+        return int(facts["stage"])
+
+
+def fits_in_memory(step: Step, feed: Feed, moving: Sequence[keras.Variable]) -> bool:
+    """Whether the gradient of the first batch can be computed; always so where there is no GPU, for the memory that a
+    CPU works in gives no error before it is too late. Of `moving`, what a forward pass moves is put back."""
+    import tensorflow as tf
+
+    if not tf.config.list_physical_devices("GPU"):
+        return True
+    with closing(feed.train(0, 0)) as batches:
+        batch = next(batches)
+    before = [np.array(variable) for variable in moving]
+    try:
+        step.rehearse(batch)
+    except tf.errors.ResourceExhaustedError:
+        return False
+    finally:
+        for variable, value in zip(moving, before, strict=True):
+            variable.assign(value)
+    return True
+
+
+MOST_WRITING = 0.1
+"""The share of the time that checkpoints may take: an epoch of a head is over in milliseconds."""
+EVERY_EPOCH = "frozen blocks run in every epoch, for what they make of images is not kept"
+WHAT = {"features": "features", "maps": "what the frozen blocks made of the images", "images": "images"}

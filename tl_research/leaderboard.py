@@ -5,7 +5,7 @@ It is made from run directories alone: their `status.json`, `metrics.json`, `con
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +22,11 @@ from tl_research.run import Run, as_csv
 # Keys whose values are repetitions of one configuration, not configurations of their own.
 REPEATED = ("seed", "data.fold", "data.split_seed")
 
+NO_CHOICE = ("fresh", "missing_weights")
+"""Keys that say how to run, not what."""
+
+MOST_CHARACTERS = 80  # of a reason; all of it stands below the table
+
 COLUMNS = ("rank", "runs", "val", "val_interval", "test", "test_interval", "against_best", "seconds", "parameters",
            "trainable", "features_computed", "status")  # fmt: skip
 
@@ -34,8 +39,23 @@ class Entry:
     choices: Mapping[str, str]
     state: str
     reason: str | None
+    told: float
+    """When its status was last written, by the clock of the file system, in seconds."""
     monitor: str
     metrics: Mapping[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        """What its phases took together."""
+        return sum(float(value) for key, value in self.metrics.items() if key.startswith("seconds_"))
+
+    @property
+    def label(self) -> str:
+        """Its state, with the reason for any other than `done`: `skipped: no weights`."""
+        if not self.reason:
+            return self.state
+        reason = self.reason.partition(":")[0] if self.state == "skipped" else self.reason
+        return f"{self.state}: {reason}"[:MOST_CHARACTERS]
 
     @property
     def repetition(self) -> tuple[str, ...]:
@@ -54,6 +74,11 @@ class Row:
     def done(self) -> list[Entry]:
         """Its runs that ended as they should."""
         return [entry for entry in self.entries if entry.state == "done"]
+
+    @property
+    def random(self) -> bool:
+        """Whether weights were random for lack of those asked for: such a row is ranked apart."""
+        return any(bool(entry.metrics.get("random_weights")) for entry in self.entries)
 
     def mean(self, metric: str) -> float:
         """Mean of a metric over the runs that have it; NaN for none."""
@@ -93,30 +118,37 @@ def collect(folder: Path) -> list[Entry]:
 
 
 def _entry(run: Run) -> Entry:
-    import yaml
-
-    config: dict[str, Any] = {}
-    overrides: list[str] = []
-    with contextlib.suppress(OSError, yaml.YAMLError):
-        config = yaml.safe_load((run.directory / "config.yaml").read_text()) or {}
-    with contextlib.suppress(OSError, yaml.YAMLError):
-        overrides = yaml.safe_load((run.directory / ".hydra" / "overrides.yaml").read_text()) or []
-    choices = dict(text.lstrip("+~").partition("=")[::2] for text in overrides) or dict(config.get("choices", {}))
-    choices.setdefault("seed", str(config.get("seed", 0)))
+    choices = dict(text.lstrip("+~").partition("=")[::2] for text in run.overrides) or dict(
+        run.config.get("choices", {})
+    )
+    choices = {key: value for key, value in choices.items() if key not in NO_CHOICE}
+    choices.setdefault("seed", str(run.config.get("seed", 0)))
     status = run.status
     return Entry(
         directory=run.directory,
         choices=choices,
         state=status["state"],
         reason=status["reason"],
-        monitor=str(config.get("monitor", "val_accuracy")),
+        told=(run.directory / "status.json").stat().st_mtime,
+        monitor=str(run.config.get("monitor", "val_accuracy")),
         metrics=run.metrics,
     )
 
 
+def titles(entries: Sequence[Entry]) -> list[str]:
+    """What to call each run: the choices that not all have; its directory's name where there are none."""
+    keys = dict.fromkeys(key for entry in entries for key in entry.choices)
+    differ = [key for key in keys if len({entry.choices.get(key) for entry in entries}) > 1]
+    return [
+        " ".join(f"{key}={entry.choices[key]}" for key in differ if key in entry.choices) or entry.directory.name
+        for entry in entries
+    ]
+
+
 @dataclass(frozen=True)
 class Leaderboard:
-    """Rows in order, the best first, those without a number last; `keys` are the keys that differ between them."""
+    """Rows in order, the best first, those with random weights after them, those without a number last; `keys` are the
+    keys that differ between them."""
 
     keys: Sequence[str]
     rows: Sequence[Row]
@@ -134,7 +166,7 @@ class Leaderboard:
         monitor = entries[0].monitor.replace("test_", "val_")
         sign = 1 if direction(monitor) == "min" else -1
         rows = [Row(values, group) for values, group in groups.items()]
-        rows.sort(key=lambda row: (math.isnan(row.mean(monitor)), sign * row.mean(monitor)))
+        rows.sort(key=lambda row: (math.isnan(row.mean(monitor)), row.random, sign * row.mean(monitor)))
         return cls(keys, rows, monitor)
 
     @property
@@ -145,23 +177,25 @@ class Leaderboard:
     def against_best(self, row: Row) -> str:
         """How far a row is from the first, over the repetitions that both have, with the 95 % interval of the
         difference; `*` where that is larger than its noise."""
-        best = {e.repetition: e.metrics.get(self.monitor) for e in self.rows[0].done}
+        best_row = next(other for other in self.rows if other.random is row.random)
+        best = {e.repetition: e.metrics.get(self.monitor) for e in best_row.done}
         pairs = [(e.metrics.get(self.monitor), best.get(e.repetition)) for e in row.done]
         differences = [float(a) - float(b) for a, b in pairs if a is not None and b is not None]
-        if row is self.rows[0] or len(differences) < 2:
+        if row is best_row or len(differences) < 2:
             return ""
         mean, half = float(np.mean(differences)), half_width(differences)
         return f"{mean:+.3f} ± {half:.3f}{' *' if abs(mean) > half else ''}"
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and cells as text."""
+        """Header and cells as text. Rows with random weights have ranks of their own."""
         lines = []
-        for number, row in enumerate(self.rows, 1):
-            states = [entry.state for entry in row.entries]
-            status = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-            seconds = [sum(v for k, v in e.metrics.items() if k.startswith("seconds_")) for e in row.done]
+        ranks = {random: itertools.count(1) for random in (False, True)}
+        for row in self.rows:
+            labels = [entry.label for entry in row.entries]
+            status = ", ".join(f"{labels.count(label)} {label}" for label in dict.fromkeys(labels))
+            seconds = [entry.seconds for entry in row.done]
             lines.append([
-                str(number) if row.done else "",
+                str(next(ranks[row.random])) if row.done else "",
                 *row.values,
                 str(len(row.entries)),
                 *_cells(row, self.monitor),
@@ -170,15 +204,19 @@ class Leaderboard:
                 f"{np.mean(seconds):.1f}" if seconds else "",
                 *(f"{row.mean(key):.0f}" if row.values_of(key) else "" for key in ("num_parameters", "num_trainable")),
                 f"{sum(row.values_of('features_computed')):.0f}",
-                status,
+                f"{status}, random weights" if row.random else status,
             ])  # fmt: skip
         named = {"val": self.monitor, "test": self.test_metric}
         return ["rank", *self.keys, *(named.get(column, column) for column in COLUMNS[1:])], lines
 
     def failures(self) -> list[str]:
         """A line for each run that did not end as it should, with its reason."""
-        entries = [entry for row in self.rows for entry in row.entries if entry.state not in ("done", "running")]
-        return [f"{e.directory.name}: {e.state}: {e.reason or 'no reason given'}" for e in entries]
+        entries = [entry for row in self.rows for entry in row.entries]
+        return [
+            f"{title}: {entry.state}: {entry.reason or 'no reason given'}"
+            for title, entry in zip(titles(entries), entries, strict=True)
+            if entry.state not in ("done", "running")
+        ]
 
     def write(self, folder: Path) -> None:
         """`leaderboard.csv` and `leaderboard.md` in a folder, whole or not at all."""

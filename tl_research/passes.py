@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tl_research.engines import BATCH, Engine
+from tl_research.feature_store import Digests, as_digests
 from tl_research.progress import bar
 
 if TYPE_CHECKING:
@@ -17,6 +19,39 @@ if TYPE_CHECKING:
 
 PLAIN = -1
 """The view that is the image as it is."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """Versions of images: the example's index, the view, and the digest that the version is stored under; `(m,)`,
+    `(m,)`, `(m, 4)`."""
+
+    indices: np.ndarray
+    views: np.ndarray
+    digests: Digests
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @classmethod
+    def of(cls, data: DataModule, indices: np.ndarray, view: int = PLAIN) -> Items:
+        """The same view of some examples."""
+        hashes = [
+            data.digests[i] if view == PLAIN else data.augment.digest(data.digests[i], view) for i in map(int, indices)
+        ]
+        return cls(indices, np.full(len(indices), view), as_digests(hashes))
+
+    def in_parts(self, size: int) -> Iterator[Items]:
+        """The same, so many at a time."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield Items(self.indices[part], self.views[part], self.digests[part])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Items]) -> Items:
+        """All of these, one after the other."""
+        columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("indices", "views", "digests"))
+        return cls(*columns)
 
 
 def view_pixels(data: DataModule, index: int, image_size: int, view: int) -> np.ndarray:

@@ -46,11 +46,19 @@ class Solution:
         return features @ self.kernel + self.bias
 
 
-def solve(features: np.ndarray, labels: np.ndarray, options: LBFGS, seed: int, views: int = 1) -> Solution:
+def solve(
+    features: np.ndarray,
+    labels: np.ndarray,
+    options: LBFGS,
+    seed: int,
+    views: int = 1,
+    groups: np.ndarray | None = None,
+) -> Solution:
     """Fits on features `(n, d)` and labels `(n,)`; every class must occur. Features are centred and divided by one
     number, their root mean variance; that is folded into kernel `(d, k)` and bias `(k,)`, a plain dense layer's.
 
-    With `views` the rows are so many of each image, one after the other, and cross-validation keeps them together.
+    With `views` the rows are so many of each image, one after the other, and cross-validation keeps them together, as
+    it does images of one group (`groups`, one for each image).
 
     One number, not one per feature: a few dozen images tell little of a rarely active feature's spread, and dividing by
     it would make noise as loud as the rest (0.875 against 0.95 test accuracy on 73 photographs).
@@ -62,7 +70,7 @@ def solve(features: np.ndarray, labels: np.ndarray, options: LBFGS, seed: int, v
     coordinates, basis = _span((features - mean) / scale)
     # On small matrices the threads of a BLAS wait for each other ten times longer than they work.
     with threadpool_limits(1 if coordinates.size < SMALL else None, "blas"):
-        choice = Choice(l2=options.l2) if options.l2 else choose_l2(coordinates, labels, options, seed, views)
+        choice = Choice(l2=options.l2) if options.l2 else choose_l2(coordinates, labels, options, seed, views, groups)
         model = _regression(options).set_params(C=1 / (choice.l2 * len(labels)))
         weights, intercept = _fit(model, coordinates, labels)
     kernel = (basis @ weights.T) / scale
@@ -95,12 +103,18 @@ class Choice:
     accuracy: float | None = None
 
 
-def choose_l2(features: np.ndarray, labels: np.ndarray, options: LBFGS, seed: int, views: int = 1) -> Choice:
+def choose_l2(
+    features: np.ndarray,
+    labels: np.ndarray,
+    options: LBFGS,
+    seed: int,
+    views: int = 1,
+    groups: np.ndarray | None = None,
+) -> Choice:
     """The strength with the least log loss of out-of-fold answers. The loss decides, not the accuracy: with a hundred
     images many strengths are equally accurate, few are equally sure. Goes from strong to weak, each fit starting from
     the last, and ends when three in a row were worse."""
     from sklearn.metrics import log_loss
-    from sklearn.model_selection import StratifiedKFold
     from sklearn.utils import resample
 
     if len(labels) > MOST_FOR_CHOOSING:
@@ -113,17 +127,19 @@ def choose_l2(features: np.ndarray, labels: np.ndarray, options: LBFGS, seed: in
         )
         part = _rows(images, views)
         features, labels = features[part], labels[part]
+        groups = None if groups is None else groups[images]
     classes, counts = np.unique(labels[::views], return_counts=True)
     classes, counts = classes[counts > 1], counts[counts > 1]  # of one image nothing can be held out
     if len(classes) < 2:
         return Choice(l2=1.0)  # the middle of the range is what little data tends to choose
     judged = np.isin(labels, classes)
+    groups = None if groups is None else groups[judged[::views]]
     features, labels = features[judged], labels[judged]
-    splitter = StratifiedKFold(min(options.folds, int(counts.min())), shuffle=True, random_state=seed)
-    folds = [
-        (*(_rows(part, views) for part in fold), _regression(options, tol=1e-4))
-        for fold in splitter.split(labels[::views], labels[::views])
-    ]
+    found = _folds(labels[::views], groups, min(options.folds, int(counts.min())), seed)
+    if not found:
+        return Choice(l2=1.0)
+    folds = [(*(_rows(part, views) for part in fold), _regression(options, tol=1e-4)) for fold in found]
+    told = np.sort(np.concatenate([held for _, held, _ in folds]))
     losses: dict[float, float] = {}
     accuracies: dict[float, float] = {}
     for l2 in map(float, STRENGTHS):
@@ -131,12 +147,26 @@ def choose_l2(features: np.ndarray, labels: np.ndarray, options: LBFGS, seed: in
         for train, held, model in folds:
             weights, intercept = _fit(model.set_params(C=1 / (l2 * len(train))), features[train], labels[train])
             logits[held] = features[held] @ weights.T + intercept
-        losses[l2] = float(log_loss(labels, softmax(logits), labels=classes))
-        accuracies[l2] = float(np.mean(classes[logits.argmax(axis=1)] == labels))
+        losses[l2] = float(log_loss(labels[told], softmax(logits[told]), labels=classes))
+        accuracies[l2] = float(np.mean(classes[logits[told].argmax(axis=1)] == labels[told]))
         if min(losses, key=losses.__getitem__) not in list(losses)[-3:]:
             break
     best = min(losses, key=losses.__getitem__)
     return Choice(best, losses, accuracies[best])
+
+
+def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Indices to fit on and to hold out, stratified; with groups only the folds that leave images of every class."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    if groups is None:
+        return list(StratifiedKFold(count, shuffle=True, random_state=seed).split(labels, labels))
+    classes = np.unique(labels)
+    count = min(count, *(len(np.unique(groups[labels == label])) for label in classes))
+    if count < 2:
+        return []
+    folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, groups)
+    return [(rest, held) for rest, held in folds if len(np.unique(labels[rest])) == len(classes) and len(held)]
 
 
 def _rows(images: np.ndarray, views: int) -> np.ndarray:

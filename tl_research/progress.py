@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from typing_extensions import override
 
 T = TypeVar("T")
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
+listeners: list[Callable[[str, float, float | None], None]] = []
+"""Called with what is being done, how much of it is done, and out of how much: how a sweep hears of its jobs."""
+
+
+class _Bar(Progress):
+    """A progress bar that also tells the listeners."""
+
+    @override
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        self._tell(task_id)
+
+    @override
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._tell(task_id)
+
+    def _tell(self, task_id: TaskID) -> None:
+        task = self._tasks[task_id]
+        for listener in listeners:
+            listener(task.description, task.completed, task.total)
+
 
 def bar(*, transient: bool = True) -> Progress:
     """A progress bar with counts, elapsed and remaining time; draws nothing unless standard error is a terminal."""
-    return Progress(
+    return _Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),

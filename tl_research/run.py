@@ -6,25 +6,50 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import os
 import platform
-import sys
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tl_research import checkpoint
 from tl_research.atomic import write_atomically
 from tl_research.data.decode import Resize
 from tl_research.errors import InputError
+from tl_research.lock import Lock, hold, is_held
 
 if TYPE_CHECKING:
     import keras
 
-State = Literal["running", "done", "failed", "interrupted"]
+log = logging.getLogger(__name__)
+
+State = Literal["running", "done", "failed", "diverged", "skipped", "pruned", "interrupted"]
+
+Existing = Literal["refuse", "resume", "replace"]
+
+FILES = (
+    "status.json",
+    "config.yaml",
+    "metrics.json",
+    "classes.json",
+    "history.csv",
+    "predictions.csv",
+    "validation.csv",
+    "set_aside.csv",
+    "mistakes.json",
+    "model.keras",
+    ".unfinished.keras",
+    "tensorboard",
+    "checkpoints",
+)
+"""All that a run writes. What else lies in its directory is not ours to remove."""
 
 
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -36,14 +61,21 @@ def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
+_PACKAGES = {name: (name,) for name in ("tensorflow", "keras", "numpy", "pillow", "scikit-learn", "openvino")} | {
+    "tensorflow": ("tensorflow", "tensorflow-cpu", "tf-nightly")
+}
+
+
 def versions() -> dict[str, str]:
-    """Versions of what can change a number, for the record."""
-    found = {"version_python": platform.python_version()}
-    for package in ("tl_research", "tensorflow", "keras", "numpy", "pillow", "scikit-learn"):
-        try:
-            found[f"version_{package}"] = version(package)
-        except PackageNotFoundError:  # a clone that was never installed, or a package of another name: tensorflow-cpu
-            found[f"version_{package}"] = getattr(sys.modules.get(package), "__version__", "unknown")
+    """Versions of what can change a number, for the record; nothing is imported."""
+    from tl_research import __version__  # which imports this module
+
+    found = {"version_python": platform.python_version(), "version_tl_research": __version__}
+    for package, distributions in _PACKAGES.items():
+        found[f"version_{package}"] = "unknown"
+        for distribution in distributions:
+            with contextlib.suppress(PackageNotFoundError):
+                found[f"version_{package}"] = version(distribution)
     return found
 
 
@@ -58,26 +90,44 @@ class Run:
     directory: Path
     metrics: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    kept: bool = False
+    """Whether it is an earlier one that is done, of which nothing has been touched."""
+    resumes: bool = False
+    """Whether it is an earlier one that has not come to its end, and may go on from its last checkpoint."""
+    _identity: str | None = None
+    _lock: Lock | None = None
 
     @classmethod
-    def claim(cls, directory: Path) -> Run:
-        """Takes a directory for one run, by creating its `status.json` exclusively.
+    def claim(cls, directory: Path, existing: Existing = "refuse") -> Run:
+        """Takes a directory for one run, by the lock on its `.lock`, until `close` or the end of the process.
+
+        Args:
+            directory: made if need be.
+            existing: what if there is a run in it already: `refuse`; `resume`: one that is done is `kept`, any other
+                `resumes`; `replace`: it is begun anew in any case.
 
         Raises:
-            InputError: there is a run already, or the folder cannot be written.
+            InputError: there is a run already, another process is at work in it, or the folder cannot be written.
         """
         run = cls(directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            with (directory / "status.json").open("x"):
-                pass
+            run._lock = hold(directory / ".lock")
+            there = (directory / "status.json").exists()
         except OSError as error:
-            if isinstance(error, FileExistsError) and directory.is_dir():
-                why = "there is a run in it already; name another directory"
-            else:
-                why = f"cannot be written ({error.strerror})"
-            raise InputError(f"hydra.run.dir={directory}: {why}") from None
-        run.set_status("running")
+            raise InputError(f"hydra.run.dir={directory}: cannot be written ({error.strerror})") from None
+        if there and existing == "refuse":
+            run.close()
+            raise InputError(f"hydra.run.dir={directory}: there is a run in it already; name another directory")
+        if run._lock is None:
+            raise InputError(f"hydra.run.dir={directory}: another process is at work in it")
+        if there and existing == "resume":
+            run.kept = run.status["state"] == "done"
+            run.resumes = not run.kept
+        else:
+            run._begin()
+        if run.resumes:
+            run.set_status("running")
         return run
 
     @classmethod
@@ -86,25 +136,91 @@ class Run:
         directory = Path(directory).expanduser()
         if not (directory / "status.json").is_file():
             raise InputError(f"{directory}: not a run directory (it has no status.json)")
-        metrics = directory / "metrics.json"
-        return cls(directory, json.loads(metrics.read_text()) if metrics.is_file() else {})
+        run = cls(directory)
+        run._read_metrics()
+        return run
+
+    @classmethod
+    def record_death(cls, directory: Path, state: State, reason: str) -> None:
+        """For whoever started a process: how the run ended that it could not end itself."""
+        directory.mkdir(parents=True, exist_ok=True)
+        cls(directory).set_status(state, reason)
+
+    def identify(self, identity: str) -> bool:
+        """Says which job this is. True if the run that was kept is this very job, whose metrics it then has; a run kept
+        of another, or one to be resumed that has no checkpoint of this job, is begun anew."""
+        self._identity = identity
+        if self.kept:
+            if self.status.get("identity") == identity:
+                self._read_metrics()
+                return True
+            log.info("%s: data, weights or code have changed since it was done; it runs again", self.directory)
+            self._begin()
+        elif self.resumes and self.read_checkpoint() is None:
+            if self.status.get("identity") not in (None, identity):
+                log.info("%s: data, weights or code have changed since; it begins anew", self.directory)
+            self._begin()
+        self.set_status("running", identity=identity)
+        return False
+
+    def close(self) -> None:
+        """Lets others have the directory."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _begin(self) -> None:
+        for name in FILES:
+            if name == "config.yaml":  # it is about to be written anew, and without it nobody could go on
+                continue
+            path = self.directory / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        self.kept = self.resumes = False
+        self.set_status("running")
+
+    def _read_metrics(self) -> None:
+        path = self.directory / "metrics.json"
+        self.metrics = json.loads(path.read_text()) if path.is_file() else {}
 
     @property
     def status(self) -> dict[str, Any]:
-        """The content of `status.json`: `state`, `reason`, `pid`, `started`, `ended`. A run whose process has died
-        reads as interrupted."""
-        found = json.loads((self.directory / "status.json").read_text() or '{"state": "interrupted"}')
-        if found["state"] == "running" and found.get("host") == platform.node() and not _alive(found["pid"]):
+        """The content of `status.json`: `state`, `reason`, `pid`, `started`, `ended`, `identity`. A run whose process
+        has died reads as interrupted."""
+        found = self._stored_status()
+        if found["state"] == "running" and not self._at_work(found):
             found |= {"state": "interrupted", "reason": "its process ended without a word"}
         return found
 
-    def set_status(self, state: State, reason: str | None = None) -> None:
+    def _stored_status(self) -> dict[str, Any]:
+        nothing = {"state": "interrupted", "reason": None}
+        with contextlib.suppress(FileNotFoundError):
+            return nothing | json.loads((self.directory / "status.json").read_text() or "{}")
+        return nothing
+
+    def _at_work(self, status: Mapping[str, Any]) -> bool:
+        try:
+            return is_held(self.directory / ".lock")
+        except OSError:  # a run without a lock, or a file system without locks
+            return status.get("host") != platform.node() or _alive(status["pid"])
+
+    def set_status(self, state: State, reason: str | None = None, identity: str | None = None) -> None:
         """Records where the run stands. Never raises for a full disk: the error that it would hide matters more."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        before = self._stored_status()
+        status = {
+            "state": state,
+            "reason": reason,
+            "pid": os.getpid() if state == "running" else before.get("pid", os.getpid()),
+            "host": platform.node() if state == "running" else before.get("host", platform.node()),
+            "started": before.get("started", now),
+            "ended": None if state == "running" else now,
+            "identity": identity or before.get("identity"),
+        }
         path = self.directory / "status.json"
-        started = json.loads(path.read_text() or "{}").get("started", now)
-        status = {"state": state, "reason": reason, "pid": os.getpid(), "host": platform.node(), "started": started}
-        text = json.dumps(status | {"ended": None if state == "running" else now}, indent=2) + "\n"
+        text = json.dumps(status, indent=2) + "\n"
         try:
             write_atomically(path, text)
         except OSError:  # on a full disk there is no room for a second file, but the first has its place
@@ -135,11 +251,22 @@ class Run:
         """A CSV file of the run."""
         write_atomically(self.directory / name, as_csv(header, rows))
 
-    def write_history(self) -> None:
+    def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
         """`history.csv`: one row per epoch over all stages."""
-        header = list(dict.fromkeys(key for row in self.history for key in row))
-        rows = [[row.get(key, "") for key in header] for row in self.history]
-        self.write_csv("history.csv", header, rows)
+        header = list(dict.fromkeys(key for row in history for key in row))
+        self.write_csv("history.csv", header, [[row.get(key, "") for key in header] for row in history])
+
+    def write_checkpoint(self, state: checkpoint.State) -> None:
+        """Keeps all that it takes to go on from here."""
+        checkpoint.write(self.directory / "checkpoints", state, {"identity": self._identity})
+
+    def read_checkpoint(self) -> checkpoint.State | None:
+        """The last one of this very job, if there is one."""
+        return checkpoint.read(self.directory / "checkpoints", {"identity": self._identity})
+
+    def drop_checkpoints(self) -> None:
+        """A run that has come to its end needs them no more."""
+        shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
 
     def write_model(self, model: keras.Model) -> None:
         """`model.keras`, under its name only once it is whole."""
@@ -150,13 +277,30 @@ class Run:
         finally:
             temporary.unlink(missing_ok=True)
 
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration; empty if it was not written, or cannot be read."""
+        found = self._yaml("config.yaml")
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def overrides(self) -> list[str]:
+        """What the command said, beside the defaults, as Hydra notes it."""
+        found = self._yaml(".hydra/overrides.yaml")
+        return [str(override) for override in found] if isinstance(found, list) else []
+
+    def _yaml(self, name: str) -> Any:
+        import yaml
+
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+            return yaml.load((self.directory / name).read_text(), loader)
+        return None
+
     @property
     def resize(self) -> Resize:
         """How the run brought images to the network's size."""
-        import yaml
-
-        config = yaml.safe_load((self.directory / "config.yaml").read_text()) or {}
-        return config.get("data", {}).get("resize", "squash")
+        return self.config.get("data", {}).get("resize", "squash")
 
     def class_names(self) -> list[str]:
         """The classes in the order of the model's logits. Raises `InputError` for a run that did not get that far."""

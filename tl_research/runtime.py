@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
-import logging
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 from tl_research.errors import InputError
@@ -50,10 +51,34 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
+@contextlib.contextmanager
+def import_path() -> Iterator[None]:
+    """Python processes that are started meanwhile can import us, installed or not, from whatever folder."""
+    before = os.environ.get("PYTHONPATH")
+    root = str(Path(__file__).parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *([before] if before else [])])
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+def print_to(path: Path) -> None:
+    """What this process prints from now on goes to the end of a file, with room for wide tables."""
+    os.environ["COLUMNS"] = "160"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with path.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
 def leave(status: int) -> NoReturn:
     """Ends the process at once. Python would first take TensorFlow apart, object by object, for a second; all files of
     ours are closed by now."""
-    logging.shutdown()
+    atexit._run_exitfuncs()  # temporary files of TensorFlow's and of the sweep's server; logs are flushed
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # whoever read it has gone
             stream.flush()
@@ -71,6 +96,7 @@ def start(threads: int | None = None, deterministic: bool = False) -> int:
         if first:
             gc.collect()
         import tensorflow as tf
+        from threadpoolctl import threadpool_limits
 
         if first:
             gc.freeze()  # what the import has made stays; later collections need not look at it
@@ -87,6 +113,7 @@ def start(threads: int | None = None, deterministic: bool = False) -> int:
                     f"threads; start a new process (in a notebook: restart the kernel)"
                 ) from None
             wanted = running or wanted
+    threadpool_limits(wanted)  # BLAS has counted cores when it was loaded, which may have been before they were divided
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     return wanted
@@ -96,6 +123,8 @@ def fresh(seed: int) -> None:
     """Forgets the models and names that Keras has given in this process, and seeds: what is built next does not depend
     on what was built before."""
     import keras
+    import tensorflow as tf
 
-    keras.utils.clear_session(free_memory=False)
+    if not tf.distribute.has_strategy():  # whose scope would be forgotten, too; `distribution.devices` did this before
+        keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(seed)

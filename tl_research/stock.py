@@ -15,6 +15,7 @@ import numpy as np
 
 from tl_research.errors import InputError
 from tl_research.feature_store import ENTRY, Shard
+from tl_research.lock import is_held
 
 
 @dataclass
@@ -101,7 +102,15 @@ def prune(root: Path, max_bytes: float, unused_since: float = float("inf")) -> i
                 rows.unlink()
     for folder in {index.parent for _, _, index in shards} | {about.parent for about in root.glob("*/about.json")}:
         if not any(folder.glob("*.index")) and not any(folder.glob("*.rows")):
-            (folder / "about.json").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+            _remove_empty(folder)
     return freed
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes what is left of a store without rows, unless somebody is about to compute some."""
+    with contextlib.suppress(OSError):
+        if any(is_held(path) for path in folder.glob("*.claims")):
+            return
+        for path in (*folder.glob("*.claims"), folder / "claims.lock", folder / "about.json"):
+            path.unlink(missing_ok=True)
+        folder.rmdir()

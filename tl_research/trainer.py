@@ -1,91 +1,257 @@
-"""Trainer: compiles and fits one stage."""
+"""Trainer: fits one stage, epoch after epoch, from its beginning or from where a checkpoint left it."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
+from pydantic import Field
+
+from tl_research.checkpoint import State
+from tl_research.distribution import Distribution, agreed
+from tl_research.errors import DivergedError
+from tl_research.precision import Precision
 from tl_research.progress import bar
-from tl_research.recipe import Positive, recipe
+from tl_research.recipe import Positive, Rate, Share, recipe
+from tl_research.schedule import Plateau, factor
+from tl_research.step import Step, StepOptions
 
 if TYPE_CHECKING:
     import keras
-    import tensorflow as tf
+
+    from tl_research.data.stream import Batch
+    from tl_research.transfer import Stage
 
 Row = dict[str, Any]
 
 
 @recipe
 class Trainer:
-    """How every stage is fitted."""
+    """How every stage is fitted.
 
-    batch_size: Positive = 32
+    An update sees `batch_size` examples, `accumulate` times, whose gradients are summed before it; `auto` is 32,
+    divided where a GPU's memory is too small. `clip_norm` bounds the length of the gradient. `ema` trains on, and
+    ends on, an exponential moving average of the weights that keeps so much of itself at each update. `precision` is
+    what layers compute in; weights stay float32. `time_limit` minutes after its beginning a run trains no longer. A
+    checkpoint is written after every epoch, and within one every `checkpoint_minutes`.
+    """
 
-    def fit(
-        self,
-        model: keras.Model,
-        train: tf.data.Dataset,
-        val: tf.data.Dataset,
-        optimizer: keras.Optimizer,
-        *,
-        stage: str,
-        epochs: int,
-        first_epoch: int,
-        callbacks: Sequence[keras.callbacks.Callback],
-    ) -> list[Row]:
-        """Fits `model` (inputs -> logits) with cross-entropy and returns a row per epoch.
+    batch_size: Positive | Literal["auto"] = 32
+    accumulate: Positive = 1
+    clip_norm: Rate | None = None
+    label_smoothing: Share = 0.0
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    precision: Precision = "auto"
+    distribution: Distribution = "none"
+    time_limit: Rate | None = None
+    checkpoint_minutes: Rate | None = 10.0
 
-        Set what is trainable before: Keras reads it at compile, which is here, and ignores later changes.
+    def options(self, *, loss_scale: bool = False) -> StepOptions:
+        """Those of a step."""
+        return StepOptions(self.clip_norm, self.label_smoothing, self.ema, loss_scale)
+
+
+@dataclass
+class Fit:
+    """One stage being fitted.
+
+    `batches(epoch, skip)` gives an epoch's, from one on; epochs are counted over all stages. `validate` gives the
+    numbers of the weights as they are, named `val_...`. `moving` is what of the classifier may change. `save(state,
+    whole)` keeps what `run` can go on from; `whole` tells that an epoch is over. `deadline` is when to end, as
+    `time.monotonic` counts.
+    """
+
+    name: str
+    stage: Stage
+    trainer: Trainer
+    model: keras.Model
+    step: Step
+    rate: float
+    batches: Callable[[int, int], Iterator[Batch]]
+    batches_per_epoch: int
+    validate: Callable[[], Mapping[str, float]]
+    callbacks: Sequence[keras.callbacks.Callback]
+    save: Callable[[State, bool], None]
+    moving: Sequence[keras.Variable]
+    first_epoch: int = 0
+    accumulate: int = 1
+    deadline: float = math.inf
+    rows: list[Row] = field(default_factory=list)
+    _epoch: int = 0
+    _done: int = 0
+    """Updates in the epoch under way."""
+    _sums: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    """Loss, right answers, examples of the epoch under way."""
+    _times: np.ndarray = field(default_factory=lambda: np.zeros(2))
+    """Seconds of the epoch under way, and those of them spent waiting for images."""
+    _plateau: Plateau = field(default_factory=Plateau)
+    _stopped: bool = False
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """How many updates an epoch makes."""
+        return -(-self.batches_per_epoch // self.accumulate)
+
+    def run(self, state: State | None = None) -> list[Row]:
+        """Fits, from where `state` was taken if there is one; a row for each epoch.
+
+        Raises:
+            DivergedError: the loss is no number. The model is then as good as the callbacks could leave it.
         """
         import keras
 
-        model.compile(
-            optimizer=optimizer,
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-            jit_compile=False,  # on a CPU XLA makes depthwise convolutions eight times slower
-        )
-        recorder = _recorder(stage, epochs)
-        model.fit(
-            train,
-            validation_data=val,
-            initial_epoch=first_epoch,
-            epochs=first_epoch + epochs,
-            callbacks=[recorder, *callbacks],
-            shuffle=False,  # the datasets shuffle
-            verbose=0,
-        )
-        return list(recorder.rows)
+        callbacks = keras.callbacks.CallbackList(list(self.callbacks), model=self.model)
+        epochs = self.first_epoch + self.stage.epochs
+        callbacks.set_params({"epochs": epochs, "steps": self.updates_per_epoch, "moving": self.moving})
+        self.model.stop_training = False
+        callbacks.on_train_begin()
+        if state is not None:
+            self._restore(state)
+        total = self.stage.epochs * self.updates_per_epoch
+        try:
+            with bar() as progress:
+                task = progress.add_task(f"stage {self.name}", total=total)
+                progress.update(task, completed=self._epoch * self.updates_per_epoch + self._done)
+                while self._epoch < self.stage.epochs and not self._stopped:
+                    self._one_epoch(callbacks, lambda told: progress.update(task, advance=1, description=told))
+        except DivergedError:
+            callbacks.on_train_end()
+            raise
+        self._settle()
+        callbacks.on_train_end()
+        return self.rows
 
+    def _one_epoch(self, callbacks: Any, advance: Callable[[str], None]) -> None:
+        number = self.first_epoch + self._epoch
+        if not self._done:
+            callbacks.on_epoch_begin(number)
+        self._train(number, callbacks, advance)
+        with self._averaged():
+            row = self._row(number, agreed(self.step.strategy, self.validate()))
+            if not math.isfinite(row["val_loss"]):  # the last update's own loss is that of the weights before it
+                raise DivergedError(self.name, number, self._done, row["learning_rate"])
+            self._plateau.told(row["val_loss"])
+            logs = {key: value for key, value in row.items() if key not in ("epoch", "stage")}
+            callbacks.on_epoch_end(number, logs)
+        self.rows.append(row)
+        self._epoch, self._done, self._sums, self._times = self._epoch + 1, 0, np.zeros(3), np.zeros(2)
+        stops = self.model.stop_training or time.monotonic() > self.deadline
+        self._stopped = agreed(self.step.strategy, {"stops": stops})["stops"] > 0
+        self.save(self._state(), True)
 
-def _recorder(stage: str, epochs: int) -> Any:
-    import keras
+    def _train(self, number: int, callbacks: Any, advance: Callable[[str], None]) -> None:
+        """The updates that are left of an epoch."""
+        saved = time.monotonic()
+        began, before, waited = time.perf_counter(), self._times, 0.0
+        pending: Any = None
+        batches = self.batches(number, self._done * self.accumulate)
+        with closing(batches):  # type: ignore[type-var]
+            while True:
+                asked = time.perf_counter()
+                group = list(itertools.islice(batches, self.accumulate))
+                waited += time.perf_counter() - asked
+                if not group:
+                    break
+                callbacks.on_train_batch_begin(self._done)
+                rate = self._rate(self._done)
+                told = (*self.step(group, rate), sum(len(inputs) for inputs, _ in group), rate)
+                # The update before is read only now: a GPU has begun the next meanwhile.
+                self._count(pending)
+                pending = told
+                callbacks.on_train_batch_end(self._done)
+                self._done += 1
+                advance(self._told())
+                if time.monotonic() - saved > 60 * (self.trainer.checkpoint_minutes or math.inf):
+                    self._count(pending)
+                    pending, saved = None, time.monotonic()
+                    self._times = before + np.array([time.perf_counter() - began, waited])
+                    self.save(self._state(), False)
+        self._count(pending)
+        self._times = before + np.array([time.perf_counter() - began, waited])
 
-    class Recorder(keras.callbacks.Callback):
-        """Keeps each epoch's row, adds rate and seconds to what the callbacks after it see, and draws the bar."""
+    def _rate(self, number: int) -> float:
+        """The learning rate of an update of the epoch under way."""
+        step = self._epoch * self.updates_per_epoch + number
+        total = self.stage.epochs * self.updates_per_epoch
+        share = factor(self.stage.schedule, step, total, self.stage.warmup)
+        return self.rate * share * (self._plateau.factor if self.stage.schedule == "plateau" else 1.0)
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.rows: list[Row] = []
-            self.bar = bar()
-            self.task = self.bar.add_task(f"stage {stage}", total=epochs)
+    def _count(self, told: Any) -> None:
+        if told is None:
+            return
+        loss, right, count, rate = float(told[0]), float(told[1]), told[2], told[3]
+        if not math.isfinite(loss):
+            raise DivergedError(self.name, self.first_epoch + self._epoch, self._done, rate)
+        self._sums += (loss, right, count)
 
-        def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-            self.bar.start()
+    def _told(self) -> str:
+        last = f"  val accuracy {self.rows[-1]['val_accuracy']:.3f}" if self.rows else ""
+        loss = f"  loss {self._sums[0] / self._sums[2]:.3f}" if self._sums[2] else ""
+        return f"stage {self.name}{loss}{last}"
 
-        def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-            self.began = time.perf_counter()
+    def _row(self, number: int, validated: Mapping[str, float]) -> Row:
+        loss, right, count = self._sums.tolist()
+        seconds, waited = self._times.tolist()
+        return {
+            "epoch": number,
+            "stage": self.name,
+            "loss": loss / count,
+            "accuracy": right / count,
+            **validated,
+            "learning_rate": self._rate(self._done - 1),
+            "seconds": seconds,
+            "data_wait": waited / seconds if seconds else 0.0,
+        }
 
-        def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-            assert logs is not None
-            logs["learning_rate"] = float(self.model.optimizer.learning_rate)
-            logs["seconds"] = time.perf_counter() - self.began
-            self.rows.append({"epoch": epoch, "stage": stage, **logs})
-            told = f"stage {stage}  loss {logs['loss']:.3f}  val accuracy {logs['val_accuracy']:.3f}"
-            self.bar.update(self.task, advance=1, description=told)
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The weights are their moving averages inside, if there are any."""
+        kept = [variable.numpy() for variable in self.step.averaged]
+        self._settle()
+        yield
+        for variable, value in zip(self.step.averaged, kept, strict=True):
+            variable.assign(value)
 
-        def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-            self.bar.stop()
+    def _settle(self) -> None:
+        for variable, average in zip(self.step.averaged, self.step.averages, strict=True):
+            variable.assign(average)
 
-    return Recorder()
+    # What a checkpoint holds of it, beside the classifier's own variables
+
+    def _state(self) -> State:
+        arrays = {f"step/{i}": variable.numpy() for i, variable in enumerate(self.step.variables)}
+        told: dict[str, Any] = {}
+        for number, callback in enumerate(self.callbacks):
+            if hasattr(callback, "get_state"):
+                told[str(number)], found = callback.get_state()
+                arrays |= {f"callback/{number}/{i}": array for i, array in enumerate(found)}
+        facts = {
+            "epoch": self._epoch,
+            "done": self._done,
+            "sums": self._sums.tolist(),
+            "times": self._times.tolist(),
+            "plateau": asdict(self._plateau),
+            "stopped": self._stopped,
+            "rows": self.rows,
+            "callbacks": told,
+        }
+        return State(facts, arrays)
+
+    def _restore(self, state: State) -> None:
+        facts = state.facts
+        self._epoch, self._done, self._stopped = facts["epoch"], facts["done"], facts["stopped"]
+        self._sums, self._times = np.array(facts["sums"]), np.array(facts["times"])
+        self._plateau, self.rows = Plateau(**facts["plateau"]), list(facts["rows"])
+        for i, variable in enumerate(self.step.variables):
+            variable.assign(state.arrays[f"step/{i}"])
+        for number, callback in enumerate(self.callbacks):
+            if str(number) in facts["callbacks"]:
+                names = sum(key.startswith(f"callback/{number}/") for key in state.arrays)
+                found = [state.arrays[f"callback/{number}/{i}"] for i in range(names)]
+                callback.set_state(facts["callbacks"][str(number)], found)

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from tl_research.classifier import BatchNorm
+from pydantic import Field
+
+from tl_research.classifier import BatchNorm, Parameters
 from tl_research.optimizer import Adam, GradientOptimizer, Optimizer
-from tl_research.recipe import Count, Positive, Rate, recipe
+from tl_research.recipe import Count, Positive, Rate, Share, recipe
+from tl_research.schedule import ScheduleName
 
 Unfreeze = Count | Literal["all"]
 
 
 @recipe
 class Stage:
-    """One fit. The head always learns; of the backbone, `unfreeze` blocks from the top do (0 none, `all` everything).
+    """One fit. The head always learns; of the backbone, `unfreeze` blocks from the top do (0 none, `all` everything),
+    and of these the `parameters`: `all`, or only `batch_norm` (gamma and beta) or `bias` (beta too).
 
     `epochs` counts at most, early stopping may end it sooner; a head solved by `optimizer=lbfgs` has none.
-    `learning_rate`, `optimizer` and `bn` are the run's unless given here. `random_weights` makes the run start from
-    random weights, whatever `backbone.weights` says.
+    `learning_rate`, `optimizer` and `bn` are the run's unless given here. The rate follows `schedule` after a linear
+    `warmup` over that share of the stage's steps, and is multiplied by `layer_decay` for each block further from the
+    head (Howard & Ruder 2018, arXiv 1801.06146). `random_weights` makes the run start from random weights, whatever
+    `backbone.weights` says.
     """
 
     epochs: Positive
     unfreeze: Unfreeze = 0
+    parameters: Parameters = "all"
     learning_rate: Rate | None = None
+    schedule: ScheduleName = "constant"
+    warmup: Share = 0.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     optimizer: Optimizer | None = None
     bn: BatchNorm | None = None
     random_weights: bool = False

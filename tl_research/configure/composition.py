@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -29,6 +31,9 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 CONF = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (p / "config.yaml").is_file())
 """In the wheel `conf/` lies inside the package, in a clone beside it."""
 
+_EXTRAS = {"ray_launcher": "ray", "submitit_launcher": "slurm"}
+"""The extra that brings a plugin, which is one whose `_target_` has this in it."""
+
 _PATHS = ("data.root", "data.archive", "data.cache", "backbone.weights", "features.store")
 
 
@@ -44,7 +49,10 @@ def hydra(config_dir: str | Path | None = None) -> Iterator[Hydra]:
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        yield Hydra.create_main_hydra2("train", search_path)
+        with warnings.catch_warnings():
+            # Ours is merged with the one that a plugin has under the same name (ray), which checks its types: welcome.
+            warnings.filterwarnings("ignore", "(?s).*is validated against ConfigStore schema")
+            yield Hydra.create_main_hydra2("train", search_path)
     finally:
         GlobalHydra.instance().clear()
         if outer is not None:
@@ -54,11 +62,38 @@ def hydra(config_dir: str | Path | None = None) -> Iterator[Hydra]:
 def build(cfg: DictConfig) -> Experiment:
     """Instantiates a composed config. Raises `InputError` naming the key, its value, and what it may be."""
     config, choices, directory = _resolve(cfg)
+    return replace(make(config, cfg), config={**config, "choices": choices}, directory=directory)
+
+
+def make(config: dict[str, Any], cfg: DictConfig) -> Experiment:
+    """Instantiates a resolved config; `cfg` is where its keys come from. Raises `InputError` as `build`."""
     try:
-        experiment = instantiate(OmegaConf.create(config), _convert_="all")
+        experiment: Experiment = instantiate(OmegaConf.create(config), _convert_="all")
     except InstantiationException as error:
         raise _say(error, cfg) from None
-    return replace(experiment, config={**config, "choices": choices}, directory=directory)
+    return experiment
+
+
+def check_plugins(cfg: DictConfig) -> None:
+    """Looks whether a sweep's launcher and sweeper are installed and, where they are ours, would take their keys.
+    Raises `InputError` naming the key, or the extra to install."""
+    for group in ("launcher", "sweeper"):
+        config = OmegaConf.to_container(cfg.hydra[group], resolve=True)
+        assert isinstance(config, dict)
+        target = str(config["_target_"])
+        plugin = Plugins.instance().class_name_to_class.get(target)
+        if plugin is None:
+            extra = next((extra for part, extra in _EXTRAS.items() if part in target), None)
+            how = f'pip install "tl_research[{extra}]"' if extra else f"install the package with {target}"
+            option = f"hydra/{group}={cfg.hydra.runtime.choices[f'hydra/{group}']}"
+            raise InputError(f"{option} is an extra that is not installed: {how}")
+        keys = getattr(plugin, "recipe", None)
+        if keys is not None:
+            node = OmegaConf.create({"hydra": {group: {**config, "_target_": f"{keys.__module__}.{keys.__name__}"}}})
+            try:
+                instantiate(node.hydra[group])
+            except InstantiationException as error:
+                raise _say(error, node) from None
 
 
 def _resolve(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, str], str | None]:

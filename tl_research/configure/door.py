@@ -5,40 +5,39 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import shutil
 import signal
 import sys
 import warnings
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import hydra as hydra_library
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tl_research import describe
+from tl_research.configure import jobs, places, resume, worker  # noqa: F401 - places registers job_dir
+from tl_research.configure.check import check
 from tl_research.configure.composition import CONF, build, hydra
 from tl_research.configure.explain import compose_config
+from tl_research.configure.jobs import Command
 from tl_research.configure.quote import quote
-from tl_research.errors import InputError
-from tl_research.leaderboard import Leaderboard, collect
+from tl_research.distribution import LostError
+from tl_research.errors import DivergedError, InputError
+from tl_research.lock import hold
 from tl_research.run import Run
 
 if TYPE_CHECKING:
     from tl_research.experiment import Experiment
 
-log = logging.getLogger(__name__)
-
-Command = Literal["train", "extract"]
-
+LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"  # as in conf/config.yaml
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -65,6 +64,8 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     Raises:
         InputError: an unknown key or option, or a value out of range; the message names it.
     """
+    if resume.asked(overrides):
+        return resume.resumed(overrides)
     with hydra(config_dir) as composer:
         return build(compose_config(composer, [quote(override) for override in overrides]))
 
@@ -84,10 +85,14 @@ def main(command: Command = "train") -> int:
         return _main(command)
     except InputError as error:
         return _told(str(error), BAD_INPUT)
+    except ExceptionGroup as group:
+        return _told("\n".join(map(str, group.exceptions)), BAD_INPUT)
     except HydraException as error:
         return _told(str(error).splitlines()[0], BAD_INPUT)
-    except KeyboardInterrupt:
-        return _told("interrupted", INTERRUPTED)
+    except LostError as error:
+        return _told(str(error), FAILED)
+    except KeyboardInterrupt as error:
+        return _told(str(error) or "interrupted", INTERRUPTED)
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
@@ -113,119 +118,88 @@ def _main(command: Command) -> int:
     parser = _Parser(parents=[get_args_parser()], add_help=False)
     options = parser.parse_intermixed_args()
     flags = [argument for argument in sys.argv[1:] if argument not in options.overrides]
+    with worker.quiet_if_beside(options):
+        return _command(command, options, flags)
+
+
+def _command(command: Command, options: Namespace, flags: list[str]) -> int:
+    if resume.asked(options.overrides):
+        if command != "train" or options.multirun:
+            raise InputError("resume goes on with one run of `train`; the same command goes on with a sweep")
+        return _resume(options.overrides)
     options.overrides = [quote(override, sweep=options.multirun) for override in options.overrides]
-    sys.argv[1:] = [*flags, *options.overrides]  # Hydra itself takes them in this order only
     if options.config_path:
         raise InputError("--config-path: the configuration is conf/; --config-dir adds a folder with your own groups")
     if sum(map(bool, (options.run, options.multirun, options.cfg, options.info, options.shell_completion))) > 1:
         raise InputError("give one of --run, --multirun, --cfg, --info and --shell-completion")
+    folder = None
     if not (options.help or options.hydra_help or options.info or options.shell_completion):
-        _check(options)
-    failures: list[tuple[str, Exception]] = []
-    sweeps: set[Path] = set()
-    run = hydra_library.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    run(_job(command, failures, sweeps))()
-    if failures and not options.multirun:
-        raise failures[0][1]
-    if options.multirun and command == "train":
-        _rank(sweeps, show=True)
-    for job, error in failures:
-        print(f"{job}: {error if isinstance(error, InputError) else repr(error)}", file=sys.stderr)  # noqa: T201
-    return FAILED if failures else 0
+        folder = check(command, options)
+        if folder is not None:
+            kept = [override for override in options.overrides if not override.startswith("hydra.sweep.dir=")]
+            options.overrides = [*kept, quote(f"hydra.sweep.dir={folder}")]
+    sys.argv[1:] = [*flags, *options.overrides]  # Hydra itself takes them in this order only
+    if folder is not None:
+        return _sweep(command, folder)
+    _once(jobs.COMMANDS[command])
+    return 0
 
 
-def _job(command: Command, failures: list[tuple[str, Exception]], sweeps: set[Path]) -> Callable[[DictConfig], float]:
-    """The task that Hydra calls for each job. In a sweep one failed job does not end the others, and after each the
-    leaderboard is written anew. Adds to `failures` and to `sweeps`, the folders of sweeps."""
+def _hydra_main(task: Callable[[DictConfig], float]) -> None:
+    hydra_library.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
 
-    def job(cfg: DictConfig) -> float:
-        context = HydraConfig.get()
-        directory = Path(context.runtime.output_dir)
+
+def _once(job: Callable[[DictConfig], float]) -> None:
+    """One run. Raises what it raises."""
+    failures: list[Exception] = []
+
+    def kept_quiet(cfg: DictConfig) -> float:
         try:
-            experiment = build(cfg)
-            if command == "extract":
-                return float(experiment.extract(directory).metrics["features_computed"])
-            return float(experiment.run(directory).metrics[experiment.monitor])
-        except Exception as error:  # kept for `main`: Hydra would print lines of its own around it
-            single = context.mode == RunMode.RUN
-            if isinstance(error, OSError) and error.filename is None:
-                error.filename = str(directory)
-            failures.append(("" if single else f"job {context.job.num} ({context.job.override_dirname})", error))
-            if isinstance(error, InputError) and single:
-                _discard(directory)
-            return float("nan")
+            return job(cfg)
+        except Exception as error:  # Hydra would print lines of its own around it
+            failures.append(error)
+            if isinstance(error, InputError) and not isinstance(error, DivergedError):
+                _discard(Path(HydraConfig.get().runtime.output_dir))
+            return math.nan
+
+    _hydra_main(kept_quiet)
+    if failures:
+        raise failures[0]
+
+
+def _resume(overrides: list[str]) -> int:
+    """An earlier run, from its last checkpoint. Hydra has nothing to do here: the run's configuration is resolved."""
+    experiment = resume.resumed(overrides)
+    assert experiment.directory is not None
+    log_file = logging.FileHandler(Path(experiment.directory, "train.log"))
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=[logging.StreamHandler(sys.stderr), log_file])
+    experiment.run()
+    return 0
+
+
+def _sweep(command: Command, folder: Path) -> int:
+    """All jobs, then what they come to: the leaderboard, and each failure by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = hold(folder / ".lock")
+    if lock is None:
+        raise InputError(f"hydra.sweep.dir={folder}: another sweep is at work in it; wait for it, or name another")
+    (folder / ".lock").touch()
+    with closing(lock):
+        try:
+            _hydra_main(jobs.COMMANDS[command])
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("interrupted; the same command goes on from here") from None
         finally:
-            if context.mode == RunMode.MULTIRUN and command == "train":
-                sweeps.add(Path(context.sweep.dir))
-                _rank(sweeps, show=False)
-
-    return job
-
-
-def _rank(sweeps: set[Path], *, show: bool) -> None:
-    for folder in sweeps:
-        try:
-            board = Leaderboard.of(collect(folder))
-            board.write(folder)
-        except (InputError, OSError) as error:  # no run got that far, or the disk is full: the jobs' own words matter
-            log.debug("%s: no leaderboard: %s", folder, error)
-            continue
-        if show:
-            describe.leaderboard(board.monitor, *board.table(), board.failures(), folder)
-
-
-def _check(options: Namespace) -> None:
-    """Composes and builds every job, and looks for its data and weights, so that bad input shows at once, before the
-    first folder is made. In a sweep, jobs that lack something do not keep the others from running."""
-    lacking: dict[Any, InputError | None] = {}
-    with hydra(options.config_dir) as composer:
-        name = options.config_name or "config"
-        for overrides in _jobs(composer, options, name):
-            cfg = compose_config(composer, overrides, name)
-            if options.cfg:
-                continue  # it is to be shown, not run
-            if not cfg.hydra.run.dir:
-                raise InputError("hydra.run.dir is empty: give a folder")
-            experiment = build(cfg)
-            if not options.multirun and (Path(cfg.hydra.run.dir).expanduser() / "status.json").exists():
-                raise InputError(
-                    f"hydra.run.dir={cfg.hydra.run.dir}: there is a run in it already; name another directory"
-                )
-            needs = (experiment.start, experiment.data)
-            if needs not in lacking:
-                lacking[needs] = _lacks(experiment)
-    found = [error for error in lacking.values() if error]
-    if found and len(found) == len(lacking):
-        raise found[0]
-
-
-def _lacks(experiment: Experiment) -> InputError | None:
-    try:
-        experiment.preflight()
-    except InputError as error:
-        return error
-    return None
-
-
-def _jobs(composer: Any, options: Namespace, name: str) -> Iterator[list[str]]:
-    """The overrides of each job: one list, or in a sweep one for each combination."""
-    if not options.multirun:
-        yield options.overrides
-        return
-    cfg = compose_config(composer, options.overrides, name, RunMode.MULTIRUN)
-    parsed = OverridesParser.create(config_loader=composer.config_loader).parse_overrides(
-        list(cfg.hydra.overrides.task)
-    )
-    for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
-        for overrides in batch:
-            yield [*cfg.hydra.overrides.hydra, *overrides]
+            if command == "train":
+                jobs.conclude(folder)
+        return FAILED if jobs.tell_not_done(folder) else 0
 
 
 def _discard(directory: Path) -> None:
     """Takes back a run directory of ours in which nothing has happened yet: bad input leaves no file behind."""
     if (directory / "status.json").is_file() and Run.open(directory).status.get("pid") != os.getpid():
         return  # somebody else's run, which is why ours was refused
-    ours = {".hydra", "train.log", "status.json", "config.yaml", "classes.json"}
+    ours = {".hydra", "train.log", "status.json", "config.yaml", "classes.json", ".lock"}
     if directory.is_dir() and {p.name for p in directory.iterdir()} <= ours:
         shutil.rmtree(directory)
         for parent in (directory.parent, directory.parent.parent):

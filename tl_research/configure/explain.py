@@ -42,7 +42,7 @@ def explain(
             return InputError(f"{text}: not of the form KEY=VALUE")
         if not parsed[-1].key_or_group:
             return InputError(f"{text}: not of the form KEY=VALUE")
-    groups = [o for o in parsed if _is_group(composer, o.key_or_group)]
+    groups = [o for o in parsed if is_group(composer, o.key_or_group)]
     for override in groups:
         options = composer.config_loader.get_group_options(override.key_or_group, ObjectType.CONFIG)
         value = override.value()
@@ -54,7 +54,12 @@ def explain(
             )
     base = _compose(composer, config_name, [o.input_line or "" for o in groups if not o.is_sweep_override()])
     for override in parsed:
-        if base is not None and override not in groups and not override.is_add() and not _has(base, override):
+        if (
+            base is not None
+            and override not in groups
+            and not override.is_add()
+            and not has(OmegaConf.to_container(base), override.key_or_group)
+        ):
             return _unknown_key(composer, config_name, base, override, overrides)
     for override in parsed:
         if override.is_sweep_override() and not sweep:
@@ -106,7 +111,8 @@ def _compose(composer: Hydra, config_name: str, overrides: Sequence[str]) -> Dic
         return None
 
 
-def _is_group(composer: Hydra, key: str) -> bool:
+def is_group(composer: Hydra, key: str) -> bool:
+    """Whether a key is a group of options, such as `backbone` or `hydra/launcher`."""
     return bool(_options(composer, key))
 
 
@@ -126,8 +132,9 @@ def _find(node: Any, path: Sequence[str]) -> bool:
     return not path or (isinstance(node, Mapping) and path[0] in node and _find(node[path[0]], path[1:]))
 
 
-def _has(base: DictConfig, override: Override) -> bool:
-    return _find(OmegaConf.to_container(base), override.key_or_group.split("."))
+def has(config: Any, key: str) -> bool:
+    """Whether a plain nested dict has a key, written with dots."""
+    return _find(config, key.split("."))
 
 
 def _keys(node: Any, prefix: str = "") -> list[str]:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import numpy as np
 from PIL import Image, ImageEnhance
 from pydantic import Field
 
+from tl_research.data import rand_augment as operations
 from tl_research.data.decode import BACKGROUND, Resize, code_hash, decode_image, fit
-from tl_research.recipe import Seed, Share, recipe
+from tl_research.data.mixing import Mixed, mix
+from tl_research.data.rand_augment import MAX_MAGNITUDE, rand_augment
+from tl_research.recipe import Count, Seed, Share, recipe
+
+Alpha = Annotated[float, Field(ge=0)]
 
 
 @recipe
@@ -22,7 +27,15 @@ class Augment:
 
     `flip` mirrors half of the images. `crop` cuts out at least this share of the area, its sides' ratio between 3/4 and
     4/3 of the image's own (Szegedy et al. 2015, arXiv 1409.4842). `rotate` turns by up to so many degrees either way.
-    `brightness`, `contrast` and `saturation` are scaled by up to so much: 0.2 is 0.8 to 1.2.
+    `brightness`, `contrast` and `saturation` are scaled by up to so much: 0.2 is 0.8 to 1.2; `hue` is turned by up to
+    so much of the circle, either way. `rand_augment` operations of strength `rand_magnitude` of 30 follow (Cubuk et
+    al. 2019, arXiv 1909.13719), and with probability `erase` a rectangle becomes noise (Zhong et al. 2017, arXiv
+    1708.04896). In training, batches are mixed by `mixup` or `cutmix`, their Beta distribution's alpha; of both, by one
+    of the two each time (Zhang et al. 2018, arXiv 1710.09412; Yun et al. 2019, arXiv 1905.04899).
+
+    Pillow does all this, image by image: Keras' own layers in `tf.data` take 1.7 times as long for what light.yaml
+    does and ten times for strong.yaml, as their RandAugment computes every operation to keep one, the same for a whole
+    batch (`python -m benchmarks augment`); nor are they a pure function of an image and an occasion.
     """
 
     flip: bool = False
@@ -31,18 +44,43 @@ class Augment:
     brightness: Share = 0.0
     contrast: Share = 0.0
     saturation: Share = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    rand_augment: Count = 0
+    rand_magnitude: Annotated[float, Field(ge=0, le=MAX_MAGNITUDE)] = 9.0
+    erase: Annotated[float, Field(ge=0, le=1)] = 0.0
+    mixup: Alpha = 0.0
+    cutmix: Alpha = 0.0
     seed: Seed = 0
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether every image stays as it is."""
-        return self == Augment(seed=self.seed)
+        """Whether every image stays as it is, and no batch is mixed."""
+        return not self.changes_images and not self.mixes
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether single images have versions that differ from them."""
+        return self != Augment(rand_magnitude=self.rand_magnitude, mixup=self.mixup, cutmix=self.cutmix, seed=self.seed)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a training batch are mixed with each other, and their targets with them."""
+        return self.mixup > 0 or self.cutmix > 0
 
     def digest(self, image: bytes, occasion: object) -> bytes:
         """SHA-256 that stands for one augmented version of an image: what it is drawn from, and what it is stored
-        under. `occasion` is the number of the view, or (seed, epoch)."""
-        told = json.dumps([code_hash(__file__), asdict(self), occasion], sort_keys=True)
+        under. `occasion` is the number of the view, or (seed, epoch). Mixing comes later, and does not matter here."""
+        about = asdict(replace(self, mixup=0.0, cutmix=0.0))
+        told = json.dumps([code_hash(__file__, operations.__file__), about, occasion], sort_keys=True)
         return hashlib.sha256(image + told.encode()).digest()
+
+    def mix(self, pixels: np.ndarray, targets: np.ndarray, occasion: tuple[int, int, int]) -> Mixed:
+        """A training batch with its images mixed, and its targets float32 `(b, k)`, as a pure function of them and
+        `occasion`: (seed, epoch, number of the batch)."""
+        seed, epoch, number = occasion
+        # Counted from 1: NumPy takes a seed that ends in 0 for the one without it, which is the order of another epoch.
+        rng = np.random.default_rng((self.seed, seed, epoch, number + 1))
+        return mix(pixels, targets, rng, mixup=self.mixup, cutmix=self.cutmix)
 
     def apply(self, image: Image.Image, size: int, resize: Resize, version: bytes) -> Image.Image:
         """The version of an upright RGB image that a digest stands for, `size` x `size`."""
@@ -62,6 +100,11 @@ class Augment:
         ):
             if strength:
                 image = change(image).enhance(rng.uniform(1 - strength, 1 + strength))
+        if self.hue:
+            image = _turn_hue(image, rng.uniform(-self.hue, self.hue))
+        image = rand_augment(image, self.rand_augment, self.rand_magnitude, rng)
+        if self.erase and rng.random() < self.erase:
+            image = _erased(image, rng)
         return image
 
 
@@ -80,3 +123,23 @@ def _box(size: tuple[int, int], least: float, rng: np.random.Generator) -> tuple
     h = min(math.ceil(height * math.sqrt(area / ratio)), height)
     left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
     return left, top, left + w, top + h
+
+
+def _turn_hue(image: Image.Image, by: float) -> Image.Image:
+    """Colours turned by a share of the circle around the greys, which stay, at equal luma (`hueRotate` of the W3C's
+    Filter Effects): a matrix, at a sixth of the way to HSV and back."""
+    luma = np.array([0.213, 0.715, 0.072])
+    across = np.array([[-0.213, -0.715, 0.928], [0.143, 0.140, -0.283], [-0.787, 0.715, 0.072]])
+    turn = luma + math.cos(2 * math.pi * by) * (np.eye(3) - luma) + math.sin(2 * math.pi * by) * across
+    return image.convert("RGB", tuple(np.column_stack([turn, np.zeros(3)]).ravel()))
+
+
+def _erased(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """With noise in a rectangle of 2 to 33 % of the area, its sides' ratio between 0.3 and 3.3."""
+    (width, height), area = image.size, rng.uniform(0.02, 0.33)
+    widest = math.log(min(3.3, 1 / area))  # beyond that a side would not fit
+    ratio = math.exp(rng.uniform(-widest, widest))
+    w, h = max(1, round(width * math.sqrt(area * ratio))), max(1, round(height * math.sqrt(area / ratio)))
+    noise = Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8))
+    image.paste(noise, (int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))))
+    return image

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,13 +13,10 @@ from tl_research.data.augment import Augment, augmented_pixels
 from tl_research.data.check import inspect_all
 from tl_research.data.decode import Resize, UndecodableError, decode_pixels, read_bytes
 from tl_research.data.file_index import FileIndex, Inspection
-from tl_research.data.splits import held_fold, hold_out, subset
-from tl_research.data.stream import numbered_batches
+from tl_research.data.splits import demand_apart, groups_of, held_fold, hold_out, hold_out_groups, subset
+from tl_research.data.stream import Batch, Kept, Loaded, numbered_batches, one_hot
 from tl_research.data.tree import Tree
 from tl_research.errors import InputError
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 SPLITS = ("train", "val", "test")
 
@@ -43,8 +39,11 @@ class DataModule:
     digests: Sequence[bytes]
     resize: Resize = "squash"
     augment: Augment = field(default_factory=Augment)
+    groups: np.ndarray | None = None
+    """`groups[i]` is the group of `paths[i]`, where `data.group_by` says what one is."""
     quarantined: Sequence[Inspection] = ()
     ignored: Sequence[Path] = field(default=())
+    _kept: Kept = field(default_factory=Kept, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -83,32 +82,37 @@ class DataModule:
         except UndecodableError as error:
             raise InputError(f"{path}: {error}; it was readable when the run began") from None
 
-    def dataset(
-        self, indices: np.ndarray, image_size: int, batch_size: int, shuffle: int | None = None
-    ) -> tf.data.Dataset:
-        """Batches `(pixels uint8 (b, s, s, 3), labels int32 (b,))`, decoded in parallel, never held in memory.
+    def epoch(
+        self,
+        indices: np.ndarray,
+        image_size: int,
+        batch_size: int,
+        *,
+        epoch: int = 0,
+        skip: int = 0,
+        seed: int | None = None,
+        threads: int | None = None,
+    ) -> Loaded[np.ndarray, Batch]:
+        """One epoch, from batch number `skip` on: `(pixels uint8 (b, s, s, 3), targets float32 (b, k))`, decoded by
+        threads from now on, a few batches ahead of who iterates.
 
-        With `shuffle` (a seed) it is for training: images are augmented, and their order and versions in epoch k are a
-        pure function of (seed, k), whatever happened before.
+        With a `seed` it is for training: shuffled, augmented and mixed, all of it a pure function of (seed, epoch), so
+        that batch k is the same whether the epoch begins with it or before. Without, images come in order, as they are.
         """
-        import tensorflow as tf
 
-        augmented = shuffle is not None and not self.augment.changes_nothing
+        def load(index: int) -> np.ndarray:
+            if seed is not None and self.augment.changes_images:
+                return self.augmented(index, image_size, [seed, epoch])
+            return self._kept.get(index, image_size, self.pixels)
 
-        def load(index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-            if augmented:
-                pixels = self.augmented(int(index), image_size, [shuffle, int(epoch)])
-            else:
-                pixels = self.pixels(int(index), image_size)
-            return pixels, self.labels[index].astype(np.int32)
+        def join(number: int, batch: np.ndarray, images: list[np.ndarray]) -> Batch:
+            pixels, targets = np.stack(images), one_hot(self.labels[batch], len(self.class_names))
+            if seed is not None and self.augment.mixes:
+                return self.augment.mix(pixels, targets, (seed, epoch, number))
+            return pixels, targets
 
-        def load_in_graph(index: tf.Tensor, epoch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            pixels, label = tf.numpy_function(load, [index, epoch], (tf.uint8, tf.int32))
-            return tf.ensure_shape(pixels, (image_size, image_size, 3)), tf.ensure_shape(label, ())
-
-        order = numbered_batches(indices, batch_size, shuffle).unbatch()
-        images = order.map(load_in_graph, tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(2)
-        return images.apply(tf.data.experimental.assert_cardinality(-(-len(indices) // batch_size)))
+        batches = numbered_batches(indices, batch_size, epoch=epoch, skip=skip, seed=seed)
+        return Loaded(load, join, batches, threads)
 
 
 def assemble(
@@ -122,6 +126,7 @@ def assemble(
     folds: int | None = None,
     fraction: float = 1.0,
     per_class: int | None = None,
+    group_by: str | None = None,
     resize: Resize = "squash",
     augment: Augment | None = None,
     index: FileIndex | None = None,
@@ -130,25 +135,31 @@ def assemble(
 
     A split that the tree brings is kept as it is. Otherwise `test` is cut from all, `val` from what trains. With `fold`
     of `folds`, `val` is that part of all that is not tested. Of what is left to train on, `fraction` or `per_class`
-    says how much.
+    says how much. Groups, found by `group_by` in the paths, stay on one side of every split.
 
     Raises:
-        InputError: more than `max_bad` of the files are bad, or a class is too small for the splits.
+        InputError: more than `max_bad` of the files are bad, a class is too small for the splits, or a group lies on
+            both sides of one that the tree brings.
     """
     names = tree.class_names
     checked = _check(tree, (0, 1), max_bad, index)
     labels, split_of = checked.labels, checked.split_of
+    groups = None
+    if group_by is not None:
+        groups = groups_of([found.path for found in checked.inspections], tree.root, group_by)
+        demand_apart(split_of, groups)
     _demand_enough(tree, labels, split_of)
-    _cut(split_of, labels, "test", test, split_seed, names, keep=1 if "val" in tree.files else 2)
+    _cut(split_of, labels, "test", test, split_seed, names, keep=1 if "val" in tree.files else 2, groups=groups)
     if folds is not None and fold is not None:
         pool = np.flatnonzero(split_of != "test")
         split_of[pool] = "train"
-        split_of[pool[held_fold(labels[pool], fold, folds, split_seed, names=names)]] = "val"
+        within = None if groups is None else groups[pool]
+        split_of[pool[held_fold(labels[pool], fold, folds, split_seed, names=names, groups=within)]] = "val"
     else:
-        _cut(split_of, labels, "val", val, split_seed, names, keep=1)
+        _cut(split_of, labels, "val", val, split_seed, names, keep=1, groups=groups)
     split_of[split_of == "all"] = "train"
     used = _used(split_of, labels, fraction, per_class, split_seed, names)
-    return checked.module(tree, used, resize, augment)
+    return checked.module(tree, used, resize, augment, groups)
 
 
 def unsplit(
@@ -176,7 +187,9 @@ class _Checked:
     split_of: np.ndarray
     bad: Sequence[Inspection]
 
-    def module(self, tree: Tree, used: np.ndarray, resize: Resize, augment: Augment | None) -> DataModule:
+    def module(
+        self, tree: Tree, used: np.ndarray, resize: Resize, augment: Augment | None, groups: np.ndarray | None = None
+    ) -> DataModule:
         return DataModule(
             root=tree.root,
             paths=[self.inspections[i].path for i in used],
@@ -187,6 +200,7 @@ class _Checked:
             digests=[self.inspections[i].digest for i in used],
             resize=resize,
             augment=augment or Augment(),
+            groups=None if groups is None else groups[used],
             quarantined=self.bad,
             ignored=tree.ignored,
         )
@@ -212,12 +226,23 @@ def _check(tree: Tree, part: tuple[int, int], max_bad: float, index: FileIndex |
 
 
 def _cut(
-    split_of: np.ndarray, labels: np.ndarray, split: str, share: float, seed: int, names: list[str], keep: int
+    split_of: np.ndarray,
+    labels: np.ndarray,
+    split: str,
+    share: float,
+    seed: int,
+    names: list[str],
+    keep: int,
+    groups: np.ndarray | None = None,
 ) -> None:
     """Gives `split` its share, in place, unless the tree brought one."""
     if split not in split_of:
         pool = np.flatnonzero(np.isin(split_of, ("all", "train")))
-        held = hold_out(labels[pool], share, seed, names=names, key=f"data.{split}", keep=keep)
+        key = f"data.{split}"
+        if groups is None:
+            held = hold_out(labels[pool], share, seed, names=names, key=key, keep=keep)
+        else:
+            held = hold_out_groups(labels[pool], groups[pool], share, seed, names=names, key=key)
         split_of[pool[held]] = split
 
 

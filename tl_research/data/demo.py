@@ -1,4 +1,4 @@
-"""The drawn data set on disk: seeded, drawn once, by several processes, and under its name only when it is whole."""
+"""The drawn data sets on disk: seeded, drawn once, by several processes, and under their names only when whole."""
 
 from __future__ import annotations
 
@@ -7,32 +7,51 @@ import shutil
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 
 import numpy as np
+from PIL import Image
 
+from tl_research.data.sauce import COURSES, sauce_scene
 from tl_research.data.scenes import scene
 from tl_research.progress import bar
-
-RENDERER = 1
-"""Raised whenever a picture would come out differently, so that no cache holds pictures of two kinds."""
 
 CLASSES = ("hot_dog", "not_hot_dog")
 Job = tuple[str, str, int]
 
 
-def cache_name(sizes: dict[str, int], seed: int) -> str:
+@dataclass(frozen=True)
+class Drawing:
+    """A drawn data set: its classes, and what paints one picture of a class.
+
+    `version` is raised whenever a picture would come out differently, so that no cache holds pictures of two kinds.
+    """
+
+    name: str
+    version: int
+    classes: tuple[str, ...]
+    paint: Callable[[str, np.random.Generator], Image.Image]
+
+
+DEMO = Drawing("hot_dog_demo", 1, CLASSES, lambda name, rng: scene(name == CLASSES[0], rng))
+SAUCE = Drawing("hot_dog_sauce", 1, tuple(COURSES), sauce_scene)
+DRAWINGS = {drawing.name: drawing for drawing in (DEMO, SAUCE)}
+
+
+def cache_name(sizes: dict[str, int], seed: int, drawing: Drawing = DEMO) -> str:
     """A folder name that tells these pictures from all others."""
     return "_".join(
-        ["hot_dog_demo", f"v{RENDERER}", *(f"{split}{size}" for split, size in sizes.items()), f"seed{seed}"]
+        [drawing.name, f"v{drawing.version}", *(f"{split}{size}" for split, size in sizes.items()), f"seed{seed}"]
     )
 
 
-def draw(folder: Path, sizes: dict[str, int], seed: int, processes: int | None = None) -> Path:
+def draw(folder: Path, sizes: dict[str, int], seed: int, processes: int | None = None, drawing: Drawing = DEMO) -> Path:
     """Draws `folder/<split>/<class>/<0000>.jpg` unless `folder` is there already; returns it.
 
-    `sizes` is the number of pictures in each split, both classes alike. A picture depends on its seed, split, class and
+    `sizes` is the number of pictures in each split, all classes alike. A picture depends on its seed, split, class and
     number alone. Raises RuntimeError if a drawing process fails; then nothing is left behind.
     """
     if folder.is_dir():
@@ -41,9 +60,9 @@ def draw(folder: Path, sizes: dict[str, int], seed: int, processes: int | None =
     unfinished = Path(mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         for split in sizes:
-            for name in CLASSES:
+            for name in drawing.classes:
                 (unfinished / split / name).mkdir(parents=True)
-        _draw_all(unfinished, sizes, seed, processes or os.cpu_count() or 1)
+        _draw_all(unfinished, sizes, seed, processes or os.cpu_count() or 1, drawing)
         unfinished.chmod(0o755)
         try:
             unfinished.rename(folder)
@@ -55,12 +74,13 @@ def draw(folder: Path, sizes: dict[str, int], seed: int, processes: int | None =
     return folder
 
 
-def jobs(sizes: dict[str, int]) -> list[Job]:
+def jobs(sizes: dict[str, int], classes: tuple[str, ...] = CLASSES) -> list[Job]:
     """Every picture as `(split, class, number)`."""
-    return [(split, CLASSES[i % 2], i // 2) for split, size in sizes.items() for i in range(size)]
+    many = len(classes)
+    return [(split, classes[i % many], i // many) for split, size in sizes.items() for i in range(size)]
 
 
-def _draw_all(folder: Path, sizes: dict[str, int], seed: int, processes: int) -> None:
+def _draw_all(folder: Path, sizes: dict[str, int], seed: int, processes: int, drawing: Drawing) -> None:
     """Starts the workers and counts what they report.
 
     They are processes of this module by itself: `multiprocessing` would run the caller's script again in each, or copy
@@ -69,7 +89,7 @@ def _draw_all(folder: Path, sizes: dict[str, int], seed: int, processes: int) ->
     total = len(jobs(sizes))
     processes = max(1, min(processes, total // 8))
     shared = [str(folder), str(seed), ",".join(f"{split}={size}" for split, size in sizes.items()), str(processes)]
-    command = [sys.executable, "-m", "tl_research.data.demo", *shared]
+    command = [sys.executable, "-m", "tl_research.data.demo", drawing.name, *shared]
     home = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([home, os.environ.get("PYTHONPATH", "")])}
     workers = [
@@ -93,15 +113,15 @@ def _draw_all(folder: Path, sizes: dict[str, int], seed: int, processes: int) ->
             worker.communicate()
 
 
-def _draw_share(folder: Path, sizes: dict[str, int], seed: int, processes: int, number: int) -> None:
-    for split, name, index in jobs(sizes)[number::processes]:
-        rng = np.random.default_rng([seed, zlib.crc32(split.encode()), CLASSES.index(name), index])
-        picture = scene(name == CLASSES[0], rng)
+def _draw_share(drawing: Drawing, folder: Path, sizes: dict[str, int], seed: int, processes: int, number: int) -> None:
+    for split, name, index in jobs(sizes, drawing.classes)[number::processes]:
+        rng = np.random.default_rng([seed, zlib.crc32(split.encode()), drawing.classes.index(name), index])
+        picture = drawing.paint(name, rng)
         picture.save(folder / split / name / f"{index:04d}.jpg", quality=int(rng.integers(60, 96)))
         print(flush=True)  # noqa: T201 - a line is a picture: the parent counts them
 
 
 if __name__ == "__main__":
-    where, base_seed, text, count, mine = sys.argv[1:]
+    which, where, base_seed, text, count, mine = sys.argv[1:]
     counts = {split: int(size) for split, size in (part.split("=") for part in text.split(","))}
-    _draw_share(Path(where), counts, int(base_seed), int(count), int(mine))
+    _draw_share(DRAWINGS[which], Path(where), counts, int(base_seed), int(count), int(mine))

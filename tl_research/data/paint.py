@@ -56,6 +56,19 @@ class Patch:
         """Distance from the centre in radii: below 1 inside."""
         return np.hypot((self.u - u0) / a, (self.v - v0) / b)
 
+    def line(self, u: Array, v: Array, *, reach: float) -> Array:
+        """Distance in units from a line through points that lie close together, right as far as `reach`."""
+        far = np.full(self.shape, 2 * reach, np.float32)
+        cos, sin = np.cos(self.angle), np.sin(self.angle)
+        columns = self.centre[0] + self.scale * (u * cos - v * sin) - self.columns.start
+        rows = self.centre[1] + self.scale * (u * sin + v * cos) - self.rows.start
+        margin = int(reach * self.scale) + 1
+        for row, column, u0, v0 in zip(rows.astype(int), columns.astype(int), u, v, strict=True):
+            near = tuple(slice(max(at - margin, 0), max(at + margin + 2, 0)) for at in (row, column))
+            part = far[near]
+            np.minimum(part, np.hypot(self.u[near] - np.float32(u0), self.v[near] - np.float32(v0)), out=part)
+        return far
+
     def edge(self, distance: Array, radius: float) -> Array:
         """A distance in radii as a mask with an edge two pixels wide."""
         return np.clip((1 - distance) * radius * self.scale / 2 + 0.5, 0, 1)

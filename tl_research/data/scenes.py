@@ -117,8 +117,8 @@ def clutter(canvas: Canvas, x: float, y: float, scale: float) -> None:
         canvas.solid(patch, roll, 0.42, mix(tint(CRUST, rng), (0.55, 0.30, 0.12), 0.5 - roll / 2), gloss=0.1)
 
 
-def scene(is_hot_dog: bool, rng: np.random.Generator) -> Image.Image:
-    """One photograph of 200 to 700 pixels a side."""
+def table(rng: np.random.Generator) -> tuple[Canvas, tuple[float, float, float], Shape]:
+    """A laid table without its food: the canvas, `(x, y, scale)` of the food, the photograph's width and height."""
     width, height = (int(side) for side in rng.integers(260, 701, 2))
     width, height = max(width, height * 2 // 5, 200), max(height, width * 2 // 5, 200)
     shrink = min(1.0, LONG_SIDE / max(width, height))
@@ -132,10 +132,16 @@ def scene(is_hot_dog: bool, rng: np.random.Generator) -> Image.Image:
         side = rng.uniform(0, 2 * np.pi)
         away = rng.uniform(0.9, 1.4) * canvas.size * 0.55
         clutter(canvas, x + away * np.cos(side), y + away * np.sin(side), canvas.size * rng.uniform(0.14, 0.26))
+    return canvas, (x, y, scale), (width, height)
+
+
+def scene(is_hot_dog: bool, rng: np.random.Generator) -> Image.Image:
+    """One photograph of 200 to 700 pixels a side."""
+    canvas, (x, y, scale), size = table(rng)
     painter = hot_dog if is_hot_dog else LOOKALIKES[rng.integers(len(LOOKALIKES))]
     angle = rng.uniform(-0.5, 0.5) if painter.__name__ in ("burger", "taco") else rng.uniform(0, 2 * np.pi)
     painter(canvas, canvas.patch(x, y, angle, scale, 1.5))
-    return photograph(canvas.pixels, rng).resize((width, height), Image.Resampling.BICUBIC)
+    return photograph(canvas.pixels, rng).resize(size, Image.Resampling.BICUBIC)
 
 
 def photograph(pixels: Array, rng: np.random.Generator) -> Image.Image:

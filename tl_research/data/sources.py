@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 from typing_extensions import override
@@ -25,7 +26,7 @@ class Source:
 
     `val` and `test` are the shares cut out where the folder brings no such split, by `split_seed`. `fold` of `folds`
     makes another part of all that is not tested the validation split. `fraction`, or `per_class`, is how much of the
-    rest to train on.
+    rest to train on. `group_by` is a regular expression for what images of one group share in their paths.
     """
 
     val: Cut = 0.2
@@ -35,6 +36,7 @@ class Source:
     folds: Annotated[int, Field(ge=2)] | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     per_class: Positive | None = None
+    group_by: Annotated[str, Field(min_length=1)] | None = None
     max_bad: Share = 0.05
     resize: Resize = "squash"
     augment: Augment = Field(default_factory=Augment)
@@ -45,6 +47,11 @@ class Source:
             raise ValueError(f"folds={self.folds}: say which: data.fold=0 to data.fold={self.folds - 1}")
         if self.fold is not None and self.fold >= (self.folds or 0):
             raise ValueError(f"fold={self.fold}: give data.folds, more than it: data.folds=5 data.fold=0")
+        if self.group_by is not None:
+            try:
+                re.compile(self.group_by)
+            except re.error as error:
+                raise ValueError(f"group_by={self.group_by}: not a regular expression ({error})") from None
         if self.per_class is not None and self.fraction != 1:
             raise ValueError(f"per_class={self.per_class}: give it or data.fraction, not both")
         return self
@@ -68,6 +75,7 @@ class Source:
             folds=self.folds,
             fraction=self.fraction,
             per_class=self.per_class,
+            group_by=self.group_by,
             max_bad=self.max_bad,
             resize=self.resize,
             augment=self.augment,
@@ -99,6 +107,7 @@ class Folder(Source):
 class HotDogDemo(Source):
     """Drawn scenes of hot dogs and of things easily taken for one: seeded, offline, any number of them."""
 
+    drawing: ClassVar[str] = "hot_dog_demo"
     cache: str
     seed: Seed = 0
     num_train: Annotated[int, Field(ge=4)] = 400
@@ -110,7 +119,19 @@ class HotDogDemo(Source):
         from tl_research.data import demo
 
         sizes = {"train": self.num_train, "val": self.num_val, "test": self.num_test}
-        return demo.draw(Path(self.cache).expanduser() / demo.cache_name(sizes, self.seed), sizes, self.seed)
+        drawing = demo.DRAWINGS[self.drawing]
+        place = Path(self.cache).expanduser() / demo.cache_name(sizes, self.seed, drawing)
+        return demo.draw(place, sizes, self.seed, drawing=drawing)
+
+
+@recipe
+class HotDogSauce(HotDogDemo):
+    """Drawn hot dogs that differ by the course of their sauce alone: one line, two in parallel, two crossed."""
+
+    drawing: ClassVar[str] = "hot_dog_sauce"
+    num_train: Annotated[int, Field(ge=6)] = 900
+    num_val: Annotated[int, Field(ge=3)] = 150
+    num_test: Annotated[int, Field(ge=3)] = 240
 
 
 @recipe

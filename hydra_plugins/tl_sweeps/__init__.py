@@ -1,0 +1,1 @@
+"""Launcher and sweeper of tl_research, where Hydra looks for such."""

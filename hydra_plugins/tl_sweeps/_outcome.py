@@ -1,0 +1,49 @@
+"""What came of a job, and of a search."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.utils import JobReturn, JobStatus
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from hydra_plugins.tl_sweeps._study import SearchStudy
+
+
+def outcome(returned: JobReturn, directory: Path) -> tuple[float | None, str | None]:
+    """The value of the job that wrote to `directory`, or why there is none."""
+    value = returned._return_value  # the public one prints and raises for a job that did not complete
+    if returned.status != JobStatus.COMPLETED:
+        return None, f"{type(value).__name__}: {value}".splitlines()[0]
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value), None
+    return None, _reason(directory) or f"its value was {value}"
+
+
+def _reason(directory: Path) -> str | None:
+    """What the run itself says, in its status."""
+    from tl_research.errors import InputError
+    from tl_research.run import Run
+
+    try:
+        return Run.open(directory).status.get("reason")
+    except (InputError, OSError, ValueError):
+        return None
+
+
+def write_best(study: SearchStudy, best: FrozenTrial, folder: Path) -> None:
+    """`best.yaml`: what was found, and in its first line the command that trains it again."""
+    import shlex
+
+    import yaml
+
+    from tl_research.atomic import write_atomically
+
+    overrides = [*study.space.fixed, *study.space.values(best.params)]
+    content = {"monitor": study.monitor, "value": best.value, "trial": best.number, "overrides": overrides}
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    write_atomically(folder / "best.yaml", f"# python train.py {shlex.join(overrides)}\n{text}")

@@ -1,0 +1,170 @@
+"""The study of a search on disk: which trials are asked for, and what becomes of those whose process died."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hydra_plugins.tl_sweeps._journal import Owner, check_is_journal, mend
+from tl_research.errors import InputError
+from tl_research.metrics import direction
+from tl_research.trial import load_optuna, open_journal
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial, Trial
+
+    from tl_research.configure.space import Space
+
+NAME = "search"
+SamplerName = Literal["tpe", "random"]
+
+
+class SearchStudy:
+    """A search: a space, what it is judged by, and all trials so far.
+
+    Args:
+        journal: the file, created if need be; its folder, too.
+        monitor: what trials are compared by; its name says which way is better.
+        sampler: `tpe` (Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011) or `random`.
+        seed: what is proposed is a function of it, of the number of trials so far and of their values; so a search that
+            was interrupted goes on as it would have. None: another proposal every time.
+        startup: so many trials are drawn at random, and none is pruned before so many are complete.
+        parallel: how many trials are asked for before the first of them is told.
+
+    Raises:
+        InputError: the journal holds something else, or a search over another space.
+    """
+
+    def __init__(
+        self,
+        journal: Path,
+        monitor: str,
+        space: Space,
+        *,
+        sampler: SamplerName,
+        seed: int | None,
+        startup: int,
+        parallel: int = 1,
+    ) -> None:
+        self.journal, self.monitor, self.space = journal.absolute(), monitor, space
+        self._sampler, self._seed, self._startup, self._parallel = sampler, seed, startup, parallel
+        self._optuna = load_optuna()
+        check_is_journal(self.journal)
+        self.journal.parent.mkdir(parents=True, exist_ok=True)
+        self.owner = Owner(self.journal.with_name(self.journal.name + ".owners"))
+        self._distributions = {d.name: d.distribution() for d in space.dimensions}
+        try:
+            with self.owner.alone():
+                mend(self.journal)
+                self.study = self._open()
+        except BaseException:
+            self.close()
+            raise
+        self._failed_before = {t.number for t in self.trials() if t.state.name == "FAIL"}
+
+    def _open(self) -> optuna.Study:
+        sense = "minimize" if direction(self.monitor) == "min" else "maximize"
+        study = self._optuna.create_study(
+            study_name=NAME,
+            storage=open_journal(self.journal),
+            sampler=self._optuna.samplers.RandomSampler(),
+            direction=sense,
+            load_if_exists=True,
+        )
+        about = {"monitor": self.monitor, **self.space.signature()}
+        known = {key: study.user_attrs.get(key) for key in about}
+        if any(study.user_attrs.values()) and known != about:
+            key = next(key for key in about if known[key] != about[key])
+            what = {"monitor": "by another monitor", "fixed": "with other overrides", "dimensions": "in another space"}
+            raise InputError(
+                f"{self.journal}: holds a search {what[key]}; name another hydra.sweep.dir, or give the same command"
+            )
+        for key, value in {**about, "startup": self._startup}.items():
+            study.set_user_attr(key, value)
+        return study
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, in the order of their numbers."""
+        return self.study.get_trials(deepcopy=False)
+
+    def ask(self, n_trials: int) -> list[Trial]:
+        """The next trials to run, at most `parallel`; none when there are `n_trials`, counted over all processes.
+
+        Complete and pruned trials count, and those that failed since this process began; others are made up for.
+        """
+        with self.owner.alone():
+            self._take_over()
+            missing = n_trials - sum(self._counts(trial) for trial in self.trials())
+            return [self._ask() for _ in range(min(self._parallel, missing))]
+
+    def _counts(self, trial: FrozenTrial) -> bool:
+        if trial.state.name == "FAIL":
+            return trial.number not in self._failed_before and "killed" not in trial.user_attrs
+        return trial.state.name != "WAITING"
+
+    def _ask(self) -> Trial:
+        self.study.sampler = self._new_sampler(len(self.trials()))
+        trial = self.study.ask(self._distributions)
+        trial.set_user_attr("owner", self.owner.number)
+        return trial
+
+    def _new_sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        import warnings
+
+        import numpy as np
+
+        seed = None
+        if self._seed is not None:
+            seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
+        if self._sampler == "random":
+            return self._optuna.samplers.RandomSampler(seed=seed)
+        with warnings.catch_warnings():  # until Optuna 4.9 `constant_liar` calls itself experimental
+            warnings.simplefilter("ignore")
+            return self._optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=self._startup, constant_liar=self._parallel > 1
+            )
+
+    def _take_over(self) -> None:
+        """Trials whose process died are put back in line, with the same parameters: what their runs finished counts."""
+        states = self._optuna.trial.TrialState
+        trials = self.trials()
+        waiting = [t.system_attrs.get("fixed_params") for t in trials if t.state == states.WAITING]
+        for frozen in trials:
+            if frozen.state != states.RUNNING or self.owner.lives(frozen.user_attrs.get("owner")):
+                continue
+            if "pruned" in frozen.user_attrs:
+                self.study.tell(frozen.number, state=states.PRUNED)
+                continue
+            if frozen.params and frozen.params not in waiting:
+                self.study.enqueue_trial(frozen.params)
+            self._optuna.trial.Trial(self.study, frozen._trial_id).set_user_attr("killed", True)
+            self.study.tell(frozen.number, state=states.FAIL)
+
+    def tell(self, trial: Trial, value: float | None, reason: str | None = None) -> FrozenTrial:
+        """What became of a trial: a value; or none, when it was pruned, as its run has told, or else failed."""
+        states = self._optuna.trial.TrialState
+        frozen = self.trials()[trial.number]
+        if frozen.state.is_finished():  # another process thought that this one was dead
+            return frozen
+        if value is not None:
+            return self.study.tell(trial, value)
+        if "pruned" in frozen.user_attrs:
+            return self.study.tell(trial, state=states.PRUNED)
+        trial.set_user_attr("failed", reason or "it gave no number")
+        return self.study.tell(trial, state=states.FAIL)
+
+    def known(self, values: list[str]) -> FrozenTrial | None:
+        """A trial that ended with the same overrides: its run would be the same."""
+        ended = (t for t in self.trials() if t.state.name in ("COMPLETE", "PRUNED"))
+        return next((t for t in ended if self.space.values(t.params) == values), None)
+
+    def best(self) -> FrozenTrial | None:
+        """The best complete trial, the earliest of equals; None if there is none."""
+        complete: list[Any] = [t for t in self.trials() if t.state.name == "COMPLETE"]
+        sign = 1 if direction(self.monitor) == "min" else -1
+        return min(complete, key=lambda t: (sign * t.value, t.number), default=None)
+
+    def close(self) -> None:
+        """Leaves the study to others."""
+        self.owner.close()

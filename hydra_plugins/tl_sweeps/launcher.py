@@ -1,0 +1,84 @@
+"""hydra/launcher=processes: each job of a sweep in a fresh process. See `tl_research.pool`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from tl_research.live import SweepView
+from tl_research.pool import Job, Limits, Outcome, Pool, Task
+
+log = logging.getLogger(__name__)
+
+
+class ProcessLauncher(Launcher):
+    """Runs jobs in processes of their own, `n_jobs` at a time.
+
+    Raises `pydantic.ValidationError` for limits out of range.
+    """
+
+    recipe = Limits
+
+    def __init__(self, **limits: Any) -> None:
+        self.pool = Pool(Limits(**limits))
+        self.config: DictConfig | None = None
+        self.task: TaskFunction | None = None
+        self.context: HydraContext | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keeps what `launch` needs; meanwhile the jobs' server starts, for the sweeper has configs to check yet."""
+        self.config, self.task, self.context = config, task_function, hydra_context
+        self.pool.warm_up()
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Runs the jobs; one that fails is a NaN, and its status tells why."""
+        setup_globals()
+        assert self.config is not None
+        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+        limits = self.pool.limits
+        outcomes = [
+            Outcome(Job(name, partial(self._task, number, list(overrides))))
+            for number, (name, overrides) in enumerate(
+                zip(_names(job_overrides), job_overrides, strict=True), initial_job_idx
+            )
+        ]
+        self.pool.run(outcomes, SweepView(outcomes, self.pool.places(len(outcomes))))
+        left = sum(outcome.state == "waiting" for outcome in outcomes)
+        if left:
+            log.error("%d job(s) not started: hydra.launcher.max_failures=%s", left, limits.max_failures)
+        return [_returned(outcome.value, overrides) for outcome, overrides in zip(outcomes, job_overrides, strict=True)]
+
+    def _task(self, number: int, overrides: list[str]) -> Task:
+        from tl_research.configure.jobs import run  # not by itself: Hydra loads this file without a name to pickle by
+
+        assert self.context is not None
+        assert self.config is not None
+        assert self.task is not None
+        config = self.context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        directory = Path(str(config.hydra.sweep.dir), str(OmegaConf.select(config, "hydra.sweep.subdir"))).absolute()
+        return Task(directory, partial(run, self.context, self.task, config))
+
+
+def _names(job_overrides: Sequence[Sequence[str]]) -> list[str]:
+    """Of each job the overrides that not all have; all of them if there is but one job. None of Hydra's own."""
+    shared = set.intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
+    return [
+        " ".join(o for o in overrides if o not in shared and not o.lstrip("+~").startswith("hydra."))
+        for overrides in job_overrides
+    ]
+
+
+def _returned(value: float, overrides: Sequence[str]) -> JobReturn:
+    returned = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+    returned.return_value = value
+    return returned

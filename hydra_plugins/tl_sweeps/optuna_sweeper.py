@@ -1,0 +1,178 @@
+"""`hydra/sweeper=optuna`: a search whose trials are the jobs of a sweep, under any launcher.
+
+Optuna proposes (ask), the launcher runs, Optuna hears the result (tell). Everything that is known lies in a journal
+file, so the same command continues what was interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+    from hydra_plugins.tl_sweeps._study import SearchStudy
+
+
+class OptunaSweeper(Sweeper):
+    """Searches for the best values of some keys. The arguments are the keys of `conf/hydra/sweeper/optuna.yaml`, which
+    says what they are; they are checked in `sweep`, for what is raised here Hydra would wrap."""
+
+    def __init__(
+        self,
+        n_trials: Any,
+        seed: Any,
+        sampler: Any,
+        startup: Any,
+        pruner: Any,
+        batch: Any,
+        study: Any,
+        params: Mapping[str, Any] | None,
+    ) -> None:
+        self.n_trials, self.seed, self.sampler, self.startup = n_trials, seed, sampler, startup
+        self.pruner, self.batch, self.journal = pruner, batch, study
+        self.config: DictConfig | None = None
+        self.launcher: Launcher | None = None
+        self.hydra_context: HydraContext | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before `sweep`."""
+        from hydra.core.plugins import Plugins
+
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Runs what is missing of `n_trials`, and tells the best. Returns its value.
+
+        Raises:
+            InputError: what `read_search` raises; the study is of another search; no trial is complete at the end.
+        """
+        from hydra_plugins.tl_sweeps._study import SearchStudy
+        from tl_research.configure.search import read_search
+
+        assert self.config is not None
+        composer = GlobalHydra.instance().hydra
+        assert composer is not None
+        search = read_search(composer, self.config)
+        folder = Path(str(self.config.hydra.sweep.dir))
+        study = SearchStudy(
+            Path(self.journal).expanduser() if self.journal else folder / "study.journal",
+            search.monitor,
+            search.space,
+            sampler=self.sampler,
+            seed=self.seed,
+            startup=self.startup,
+            parallel=self._batch(),
+        )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self.config, folder / "multirun.yaml")
+            while trials := study.ask(self.n_trials):
+                self._run(study, trials)
+            return self._end(study, folder)
+        finally:
+            study.close()
+
+    def _batch(self) -> int:
+        assert self.config is not None
+        if self.batch:
+            return int(self.batch)
+        jobs = OmegaConf.select(self.config, "hydra.launcher.n_jobs") or 1
+        return int(jobs) if jobs > 0 else os.cpu_count() or 1
+
+    def _run(self, study: SearchStudy, trials: Sequence[Trial]) -> None:
+        """Runs some trials at once. Equal ones share a job, and what ended with the same overrides is not run again."""
+        from hydra_plugins.tl_sweeps._outcome import outcome
+
+        assert self.launcher is not None
+        jobs: dict[tuple[str, ...], list[Trial]] = {}
+        for trial in trials:
+            values = study.space.values(trial.params)
+            if not self._told_at_once(study, trial, values):
+                jobs.setdefault(tuple(values), []).append(trial)
+        if not jobs:
+            return
+        overrides = [[*study.space.fixed, *values, *self._address(study, same[0])] for values, same in jobs.items()]
+        first = next(iter(jobs.values()))[0].number
+        returns = self.launcher.launch(overrides, initial_job_idx=first)
+        for number, (same, returned) in enumerate(zip(jobs.values(), returns, strict=True)):
+            value, reason = outcome(returned, self._directory(overrides[number], first + number))
+            for trial in same:
+                self._tell(study, trial, value, reason)
+
+    def _told_at_once(self, study: SearchStudy, trial: Trial, values: list[str]) -> bool:
+        """Whether what comes of a trial is known already: of an earlier one, or because it cannot be composed."""
+        earlier, refusal = study.known(values), self._refusal([*study.space.fixed, *values])
+        if earlier and earlier.state.name == "PRUNED":
+            trial.set_user_attr("pruned", earlier.user_attrs.get("pruned"))
+            self._tell(study, trial, None, None)
+        elif earlier or refusal:
+            self._tell(study, trial, earlier.value if earlier else None, refusal)
+        return bool(earlier or refusal)
+
+    def _refusal(self, job: list[str]) -> str | None:
+        """Why a job cannot be composed. The launcher would end the search with it."""
+        try:
+            self.validate_batch_is_legal([job])
+        except (HydraException, OmegaConfBaseException) as error:
+            return str(error).splitlines()[0]
+        return None
+
+    def _directory(self, job: list[str], number: int) -> Path:
+        """Where a job writes, under any launcher."""
+        assert self.config is not None
+        assert self.hydra_context is not None
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, job)
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        return Path(str(config.hydra.sweep.dir), str(config.hydra.sweep.subdir))
+
+    def _address(self, study: SearchStudy, trial: Trial) -> list[str]:
+        """Tells the job which trial it is, in an override that is not one of the task's: it names no folder."""
+        from tl_research.configure.quote import quote
+        from tl_research.trial import VARIABLE
+
+        if self.pruner == "none":
+            return []
+        return [quote(f"++hydra.job.env_set.{VARIABLE}={study.journal}:{study.study.study_name}:{trial.number}")]
+
+    def _tell(self, study: SearchStudy, trial: Trial, value: float | None, reason: str | None) -> None:
+        from tl_research import describe
+
+        ended = study.tell(trial, value, reason)
+        what = {"COMPLETE": f"{study.monitor} {ended.value or 0:.4g}", "PRUNED": ended.user_attrs.get("pruned")}
+        told = what.get(ended.state.name, f"failed: {reason or 'it gave no number'}")
+        describe.out.print(f"trial {trial.number}: {told}  {' '.join(study.space.values(trial.params))}", markup=False)
+
+    def _end(self, study: SearchStudy, folder: Path) -> float:
+        from hydra_plugins.tl_sweeps._outcome import write_best
+        from tl_research import describe
+        from tl_research.errors import InputError
+
+        best = study.best()
+        if best is None:
+            reasons = [t.user_attrs["failed"] for t in study.trials() if "failed" in t.user_attrs]
+            raise InputError(
+                f"{folder}: no trial was completed"
+                + (f"; the last says: {reasons[-1]}" if reasons else "; other processes are at it")
+            )
+        write_best(study, best, folder)
+        states = [trial.state.name for trial in study.trials()]
+        of = f"best of {states.count('COMPLETE')} trials ({states.count('PRUNED')} more pruned)"
+        values = " ".join(study.space.values(best.params))
+        describe.out.print(f"{of}: {study.monitor} {best.value:.4g}  {values}\n{folder}", markup=False)
+        return float(best.value or 0)

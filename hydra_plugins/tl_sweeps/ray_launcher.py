@@ -1,0 +1,87 @@
+"""hydra/launcher=ray: hydra-ray-launcher, that outlives its jobs. See `_cluster`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, configure_log, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from hydra_plugins.tl_sweeps._asked import OnRay
+from hydra_plugins.tl_sweeps._cluster import RemoteTask, announce, heard, last_word
+from tl_research import runtime
+from tl_research.errors import InputError
+
+try:
+    from hydra_plugins.hydra_ray_launcher import ray_launcher as plugin
+except ImportError:  # an extra; who asks for it hears how to install it
+    plugin = None  # type: ignore[assignment]
+
+
+if plugin is not None:
+
+    class RayLauncher(plugin.RayLauncher):
+        """Each job a Ray task. A worker that dies costs its job, not the sweep."""
+
+        recipe = OnRay
+
+        def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+            """Keeps what `launch` needs."""
+            cores = self.ray_cfg.remote.get("num_cpus")
+            task = RemoteTask(task_function, str(Path.cwd()), max(1, int(cores)) if cores is not None else None)
+            super().setup(hydra_context=hydra_context, task_function=task, config=config)
+
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+            """Runs the jobs; one that fails is a NaN, and its status tells why."""
+            from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray
+
+            assert self.config is not None
+            assert self.hydra_context is not None
+            assert self.task_function is not None
+            setup_globals()
+            configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+            with runtime.import_path():
+                ray = self._start()
+            announce("ray", job_overrides, initial_job_idx)
+            configs = [self._config(number, list(o)) for number, o in enumerate(job_overrides, initial_job_idx)]
+            directories = [Path(config.hydra.sweep.dir, config.hydra.sweep.subdir) for config in configs]
+            before = [last_word(directory) for directory in directories]
+            state = Singleton.get_state()
+            runs = [
+                launch_job_on_ray(self.hydra_context, self.ray_cfg.remote, config, self.task_function, state)
+                for config in configs
+            ]
+            return [
+                heard(partial(ray.get, run), overrides, directory, word)
+                for run, overrides, directory, word in zip(runs, job_overrides, directories, before, strict=True)
+            ]
+
+        def _start(self) -> Any:
+            import ray
+
+            settings: Any = OmegaConf.to_container(self.ray_cfg.init, resolve=True)
+            if not ray.is_initialized():
+                try:
+                    ray.init(**settings)
+                except (ConnectionError, ValueError, TypeError, RuntimeError) as error:
+                    reason = str(error).strip().splitlines()[0]
+                    raise InputError(f"hydra.launcher.ray.init={settings}: {reason}") from None
+            return ray
+
+        def _config(self, number: int, overrides: list[str]) -> DictConfig:
+            assert self.config is not None
+            assert self.hydra_context is not None
+            config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+            with open_dict(config):
+                config.hydra.job.id = config.hydra.job.num = number
+                config.hydra.sweep.dir = str(Path(str(config.hydra.sweep.dir)).absolute())  # workers start elsewhere
+                config.hydra.sweep.subdir = str(config.hydra.sweep.subdir)
+            for name in config:
+                if name != "hydra" and OmegaConf.is_config(config[name]):
+                    OmegaConf.resolve(config[name])  # by the environment of this process: workers may have another
+            return config

@@ -1,0 +1,97 @@
+"""hydra/launcher=submitit_slurm and submitit_local: hydra-submitit-launcher, that outlives its jobs. See `_cluster`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, configure_log
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from hydra_plugins.tl_sweeps._asked import Local, Slurm
+from hydra_plugins.tl_sweeps._cluster import RemoteTask, announce, heard, last_word
+from tl_research import runtime
+
+try:
+    from hydra_plugins.hydra_submitit_launcher import config as schema
+    from hydra_plugins.hydra_submitit_launcher import submitit_launcher as plugin
+except ImportError:  # an extra; who asks for it hears how to install it
+    plugin = None
+
+
+if plugin is not None:
+
+    class SubmititLauncher(plugin.BaseSubmititLauncher):
+        """What both have in common. A job that dies or is killed costs itself, not the sweep."""
+
+        def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+            """Keeps what `launch` needs."""
+            task = RemoteTask(task_function, str(Path.cwd()), self.params.get("cpus_per_task"))
+            super().setup(hydra_context=hydra_context, task_function=task, config=config)
+
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+            """Runs the jobs; one that fails is a NaN, and its status tells why.
+
+            Raises:
+                KeyboardInterrupt: the jobs have been cancelled.
+            """
+            assert self.config is not None
+            configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+            folder = Path(str(self.config.hydra.sweep.dir)).absolute()
+            folder.mkdir(parents=True, exist_ok=True)
+            count, state = len(job_overrides), Singleton.get_state()
+            numbers = range(initial_job_idx, initial_job_idx + count)
+            calls = ([list(o) for o in job_overrides], ["hydra.sweep.dir"] * count, numbers, numbers, [state] * count)
+            directories = [folder / self._subdir(overrides) for overrides in job_overrides]
+            before = [last_word(directory) for directory in directories]
+            announce(self._EXECUTOR, job_overrides, initial_job_idx)
+            with runtime.import_path():
+                jobs = self._executor().map_array(self, *calls)
+            try:
+                return [
+                    heard(partial(_first, job.results), overrides, directory, word)
+                    for job, overrides, directory, word in zip(jobs, job_overrides, directories, before, strict=True)
+                ]
+            except KeyboardInterrupt:
+                for job in jobs:
+                    job.cancel(check=False)
+                raise
+
+        def _executor(self) -> Any:
+            import submitit
+
+            own = dict(self.params)
+            start = {"folder": own.pop("submitit_folder")}
+            if "max_num_timeout" in own:
+                start[f"{self._EXECUTOR}_max_num_timeout"] = own.pop("max_num_timeout")
+            shared = {field.name for field in dataclasses.fields(schema.BaseQueueConf)}
+            executor = submitit.AutoExecutor(cluster=self._EXECUTOR, **start)
+            executor.update_parameters(**{k if k in shared else f"{self._EXECUTOR}_{k}": v for k, v in own.items()})
+            return executor
+
+        def _subdir(self, overrides: Sequence[str]) -> str:
+            assert self.config is not None
+            assert self.hydra_context is not None
+            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            return str(OmegaConf.select(config, "hydra.sweep.subdir"))
+
+    class LocalLauncher(SubmititLauncher):
+        """Each job a process of this machine, all at once."""
+
+        _EXECUTOR = "local"
+        recipe = Local
+
+    class SlurmLauncher(SubmititLauncher):
+        """Each job a task of a Slurm job array."""
+
+        _EXECUTOR = "slurm"
+        recipe = Slurm
+
+
+def _first(results: Callable[[], list[JobReturn]]) -> JobReturn:
+    return results()[0]

@@ -1,0 +1,102 @@
+"""Checkpoints: whole or absent, two of them, of this very job, and never unpickled."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tl_research import checkpoint
+from tl_research.checkpoint import State
+
+ABOUT = {"identity": "a"}
+arrays = hnp.arrays(st.sampled_from([np.float32, np.uint32, np.int64]), hnp.array_shapes(min_dims=0, max_side=4))
+plain = st.dictionaries(st.text(), st.one_of(st.integers(), st.floats(allow_nan=False), st.none(), st.text()))
+
+
+@given(plain, st.dictionaries(st.sampled_from(["v/1", "v/2", "x"]), arrays))
+def test_what_is_read_is_what_was_written(tmp_path_factory: pytest.TempPathFactory, facts: dict, found: dict) -> None:
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    checkpoint.write(folder, State(facts, found), ABOUT)
+    back = checkpoint.read(folder, ABOUT)
+    assert back is not None
+    assert back.facts == facts
+    assert back.arrays.keys() == found.keys()
+    for name, array in found.items():
+        assert back.arrays[name].dtype == array.dtype
+        np.testing.assert_array_equal(back.arrays[name], array)
+
+
+def test_parts_come_back_by_name() -> None:
+    parts = {"a": State({"n": 1}, {"x": np.zeros(2)}), "ab": State({"n": 2}, {"x/y": np.ones(1)})}
+    whole = State.nested(**parts)
+    for name, part in parts.items():
+        back = whole.part(name)
+        assert back.facts == part.facts
+        assert back.arrays.keys() == part.arrays.keys()
+
+
+def numbers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
+    for number in range(4):
+        checkpoint.write(tmp_path, State({"n": number}), ABOUT)
+    assert numbers(tmp_path) == ["000003.npz", "000004.npz"]
+    assert checkpoint.read(tmp_path, ABOUT).facts == {"n": 3}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("damage", [b"", b"no zip at all"])
+def test_a_damaged_one_gives_way_to_the_one_before(
+    tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(2):
+        checkpoint.write(tmp_path, State({"n": number}, {"x": np.zeros(9)}), ABOUT)
+    (tmp_path / "000002.npz").write_bytes(damage)
+    assert checkpoint.read(tmp_path, ABOUT).facts == {"n": 0}  # type: ignore[union-attr]
+    assert "000002.npz" in caplog.text
+
+
+def test_one_that_was_cut_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    for number in range(2):
+        checkpoint.write(tmp_path, State({"n": number}, {"x": np.zeros(9)}), ABOUT)
+    newest = tmp_path / "000002.npz"
+    newest.write_bytes(newest.read_bytes()[:-30])
+    assert checkpoint.read(tmp_path, ABOUT).facts == {"n": 0}  # type: ignore[union-attr]
+
+
+def test_one_of_another_job_is_none(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, State({"n": 1}), {"identity": "b"})
+    assert checkpoint.read(tmp_path, ABOUT) is None
+    assert checkpoint.read(tmp_path / "nowhere", ABOUT) is None
+
+
+class Trap:
+    def __reduce__(self) -> tuple:
+        return (Path("sprung").touch, ())
+
+
+def test_a_pickle_in_it_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert pickle.dumps(Trap())
+    np.savez(tmp_path / "000001.npz", facts=np.array([Trap()], dtype=object))
+    assert checkpoint.read(tmp_path, ABOUT) is None
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.write(tmp_path, State({"n": 1}), ABOUT)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.write(tmp_path, State({"n": 2}), ABOUT)
+    assert numbers(tmp_path) == ["000001.npz"]

@@ -1,0 +1,534 @@
+"""Many processes that fill one store: each row is computed once, by one of them, and all of them have all rows."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import ROOT
+from tests.test_feature_store import ABOUT, digests_of, fill, flipped, found_in, put, row_type, rows_of
+from tl_research import claims as claims_module
+from tl_research import feature_store, filling
+from tl_research.claims import Claims
+from tl_research.engines import BATCH
+from tl_research.feature_store import FeatureStore
+from tl_research.features import Features, FeatureTable
+from tl_research.filling import Filling
+
+
+class Images:
+    """A data set whose image `i` is the number `numbers[i]`."""
+
+    def __init__(self, numbers: list[int]):
+        self.numbers = numbers
+        self.digests = [digest.tobytes() for digest in digests_of(numbers)]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def pixels(self, index: int, size: int) -> np.ndarray:
+        return np.array([[np.unravel_index(self.numbers[index], (256, 256, 256))]], np.uint8)
+
+
+class Filler:
+    """A table of features with a store of its own on the common folder, as a process of its own has; its engine gives
+    the row that belongs to a number, and counts."""
+
+    def __init__(self, root: Path | None, numbers: list[int], seconds: float = 0.0, threads: int = 1):
+        self.computed: Counter[int] = Counter()
+        self.counting = threading.Lock()
+        self.seconds = seconds
+        self.store = FeatureStore(root, ABOUT, row_type()) if root else None
+        self.numbers = numbers
+        self.rows: np.ndarray | None = None
+        network: Any = SimpleNamespace(output_shape=(None, 3), input_shape=(None, 1, 1, 3))
+        data: Any = Images(numbers)
+        self.table = FeatureTable(network, data, Features(), "auto", threads)
+        self.table.store = self.store
+        self.table._built = self.engine
+
+    def engine(self, pixels: np.ndarray) -> np.ndarray:
+        time.sleep(self.seconds)
+        flat = pixels.reshape(len(pixels), 3).astype(int)
+        numbers = np.ravel_multi_index(tuple(flat.T), (256, 256, 256))
+        with self.counting:
+            self.computed.update(int(n) for n in numbers)
+        return rows_of(numbers)
+
+    def run(self) -> None:
+        self.rows = self.table.rows(np.arange(len(self.numbers)))
+
+    def has_all(self) -> None:
+        assert self.rows is not None, "it has not ended"
+        np.testing.assert_array_equal(self.rows, rows_of(self.numbers))
+
+
+def together(fillers: list[Filler], seconds: float = 20) -> None:
+    """Runs them at once, each in a thread; none may take longer than so many seconds."""
+    threads = [threading.Thread(target=filler.run, daemon=True) for filler in fillers]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(deadline - time.monotonic(), 0))
+    assert not any(thread.is_alive() for thread in threads), "they wait for each other for ever"
+    for filler in fillers:
+        filler.has_all()
+
+
+def once_each(fillers: list[Filler], numbers: list[int]) -> None:
+    computed = sum((filler.computed for filler in fillers), Counter[int]())
+    computed[0] = min(computed[0], 1)  # what a batch is padded with, too
+    assert computed == Counter(numbers)
+
+
+def leftovers(root: Path) -> list[Path]:
+    return list(root.glob("*/*.claims"))
+
+
+# Together
+
+
+def test_each_row_is_computed_once_by_however_many(tmp_path: Path) -> None:
+    numbers = list(range(20 * BATCH + 5))
+    fillers = [Filler(tmp_path, numbers, seconds=0.01, threads=threads) for threads in (1, 2, 1, 3)]
+    together(fillers)
+    once_each(fillers, numbers)
+    assert sum(filler.table.computed for filler in fillers) == len(numbers)
+    assert all(filler.table.computed + filler.table.hit == len(numbers) for filler in fillers)
+    assert sum(filler.table.computed > 0 for filler in fillers) > 1, "they share the work"
+    assert leftovers(tmp_path) == []
+
+
+def test_those_who_want_different_rows_share_what_both_want(tmp_path: Path) -> None:
+    spans = [range(0, 200), range(100, 300), range(250, 120, -1)]
+    fillers = [Filler(tmp_path, list(span), seconds=0.01) for span in spans]
+    together(fillers)
+    once_each(fillers, list(range(300)))
+
+
+def test_one_that_comes_later_computes_nothing_that_is_there(tmp_path: Path) -> None:
+    fill(tmp_path, range(50))
+    late = Filler(tmp_path, list(range(100)))
+    late.run()
+    late.has_all()
+    assert set(late.computed) == {*range(50, 100), 0}
+    assert (late.table.computed, late.table.hit) == (50, 50)
+
+
+CHILD = "import sys; from tests.test_claims import child; child(*sys.argv[1:])"
+
+
+def child(root: str, count: str, seconds: str) -> None:
+    """A process that fills, and tells what it has computed."""
+    filler = Filler(Path(root), list(range(int(count))), float(seconds), threads=2)
+    print("ready", flush=True)  # noqa: T201
+    sys.stdin.readline()
+    filler.run()
+    filler.has_all()
+    print(json.dumps(sorted(filler.computed)), filler.table.computed, flush=True)  # noqa: T201
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    processes: list[subprocess.Popen[str]] = []
+
+    def started(count: int, seconds: float = 0.01) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", CHILD, str(tmp_path), str(count), str(seconds)]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True))
+        return processes[-1]
+
+    yield started
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def ready(*processes: subprocess.Popen[str]) -> None:
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+
+@pytest.mark.slow
+def test_each_row_is_computed_once_by_four_processes(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    count = 15 * BATCH + 3
+    processes = [start(count) for _ in range(4)]
+    ready(*processes)
+    answers = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4
+    told = [(json.loads(answer.rpartition(" ")[0]), int(answer.rpartition(" ")[2])) for answer in answers]
+    assert Counter(n for numbers, _ in told for n in numbers if n) == Counter(range(1, count))
+    assert sum(computed for _, computed in told) == count
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_one_that_is_killed_half_way_leaves_its_rows_to_others(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]], number: int
+) -> None:
+    numbers = list(range(12 * BATCH))
+    process = start(len(numbers), 0.1)
+    ready(process)
+    deadline = time.monotonic() + 30
+    while not (held := found_in(FeatureStore(tmp_path, ABOUT, row_type()), numbers)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert held
+    others = [Filler(tmp_path, numbers, 0.1) for _ in range(2)]
+    threading.Timer(0.15, process.send_signal, [number]).start()
+    together(others)
+    process.wait()
+    assert process.returncode == -number
+    there = FeatureStore(tmp_path, ABOUT, row_type())
+    assert found_in(there, numbers) == numbers
+    entries = sum(len(shard.entries) for shard in there._shards)
+    assert entries == len(numbers), "no row is in the store twice"
+    assert leftovers(tmp_path) == []
+
+
+def test_one_that_ends_with_an_error_leaves_its_rows_to_others(tmp_path: Path) -> None:
+    broken, other = (Filler(tmp_path, list(range(6 * BATCH)), 0.02) for _ in range(2))
+
+    def engine(pixels: np.ndarray) -> np.ndarray:
+        threading.Thread(target=go_on.set).start()
+        time.sleep(0.2)
+        raise RuntimeError("the engine broke")
+
+    go_on = threading.Event()
+    broken.table._built = engine
+
+    def run() -> None:
+        with pytest.raises(RuntimeError, match="the engine broke"):
+            broken.run()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert go_on.wait(10)
+    assert len(leftovers(tmp_path)) == 1
+    together([other])
+    thread.join()
+    assert leftovers(tmp_path) == []
+
+
+# What cannot be had from others is computed
+
+
+def test_without_a_store_all_is_computed(tmp_path: Path) -> None:
+    filler = Filler(None, list(range(3 * BATCH + 1)))
+    filler.run()
+    filler.has_all()
+    once_each([filler], filler.numbers)
+
+
+def test_where_nothing_can_be_written_all_is_computed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    fillers = [Filler(tmp_path / "file", list(range(3 * BATCH + 1))) for _ in range(2)]
+    together(fillers)
+    for filler in fillers:
+        once_each([filler], filler.numbers)
+    assert {r.message for r in caplog.records} == {
+        f"features.store={tmp_path / 'file'}: Not a directory; the run goes on without"
+    }
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_where_there_are_no_locks_all_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    fillers = [Filler(tmp_path, list(range(3 * BATCH + 1)), 0.02) for _ in range(2)]
+    together(fillers)
+    for filler in fillers:
+        assert set(filler.computed) == set(filler.numbers)
+    assert found_in(FeatureStore(tmp_path, ABOUT, row_type()), fillers[0].numbers) == fillers[0].numbers
+    assert not caplog.records
+
+
+def test_damaged_rows_are_computed(tmp_path: Path) -> None:
+    index = fill(tmp_path, range(4 * BATCH))
+    for number in (3, 40):
+        flipped(index.with_suffix(".rows"), number * 12)
+    fillers = [Filler(tmp_path, list(range(4 * BATCH)), 0.02) for _ in range(2)]
+    together(fillers)
+    once_each(fillers, [0, 3, 40])
+
+
+def test_rows_that_a_living_process_stored_and_that_were_damaged_since_are_computed_when_it_ends(
+    tmp_path: Path,
+) -> None:
+    """The claim on them holds until then."""
+    numbers = list(range(2 * BATCH))
+    store = FeatureStore(tmp_path, ABOUT, row_type())
+    claims = Claims(store.folder)
+    claims.take(len(numbers), lambda _: digests_of(numbers))
+    put(store, numbers)
+    store.close()
+    (rows,) = store.folder.glob("*.rows")
+    flipped(rows, 5 * 12)
+    other = Filler(tmp_path, [*numbers, 1000])
+    threading.Timer(0.3, claims.close).start()
+    together([other])
+    assert set(other.computed) - {0} == {5, 1000}
+
+
+@pytest.mark.parametrize("who", ["both", "one"])
+def test_those_whose_disk_is_full_do_not_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """Claims are a few bytes for which there may be room where there is none for rows."""
+    fillers = [Filler(tmp_path, list(range(4 * BATCH)), 0.05) for _ in range(2)]
+    append = feature_store._Writer.append
+
+    def full(self: feature_store._Writer, *arguments: np.ndarray) -> None:
+        if who == "both" or (fillers[0].store is not None and self is fillers[0].store._writer):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, *arguments)
+
+    monkeypatch.setattr(feature_store._Writer, "append", full)
+    together(fillers, seconds=5)
+
+
+def test_a_disk_without_room_for_claims_keeps_nobody_from_computing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Claims, digests: np.ndarray) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Claims, "_note", full)
+    fillers = [Filler(tmp_path, list(range(3 * BATCH))) for _ in range(2)]
+    together(fillers)
+
+
+# Claims by themselves
+
+
+def wanting(numbers: list[int], looks: list[bool] | None = None) -> Callable[[bool], np.ndarray]:
+    def look(changed: bool) -> np.ndarray:
+        if looks is not None:
+            looks.append(changed)
+        return digests_of(numbers)
+
+    return look
+
+
+def test_what_one_has_claimed_another_does_not_get_while_it_lives(tmp_path: Path) -> None:
+    first, second = Claims(tmp_path), Claims(tmp_path)
+    assert first.take(3, wanting([0, 1, 2, 3, 4])).tolist() == [0, 1, 2]
+    assert second.take(3, wanting([4, 3, 2, 1, 0])).tolist() == [0, 1]
+    assert second.take(3, wanting([0, 1, 2])).tolist() == []
+    first.close()
+    assert second.take(3, wanting([0, 1, 2])).tolist() == [0, 1, 2]
+
+
+def test_one_may_claim_again_what_it_has_claimed(tmp_path: Path) -> None:
+    claims = Claims(tmp_path)
+    assert claims.take(2, wanting([0, 1])).tolist() == [0, 1]
+    assert claims.take(2, wanting([1, 2, 3])).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("ends", ["closes", "is killed"])
+def test_one_that_came_and_went_between_two_looks_is_noticed(tmp_path: Path, ends: str) -> None:
+    ours, theirs = Claims(tmp_path), Claims(tmp_path)
+    looks: list[bool] = []
+    ours.take(1, wanting([0], looks))
+    ours.take(1, wanting([1], looks))
+    assert looks == [True, False], "the first time all is new"
+    theirs.take(1, wanting([2]))
+    ours.take(1, wanting([3], looks))
+    assert looks[-1] is False, "who is at work has left nothing yet"
+    if ends == "closes":
+        theirs.close()
+    else:
+        assert theirs._lock is not None
+        theirs._lock.close()
+    ours.take(1, wanting([4], looks))
+    ours.take(1, wanting([5], looks))
+    assert looks[-2:] == [True, False]
+
+
+def test_a_death_that_one_has_noticed_the_others_notice_too(tmp_path: Path) -> None:
+    ours, dead, third = (Claims(tmp_path) for _ in range(3))
+    looks: list[bool] = []
+    ours.take(1, wanting([0], looks))
+    dead.take(1, wanting([1]))
+    assert dead._lock is not None
+    dead._lock.close()
+    third.take(1, wanting([2]))
+    assert len(list(tmp_path.glob("*.claims"))) == 2, "the dead is buried"
+    ours.take(1, wanting([3], looks))
+    assert looks == [True, True]
+
+
+def test_a_claim_that_is_half_written_counts_as_far_as_it_goes(tmp_path: Path) -> None:
+    first, second = Claims(tmp_path), Claims(tmp_path)
+    first.take(2, wanting([0, 1]))
+    with first._path.open("r+b") as file:
+        file.truncate(12)
+    assert second.take(5, wanting([0, 1, 2])).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"-3", b"\xff\xfe", b"12\n"])
+def test_a_damaged_count_of_the_dead_keeps_nobody_from_claiming(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "claims.lock").write_bytes(content)
+    first, second = Claims(tmp_path), Claims(tmp_path)
+    looks: list[bool] = []
+    assert first.take(1, wanting([0, 1], looks)).tolist() == [0]
+    assert second.take(2, wanting([0, 1])).tolist() == [1]
+    second.close()
+    first.take(1, wanting([0], looks))
+    assert looks == [True, True]
+
+
+def test_those_who_claimed_nothing_leave_nothing(tmp_path: Path) -> None:
+    claims = Claims(tmp_path / "store")
+    claims.close()
+    claims.close()
+    assert not (tmp_path / "store").exists()
+
+
+# Any order of events
+
+
+class Process:
+    """What a process does to a store, one step at a time."""
+
+    def __init__(self, root: Path, numbers: list[int]):
+        self.numbers = numbers
+        self.store = FeatureStore(root, ABOUT, row_type())
+        rows = np.full((len(numbers), 3), np.nan, np.float32)
+        digests = digests_of(numbers)
+        found = self.store.read(digests, rows)
+        self.filling = Filling(self.store, digests, rows, np.flatnonzero(~found), lambda _: None)
+        self.batches = self.filling.batches()
+        self.taken: list[np.ndarray] = []
+        self.computed: list[int] = []
+
+    @property
+    def promised(self) -> set[int]:
+        """What it has taken and not stored yet."""
+        return {self.numbers[place] for places in self.taken for place in places}
+
+    def take(self) -> None:
+        places = next(self.batches, None)
+        if places is None:
+            self.filling.wait()
+            self.batches = self.filling.batches()
+        else:
+            self.taken.append(places)
+            self.computed += [self.numbers[place] for place in places]
+
+    def put(self) -> None:
+        if self.taken:
+            places = self.taken.pop(0)
+            values = rows_of([self.numbers[place] for place in places])
+            self.filling.rows[places] = values
+            self.store.append(self.filling.digests[places], values)
+
+    @property
+    def done(self) -> bool:
+        return not self.taken and not len(self.filling.left)
+
+    def end(self) -> None:
+        self.filling.__exit__(None, None, None)
+        self.store.close()
+
+    def die(self) -> None:
+        if self.filling._claims is not None and self.filling._claims._lock is not None:
+            self.filling._claims._lock.close()
+        self.store.close()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    wanted=st.lists(st.lists(st.integers(0, 14), min_size=1, max_size=10, unique=True), min_size=2, max_size=4),
+    steps=st.lists(
+        st.tuples(st.integers(0, 3), st.sampled_from(["take", "take", "put", "put", "die", "again"])), max_size=40
+    ),
+)
+def test_in_any_order_of_events_a_row_is_computed_once_unless_who_promised_it_died(
+    wanted: list[list[int]], steps: list[tuple[int, str]]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filling, "BATCH", 2)
+        patch.setattr(filling, "PAUSE", 0.0)
+        patch.setattr(feature_store, "LOOK_SECONDS", 1e9)
+        patch.setattr(filling.time, "sleep", lambda _: None)
+        processes = [Process(Path(folder), numbers) for numbers in wanted]
+        everybody, lost = list(processes), Counter[int]()
+
+        def step(number: int, what: str) -> None:
+            process = processes[number]
+            if what in ("take", "put"):
+                getattr(process, what)()
+            elif what == "die" or process.done:
+                if what == "die":
+                    lost.update(process.promised)
+                    process.die()
+                else:
+                    process.end()
+                processes[number] = Process(Path(folder), process.numbers)
+                everybody.append(processes[number])
+            for one in processes:
+                for other in processes:
+                    assert one is other or not one.promised & other.promised, "two compute the same"
+
+        for number, what in steps:
+            step(number % len(processes), what)
+        for _ in range(200):  # now all go on until they have all
+            for number, process in enumerate(processes):
+                if not process.done:
+                    step(number, "take")
+                    step(number, "put")
+                else:
+                    process.end()
+        assert all(process.done for process in processes), "somebody waits for ever"
+        for process in processes:
+            np.testing.assert_array_equal(process.filling.rows, rows_of(process.numbers))
+        computed = Counter(number for process in everybody for number in process.computed)
+        assert computed == Counter({n for numbers in wanted for n in numbers}) + lost
+
+
+@pytest.mark.parametrize("point", ["hold", "is_held"])
+def test_one_that_is_killed_while_it_claims_keeps_nobody_from_claiming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise KilledError
+
+    (tmp_path / "another.claims").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(claims_module, point, die)
+        with pytest.raises(KilledError):
+            Claims(tmp_path).take(5, wanting([0, 1, 2]))
+    assert Claims(tmp_path).take(5, wanting([0, 1, 2])).tolist() == [0, 1, 2]

@@ -1,0 +1,180 @@
+"""What is seen of a sweep at work: counts, time left, and a line for each job that has ended."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from tl_research import live
+from tl_research.live import MOST_ROWS, SweepView
+from tl_research.pool import Job, Outcome, Task
+
+STATES = ["done", "failed", "skipped", "pruned", "interrupted", "running", "waiting"]
+
+
+def never() -> Task:
+    raise AssertionError("a view asks for no task")
+
+
+def outcome(
+    state: str, name: str = "seed=0", seconds: float = 0.0, reason: str | None = None, value: float = float("nan")
+) -> Outcome:
+    """A job in that state; one that runs has been running for so many seconds."""
+    began = time.monotonic() - (seconds if state == "running" else 0)
+    ended = 0.0 if state in ("running", "waiting") else seconds
+    return Outcome(Job(name, never), state, reason, value, began, ended)
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], io.StringIO]:
+    """`screen(terminal)`: what is shown, on a terminal or in a file."""
+
+    def shown(terminal: bool) -> io.StringIO:
+        text = io.StringIO()
+        console = Console(file=text, force_terminal=terminal, width=100, soft_wrap=True, highlight=False)
+        monkeypatch.setattr(live, "console", console)
+        return text
+
+    return shown
+
+
+def test_the_summary_counts_each_state_that_there_is() -> None:
+    view = SweepView([outcome("done", seconds=10), outcome("done", seconds=20), outcome("failed"), outcome("running"),
+                      outcome("waiting"), outcome("waiting")], 1)  # fmt: skip
+    assert view.summary() == "2 done, 1 failed, 1 running, 2 waiting; 0 s so far, about 30 s left"
+    assert SweepView([outcome("waiting")], 1).summary() == "1 waiting; 0 s so far"
+    assert SweepView([], 1).summary() == "; 0 s so far"
+    assert (
+        SweepView([outcome(state) for state in ("skipped", "pruned", "interrupted")], 2)
+        .summary()
+        .startswith("1 skipped, 1 pruned, 1 interrupted; ")
+    )
+
+
+def test_time_left_is_from_the_mean_of_what_has_ended() -> None:
+    assert SweepView([outcome("waiting"), outcome("running", seconds=9)], 1).seconds_left() is None
+    view = SweepView([outcome("done", seconds=10), outcome("running", seconds=4), outcome("waiting")], 1)
+    assert view.seconds_left() == pytest.approx(6 + 10, abs=0.5)
+    view.n_jobs = 2
+    assert view.seconds_left() == pytest.approx((6 + 10) / 2, abs=0.5)
+    late = SweepView([outcome("done", seconds=10), outcome("running", seconds=99), outcome("waiting")], 1)
+    assert late.seconds_left() == pytest.approx(10, abs=0.5), "one that takes long does not make it negative"
+    assert SweepView([outcome("done", seconds=10)] * 3, 4).seconds_left() == 0
+
+
+def test_more_places_than_jobs_are_left_do_not_make_it_faster() -> None:
+    view = SweepView([outcome("done", seconds=10)] * 8 + [outcome("running", seconds=0)], 8)
+    assert view.seconds_left() == pytest.approx(10, abs=0.5)
+
+
+@pytest.mark.parametrize("state", ["skipped", "failed"])
+def test_what_ended_before_it_began_tells_nothing_of_the_time_left(state: str) -> None:
+    """A job without weights ends in a tenth of a second; those that do their work do not."""
+    view = SweepView([outcome(state, seconds=0.1)] * 9 + [outcome("done", seconds=60), outcome("waiting")], 1)
+    left = view.seconds_left()
+    assert left is not None
+    assert 0 <= left <= 60
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(STATES), st.floats(0, 1e4)), max_size=30),
+    st.integers(1, 40),
+)
+def test_any_jobs_have_a_summary_and_no_negative_time_left(jobs: list[tuple[str, float]], n_jobs: int) -> None:
+    view = SweepView([outcome(state, seconds=seconds) for state, seconds in jobs], n_jobs)
+    left = view.seconds_left()
+    ended = [seconds for state, seconds in jobs if state not in ("running", "waiting")]
+    assert (left is None) == (not ended)
+    if left is not None:
+        assert 0 <= left <= sum(ended) / len(ended) * (len(jobs) - len(ended)) + 1e-6
+    counted = [part.split(" ") for part in view.summary().partition(";")[0].split(", ") if part]
+    assert {state: int(count) for count, state in counted} == {s: [j[0] for j in jobs].count(s) for s, _ in jobs}
+
+
+def test_where_nobody_looks_each_job_that_ends_is_a_line_and_nothing_else(
+    screen: Callable[[bool], io.StringIO],
+) -> None:
+    shown = screen(False)
+    jobs = [
+        outcome("done", "backbone=tiny seed=0", 12.34, value=0.87654),
+        outcome("failed", "backbone=[a,b] seed=1", 1.0, "it broke"),
+        outcome("waiting", "seed=2"),
+    ]
+    with SweepView(jobs, 1) as view:
+        view.refresh()
+        view.ended(jobs[0])
+        view.refresh()
+        view.ended(jobs[1])
+    assert shown.getvalue().splitlines() == [
+        "[2/3] done        backbone=tiny seed=0  0.8765  12.3 s",
+        "[2/3] failed      backbone=[a,b] seed=1  1.0 s  it broke",
+    ]
+
+
+def test_a_reason_of_many_lines_or_words_stays_a_line(screen: Callable[[bool], io.StringIO]) -> None:
+    shown = screen(False)
+    job = outcome(
+        "failed", "seed=0", 1.0, "a reason " + 40 * "of many words " + "with [bold]marks[/bold] and\na second line"
+    )
+    SweepView([job], 1).ended(job)
+    assert len(shown.getvalue().splitlines()) == 1
+    assert "with [bold]marks[/bold] and" in shown.getvalue()
+
+
+def test_on_a_terminal_a_table_shows_what_runs_and_how_far_it_is(screen: Callable[[bool], io.StringIO]) -> None:
+    shown = screen(True)
+    jobs = [outcome("done", "seed=0", 5.0), outcome("running", "seed=1 head=[x]", 7.2), outcome("waiting", "seed=2")]
+    jobs[1].doing = "features 12/36"
+    with SweepView(jobs, 1) as view:
+        view.refresh()
+    text = shown.getvalue()
+    (line,) = {line.strip() for line in text.splitlines() if "seed=1" in line}
+    assert line.split() == ["seed=1", "head=[x]", "7", "features", "12/36"]
+    for told in ("running", "seconds", "doing", "1 done, 1 running, 1 waiting; 0 s so far, about"):
+        assert told in text
+    assert "seed=2" not in text, "what waits is only counted"
+    assert text.rstrip().endswith(("\x1b[2K", "\x1b[?25h")), "and it is taken away in the end"
+
+
+def test_the_table_does_not_outgrow_the_screen_and_names_are_cut(screen: Callable[[bool], io.StringIO]) -> None:
+    shown = screen(True)
+    jobs = [outcome("running", f"number={number} " + 30 * "name ") for number in range(3 * MOST_ROWS)]
+    with SweepView(jobs, len(jobs)):
+        pass
+    text = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", shown.getvalue())
+    lines = text.replace("\r", "\n").splitlines()
+    assert {line.split()[0] for line in lines if "number=" in line} == {f"number={n}" for n in range(MOST_ROWS)}
+    assert f"{len(jobs)} running" in text
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize("name", ["data.only=[a,b]", "x=[/b]", "x=[bold]", "x=[red]y[/red]", "x=\\[a"])
+def test_names_are_shown_as_they_are_whatever_brackets_they_have(
+    screen: Callable[[bool], io.StringIO], name: str
+) -> None:
+    shown = screen(True)
+    job = outcome("running", name)
+    job.doing = "features [a]"
+    with SweepView([job], 1):
+        pass
+    assert name in shown.getvalue()
+    assert "features [a]" in shown.getvalue()
+
+
+def test_a_terminal_is_given_back_when_it_ends_badly(screen: Callable[[bool], io.StringIO]) -> None:
+    shown = screen(True)
+
+    def interrupted() -> None:
+        with SweepView([outcome("running")], 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert shown.getvalue().endswith("\x1b[?25h") or "\x1b[?25h" in shown.getvalue(), "the cursor is shown again"

@@ -1,0 +1,197 @@
+"""A lock has one holder, whatever process that is, and goes when the holder does, however it ends."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tl_research import lock
+from tl_research.lock import hold, is_held
+
+HOLDER = """
+import sys
+from pathlib import Path
+from tl_research.lock import hold
+lock = hold(Path(sys.argv[1]))
+print(lock is not None, flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextmanager
+def holder(path: Path, gets_it: bool = True) -> Iterator[subprocess.Popen[str]]:
+    """A process that has asked for the lock; it keeps it until it ends, at a line on its standard input."""
+    command = [sys.executable, "-c", HOLDER, str(path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"{gets_it}\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / ".lock"
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system that knows none."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_what_another_process_holds_is_held_until_it_ends(path: Path) -> None:
+    with holder(path) as process:
+        assert is_held(path)
+        assert hold(path) is None
+        process.communicate("\n", timeout=30)
+        assert not is_held(path)
+        assert hold(path) is not None
+
+
+def test_a_process_that_is_killed_lets_go(path: Path) -> None:
+    with holder(path) as process:
+        process.kill()
+        process.wait()
+        assert not is_held(path)
+        assert hold(path) is not None
+
+
+def test_what_we_hold_no_other_process_gets(path: Path) -> None:
+    held = hold(path)
+    assert held is not None
+    with holder(path, gets_it=False):
+        pass
+    assert is_held(path)
+
+
+def test_children_that_outlive_us_do_not_keep_it(path: Path) -> None:
+    held = hold(path)
+    assert held is not None
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
+        held.close()
+        try:
+            assert hold(path) is not None
+        finally:
+            child.kill()
+
+
+def test_two_objects_of_one_process_exclude_each_other_too(path: Path) -> None:
+    held = hold(path)
+    assert held is not None
+    assert is_held(path)
+    assert hold(path) is None
+    held.close()
+    held.close()  # twice is as good as once
+    assert not is_held(path)
+
+
+def test_one_that_nobody_refers_to_is_let_go(path: Path) -> None:
+    hold(path)
+    assert not is_held(path)
+    assert hold(path) is not None
+
+
+def test_closing_twice_closes_nobody_elses_file(path: Path) -> None:
+    held = hold(path)
+    assert held is not None
+    held.close()
+    with path.open("rb") as other:  # which gets the same descriptor
+        held.close()
+        other.read()
+
+
+def test_whoever_only_looks_keeps_nobody_from_taking_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.touch()
+    looks = path.open("rb")
+    fcntl.flock(looks, fcntl.LOCK_SH)
+    pauses = []
+
+    def pause(seconds: float) -> None:  # the look takes as long as two of them
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            looks.close()
+
+    monkeypatch.setattr(lock.time, "sleep", pause)
+    assert hold(path) is not None
+    assert len(pauses) == 2
+
+
+def test_those_who_look_do_not_take_each_other_for_a_holder(path: Path) -> None:
+    path.touch()
+    with path.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert not is_held(path)
+
+
+def test_many_that_want_it_at_once_are_never_two(path: Path) -> None:
+    held: list[lock.Lock] = []
+    start = threading.Barrier(8)
+
+    def want() -> None:
+        start.wait()
+        mine = hold(path)
+        if mine is not None:
+            held.append(mine)
+
+    threads = [threading.Thread(target=want) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(held) == 1
+
+
+def test_taking_it_keeps_what_the_file_holds(path: Path) -> None:
+    path.write_text("content")
+    held = hold(path)
+    assert held is not None
+    assert is_held(path)
+    assert path.read_text() == "content"
+
+
+def test_where_there_are_no_locks_everybody_gets_it_and_nobody_can_tell(path: Path, no_locks: None) -> None:
+    first, second = hold(path), hold(path)
+    assert first is not None
+    assert second is not None
+    with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
+        is_held(path)
+
+
+def test_no_descriptor_is_left_open(path: Path) -> None:
+    def count() -> int:
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    before = count()
+    held = hold(path)
+    assert held is not None
+    for _ in range(3):
+        assert hold(path) is None
+        is_held(path)
+    held.close()
+    assert count() == before
+
+
+def test_a_file_that_cannot_be_made_and_one_that_is_not_there_are_errors(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        hold(tmp_path / "file" / ".lock")
+    with pytest.raises(FileNotFoundError):
+        is_held(tmp_path / ".lock")

@@ -1,0 +1,216 @@
+"""A run that was killed and goes on comes to what it would have come to: weights, metrics and history, bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+
+from tests.conftest import ROOT, draw_noise
+from tl_research import InputError, Run, compose, fitting
+from tl_research.checkpoint import State
+
+SHORT = ["transfer.backbone.epochs=4", "transfer.backbone.learning_rate=1e-3", "deterministic=true"]
+TIMES = ("seconds", "data_wait")
+
+
+def options(data: Path, *more: str) -> list[str]:
+    return ["backbone=tiny", "backbone.image_size=32", "data=folder", f"data.root={data}", *more]
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(run / "model.keras") as file, h5py.File(io.BytesIO(file.read("model.weights.h5"))) as held:
+        found: dict[str, bytes] = {}
+        held.visititems(lambda name, x: found.update({name: x[()].tobytes()}) if isinstance(x, h5py.Dataset) else None)
+    return found
+
+
+def history(run: Path) -> list[dict[str, str]]:
+    with (run / "history.csv").open() as file:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+
+def numbers(run: Path) -> dict[str, Any]:
+    told = json.loads((run / "metrics.json").read_text())
+    return {k: v for k, v in told.items() if not k.startswith(("seconds_", "features_")) and k != "resumed_at_epoch"}
+
+
+def same(one: Path, other: Path) -> None:
+    assert history(one) == history(other)
+    assert numbers(one) == numbers(other)
+    assert weights(one) == weights(other)
+    assert (one / "predictions.csv").read_text() == (other / "predictions.csv").read_text()
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch, most: float = math.inf) -> Iterator[list[State]]:
+    """All checkpoints that are written inside, one after every epoch however short. After so many it is killed."""
+    written: list[State] = []
+    write = Run.write_checkpoint
+
+    def noted(self: Run, state: State) -> None:
+        write(self, state)
+        written.append(state)
+        if len(written) == most:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "write_checkpoint", noted)
+        patched.setattr(fitting, "MOST_WRITING", math.inf)
+        yield written
+
+
+def killed_after(checkpoints: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], Any]) -> None:
+    """Runs `act` until so many checkpoints have been written."""
+    with counted(monkeypatch, checkpoints), pytest.raises(Killed):
+        act()
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = options(colours, "transfer=finetune", *SHORT, "trainer.ema=0.9", "trainer.batch_size=8")
+    whole = compose(told).run(tmp_path / "whole")
+    assert whole.metrics["resumed_at_epoch"] is None
+    assert not (whole.directory / "checkpoints").exists()
+    killed_after(3, monkeypatch, lambda: compose(told).run(tmp_path / "cut"))
+    resumed = compose([f"resume={tmp_path / 'cut'}"]).run()
+    assert resumed.metrics["resumed_at_epoch"] == 3
+    same(whole.directory, resumed.directory)
+    counts = resumed.metrics["features_computed"], resumed.metrics["features_hit"]
+    assert counts == (0, 36), "the process that was killed found them in the store, and the next had no use for any"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("transfer=gradual", *(f"transfer.block{i}.epochs=2" for i in (1, 2, 3)), "deterministic=true"),
+        ("transfer=finetune_all", *SHORT, "bn=train", "transfer.backbone.schedule=one_cycle", "trainer.ema=0.99"),
+        (
+            "transfer=finetune_all",
+            *SHORT,
+            "transfer.backbone.schedule=plateau",
+            "data/augment=strong",
+            "optimizer=adam",
+            "transfer.head.epochs=2",
+        ),
+        ("transfer=finetune_all", *SHORT, "head=mlp", "optimizer=sgd", "transfer.head.epochs=5", "bn=adapt"),
+        ("transfer=finetune", *SHORT, "head=prototype", "trainer.accumulate=2", "callbacks.early_stopping.patience=1"),
+        ("transfer=discriminative", *SHORT, "optimizer=adamw", "trainer.label_smoothing=0.1", "trainer.clip_norm=1"),
+        ("transfer=finetune_all", *SHORT, "callbacks=none", "trainer.precision=mixed_float16"),
+    ],
+    ids=["gradual", "one_cycle", "plateau", "mlp", "prototype", "discriminative", "float16"],
+)
+def test_after_every_checkpoint(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    told = options(colours, *more, "trainer.batch_size=8")
+    with counted(monkeypatch) as written:
+        whole = compose(told).run(tmp_path / "whole")
+    for count in sorted({1, 2, len(written) // 2, len(written) - 1, len(written)}):
+        cut = tmp_path / f"cut{count}"
+        killed_after(count, monkeypatch, lambda cut=cut: compose(told).run(cut))  # type: ignore[misc]
+        compose([f"resume={cut}"]).run()
+        same(whole.directory, cut)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_moments_and_resumed_each_time(tmp_path: Path) -> None:
+    noise = draw_noise(tmp_path / "photos", ("train", "test"), 12)
+    told = options(noise, "transfer=gradual", *(f"transfer.block{i}.epochs=6" for i in (1, 2, 3)), "deterministic=true",
+                   "trainer.ema=0.9", "trainer.batch_size=4", "callbacks.early_stopping.patience=4",
+                   "trainer.checkpoint_minutes=0.0005", "features.max_map_gb=0")  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert subprocess.run(command(*told, f"hydra.run.dir={whole}"), capture_output=True, check=False).returncode == 0
+    chance, next_command, kills = random.Random(0), command(*told, f"hydra.run.dir={cut}"), 0
+    while kills < 10:
+        with subprocess.Popen(next_command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            before = newest(cut)
+            wait(lambda: newest(cut) != before or process.poll() is not None)  # noqa: B023
+            time.sleep(chance.random() * 0.4)
+            if process.poll() is not None:
+                break
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+        kills += 1
+        next_command = command(f"resume={cut}")
+    result = subprocess.run(command(f"resume={cut}"), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert kills >= 5, "the run was over too soon to be killed"
+    same(whole, cut)
+    assert Run.open(cut).status["state"] == "done"
+    assert "done before" in subprocess.run(command(f"resume={cut}"), capture_output=True, text=True, check=True).stdout
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *overrides]
+
+
+def newest(run: Path) -> str:
+    return max((path.name for path in run.glob("checkpoints/*.npz")), default="")
+
+
+def wait(what: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+# What it is asked with
+
+
+@pytest.fixture
+def unfinished(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    told = options(colours, "optimizer=adam", "transfer.head.epochs=3")
+    killed_after(1, monkeypatch, lambda: compose(told).run(tmp_path / "cut"))
+    return tmp_path / "cut"
+
+
+def test_nothing_else_is_asked_beside_it(unfinished: Path) -> None:
+    with pytest.raises(InputError, match=r"^seed=3: resume=.*cut takes all from the run; leave it out"):
+        compose([f"resume={unfinished}", "seed=3"])
+    with pytest.raises(InputError, match="not a run directory"):
+        compose([f"resume={unfinished / 'nowhere'}"])
+
+
+def test_code_of_the_user_s_is_imported_only_if_the_command_names_it(unfinished: Path) -> None:
+    path = unfinished / "config.yaml"
+    path.write_text(path.read_text().replace("tl_research.head.Linear", "os.system"))
+    with pytest.raises(InputError, match=r"made with code of yours.*add head\._target_=os\.system"):
+        compose([f"resume={unfinished}"])
+
+
+def test_features_are_counted_over_all_processes(unfinished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed_after(1, monkeypatch, lambda: compose([f"resume={unfinished}"]).run())
+    done = compose([f"resume={unfinished}"]).run()
+    assert done.metrics["features_computed"] == 36  # by the first
+    assert done.metrics["features_hit"] == 72  # by the two that went on, in the store
+
+
+def test_a_run_whose_images_have_changed_begins_anew(
+    unfinished: Path, colours: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = unfinished / "config.yaml"
+    path.write_text(path.read_text().replace("resize: squash", "resize: crop"))
+    caplog.set_level("INFO")
+    assert compose([f"resume={unfinished}"]).run().metrics["resumed_at_epoch"] is None
+    assert "it begins anew" in caplog.text

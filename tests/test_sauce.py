@@ -1,0 +1,78 @@
+"""Drawn hot dogs told apart by the course of their sauce: even, repeatable, and no other sign of the class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tl_research import compose
+from tl_research.data import demo
+from tl_research.data.paint import Canvas
+from tl_research.data.sauce import COURSES, course, sauce_scene
+from tl_research.optimizer import LBFGS
+from tl_research.probe import solve
+
+SIZES = {"train": 6, "val": 3, "test": 3}
+
+
+def drawn(folder: Path, seed: int, processes: int) -> dict[str, bytes]:
+    demo.draw(folder, SIZES, seed, processes, demo.SAUCE)
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.jpg"))}
+
+
+def test_the_recipe_draws_as_many_of_each_class_as_it_says() -> None:
+    sizes = [f"data.num_{split}={size}" for split, size in SIZES.items()]
+    data = compose(["data=hot_dog_sauce", *sizes]).data.load()
+    assert list(data.class_names) == list(COURSES)
+    for split, size in SIZES.items():
+        assert np.bincount(data.labels[data.indices(split)]).tolist() == [size // 3] * 3
+
+
+def test_a_picture_depends_on_seed_split_class_and_number_alone(tmp_path: Path) -> None:
+    once, again = drawn(tmp_path / "a", 0, 1), drawn(tmp_path / "b", 0, 2)
+    other = drawn(tmp_path / "c", 1, 2)
+    assert once == again
+    assert len(set(once.values()) | set(other.values())) == 24
+
+
+def test_names_tell_it_from_the_demo() -> None:
+    assert demo.cache_name(SIZES, 0, demo.SAUCE) != demo.cache_name(SIZES, 0)
+
+
+def test_lines_cross_run_side_by_side_or_stand_alone() -> None:
+    rng = np.random.default_rng(0)
+    for name, lines in ((name, course(name, 1.0, 0.3, rng)) for name in COURSES for _ in range(20)):
+        along = np.linspace(-0.99, 0.99, 500)
+        first, *others = (np.interp(along, u, v) for u, v in lines)
+        assert len(others) == (name != "single")
+        if others:
+            apart = others[0] - first
+            assert (np.abs(np.diff(np.sign(apart))).sum() > 0) == (name == "crossed")
+
+
+def test_a_line_is_as_wide_as_it_is_said_to_be_also_where_it_leaves_the_picture() -> None:
+    canvas = Canvas(np.zeros((60, 80, 3), np.float32), np.random.default_rng(0))
+    patch = canvas.patch(70, 30, 0.3, 20, 1.5)
+    along = np.linspace(-2, 2, 400)
+    distance = patch.line(along, np.zeros(400), reach=0.5)
+    inside = np.abs(patch.v) < 0.4
+    np.testing.assert_allclose(distance[inside], np.abs(patch.v[inside]), atol=0.01)
+
+
+def looks(count: int, split: int) -> tuple[np.ndarray, np.ndarray]:
+    """Thumbnails and mean colours `(3 * count, 16 * 16 * 3 + 3)`, and the classes."""
+    rows = []
+    for label, name in enumerate(COURSES):
+        for number in range(count):
+            picture = sauce_scene(name, np.random.default_rng([split, label, number])).resize((64, 64))
+            thumbnail = np.asarray(picture.resize((16, 16), Image.Resampling.BOX)) / 255
+            rows.append([*thumbnail.ravel(), *thumbnail.mean((0, 1))])
+    return np.array(rows, np.float32), np.repeat(np.arange(len(COURSES)), count)
+
+
+def test_neither_colour_nor_layout_tells_the_class() -> None:
+    (features, labels), (judged, truth) = looks(9, split=0), looks(9, split=1)
+    solution = solve(features, labels, LBFGS(), seed=0)
+    assert np.mean((judged @ solution.kernel + solution.bias).argmax(1) == truth) < 0.55

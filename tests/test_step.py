@@ -1,0 +1,158 @@
+"""The step: what one update does, against Keras' own arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import keras
+import numpy as np
+import pytest
+
+from tl_research import feeds
+from tl_research.classifier import Part
+from tl_research.step import Learning, Step, StepOptions
+
+
+def update(classifier: keras.Model, parts: Sequence[Part], unfreeze: int | Literal["all"], batches: np.ndarray) -> None:
+    """Updates of a classifier by the real step, on images `(k, b, s, s, 3)` whose labels alternate."""
+    backbone, head = classifier.get_layer("backbone"), classifier.get_layer("head")
+    learning = [Learning(variable, part.rate) for part in parts for variable in part.learning]
+    step = Step(
+        feeds.forward_of(backbone, head, unfreeze, [item.variable for item in learning]),
+        learning,
+        [variable for part in parts for variable in part.statistics],
+        keras.optimizers.Adam(),
+    )
+    targets = np.eye(head.output_shape[-1], dtype=np.float32)[np.arange(batches.shape[1]) % 2]
+    for pixels in batches:
+        step([(pixels, targets)], 1e-2)
+
+
+RNG = np.random.default_rng(0)
+ROWS = RNG.normal(size=(12, 5)).astype(np.float32)
+TARGETS = np.eye(3, dtype=np.float32)[RNG.integers(0, 3, 12)]
+OPTIMIZERS = {
+    "adam": lambda: keras.optimizers.Adam(),
+    "adamw": lambda: keras.optimizers.AdamW(weight_decay=0.1),
+    "sgd": lambda: keras.optimizers.SGD(momentum=0.9, nesterov=True),
+    "rmsprop": lambda: keras.optimizers.RMSprop(momentum=0.5),
+}
+
+
+def network() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((5,)), keras.layers.Dense(4, activation="tanh"), keras.layers.Dense(3)]
+    return keras.Sequential(layers)
+
+
+def step_of(
+    model: keras.Model,
+    optimizer: str = "adam",
+    rates: Sequence[float] = (1, 1, 1, 1),
+    accumulates: bool = False,
+    **options: float,
+) -> Step:
+    learning = [Learning(v, rate) for v, rate in zip(model.trainable_variables, rates, strict=True)]
+    chosen = StepOptions(**options)  # type: ignore[arg-type]
+    return Step(lambda x: model(x, training=True), learning, [], OPTIMIZERS[optimizer](), chosen, None, accumulates)
+
+
+def halves() -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(ROWS[:7], TARGETS[:7]), (ROWS[7:], TARGETS[7:])]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_update_is_that_of_keras(optimizer: str) -> None:
+    ours, theirs = network(), network()
+    step = step_of(ours, optimizer)
+    chosen = OPTIMIZERS[optimizer]()
+    chosen.learning_rate = 0.05
+    chosen.exclude_from_weight_decay(var_names=["bias"])
+    theirs.compile(chosen, keras.losses.CategoricalCrossentropy(from_logits=True), jit_compile=False)
+    for _ in range(3):
+        loss, _ = step([(ROWS, TARGETS)], 0.05)
+        expected = theirs.train_on_batch(ROWS, TARGETS)
+        assert float(loss) / 12 == pytest.approx(float(expected), rel=1e-5)
+    for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_batches_whose_gradients_are_summed_are_as_good_as_one() -> None:
+    ours, theirs = network(), network()
+    summed, whole = step_of(ours, accumulates=True, clip_norm=0.1), step_of(theirs, clip_norm=0.1)
+    for _ in range(2):
+        told, expected = summed(halves(), 0.05), whole([(ROWS, TARGETS)], 0.05)
+        np.testing.assert_allclose([float(x) for x in told], [float(x) for x in expected], rtol=1e-5)
+    for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_each_variable_has_its_own_rate() -> None:
+    model = network()
+    before = model.get_weights()
+    step_of(model, "sgd", rates=(0, 0, 0.5, 1))([(ROWS, TARGETS)], 0.1)
+    moved = [np.abs(a - b).max() for a, b in zip(before, model.get_weights(), strict=True)]
+    assert moved[0] == moved[1] == 0
+    whole = network()
+    step_of(whole, "sgd")([(ROWS, TARGETS)], 0.1)
+    assert moved[2] == pytest.approx(np.abs(before[2] - whole.get_weights()[2]).max() / 2, rel=1e-4)
+
+
+def test_a_clipped_gradient_is_no_longer_than_asked() -> None:
+    model = network()
+    before = model.get_weights()
+    step = Step(
+        lambda x: model(x), [Learning(v) for v in model.trainable_variables], [], keras.optimizers.SGD(),
+        StepOptions(clip_norm=0.01),
+    )  # fmt: skip
+    step([(ROWS, TARGETS)], 1.0)
+    length = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(before, model.get_weights(), strict=True)))
+    assert length == pytest.approx(0.01, rel=1e-3)
+
+
+def test_smoothed_targets_are_those_of_keras() -> None:
+    ours, logits = network(), network()(ROWS)
+    loss, right = step_of(ours, label_smoothing=0.2)([(ROWS, TARGETS)], 0.0)
+    expected = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2)(TARGETS, logits)
+    assert float(loss) / 12 == pytest.approx(float(expected), rel=1e-5)
+    assert int(right) == int(np.sum(np.argmax(logits, 1) == TARGETS.argmax(1)))
+
+
+def test_averages_follow_the_weights() -> None:
+    model = network()
+    step = step_of(model, "sgd", ema=0.5)
+    expected = model.get_weights()
+    for number in range(1, 5):
+        step([(ROWS, TARGETS)], 0.1)
+        decay = min(0.5, number / (9 + number))
+        expected = [decay * old + (1 - decay) * new for old, new in zip(expected, model.get_weights(), strict=True)]
+    for average, value in zip(step.averages, expected, strict=True):
+        np.testing.assert_allclose(np.array(average), value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_scaled_loss_gives_the_same_update_and_an_overflow_none() -> None:
+    ours, theirs = network(), network()
+    scaled, plain = step_of(ours, loss_scale=True), step_of(theirs)
+    scaled([(ROWS, TARGETS)], 0.05), plain([(ROWS, TARGETS)], 0.05)
+    for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    before, scale = ours.get_weights(), float(scaled.variables[-2])
+    scaled([(ROWS * np.float32(np.inf), TARGETS)], 0.05)
+    for a, b in zip(ours.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert float(scaled.variables[-2]) == scale / 2
+
+
+def test_any_number_of_examples_is_one_trace() -> None:
+    traced = []
+    model = network()
+
+    def forward(rows: object) -> object:
+        traced.append(1)
+        return model(rows)
+
+    step = Step(forward, [Learning(v) for v in model.trainable_variables], [], keras.optimizers.Adam())
+    for count in (12, 7, 1, 12):
+        step([(ROWS[:count], TARGETS[:count])], 0.01)
+    assert len(traced) == 1

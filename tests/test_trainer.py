@@ -1,0 +1,425 @@
+"""Fit: one stage, update after update, on networks of a few weights; and what a whole run makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.test_experiment import run, table
+from tl_research import InputError, Run, compose, fitting
+from tl_research.callbacks import BestWeights, EarlyStopping
+from tl_research.checkpoint import State
+from tl_research.data.stream import Batch, rows_epoch
+from tl_research.errors import DivergedError
+from tl_research.metrics import quick
+from tl_research.step import Learning, Step
+from tl_research.trainer import Fit, Trainer
+from tl_research.transfer import Stage
+
+RNG = np.random.default_rng(0)
+ROWS = RNG.normal(size=(40, 5)).astype(np.float32)
+LABELS = RNG.integers(0, 3, 40)
+Change = Callable[[int, int, Batch], Batch]
+"""A batch, by its epoch and its number."""
+
+
+class Rates(keras.optimizers.SGD):
+    """Notes the rate that each variable is moved at, when it is."""
+
+    seen: list[float]
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        tf.py_function(lambda rate: self.seen.append(float(rate)), [learning_rate], [])
+        super().update_step(gradient, variable, learning_rate)
+
+
+class Notes(keras.callbacks.Callback):
+    """The weights after each update."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[list[np.ndarray]] = []
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.weights.append(self.model.get_weights())
+
+
+class Small:
+    """A network, and a fit of it that is made of defaults."""
+
+    def __init__(self, *, dropout: float = 0.0, start: list[np.ndarray] | None = None) -> None:
+        keras.utils.set_random_seed(0)
+        hidden = [keras.layers.Dense(4, activation="tanh"), keras.layers.Dropout(dropout)]
+        self.model = keras.Sequential([keras.Input((5,)), *hidden, keras.layers.Dense(3, use_bias=False)])
+        for variable, value in zip(self.model.variables, start or (), strict=bool(start)):
+            variable.assign(value)
+        self.judged: list[list[np.ndarray]] = []
+        """The weights at each validation."""
+        self.saved: list[tuple[State, list[np.ndarray], bool]] = []
+
+    def fit(
+        self,
+        *,
+        batch_size: int = 10,
+        optimizer: keras.Optimizer | None = None,
+        losses: list[float] | None = None,
+        change: Change | None = None,
+        epochs: int = 2,
+        stage: Mapping[str, Any] | None = None,
+        trainer: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> Fit:
+        """`losses` are what validation says; `change` is what becomes of a batch."""
+        told = Trainer(**{"checkpoint_minutes": None, **(trainer or {})})
+        step = Step(
+            lambda rows: self.model(rows, training=True),
+            [Learning(variable) for variable in self.model.trainable_variables],
+            [],
+            optimizer or keras.optimizers.SGD(momentum=0.9),
+            told.options(),
+            accumulates=told.accumulate > 1,
+        )
+
+        def batches(epoch: int, skip: int) -> Iterator[Batch]:
+            found = rows_epoch(ROWS, LABELS, 3, batch_size, epoch=epoch, skip=skip, seed=0)
+            for number, batch in enumerate(found, skip):
+                yield change(epoch, number, batch) if change else batch
+
+        def validate() -> dict[str, float]:
+            self.judged.append(self.model.get_weights())
+            scores = quick(np.asarray(self.model(ROWS, training=False)), LABELS)
+            loss = losses[len(self.judged) - 1] if losses else scores["loss"]
+            return {"val_accuracy": scores["accuracy"], "val_loss": loss}
+
+        def save(state: State, whole: bool) -> None:
+            facts = json.loads(json.dumps(state.facts))
+            arrays = {name: np.array(array) for name, array in state.arrays.items()}
+            self.saved.append((State(facts, arrays), [np.array(v) for v in self.model.variables], whole))
+
+        options: dict[str, Any] = {
+            "callbacks": [],
+            "accumulate": told.accumulate,
+            "rate": 0.1,
+            "moving": self.model.variables,
+            **more,
+        }
+        return Fit(
+            name="head", stage=Stage(epochs=epochs, **(stage or {})), trainer=told, model=self.model, step=step,
+            batches=batches, batches_per_epoch=-(-40 // batch_size), validate=validate, save=save, **options,
+        )  # fmt: skip
+
+
+def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+# Rates
+
+
+def test_rates_follow_the_schedule_update_by_update_in_the_stage_s_own_steps() -> None:
+    optimizer = Rates()
+    optimizer.seen = []
+    stage = {"schedule": "cosine", "warmup": 0.25}
+    fit = Small().fit(
+        batch_size=5, trainer={"accumulate": 2}, optimizer=optimizer, epochs=3, stage=stage, first_epoch=7
+    )
+    rows = fit.run()
+    seen = np.reshape(optimizer.seen, (12, 3))  # 3 epochs of 4 updates of 3 variables
+    falling = [(1 + math.cos(math.pi * k / 9)) / 2 for k in range(9)]
+    np.testing.assert_allclose(seen, np.outer([0.025, 0.05, 0.075, *(0.1 * x for x in falling)], np.ones(3)), rtol=1e-5)
+    assert [row["learning_rate"] for row in rows] == pytest.approx(seen[3::4, 0].tolist(), rel=1e-5)
+    assert [row["epoch"] for row in rows] == [7, 8, 9]
+
+
+def test_a_plateau_lowers_the_rate_of_the_epochs_that_follow() -> None:
+    losses = [1.0, 2.0, 2.0, 2.0, 2.0, 0.5]
+    rows = Small().fit(losses=losses, epochs=6, stage={"schedule": "plateau"}).run()
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.03, 0.03])
+    constant = Small().fit(losses=losses, epochs=6).run()
+    assert [row["learning_rate"] for row in constant] == [0.1] * 6
+
+
+# Updates
+
+
+def test_two_batches_of_8_are_one_of_16_and_one_update() -> None:
+    two, one = Small(), Small()
+    halves = two.fit(batch_size=8, trainer={"accumulate": 2, "clip_norm": 0.5}, callbacks=[notes := Notes()])
+    whole = one.fit(batch_size=16, trainer={"clip_norm": 0.5})
+    rows, expected = halves.run(), whole.run()
+    assert len(notes.weights) == 6  # of 5 batches, twice: the last update of an epoch has one batch of 8
+    assert int(halves.step.optimizer.iterations) == int(whole.step.optimizer.iterations) == 6
+    for a, b in zip(two.model.get_weights(), one.model.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    for row, other in zip(rows, expected, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert row["accuracy"] == other["accuracy"]
+
+
+def test_a_row_tells_the_mean_over_all_examples() -> None:
+    small = Small()
+    (row,) = small.fit(batch_size=16, epochs=1, rate=1e-20).run()
+    expected = quick(np.asarray(small.model(ROWS)), LABELS)
+    assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert row["accuracy"] == expected["accuracy"]
+
+
+def test_a_row_tells_how_much_of_the_time_was_spent_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def takes(seconds: float, value: Any) -> Any:
+        clock[0] += seconds
+        return value
+
+    update = Step.__call__
+    monkeypatch.setattr(Step, "__call__", lambda *given: takes(1.0, update(*given)))
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    for row in Small().fit(change=lambda _, number, batch: takes(3.0 if number else 7.0, batch)).run():
+        assert row["seconds"] == 20
+        assert row["data_wait"] == 16 / 20
+
+
+# Averages
+
+
+def test_averages_are_judged_and_kept_and_the_weights_themselves_go_on() -> None:
+    plain, averaged = Small(), Small()
+    notes, others = Notes(), Notes()
+    average: list[Any] = plain.model.get_weights()
+    plain.fit(callbacks=[notes]).run()
+    averaged.fit(callbacks=[others], trainer={"ema": 0.5}).run()
+    for trained, expected in zip(others.weights, notes.weights, strict=True):
+        assert equal(trained, expected), "what is trained is not the average"
+    for number, weights in enumerate(notes.weights, 1):
+        decay = min(0.5, number / (9 + number))
+        average = [decay * old + (1 - decay) * new for old, new in zip(average, weights, strict=True)]
+        if number % 4 == 0:
+            for a, b in zip(averaged.judged[number // 4 - 1], average, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert equal(averaged.model.get_weights(), averaged.judged[-1])
+    assert not equal(averaged.model.get_weights(), notes.weights[-1])
+
+
+def test_the_best_of_averaged_weights_is_an_average(tmp_path: Path) -> None:
+    small = Small()
+    small.fit(trainer={"ema": 0.9}, losses=[0.1, 0.2, 0.3], epochs=3, callbacks=[BestWeights().build(tmp_path)]).run()
+    assert equal(small.model.get_weights(), small.judged[0])
+
+
+# Ends
+
+
+def test_early_stopping_stops_and_the_best_weights_are_kept(tmp_path: Path) -> None:
+    small = Small()
+    callbacks = [EarlyStopping(patience=2).build(tmp_path), BestWeights().build(tmp_path)]
+    rows = small.fit(epochs=9, losses=[1.0, 0.8, 0.9, 0.8, 0.1], callbacks=callbacks).run()
+    assert len(rows) == 4
+    assert equal(small.model.get_weights(), small.judged[1])
+    assert small.saved[-1][0].facts["stopped"]
+
+
+def test_the_deadline_ends_a_stage_after_the_epoch_under_way() -> None:
+    small = Small()
+    (row,) = small.fit(epochs=9, deadline=time.monotonic()).run()
+    assert row["epoch"] == 0
+    assert len(small.judged) == 1
+    assert len(Small().fit(epochs=3, deadline=time.monotonic() + 1000).run()) == 3
+
+
+def broken_at(epoch: int, number: int) -> Change:
+    def change(e: int, n: int, batch: Batch) -> Batch:
+        return (np.full_like(batch[0], np.nan), batch[1]) if (e, n) == (epoch, number) else batch
+
+    return change
+
+
+@pytest.mark.parametrize("number", [0, 2, 3])
+def test_a_loss_that_is_no_number_tells_where_and_leaves_the_best_weights(tmp_path: Path, number: int) -> None:
+    small = Small()
+    fit = small.fit(epochs=9, change=broken_at(7, number), losses=[0.1, 0.2, 0.3], first_epoch=5,
+                    stage={"schedule": "exponential"}, callbacks=[BestWeights().build(tmp_path)])  # fmt: skip
+    with pytest.raises(DivergedError, match=r"^stage head diverged: .*transfer\.head\.learning_rate") as raised:
+        fit.run()
+    error = raised.value
+    assert (error.stage, error.epoch, error.update) == ("head", 7, number + 1)
+    assert error.rate == pytest.approx(0.1 * 0.01 ** ((8 + number) / 36))
+    assert [row["epoch"] for row in fit.rows] == [5, 6]
+    assert equal(small.model.get_weights(), small.judged[0])
+
+
+def test_what_the_last_update_of_a_stage_breaks_is_noticed_too(tmp_path: Path) -> None:
+    small = Small()
+    fit = small.fit(losses=[0.1, math.nan], callbacks=[BestWeights().build(tmp_path)])
+    with pytest.raises(DivergedError) as raised:
+        fit.run()
+    assert (raised.value.epoch, raised.value.update) == (1, 4)
+    assert len(fit.rows) == 1
+    assert equal(small.model.get_weights(), small.judged[0])
+
+
+# Checkpoints
+
+
+def callbacks(directory: Path) -> list[keras.callbacks.Callback]:
+    return [EarlyStopping(patience=2).build(directory), Notes(), BestWeights().build(directory)]
+
+
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in ("seconds", "data_wait")} for row in rows]
+
+
+def test_a_stage_goes_on_from_any_of_its_states_to_the_same_bits(tmp_path: Path) -> None:
+    losses = [1.0, 1.1, 0.5, 0.6, 0.6, 0.1]
+    options: dict[str, Any] = {
+        "batch_size": 8,
+        "epochs": 7,
+        "first_epoch": 3,
+        "stage": {"schedule": "plateau", "warmup": 0.1},
+        "trainer": {"accumulate": 2, "ema": 0.7, "checkpoint_minutes": 1e-9},
+    }
+    whole = Small(dropout=0.3)
+    rows = whole.fit(losses=losses, callbacks=callbacks(tmp_path), **options).run()
+    assert len(rows) == 5
+    assert [done for *_, done in whole.saved] == [False, False, False, True] * 5
+    for place in (1, 3, 10, 18, 19):
+        state, weights, _ = whole.saved[place]
+        again = Small(dropout=0.3, start=weights)
+        left = losses[len(state.facts["rows"]) :]
+        resumed = again.fit(losses=left, callbacks=callbacks(tmp_path), **options).run(state)
+        assert without_times(resumed) == without_times(rows)
+        assert equal([np.array(v) for v in again.model.variables], [np.array(v) for v in whole.model.variables])
+        again.saved = [*whole.saved[: place + 1], *again.saved]
+        for (one, here, _), (other, there, _) in zip(whole.saved, again.saved, strict=True):
+            assert one.arrays.keys() == other.arrays.keys()
+            assert all(np.array_equal(one.arrays[name], other.arrays[name]) for name in one.arrays)
+            assert equal(here, there)
+
+
+def test_time_spent_before_a_checkpoint_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def slowly(_: int, number: int, batch: Batch) -> Batch:
+        clock[0] += 3.0
+        return batch
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    small = Small()
+    options: dict[str, Any] = {"change": slowly, "epochs": 1, "trainer": {"checkpoint_minutes": 1e-9}}
+    (row,) = small.fit(**options).run()
+    assert row["seconds"] == 12
+    state, weights, _ = small.saved[1]
+    (row,) = Small(start=weights).fit(**options).run(state)
+    assert row["seconds"] == 12
+    assert row["data_wait"] == 1
+
+
+# Whole runs
+
+
+def test_a_run_that_diverges_says_so_and_keeps_the_best_of_its_stages(tmp_path: Path, colours: Path) -> None:
+    options = ["transfer=finetune", "transfer.backbone.epochs=3", "transfer.backbone.learning_rate=1e15",
+               "transfer.backbone.schedule=constant", "transfer.backbone.warmup=0"]  # fmt: skip
+    with pytest.raises(InputError, match=r"^stage backbone diverged: .* at update 1 of epoch \d, .* rate of 1e\+15;"):
+        run(tmp_path / "run", colours, *options)
+    done = Run.open(tmp_path / "run")
+    assert done.status["state"] == "diverged"
+    assert "at a learning rate of 1e+15" in done.status["reason"]
+    kept = done.model()
+    untouched = compose(["backbone=tiny", "backbone.image_size=32"]).backbone.build()
+    assert equal(kept.get_layer("backbone").get_weights(), untouched.get_weights())
+    assert np.abs(kept.get_layer("head").get_weights()[0]).max() > 0
+    assert table(tmp_path / "run" / "history.csv")[0]["stage"] == "head"
+
+
+@pytest.mark.parametrize("head", ["linear", "prototype"])
+def test_a_time_limit_leaves_out_the_stages_that_would_follow(tmp_path: Path, colours: Path, head: str) -> None:
+    done = run(tmp_path / "run", colours, "transfer=finetune", "trainer.time_limit=1e-9", "callbacks=none",
+               f"head={head}")  # fmt: skip
+    assert done.status["state"] == "done"
+    assert [row["stage"] for row in table(done.directory / "history.csv")] == ["head"]
+    assert done.metrics["test_accuracy"] > 0.9
+
+
+# `trainer.batch_size=auto`, on a GPU that is simulated: TensorFlow lists one, and more than `most` examples are too
+# many for it
+
+
+def limit(monkeypatch: pytest.MonkeyPatch, most: int) -> list[list[int]]:
+    """Simulates it; gives the sizes of the batches of each update, as they come."""
+    updates: list[list[int]] = []
+    rehearse, update = Step.rehearse, Step.__call__
+
+    def limited(self: Step, batch: Batch) -> None:
+        if len(batch[0]) > most:
+            raise tf.errors.ResourceExhaustedError(None, None, "simulated")
+        rehearse(self, batch)
+
+    def noted(self: Step, batches: list[Batch], rate: float) -> Any:
+        updates.append([len(pixels) for pixels, _ in batches])
+        return update(self, batches, rate)
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["GPU:0"])
+    monkeypatch.setattr(Step, "rehearse", limited)
+    monkeypatch.setattr(Step, "__call__", noted)
+    return updates
+
+
+AUTO = ("transfer=scratch", "transfer.all.epochs=1", "callbacks=none", "trainer.precision=float32", "engine=openvino")
+
+
+def test_a_batch_is_halved_until_it_fits_and_an_update_sees_as_many_examples(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates = limit(monkeypatch, 8)
+    found = run(tmp_path / "run", colours, *AUTO, "trainer.batch_size=auto").metrics
+    assert (found["batch_size"], found["accumulate"]) == (8, 4)
+    whole, left = divmod(found["num_train"], 8)
+    assert updates == [[8] * whole + [left] * (left > 0)]
+
+
+def test_where_not_one_image_fits_it_is_one_line(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates = limit(monkeypatch, 0)
+    with pytest.raises(InputError, match=r"^trainer\.batch_size=auto: not one image fits into the GPU's memory$"):
+        run(tmp_path / "run", colours, *AUTO, "trainer.batch_size=auto")
+    assert not updates
+    assert Run.open(tmp_path / "run").status["state"] == "failed"
+
+
+@pytest.mark.parametrize("most", [12, 11])
+def test_trying_a_batch_changes_nothing(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    limit(monkeypatch, most)
+    parts = [keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((5,)), *parts])
+    learning = [Learning(variable) for variable in model.trainable_variables]
+    step = Step(lambda rows: model(rows, training=True), learning, [], keras.optimizers.Adam())
+    feed = SimpleNamespace(train=lambda epoch, skip: rows_epoch(ROWS, LABELS, 3, 12, seed=0))
+    before = [np.array(variable) for variable in [*model.variables, *step.variables]]
+    assert fitting.fits_in_memory(step, feed, model.variables) == (most >= 12)  # type: ignore[arg-type]
+    assert equal([np.array(variable) for variable in [*model.variables, *step.variables]], before)
+
+
+def test_a_cpu_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, 0)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [])
+    assert fitting.fits_in_memory(None, None, [])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("other", ["deterministic=true", "trainer.distribution=multi_worker"])
+def test_what_must_not_depend_on_a_gpu_s_memory_refuses_it(other: str) -> None:
+    with pytest.raises(InputError, match=rf"trainer\.batch_size=auto .*{other}.*number"):
+        compose(["backbone=tiny", "trainer.batch_size=auto", other])
+    for alone in (other, "trainer.batch_size=auto"):
+        assert dataclasses.is_dataclass(compose(["backbone=tiny", alone]))

@@ -1,0 +1,86 @@
+"""The jobs of a sweep: every combination of the values given, with each key only where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from tl_research.configure.explain import compose_config, has, is_group
+from tl_research.errors import InputError
+
+
+def jobs(composer: Hydra, master: DictConfig) -> list[list[str]]:
+    """The overrides of each job, without Hydra's own.
+
+    `transfer=frozen,finetune transfer.backbone.epochs=1,3` is three jobs: a key that is there for some of the options
+    and not for others counts for those that have it, and what comes to the same is one job. A key that is nowhere stays
+    in all, and is told when they are composed.
+    """
+    parser = OverridesParser.create(config_loader=composer.config_loader)
+    parsed = parser.parse_overrides(list(master.hydra.overrides.task))
+    combinations = [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
+    options = _groups(composer, parsed)
+    if not any(override.is_sweep_override() and override.key_or_group in options for override in parsed):
+        return [list(job) for job in combinations]
+    values = {override.key_or_group for override in parsed if not _is_free(override, options)}
+    have: dict[tuple[str, ...], set[str]] = {}
+    chosen = []
+    for job in combinations:
+        groups = tuple(text for text in job if _key(text) in options)
+        if groups not in have:
+            config = _composed(composer, master, groups)
+            have[groups] = {key for key in values if config is None or has(config, key)}
+        chosen.append(groups)
+    somewhere = set.union(*have.values())
+    found = (
+        tuple(text for text in job if _key(text) not in somewhere or _key(text) in have[groups])
+        for job, groups in zip(combinations, chosen, strict=True)
+    )
+    return [list(job) for job in dict.fromkeys(found)]
+
+
+def _groups(composer: Hydra, parsed: Sequence[Override]) -> set[str]:
+    """The groups among the keys of these overrides."""
+    return {key for key in {override.key_or_group for override in parsed} if is_group(composer, key)}
+
+
+def _is_free(override: Override, groups: set[str]) -> bool:
+    """Whether it may be given for any job: a group's option, or a key that it adds or takes away itself."""
+    return override.key_or_group in groups or override.is_add() or override.is_delete()
+
+
+def _key(text: str) -> str:
+    return text.partition("=")[0].partition("@")[0]
+
+
+def _composed(composer: Hydra, master: DictConfig, groups: Sequence[str]) -> Any:
+    """The config of these options alone; None if they do not go together, which is told elsewhere."""
+    overrides = [*master.hydra.overrides.hydra, *groups]
+    try:
+        cfg = compose_config(composer, overrides, str(master.hydra.job.config_name or "config"))
+    except InputError:
+        return None
+    return OmegaConf.to_container(cfg)
+
+
+def spread(composer: Hydra, overrides: Sequence[str], config_name: str) -> list[str]:
+    """The overrides of a sweep, such that Hydra can compose what all jobs share. `transfer.backbone.epochs=3` beside
+    `transfer=frozen,finetune` it would refuse, for by default there is no such key; a choice of one is for the jobs."""
+    parsed = OverridesParser.create(config_loader=composer.config_loader).parse_overrides(list(overrides))
+    groups = _groups(composer, parsed)
+    if not any(override.is_sweep_override() and override.key_or_group in groups for override in parsed):
+        return list(overrides)
+    fixed = [str(o.input_line) for o in parsed if o.key_or_group in groups and not o.is_sweep_override()]
+    try:
+        config = OmegaConf.to_container(compose_config(composer, fixed, config_name))
+    except InputError:  # told when all of it is composed
+        return list(overrides)
+    absent = {o.input_line for o in parsed if not (o.is_sweep_override() or _is_free(o, groups))
+              and not has(config, o.key_or_group)}  # fmt: skip
+    return ["{}=choice({})".format(*text.split("=", 1)) if text in absent else text for text in overrides]

@@ -1,0 +1,82 @@
+"""`resume=RUN`: a run from its own directory. The directory is data: it says what to build, of our own recipes, and
+code of the user's is imported only if the command names it, too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from tl_research.configure.composition import make
+from tl_research.errors import InputError
+from tl_research.run import Run
+
+if TYPE_CHECKING:
+    from tl_research.experiment import Experiment
+
+KEY = "resume="
+
+
+def asked(overrides: Sequence[str]) -> bool:
+    """Whether a command goes on with an earlier run."""
+    return any(text.startswith(KEY) and text != f"{KEY}null" for text in overrides)
+
+
+def named(overrides: Sequence[str]) -> Path:
+    """The run directory that `resume=` names."""
+    (text,) = [text.removeprefix(KEY).strip("'\"") for text in overrides if text.startswith(KEY)]
+    return Path(text).expanduser().absolute()
+
+
+def resumed(overrides: Sequence[str]) -> Experiment:
+    """The experiment of the run that `resume=` names, which goes on when it is run.
+
+    Raises:
+        InputError: there is no such run, or something is given beside it.
+    """
+    directory = named(overrides)
+    run = Run.open(directory)
+    if not run.config:
+        raise InputError(f"resume={directory}: the run has no config.yaml to go on from; give its command again")
+    given = {text for text in overrides if not text.startswith(KEY)}
+    code = [f"{key}={value}" for key, value in _code(run.config)]
+    other = sorted(given - set(code))
+    if other:
+        raise InputError(f"{other[0]}: resume={directory} takes all from the run; leave it out, or begin a new run")
+    missing = [name for name in code if name not in given]
+    if missing:
+        raise InputError(
+            f"resume={directory}: the run is made with code of yours, which a run directory may not choose; "
+            f"add {' '.join(missing)}"
+        )
+    config = {key: value for key, value in run.config.items() if key != "choices"}
+    experiment = make(config, OmegaConf.create(config))
+    return replace(experiment, config=run.config, directory=str(directory), resume=str(directory), fresh=False)
+
+
+def _code(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """What of a config names code that is not ours: its key and value."""
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            builds = f"{prefix}{key}" == "backbone.build" and not str(value).startswith("tl_research.networks.")
+            if builds or (key == "_target_" and not _is_ours(value)):
+                yield f"{prefix}{key}", str(value)
+            else:
+                yield from _code(value, f"{prefix}{key}.")
+    elif isinstance(config, list):
+        for number, value in enumerate(config):
+            yield from _code(value, f"{prefix}{number}.")
+
+
+def _is_ours(target: Any) -> bool:
+    """Whether it is one of our recipes. Imports nothing of anybody else's."""
+    if not isinstance(target, str) or not target.startswith("tl_research."):
+        return False
+    try:
+        return hasattr(get_class(target), "__pydantic_fields__")
+    except Exception:
+        return False

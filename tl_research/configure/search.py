@@ -1,0 +1,85 @@
+"""Preflight of a search (`hydra/sweeper=optuna`): what would stop it shows before anything is made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from hydra._internal.hydra import Hydra
+from omegaconf import DictConfig, OmegaConf
+
+from tl_research.configure.composition import build
+from tl_research.configure.explain import compose_config
+from tl_research.configure.ranges import shown
+from tl_research.configure.space import Dimension, Space, read_space
+from tl_research.errors import InputError
+from tl_research.trial import load_optuna
+
+_MOST_PROBES = 64
+_NUMBERS = (("n_trials", 1, False), ("startup", 0, False), ("seed", 0, True), ("batch", 1, True))
+_OPTIONS = (("sampler", ("tpe", "random")), ("pruner", ("median", "none")))
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search tries, what it compares trials by, and overrides of jobs from the ends of its space."""
+
+    space: Space
+    monitor: str
+    jobs: tuple[list[str], ...]
+
+
+def read_search(composer: Hydra, master: DictConfig) -> Search:
+    """Reads a search from a config composed for it, and builds the jobs at the ends of its space. Values that are only
+    wrong together would be trials that fail, so they stop it only where nothing else is left.
+
+    Raises:
+        InputError: Optuna is not installed, a setting is out of range, the space cannot be read, a key or a bound is
+            wrong, or trials could not be compared.
+    """
+    load_optuna()
+    settings = master.hydra.sweeper
+    _check_settings(settings)
+    params: Any = OmegaConf.to_container(settings.params or OmegaConf.create({}))
+    space = read_space(params, list(master.hydra.overrides.task), composer.config_loader)
+    jobs, monitors, refusals = [], set(), []
+    for probe in islice(space.probes(), _MOST_PROBES):
+        job = [*master.hydra.overrides.hydra, *probe]
+        try:
+            monitors.add(build(compose_config(composer, job, master.hydra.job.config_name)).monitor)
+            jobs.append(job)
+        except InputError as error:
+            if _is_about(error, space.dimensions):
+                raise
+            refusals.append(error)
+    if not jobs:
+        raise refusals[0]
+    return Search(space, _one_of(sorted(monitors)), tuple(jobs))
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    for key, least, null in _NUMBERS:
+        value = settings[key]
+        good = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        if not good and not (null and value is None):
+            also = " or null" if null else ""
+            raise InputError(f"hydra.sweeper.{key}={shown(value)}: should be a whole number of at least {least}{also}")
+    for key, options in _OPTIONS:
+        if settings[key] not in options:
+            raise InputError(f"hydra.sweeper.{key}={shown(settings[key])}: should be '{options[0]}' or '{options[1]}'")
+
+
+def _is_about(error: InputError, dimensions: Sequence[Dimension]) -> bool:
+    """Whether a refusal names one of these keys, and not how its value goes with another's."""
+    return any(re.match(rf"{re.escape(d.name)}(=\S*)?: ", str(error)) for d in dimensions)
+
+
+def _one_of(monitors: list[str]) -> str:
+    if len(monitors) > 1:
+        raise InputError(f"monitor={','.join(monitors)}: trials are compared by one; give one")
+    if monitors[0].startswith("test_"):
+        raise InputError(f"monitor={monitors[0]}: test images choose nothing; search by val_{monitors[0][5:]}")
+    return monitors[0]

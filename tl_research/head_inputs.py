@@ -1,0 +1,68 @@
+"""HeadInputs: what a head learns from where the backbone stays as it is: features of images, or of views of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tl_research import describe
+from tl_research.data.datamodule import DataModule
+from tl_research.features import FeatureTable
+from tl_research.passes import PLAIN
+from tl_research.run import Run
+
+
+@dataclass
+class HeadInputs:
+    """Features and labels of the splits."""
+
+    run: Run
+    data: DataModule
+    features: FeatureTable
+
+    @property
+    def views(self) -> int:
+        """How many versions of each image a head learns from."""
+        return self.features.options.views or 1
+
+    @property
+    def views_are_kept(self) -> bool:
+        """Whether a head learns from views that are computed once, instead of from a new one each epoch."""
+        return self.features.options.views is not None
+
+    def prepare(self, *, validation: bool) -> None:
+        """All features that a stage and the evaluation need, in one pass over the images; with `validation` the head
+        will learn from the validation images, too."""
+        everything = np.arange(len(self.data))
+        if not self.views_are_kept:
+            wanted = [(everything, PLAIN)]
+        else:
+            trained = self.data.indices("train", "val") if validation else self.data.indices("train")
+            wanted = [(self.data.indices("val", "test"), PLAIN), *((trained, view) for view in range(self.views))]
+        computed, hit = self.features.computed, self.features.hit
+        with self.run.phase("features"):
+            self.features.prepare(wanted)
+        if (computed, hit) != (self.features.computed, self.features.hit):
+            describe.features(self.features.computed - computed, self.features.hit - hit)
+
+    def rows(self, indices: np.ndarray, view: int = PLAIN) -> np.ndarray:
+        """Features of one view of these examples: float32 `(n, d)`."""
+        with self.run.phase("features"):
+            return self.features.rows(indices, view)
+
+    def learned(self, *splits: str) -> tuple[np.ndarray, np.ndarray]:
+        """Features and labels that a head learns from: the views of an image one after the other."""
+        indices = self.data.indices(*splits)
+        views = range(self.views) if self.views_are_kept else [PLAIN]
+        rows = np.stack([self.features.rows(indices, view) for view in views], axis=1)
+        return rows.reshape(-1, rows.shape[-1]), self.data.labels[indices].repeat(len(views))
+
+    def groups(self, *splits: str) -> np.ndarray | None:
+        """The group of each example, where the data has groups."""
+        return None if self.data.groups is None else self.data.groups[self.data.indices(*splits)]
+
+    def plain(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Features and labels of the images as they are."""
+        indices = self.data.indices(split)
+        return self.features.rows(indices), self.data.labels[indices]

@@ -1,0 +1,83 @@
+"""The table of a sweep at work: what runs and how far it is, what is done, what failed, and the time left. Where nobody
+looks, a line for each job that ends."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tl_research.pool import Outcome
+from tl_research.progress import console
+
+MOST_ROWS = 12
+STYLES = {"done": "green", "failed": "bold red", "running": "bold", "waiting": "dim"}
+
+
+class SweepView:
+    """Follows the outcomes of a pool, which fills them in."""
+
+    def __init__(self, outcomes: Sequence[Outcome], n_jobs: int):
+        self.outcomes = outcomes
+        self.n_jobs = n_jobs
+        self.began = time.monotonic()
+        self._live = Live(get_renderable=self._draw, console=console, transient=True, refresh_per_second=4)
+        self._seen = console.is_terminal or console.is_jupyter
+
+    def __enter__(self) -> SweepView:
+        if self._seen:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._seen:
+            self._live.stop()
+
+    def refresh(self) -> None:
+        """Nothing to do: it is drawn four times a second."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """A line that stays."""
+        count = sum(o.state not in ("waiting", "running") for o in self.outcomes)
+        value = "" if math.isnan(outcome.value) else f"  {outcome.value:.4g}"
+        reason = f"  {' '.join(outcome.reason.split())}" if outcome.reason else ""
+        if outcome.state == "skipped":  # told in full before the first job
+            reason = reason.partition(":")[0]
+        line = f"[{count}/{len(self.outcomes)}] {outcome.state:11} {outcome.job.name}{value}  {outcome.seconds:.1f} s"
+        console.print(Text(line + reason, style=STYLES.get(outcome.state, "")))
+
+    def _draw(self) -> Any:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("running", "seconds", "doing"):
+            table.add_column(column, no_wrap=True, overflow="ellipsis")
+        running = [outcome for outcome in self.outcomes if outcome.state == "running"]
+        for outcome in running[:MOST_ROWS]:
+            seconds = f"{time.monotonic() - outcome.began:.0f}"
+            table.add_row(Text(outcome.job.name), seconds, Text(outcome.doing))
+        return Group(table, Text(self.summary(), style="bold"))
+
+    def summary(self) -> str:
+        """`7 done, 1 failed, 2 running, 2 waiting; 41 s so far, 20 s left`."""
+        states = [outcome.state for outcome in self.outcomes]
+        order = ("done", "failed", "skipped", "pruned", "interrupted", "running", "waiting")
+        counts = ", ".join(f"{states.count(state)} {state}" for state in order if state in states)
+        left = self.seconds_left()
+        about = "" if left is None else f", about {left:.0f} s left"
+        return f"{counts}; {time.monotonic() - self.began:.0f} s so far{about}"
+
+    def seconds_left(self) -> float | None:
+        """From the mean of the jobs that have ended; None before the first."""
+        ended = [outcome.seconds for outcome in self.outcomes if outcome.state not in ("waiting", "running")]
+        if not ended:
+            return None
+        mean = sum(ended) / len(ended)
+        spent = sum(min(time.monotonic() - o.began, mean) for o in self.outcomes if o.state == "running")
+        unfinished = len(self.outcomes) - len(ended)
+        return max(unfinished * mean - spent, 0.0) / min(self.n_jobs, max(unfinished, 1))

@@ -1,0 +1,57 @@
+"""Locks on files. The system lets go of them when their holder ends, however it ends, so none is ever stale; on a
+shared file system they hold between machines."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+TRIES, PAUSE = 20, 0.01
+
+
+class Lock:
+    """A lock that is held, until `close`, or until nobody refers to it any more."""
+
+    def __init__(self, descriptor: int):
+        self._descriptor = descriptor
+
+    def close(self) -> None:
+        """Lets others have it."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    __del__ = close
+
+
+def hold(path: Path) -> Lock | None:
+    """Takes the lock on a file, which is created if need be. None if somebody else has it. Where the file system knows
+    no locks, everybody gets it.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    for _ in range(TRIES):  # `is_held` takes it, too, for a moment
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(PAUSE)
+        except OSError:
+            return Lock(descriptor)
+        else:
+            return Lock(descriptor)
+    os.close(descriptor)
+    return None
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process, or this one, has the lock. Raises `OSError` where there is no such file, or no locks."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

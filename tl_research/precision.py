@@ -1,0 +1,44 @@
+"""Mixed precision: layers compute in 16 bits while they are trained; their weights, and the saved model, stay float32
+(Micikevicius et al. 2018, arXiv 1710.03740)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import keras
+
+Precision = Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
+
+
+def choose(name: Precision) -> str:
+    """`auto` is bfloat16 where every GPU gains from it (compute capability 8.0 and more), float32 elsewhere: on a CPU
+    16 bits are slower, and on older GPUs float16 has turned losses into NaN."""
+    if name != "auto":
+        return name
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    able = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
+    return "mixed_bfloat16" if able and min(able) >= (8, 0) else "float32"
+
+
+@contextmanager
+def computing_in(policy: str, backbone: keras.Model) -> Iterator[None]:
+    """A backbone's layers compute in `policy` inside; what is traced then stays so. The preprocessing does not, for 16
+    bits would blur pixels before the network sees them; heads give float32 in any case."""
+    import keras
+
+    plain = (keras.layers.InputLayer, keras.layers.Rescaling, keras.layers.Normalization)
+    layers = [layer for layer in backbone.layers if not isinstance(layer, plain)]
+    before = [layer.dtype_policy for layer in layers]
+    try:
+        if policy != "float32":
+            for layer in layers:
+                layer.dtype_policy = policy
+        yield
+    finally:
+        for layer, kept in zip(layers, before, strict=True):
+            layer.dtype_policy = kept

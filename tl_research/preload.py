@@ -1,0 +1,22 @@
+"""What the processes of a sweep find imported: the server they are forked from imports this module, once, and that is
+all it does. It must not touch a device or start a pool of threads, which would not survive the fork."""
+
+from __future__ import annotations
+
+import gc
+
+from tl_research.runtime import quietly, uncollected
+
+with quietly(), uncollected():
+    import keras  # noqa: F401
+    import matplotlib.figure  # noqa: F401
+    import openvino  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import sklearn.linear_model
+    import sklearn.model_selection  # noqa: F401
+    import tensorflow  # noqa: F401
+    from tensorboard.plugins.hparams import api  # noqa: F401
+
+    import tl_research.experiment  # noqa: F401
+gc.collect()
+gc.freeze()

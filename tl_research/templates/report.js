@@ -1,0 +1,137 @@
+// The page from top to bottom: its head, the answers of the best run, what failed, where it comes from.
+
+function drawHead() {
+  const done = runs.filter((run) => run.state === "done").length;
+  const dates = runs.map((run) => run.started).filter(Boolean).sort();
+  const days = [...new Set([dates[0], dates.at(-1)].filter(Boolean).map((text) => date(text).slice(0, 10)))];
+  const rest = runs.length - done;
+  document.title = `${page.title} ${DASH} report`;
+  at("title").textContent = page.title;
+  at("summary").textContent = [
+    many(rows.length, "configuration"), `${many(runs.length, "run")}${rest ? `, ${rest} of them not done` : ""}`,
+    `ranked by ${page.monitor}`, days.join(` ${DASH} `),
+  ].filter(Boolean).join(" · ");
+  at("leaderboard-note").textContent =
+    `One row a configuration; repetitions are put together. ${page.monitor} ranks (${lower ? "lower" : "higher"} is better), `
+    + `${page.test_metric} is shown and never ranks. Intervals are at 95 %: of the mean over several runs, or of one run's images.`
+    + (rows.some((row) => row.random) ? " Networks with random weights have ranks of their own." : "");
+}
+function drawWinner() {
+  const row = rows[0];
+  if (!row || !isNumber(row.val)) {
+    at("winner").append(html("p", {}, "No run has come to a number yet."));
+    return;
+  }
+  const fact = (name, value, more) => html("div", {}, html("dt", {}, name), html("dd", {}, value, more && html("small", {}, more)));
+  const first = row.runs.find((run) => runs[run].state === "done");
+  at("winner").append(html("div", { class: "winner" },
+    html("div", { class: "muted" }, rows.length > 1 ? `Best of ${rows.length}` : "The run"),
+    html("div", { class: "name" }, nameOf(row), " ", row.random ? badge() : null),
+    html("dl", { class: "facts" },
+      fact(page.monitor, fixed(row.val), row.val_interval && span(row.val_interval)),
+      fact(page.test_metric, fixed(row.test), row.test_interval && span(row.test_interval)),
+      fact("time", seconds(row.seconds), row.runs.length > 1 ? "mean of its runs" : null),
+      fact("parameters", short(row.parameters))),
+    copyable(runs[first].command)));
+}
+const badge = () => html("span", { class: "badge" }, "random weights");
+
+function drawTheme() {
+  const button = at("theme"), root = document.documentElement;
+  const dark = () => (root.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  const label = () => { button.textContent = dark() ? "Light" : "Dark"; button.setAttribute("aria-label", `Switch to ${dark() ? "light" : "dark"} colours`); };
+  try { root.dataset.theme = localStorage.getItem("tl-report-theme") || ""; } catch { /* a browser may keep nothing for files */ }
+  button.addEventListener("click", () => {
+    root.dataset.theme = dark() ? "light" : "dark";
+    try { localStorage.setItem("tl-report-theme", root.dataset.theme); } catch { /* then only for now */ }
+    label();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", label);
+  label();
+}
+
+const MOST_CLASSES = 30;
+
+function drawAnswers() {
+  const best = page.best, total = best ? best.counts.reduce((sum, [, , count]) => sum + count, 0) : 0;
+  if (!total && !best?.mistakes.length) { at("answers").hidden = true; return; }
+  const row = rows.find((one) => one.runs.includes(best.run));
+  at("answers-note").textContent = `Run ${runs[best.run].name} (${nameOf(row)}), chosen by ${page.monitor}, on ${many(total, "test image")}, ${best.num_wrong} of them wrong.`;
+  at("confusion").append(best.classes.length > MOST_CLASSES ? confusions(best) : matrix(best));
+  if (best.classes.length > MOST_CLASSES) at("confusion-title").textContent = "Commonest confusions";
+  at("mistakes").append(mistakes(best));
+}
+function matrix({ classes, counts }) {
+  const found = new Map(counts.map(([label, prediction, count]) => [JSON.stringify([label, prediction]), count]));
+  const count = (label, prediction) => found.get(JSON.stringify([label, prediction])) || 0;
+  const head = html("thead", {}, html("tr", {}, html("td", {}), html("th", { class: "axis", colspan: classes.length, scope: "colgroup" }, "predicted"), html("td", {})),
+    html("tr", {}, html("th", { class: "axis", scope: "col" }, "true"), classes.map((name) => html("th", { scope: "col", title: name }, name)), html("th", { class: "axis", scope: "col" }, "recall")));
+  const body = classes.map((label) => {
+    const sum = classes.reduce((all, prediction) => all + count(label, prediction), 0);
+    return html("tr", {}, html("th", { class: "side", scope: "row", title: label }, label), classes.map((prediction) => {
+      const here = count(label, prediction), share = sum ? here / sum : 0, right = label === prediction;
+      const tint = `color-mix(in oklab, var(${right ? "--accent" : "--bad"}) ${Math.round(share * (right ? 42 : 60) + (here && !right ? 8 : 0))}%, var(--card))`;
+      return html("td", { class: here ? "" : "zero", style: { background: tint }, title: `${label}, predicted ${prediction}: ${here} of ${sum}` }, String(here));
+    }), html("td", { class: "recall" }, sum ? `${(100 * count(label, label) / sum).toFixed(0)} %` : DASH));
+  });
+  return html("table", { class: `matrix${classes.length > 10 ? " many" : ""}` }, html("caption", { class: "visually-hidden" }, "Confusion matrix, counts of test images"), head, html("tbody", {}, body));
+}
+// Too many classes for a matrix: what is confused most.
+function confusions({ counts }) {
+  const wrong = counts.filter(([label, prediction]) => label !== prediction).sort((a, b) => b[2] - a[2]).slice(0, 20);
+  return html("table", { class: "matrix" }, html("caption", { class: "visually-hidden" }, "The commonest confusions"),
+    html("thead", {}, html("tr", {}, ["true", "taken for", "times"].map((name) => html("th", { scope: "col" }, name)))),
+    html("tbody", {}, wrong.map(([label, prediction, count]) => html("tr", {}, html("th", { class: "side", scope: "row" }, label), html("th", {}, prediction), html("td", {}, String(count))))));
+}
+function mistakes({ mistakes: found, num_wrong }) {
+  if (!found.length) return html("p", { class: "muted" }, num_wrong ? "This run kept none." : "None: every test image was answered rightly.");
+  const pictured = found.some((one) => one.jpeg);
+  return html("ol", { class: "mistakes" }, found.map((one) => html("li", {},
+    pictured && html("div", { class: "picture" }, one.jpeg
+      ? html("img", { src: `data:image/jpeg;base64,${one.jpeg}`, alt: `${one.label}, taken for ${one.prediction}` })
+      : "no picture kept"),
+    html("div", { class: "wrong" }, `${one.prediction} ${isNumber(one.probability) ? `${(100 * one.probability).toFixed(one.probability > 0.995 ? 1 : 0)}\u00a0%` : ""}`),
+    html("div", {}, `is ${one.label}`),
+    html("div", { class: "path", title: one.path }, html("bdi", {}, one.path)))));
+}
+
+const MOST_NAMED = 12;
+
+function drawFailures() {
+  const bad = runs.filter((run) => !["done", "running"].includes(run.state));
+  if (!bad.length) { at("failures").hidden = true; return; }
+  const groups = new Map(); // what ended for the same reason is told once
+  for (const run of bad) {
+    const reason = JSON.stringify([run.state, run.reason]);
+    groups.set(reason, [...(groups.get(reason) || []), run]);
+  }
+  at("failures-list").append(...[...groups.values()].map((group) => html("div", { class: "failure" },
+    html("p", {}, stateBadge(group[0].state), " ", html("strong", {}, group.slice(0, MOST_NAMED).map((run) => run.name).join(", ")),
+      group.length > MOST_NAMED ? ` and ${many(group.length - MOST_NAMED, "more run")}` : null),
+    html("p", {}, group[0].reason || "no reason given"), group[0].command ? copyable(group[0].command) : null)));
+}
+function drawOrigin() {
+  const distinct = (values) => [...new Set(values.filter(Boolean))];
+  const versions = distinct(runs.map((run) => Object.entries(run.versions).map(([name, number]) => `${name} ${number}`).join(", ")));
+  const dates = runs.map((run) => run.started).filter(Boolean).sort();
+  const fact = (name, values) => [html("dt", {}, name), (values.length ? values : [DASH]).map((value, i) => html("dd", { style: i ? { "grid-column": "2" } : {} }, value))];
+  at("origin-list").append(...[
+    fact("Runs below", [page.folder]), fact("Data", distinct(runs.map((run) => run.data))), fact("Versions", versions),
+    fact("Runs started", [dates.length > 1 && date(dates[0]) !== date(dates.at(-1)) ? `${date(dates[0])} ${DASH} ${date(dates.at(-1))}` : date(dates[0])]),
+    fact("Report written", [date(page.written)]), fact("Again with", [page.again]),
+  ].flat(2));
+}
+
+drawTheme();
+drawHead();
+drawWinner();
+drawTable();
+drawFilters();
+arrange();
+drawCurves();
+drawTrade();
+drawEffects();
+drawAnswers();
+drawFailures();
+drawOrigin();
+markPoints();
