@@ -29,6 +29,7 @@ LAYERS = [
         "step",
         "cluster",
         "folding",
+        "fused",
     ],
     ["runtime", "network", "networks", "optimizer", "classifier", "feature_store", "stock", "claims", "distribution"],
     ["weights", "data", "moved", "transfer", "probe", "trial"],

@@ -34,6 +34,8 @@ ROWS = RNG.normal(size=(12, 5)).astype(np.float32)
 TARGETS = np.eye(3, dtype=np.float32)[RNG.integers(0, 3, 12)]
 OPTIMIZERS = {
     "adam": lambda: keras.optimizers.Adam(),
+    "adam of other betas": lambda: keras.optimizers.Adam(beta_1=0.5, beta_2=0.8, epsilon=0.01),
+    "amsgrad": lambda: keras.optimizers.Adam(amsgrad=True),
     "adamw": lambda: keras.optimizers.AdamW(weight_decay=0.1),
     "sgd": lambda: keras.optimizers.SGD(momentum=0.9, nesterov=True),
     "rmsprop": lambda: keras.optimizers.RMSprop(momentum=0.5),

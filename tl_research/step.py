@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tl_research.fused import Move, move_of
+
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
@@ -194,7 +196,8 @@ class Step:
             gradients, rate = self._unscaled(gradients, rate)
         if self.options.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self.options.clip_norm)
-        self._everywhere(lambda i, gradient: self._move(i, gradient, rate), gradients)
+        move = move_of(self.optimizer)
+        self._everywhere(lambda i, gradient: self._move(i, gradient, rate, move), gradients)
         self._everywhere(lambda *_: self._count(), [rate])
 
     def _unscaled(self, gradients: list[Any], rate: Any) -> tuple[list[Any], Any]:
@@ -230,13 +233,13 @@ class Step:
 
         tf.distribute.get_replica_context().merge_call(merged, args=(values,))
 
-    def _move(self, i: int, gradient: Any, rate: Any) -> None:
+    def _move(self, i: int, gradient: Any, rate: Any, move: Move) -> None:
         """One variable, its decay, and its average."""
         item = self.learning[i]
-        own = rate * item.rate
+        own = rate * item.rate if item.rate != 1 else rate
         if self._decay and item.decays:
             item.variable.assign(item.variable - item.variable * self._decay * own)
-        self.optimizer.update_step(gradient, item.variable, own)
+        move(gradient, item.variable, own)
         if self.averages:
             self._average(i)
 
