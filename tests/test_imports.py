@@ -40,6 +40,7 @@ LAYERS = [
     ["run", "figures", "identity", "pool", "live", "feeds"],
     ["callbacks", "predict", "leaderboard"],
     ["report", "head_inputs"],
+    ["at_once"],
     ["fitting"],
     ["evaluation"],
     ["experiment"],

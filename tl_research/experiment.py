@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from tl_research import describe, distribution, evaluation, runtime
+from tl_research import at_once, describe, distribution, evaluation, runtime
 from tl_research.backbone import Backbone
 from tl_research.callbacks import Callback
 from tl_research.classifier import BatchNorm
@@ -78,7 +78,6 @@ class Experiment:
         augment, seen = self.data.augment, any(stage.trains_backbone for stage in self.transfer.values())
         for name, stage in self.transfer.items():
             optimizer = stage.optimizer_for(self.optimizer)
-            at_once = not stage.trains_backbone and (isinstance(self.head, Probe) or isinstance(optimizer, LBFGS))
             solvable = isinstance(self.head, Probe) or (isinstance(self.head, Linear) and self.head.dropout == 0)
             if isinstance(optimizer, LBFGS) and not solvable:
                 raise ValueError(
@@ -89,7 +88,8 @@ class Experiment:
                 raise ValueError(
                     f"head=knn does not learn, and transfer.{name} would train through it; add transfer=frozen"
                 )
-            if at_once and not seen and not augment.changes_nothing and self.features.views is None:
+            no_epochs = at_once.is_for(stage, self.head, optimizer)
+            if no_epochs and not seen and not augment.changes_nothing and self.features.views is None:
                 views = "" if augment.mixes else "features.views=4 (versions of each image), or "
                 raise ValueError(
                     f"data.augment makes images that transfer.{name} would never see, for its head is solved on "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research import describe, distribution, engines, feeds, precision
+from tl_research import at_once, describe, distribution, engines, feeds, precision
 from tl_research.blocks import blocks, split
 from tl_research.callbacks import BestWeights, Callback
 from tl_research.checkpoint import State
@@ -28,7 +28,7 @@ from tl_research.metrics import direction, quick
 from tl_research.moved import Moved, Snapshot
 from tl_research.optimizer import LBFGS, GradientOptimizer
 from tl_research.passes import PLAIN, extract
-from tl_research.probe import softmax, solve
+from tl_research.probe import softmax
 from tl_research.run import Run
 from tl_research.step import Learning, Step
 from tl_research.trainer import Fit, Row, Trainer
@@ -109,13 +109,13 @@ class Fitting:
         import keras
 
         self._last = last
-        at_once = not stage.trains_backbone and (isinstance(self.recipe, Probe) or isinstance(optimizer, LBFGS))
+        no_epochs = at_once.is_for(stage, self.recipe, optimizer)
         repeatable = self.data.augment.changes_nothing or self._inputs.views_are_kept
-        on_features = not stage.trains_backbone and (at_once or repeatable)
+        on_features = not stage.trains_backbone and (no_epochs or repeatable)
         if on_features:
             if self._backbone_moved:
                 self.features = self.features.after_training()
-            self._inputs.prepare(validation=at_once and last)
+            self._inputs.prepare(validation=no_epochs and last)
         keras.utils.set_random_seed(self.seed)  # so that nothing depends on whether features had to be computed
         if not stage.trains_backbone and isinstance(self.recipe, Probe):
             self._make(name, self.recipe, use_val=last)
@@ -186,8 +186,8 @@ class Fitting:
 
     def _solve(self, name: str, options: LBFGS, *, use_val: bool) -> None:
         with self.run.phase(name):
-            row = self._solved(options, use_val=use_val)
-        self._log_at_once(name, row)
+            scores = self._solved(options, use_val=use_val)
+        self._log_at_once(name, scores)
 
     def solve_again(self, name: str, options: LBFGS) -> None:
         """Gives the head that stage `name` solved on the backbone as it was loaded the validation images to learn from,
@@ -200,40 +200,22 @@ class Fitting:
     def _solved(self, options: LBFGS, *, use_val: bool) -> dict[str, float]:
         """Solves the head; the numbers of one that saw the training images alone."""
         assert self.head is not None
-        features, labels = self._inputs.learned("train")
-        solution = solve(features, labels, options, self.seed, self._inputs.views, self._inputs.groups("train"))
-        logits = {"train": solution.logits(features), "val": solution.logits(self._inputs.plain("val")[0])}
-        row = self._scores(logits["train"], labels, logits["val"])
-        if use_val:
-            self.held_out = logits["val"]
-            features, labels = self._inputs.learned("train", "val")
-            groups = self._inputs.groups("train", "val")
-            solution = solve(features, labels, options, self.seed, self._inputs.views, groups)
+        result = at_once.solved(self._inputs, options, self.seed, use_val=use_val)
+        solution, self.held_out = result.fitted, result.held_out
         self.head.get_layer("logits").set_weights([solution.kernel, solution.bias])
         self.run.metrics |= {"l2": solution.l2, "iterations": solution.iterations}
         if solution.cv_accuracy is not None:
             self.run.metrics["cv_accuracy"] = solution.cv_accuracy
-        return row
+        return result.scores
 
     def _make(self, name: str, recipe: Probe, *, use_val: bool) -> None:
         with self.run.phase(name):
-            features, labels = self._inputs.learned("train")
-            num_classes = len(self.data.class_names)
-            head = recipe.fit(features, labels, num_classes, self._inputs.views)
-            logits = {"train": np.asarray(head(features)), "val": np.asarray(head(self._inputs.plain("val")[0]))}
-            row = self._scores(logits["train"], labels, logits["val"])
-            if use_val:
-                self.held_out = logits["val"]
-                head = recipe.fit(*self._inputs.learned("train", "val"), num_classes, self._inputs.views)
-            self.head, self._classifier = head, None
+            result = at_once.made(self._inputs, recipe, use_val=use_val)
+            self.head, self._classifier, self.held_out = result.fitted, None, result.held_out
         parts = thaw(self.classifier, 0)
         self._moved.notice(self.classifier, parts)
         self._describe(name, "made from features", parts)
-        self._log_at_once(name, row)
-
-    def _scores(self, train_logits: np.ndarray, labels: np.ndarray, val_logits: np.ndarray) -> dict[str, float]:
-        scores = {"": quick(train_logits, labels), "val_": quick(val_logits, self._inputs.plain("val")[1])}
-        return {f"{split}{key}": value for split, values in scores.items() for key, value in values.items()}
+        self._log_at_once(name, result.scores)
 
     def _log_at_once(self, name: str, row: dict[str, float]) -> None:
         """Shows the callbacks a head that was solved or made as a stage of one epoch, and records it."""

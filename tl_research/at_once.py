@@ -1,0 +1,71 @@
+"""Heads that need no epochs: solved, or made, from the features of all images at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+
+from tl_research.head import Head, Probe
+from tl_research.head_inputs import HeadInputs
+from tl_research.metrics import quick
+from tl_research.optimizer import LBFGS, Optimizer
+from tl_research.probe import Solution, solve
+from tl_research.transfer import Stage
+
+if TYPE_CHECKING:
+    import keras
+
+T = TypeVar("T")
+Answer = Callable[[np.ndarray], Any]
+"""Features `(n, d)` -> logits `(n, k)`."""
+
+
+@dataclass(frozen=True)
+class AtOnce(Generic[T]):
+    """What was `fitted`, and the `scores` of one that saw the training images alone, `val_...` among them. `held_out`
+    are that one's logits for the validation images, where what was fitted learned from these, too."""
+
+    fitted: T
+    scores: dict[str, float]
+    held_out: np.ndarray | None
+
+
+def is_for(stage: Stage, head: Head, optimizer: Optimizer) -> bool:
+    """Whether a stage's head needs no epochs."""
+    return not stage.trains_backbone and (isinstance(head, Probe) or isinstance(optimizer, LBFGS))
+
+
+def solved(inputs: HeadInputs, options: LBFGS, seed: int, *, use_val: bool) -> AtOnce[Solution]:
+    """A linear head, solved to its optimum."""
+
+    def fit(*splits: str) -> tuple[Solution, Answer]:
+        features, labels = inputs.learned(*splits)
+        solution = solve(features, labels, options, seed, inputs.views, inputs.groups(*splits))
+        return solution, solution.logits
+
+    return _fitted(inputs, fit, use_val=use_val)
+
+
+def made(inputs: HeadInputs, recipe: Probe, *, use_val: bool) -> AtOnce[keras.Model]:
+    """A head whose layers hold what the features say."""
+
+    def fit(*splits: str) -> tuple[keras.Model, Answer]:
+        head = recipe.fit(*inputs.learned(*splits), len(inputs.data.class_names), inputs.views)
+        return head, head
+
+    return _fitted(inputs, fit, use_val=use_val)
+
+
+def _fitted(inputs: HeadInputs, fit: Callable[..., tuple[T, Answer]], *, use_val: bool) -> AtOnce[T]:
+    """Fitted on the training images, judged, and with `use_val` fitted again on the validation images, too."""
+    fitted, answer = fit("train")
+    scores: dict[str, float] = {}
+    for prefix, (features, labels) in {"": inputs.learned("train"), "val_": inputs.plain("val")}.items():
+        logits = np.asarray(answer(features))
+        scores |= {f"{prefix}{name}": value for name, value in quick(logits, labels).items()}
+    if not use_val:
+        return AtOnce(fitted, scores, None)
+    return AtOnce(fit("train", "val")[0], scores, held_out=logits)
