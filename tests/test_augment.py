@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from tests.conftest import draw_noise, draw_tree
 from tests.test_experiment import numbers, run, table
-from tl_research import InputError, compose, engines, feeds, fitting, probe
+from tl_research import InputError, at_once, compose, engines, feeds, probe
 from tl_research import features as feature_table
 from tl_research.data import augment as module
 from tl_research.data.augment import Augment, _box, _erased, augmented_pixels
@@ -562,7 +562,7 @@ def test_a_head_is_solved_on_all_views_and_a_second_run_finds_them(
     given: list[tuple[Any, ...]] = []
     passes: list[int] = []
     passed = feature_table.passes
-    monkeypatch.setattr(fitting, "solve", lambda *args: (given.append(args), solve(*args))[1])
+    monkeypatch.setattr(at_once, "solve", lambda *args: (given.append(args), solve(*args))[1])
     monkeypatch.setattr(feature_table, "passes", lambda *args: (passes.append(1), passed(*args))[1])
     first = run(tmp_path / "a", noise, *QUICK, "features.views=3")
     assert len(passes) == 1, "all that is needed in one pass over the images"

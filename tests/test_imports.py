@@ -40,7 +40,7 @@ LAYERS = [
     ["run", "figures", "identity", "pool", "live", "feeds"],
     ["callbacks", "predict", "leaderboard"],
     ["report", "head_inputs"],
-    ["at_once"],
+    ["at_once", "supply"],
     ["fitting"],
     ["evaluation"],
     ["experiment"],

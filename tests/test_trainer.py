@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 
 from tests.test_experiment import run, table
-from tl_research import InputError, Run, compose, fitting
+from tl_research import InputError, Run, compose, supply
 from tl_research.callbacks import BestWeights, EarlyStopping
 from tl_research.checkpoint import State
 from tl_research.data.stream import Batch, rows_epoch
@@ -407,14 +407,14 @@ def test_trying_a_batch_changes_nothing(monkeypatch: pytest.MonkeyPatch, most: i
     step = Step(lambda rows: model(rows, training=True), learning, [], keras.optimizers.Adam())
     feed = SimpleNamespace(train=lambda epoch, skip: rows_epoch(ROWS, LABELS, 3, 12, seed=0))
     before = [np.array(variable) for variable in [*model.variables, *step.variables]]
-    assert fitting.fits_in_memory(step, feed, model.variables) == (most >= 12)  # type: ignore[arg-type]
+    assert supply.fits_in_memory(step, feed, model.variables) == (most >= 12)  # type: ignore[arg-type]
     assert equal([np.array(variable) for variable in [*model.variables, *step.variables]], before)
 
 
 def test_a_cpu_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, 0)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [])
-    assert fitting.fits_in_memory(None, None, [])  # type: ignore[arg-type]
+    assert supply.fits_in_memory(None, None, [])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("other", ["deterministic=true", "trainer.distribution=multi_worker"])

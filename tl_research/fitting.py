@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research import at_once, describe, distribution, engines, feeds, precision
-from tl_research.blocks import blocks, split
+from tl_research import at_once, describe, distribution, engines, precision
 from tl_research.callbacks import BestWeights, Callback
 from tl_research.checkpoint import State
 from tl_research.classifier import BatchNorm, Part, assemble, table, thaw
 from tl_research.data.datamodule import DataModule
 from tl_research.errors import DivergedError, InputError
-from tl_research.features import FeatureTable, UnfitError
+from tl_research.features import FeatureTable
 from tl_research.feeds import Feed
 from tl_research.head import Head, Probe
 from tl_research.head_inputs import HeadInputs
@@ -31,6 +30,7 @@ from tl_research.passes import PLAIN, extract
 from tl_research.probe import softmax
 from tl_research.run import Run
 from tl_research.step import Learning, Step
+from tl_research.supply import Supply, fits_in_memory
 from tl_research.trainer import Fit, Row, Trainer
 from tl_research.transfer import Stage
 from tl_research.trial import Trial, current
@@ -92,6 +92,11 @@ class Fitting:
         return HeadInputs(self.run, self.data, self.features)
 
     @property
+    def _supply(self) -> Supply:
+        assert self.head is not None
+        return Supply(self._inputs, self.backbone, self.head, self.seed, self.threads)
+
+    @property
     def image_size(self) -> int:
         """Side of the square that the network takes, in pixels."""
         return int(self.backbone.input_shape[1])
@@ -141,6 +146,9 @@ class Fitting:
             log.warning("%s, all of which learn (python -m tl_research blocks lists them)", there_are)
         self._moved.notice(self.classifier, parts)
         return parts
+
+    def _has_moved(self, part: keras.Model) -> bool:
+        return self._moved.touches(self.classifier, part)
 
     def logits(self, *splits: str) -> np.ndarray:
         """What the classifier, as it is now, says to the examples in these splits: float32 `(n, num_classes)`."""
@@ -235,7 +243,7 @@ class Fitting:
         self, number: int, name: str, stage: Stage, optimizer: GradientOptimizer, parts: list[Part], only_head: bool
     ) -> None:
         """A stage of epochs. `only_head`: on features."""
-        maps = None if only_head else self._maps(stage)
+        maps = None if only_head else self._supply.maps(stage, self._has_moved)
         policy = "float32" if only_head else precision.choose(self.trainer.precision)
         whole = distribution.together(self.strategy, self.classifier)
         with self.run.phase(name), precision.computing_in(policy, self.backbone), whole:
@@ -286,7 +294,7 @@ class Fitting:
         size, accumulate = 32 if auto else int(self.trainer.batch_size), self.trainer.accumulate
         learning = [Learning(variable, part.rate) for part in parts for variable in part.learning]
         while True:
-            feed = self._feed(stage, [item.variable for item in learning], only_head, maps, size)
+            feed = self._supply.feed(stage, [item.variable for item in learning], only_head, maps, size)
             step = Step(
                 feed.forward,
                 learning,
@@ -302,42 +310,6 @@ class Fitting:
             size, accumulate = size // 2, 2 * accumulate
             if not size:
                 raise InputError("trainer.batch_size=auto: not one image fits into the GPU's memory")
-
-    def _feed(
-        self, stage: Stage, learning: Sequence[keras.Variable], only_head: bool, maps: FeatureTable | None, size: int
-    ) -> Feed:
-        assert self.head is not None
-        if only_head:
-            train, val, classes = self._inputs.learned("train"), self._inputs.plain("val"), len(self.data.class_names)
-            return feeds.on_features(self.head, train, val, classes, size, self.seed)
-        below = (self.backbone, self.head, stage.unfreeze, learning)
-        if maps is not None:
-            return feeds.on_maps(*below, maps, self.data, size, self.seed)
-        return feeds.on_images(*below, self.data, size, self.seed, self.threads)
-
-    def _maps(self, stage: Stage) -> FeatureTable | None:
-        """What the blocks below those that learn make of each image, computed once; None where images change from
-        epoch to epoch, where nothing lies below, or where maps would take too much room."""
-        below = stage.unfreeze not in (0, "all") and int(stage.unfreeze) < len(blocks(self.backbone))
-        if not below or not self.data.augment.changes_nothing:
-            return None
-        prefix, _ = split(self.backbone, int(stage.unfreeze))
-        maps = self.features.maps(prefix)
-        if self._moved.touches(self.classifier, prefix):
-            maps = maps.after_training()
-        wanted = self.data.indices("train", "val")
-        room = maps.size_gb(len(wanted))
-        if room > self.features.options.max_map_gb:
-            log.info("%s: they would take %.1f GB, more than features.max_map_gb allows", EVERY_EPOCH, room)
-            return None
-        try:
-            with self.run.phase("features"):
-                maps.hold(wanted)
-        except UnfitError as error:
-            log.info("%s: %s", EVERY_EPOCH, error)
-            return None
-        describe.features(maps.computed, maps.hit, "feature maps")
-        return maps
 
     def _show(self, feed: Feed) -> None:
         """Lets the callbacks see what the network will, of two batches: one may be hardly mixed at all."""
@@ -428,27 +400,6 @@ class Fitting:
         return int(facts["stage"])
 
 
-def fits_in_memory(step: Step, feed: Feed, moving: Sequence[keras.Variable]) -> bool:
-    """Whether the gradient of the first batch can be computed; always so where there is no GPU, for the memory that a
-    CPU works in gives no error before it is too late. Of `moving`, what a forward pass moves is put back."""
-    import tensorflow as tf
-
-    if not tf.config.list_physical_devices("GPU"):
-        return True
-    with closing(feed.train(0, 0)) as batches:
-        batch = next(batches)
-    before = [np.array(variable) for variable in moving]
-    try:
-        step.rehearse(batch)
-    except tf.errors.ResourceExhaustedError:
-        return False
-    finally:
-        for variable, value in zip(moving, before, strict=True):
-            variable.assign(value)
-    return True
-
-
 MOST_WRITING = 0.1
 """The share of the time that checkpoints may take: an epoch of a head is over in milliseconds."""
-EVERY_EPOCH = "frozen blocks run in every epoch, for what they make of images is not kept"
 WHAT = {"features": "features", "maps": "what the frozen blocks made of the images", "images": "images"}
