@@ -143,8 +143,9 @@ def test_early_stopping_ends_on_the_best_epoch_whichever_way_a_stage_ends(tmp_pa
 
 
 def test_a_run_whose_backbone_stage_made_it_worse_ends_as_a_frozen_one(tmp_path: Path, noise: Path) -> None:
+    quick = ["optimizer.folds=2", "optimizer.max_iterations=30"]
     options = ["transfer=finetune", "transfer.backbone.epochs=1", "transfer.backbone.learning_rate=1"]
-    done, frozen = run(tmp_path / "run", noise, *options), run(tmp_path / "frozen", noise)
+    done, frozen = run(tmp_path / "run", noise, *quick, *options), run(tmp_path / "frozen", noise, *quick)
     rows = table(done.directory / "history.csv")
     assert float(rows[1]["val_loss"]) > float(rows[0]["val_loss"])
     assert done.metrics["best_stage"] == "head"
