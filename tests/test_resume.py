@@ -98,6 +98,48 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, colours: Path, m
     assert counts == (0, 36), "the process that was killed found them in the store, and the next had no use for any"
 
 
+@pytest.mark.parametrize("head", ["knn", "linear"])
+def test_a_head_that_has_learned_from_the_validation_images_is_that_one_again(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    told = options(colours, f"head={head}", "deterministic=true")
+    whole = compose(told).run(tmp_path / "whole")
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tl_research.evaluation.judge", killed)
+        with pytest.raises(Killed):
+            compose(told).run(tmp_path / "cut")
+    compose([f"resume={tmp_path / 'cut'}"]).run()
+    same(whole.directory, tmp_path / "cut")
+
+
+def test_the_time_limit_counts_what_earlier_processes_took(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = options(colours, "transfer=finetune", *SHORT, "trainer.time_limit=10")
+    killed_after(2, monkeypatch, lambda: compose(told).run(tmp_path / "cut"))
+    read = Run.read_checkpoint
+
+    def older(self: Run) -> State | None:
+        state = read(self)
+        assert state is not None
+        assert 0 < state.facts["run"]["used"] < 300
+        state.facts["run"]["used"] += 600.0
+        return state
+
+    monkeypatch.setattr(Run, "read_checkpoint", older)
+    resumed = compose([f"resume={tmp_path / 'cut'}"]).run()
+    assert len(history(resumed.directory)) == 3, "the head's row, an epoch, and the one under way"
+
+
+def test_two_runs_are_not_resumed_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^resume=b: resume=a is asked for, too; give one run$"):
+        compose(["resume=a", "resume=b"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",

@@ -133,16 +133,20 @@ def test_averages_follow_the_weights() -> None:
         np.testing.assert_allclose(np.array(average), value, rtol=1e-4, atol=1e-6)
 
 
-def test_a_scaled_loss_gives_the_same_update_and_an_overflow_none() -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_scaled_loss_gives_the_same_update_and_an_overflow_none(optimizer: str) -> None:
     ours, theirs = network(), network()
-    scaled, plain = step_of(ours, loss_scale=True), step_of(theirs)
+    scaled, plain = step_of(ours, optimizer, loss_scale=True, ema=0.5), step_of(theirs, optimizer)
     scaled([(ROWS, TARGETS)], 0.05), plain([(ROWS, TARGETS)], 0.05)
     for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     before, scale = ours.get_weights(), float(scaled.variables[-2])
+    kept = [np.array(variable) for variable in scaled.variables[:-2]]
     scaled([(ROWS * np.float32(np.inf), TARGETS)], 0.05)
     for a, b in zip(ours.get_weights(), before, strict=True):
         np.testing.assert_array_equal(a, b)
+    for variable, value in zip(scaled.variables[:-2], kept, strict=True):
+        np.testing.assert_array_equal(np.array(variable), value)
     assert float(scaled.variables[-2]) == scale / 2
 
 

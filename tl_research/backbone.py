@@ -285,4 +285,9 @@ class Custom(Backbone):
             raise InputError(f"backbone.build={self.function}: its output {shapes} is not one feature map (n, h, w, c)")
         # A Sequential has no graph of its own to find blocks in.
         network = keras.Model(network.inputs[0], network.outputs[0], name=network.name)
-        return self._load(network, Path(self.weights).expanduser()) if self.weights else network
+        if self.weights:
+            network = self._load(network, Path(self.weights).expanduser())
+        try:
+            return weights.flat(network)  # blocks are found among layers, not within models that are used as layers
+        except ValueError:
+            return network  # such a model is then one block

@@ -68,7 +68,7 @@ def thaw(
         found.append(Part(block.name, block.layers, learning, statistics, layer_decay**depth))
     head = classifier.get_layer("head")
     head.trainable = True
-    statistics = [v for layer in head.layers if _normalizes(layer) for v in layer.non_trainable_variables]
+    statistics = [v for layer in head.layers for norm in _norms(layer) for v in norm.non_trainable_variables]
     return [*found, Part("head", head.layers, head.trainable_variables, statistics, 1.0)]
 
 
@@ -76,25 +76,29 @@ def _moving(
     layer: Any, learns: bool, batch_norm: BatchNorm, parameters: Parameters
 ) -> tuple[list[keras.Variable], list[keras.Variable]]:
     """Sets one layer, and gives what of it follows gradients and which statistics move."""
-    normalizes = _normalizes(layer)
-    layer.trainable = learns and (not normalizes or batch_norm != "frozen")
+    layer.trainable = learns
+    norms = _norms(layer)
+    for norm in norms:
+        norm.trainable = learns and batch_norm != "frozen"
     if not learns:
         return [], []
-    own = list(layer.trainable_variables)
-    if normalizes:
-        own = [variable for variable in (layer.gamma, layer.beta) if variable is not None]
-    statistics = [layer.moving_mean, layer.moving_variance] if normalizes and batch_norm != "frozen" else []
+    scales = [variable for norm in norms for variable in (norm.gamma, norm.beta) if variable is not None]
+    known = {id(variable) for variable in scales}
+    others = [variable for variable in layer.trainable_variables if id(variable) not in known]
+    moving = batch_norm != "frozen"
+    statistics = [variable for norm in norms for variable in (norm.moving_mean, norm.moving_variance) if moving]
     if parameters == "batch_norm":
-        return (own if normalizes else []), statistics
+        return scales, statistics
     if parameters == "bias":
-        return [variable for variable in own if variable.name in ("bias", "beta")], statistics
-    return (own if not normalizes or batch_norm == "train" else []), statistics
+        return [variable for variable in [*others, *scales] if variable.name in ("bias", "beta")], statistics
+    return [*others, *(scales if batch_norm == "train" else [])], statistics
 
 
-def _normalizes(layer: Any) -> bool:
+def _norms(layer: Any) -> list[Any]:
+    """The batch norm in a layer that may be made of others, itself included."""
     import keras
 
-    return isinstance(layer, keras.layers.BatchNormalization)
+    return [part for part in layer._flatten_layers() if isinstance(part, keras.layers.BatchNormalization)]
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def table(parts: Sequence[Part]) -> list[Row]:
 
 def _row(part: Part) -> Row:
     learning = {id(variable) for variable in part.learning}
-    modes = {_mode(layer, learning) for layer in part.layers if _normalizes(layer)}
+    modes = {_mode(norm, learning) for layer in part.layers for norm in _norms(layer)}
     return Row(
         name=part.name,
         parameters=_count(weight for layer in part.layers for weight in layer.weights),
@@ -126,9 +130,9 @@ def _row(part: Part) -> Row:
     )
 
 
-def _mode(layer: Any, learning: set[int]) -> str:
-    own = any(id(variable) in learning for variable in (layer.gamma, layer.beta))
-    if not layer.trainable:
+def _mode(norm: Any, learning: set[int]) -> str:
+    own = any(id(variable) in learning for variable in (norm.gamma, norm.beta))
+    if not norm.trainable:
         return "gamma, beta" if own else "frozen"
     return "train" if own else "adapt"
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -40,6 +41,8 @@ from tl_research.trial import PrunedError
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
+
+log = logging.getLogger(__name__)
 
 Monitor = Literal[
     "val_accuracy", "val_loss", "val_macro_f1", "val_auroc", "test_accuracy", "test_loss", "test_macro_f1", "test_auroc"
@@ -83,6 +86,10 @@ class Experiment:
                 raise ValueError(
                     f"optimizer=lbfgs solves linear heads without dropout, and transfer.{name} would train another; "
                     f"add optimizer=adam, or use head=linear head.dropout=0"
+                )
+            if isinstance(stage.optimizer, LBFGS) and stage.trains_backbone:
+                raise ValueError(
+                    f"transfer.{name}.optimizer: lbfgs solves heads, and this stage trains the backbone; use adam"
                 )
             if isinstance(self.head, KNN) and stage.trains_backbone:
                 raise ValueError(
@@ -206,7 +213,7 @@ class Experiment:
             self._ready(run, self._load(run, self.data.load)) as fitting,
         ):
             fitting.fits = fits
-            self._fit(run, fitting)
+            self._fit_stages(run, fitting)
 
     @contextmanager
     def _claimed(self, directory: str | Path | None, existing: Existing) -> Iterator[Run]:
@@ -244,9 +251,20 @@ class Experiment:
         with distribution.devices(self.trainer.distribution, job) as devices:
             yield self._build(run, data, threads, devices)
 
+    def _warn_of_idle_keys(self) -> None:
+        stages = self.transfer.values()
+        if all(at_once.is_for(stage, self.head, stage.optimizer_for(self.optimizer)) for stage in stages):
+            plain = Trainer(distribution=self.trainer.distribution)
+            keys = [key.name for key in fields(plain) if getattr(self.trainer, key.name) != getattr(plain, key.name)]
+            for key in keys:
+                log.warning("trainer.%s changes nothing: the head is computed at once, and no stage has epochs", key)
+
     def _run(self, run: Run, data: DataModule) -> None:
+        self._warn_of_idle_keys()
         with self._ready(run, data) as fitting:
-            self._fit(run, fitting)
+            self._fit_stages(run, fitting)
+            fitting.finish()
+            self._end_as_frozen(run, fitting)
             run.metrics["num_parameters"] = fitting.classifier.count_params()
             with run.phase("evaluate"):
                 logits = evaluation.judge(run, fitting, self.features.test_views)
@@ -259,7 +277,7 @@ class Experiment:
             run.drop_checkpoints()
             describe.results(run.metrics, run.directory, len(run.history))
 
-    def _fit(self, run: Run, fitting: Fitting) -> None:
+    def _fit_stages(self, run: Run, fitting: Fitting) -> None:
         """All stages, or those that a checkpoint left to do."""
         checkpoint = run.read_checkpoint() if run.resumes else None
         first = fitting.restore(checkpoint) if checkpoint else 0
@@ -276,8 +294,6 @@ class Experiment:
                     fitting.finish()
                     run.write_model(fitting.classifier)
                 raise
-        fitting.finish()
-        self._end_as_frozen(run, fitting)
 
     def _end_as_frozen(self, run: Run, fitting: Fitting) -> None:
         """Where training the backbone made nothing better, the head does not lack the images that told so."""

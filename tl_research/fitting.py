@@ -72,6 +72,9 @@ class Fitting:
     _moved: Moved = field(default_factory=Moved)
     _pending: State | None = None
     """The fit that a checkpoint was taken from, until its stage goes on."""
+    _began: float = field(default_factory=time.monotonic)
+    _used: float = 0.0
+    """Seconds that earlier processes have spent on the run."""
     _saved: float = -math.inf
     _saving: float = 0.0
     """When the last checkpoint was written, and the seconds that it took."""
@@ -177,8 +180,9 @@ class Fitting:
 
     @property
     def is_late(self) -> bool:
-        """Whether the time for training is over, which leaves a run one epoch at least."""
-        late = bool(self.run.history) and time.monotonic() > self.deadline
+        """Whether the time for training is over, which leaves a run one epoch at least, and a stage that was begun its
+        epoch."""
+        late = bool(self.run.history) and self._pending is None and time.monotonic() > self.deadline
         return distribution.agreed(self.strategy, {"late": late})["late"] > 0
 
     @property
@@ -367,6 +371,7 @@ class Fitting:
             "metrics": self.run.metrics,
             "features": [self.features.computed, self.features.hit],
             "backbone_moved": self._backbone_moved,
+            "used": self._used + time.monotonic() - self._began,
         }
         parts = {"run": State(facts, {} if self.held_out is None else {"held_out": self.held_out})}
         parts["moved"] = State({}, {str(place): value for place, value in self._moved.now(self.classifier).items()})
@@ -382,8 +387,9 @@ class Fitting:
         """Goes to where a checkpoint was taken; returns the number of the stage to go on with."""
         parts = {name: state.part(name) for name in state.facts}
         if isinstance(self.recipe, Probe):  # its layers come from the features
-            self._inputs.prepare(validation=False)
-            features, labels = self._inputs.learned("train")
+            splits = ("train", "val") if "held_out" in parts["run"].arrays else ("train",)
+            self._inputs.prepare(validation="val" in splits)
+            features, labels = self._inputs.learned(*splits)
             self.head = self.recipe.fit(features, labels, len(self.data.class_names), self._inputs.views)
             self._classifier = None
         self._moved.restore(self.classifier, {int(place): v for place, v in parts["moved"].arrays.items()})
@@ -393,6 +399,8 @@ class Fitting:
         self.features.computed += facts["features"][0]
         self.features.hit += facts["features"][1]
         self.held_out, self._backbone_moved = parts["run"].arrays.get("held_out"), facts["backbone_moved"]
+        self._used = facts["used"]
+        self.deadline -= self._used
         self._best = Snapshot.of(parts["best"]) if "best" in parts else None
         self._pending = parts.get("fit")
         epochs = len(self.run.history) + (len(self._pending.facts["rows"]) if self._pending else 0)

@@ -32,7 +32,7 @@ def computing_in(policy: str, backbone: keras.Model) -> Iterator[None]:
     import keras
 
     plain = (keras.layers.InputLayer, keras.layers.Rescaling, keras.layers.Normalization)
-    layers = [layer for layer in backbone.layers if not isinstance(layer, plain)]
+    layers = [part for layer in backbone.layers if not isinstance(layer, plain) for part in layer._flatten_layers()]
     before = [layer.dtype_policy for layer in layers]
     try:
         if policy != "float32":

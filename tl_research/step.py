@@ -192,17 +192,18 @@ class Step:
     def _apply(self, gradients: list[Any], rate: Any) -> None:
         import tensorflow as tf
 
+        finite = None
         if self.options.loss_scale:
-            gradients, rate = self._unscaled(gradients, rate)
+            gradients, finite = self._unscaled(gradients)
         if self.options.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self.options.clip_norm)
         move = move_of(self.optimizer)
-        self._everywhere(lambda i, gradient: self._move(i, gradient, rate, move), gradients)
-        self._everywhere(lambda *_: self._count(), [rate])
+        self._everywhere(lambda i, gradient: self._move(i, gradient, rate, move), gradients, finite)
+        self._everywhere(lambda *_: self._count(), [rate], finite)
 
-    def _unscaled(self, gradients: list[Any], rate: Any) -> tuple[list[Any], Any]:
-        """Gradients without the scale of the loss, and a rate of 0 where they overflowed; the scale is halved then, and
-        doubled after 2000 good steps (Micikevicius et al. 2018, arXiv 1710.03740)."""
+    def _unscaled(self, gradients: list[Any]) -> tuple[list[Any], Any]:
+        """Gradients without the scale of the loss, and whether none overflowed. Where one did, nothing is to move but
+        the scale, which is halved; it is doubled after 2000 good steps (Micikevicius et al. 2018, arXiv 1710.03740)."""
         import tensorflow as tf
 
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
@@ -214,22 +215,33 @@ class Step:
             self._scale.assign(tf.where(finite, self._scale * grown, tf.maximum(self._scale / 2, 1.0)))
             self._good.assign(good % 2000)
 
-        self._everywhere(rescale, [rate])
-        return gradients, tf.where(finite, rate, 0.0)
+        self._everywhere(rescale, [finite])
+        return gradients, finite
 
-    def _everywhere(self, change: Callable[[int, Any], None], values: list[Any]) -> None:
-        """Calls `change(i, value)` for each value, on every device that holds a copy of what it changes."""
+    def _everywhere(self, change: Callable[[int, Any], None], values: list[Any], when: Any = None) -> None:
+        """Calls `change(i, value)` for each value, on every device that holds a copy of what it changes; with `when`,
+        a boolean tensor, only where that is true."""
         import tensorflow as tf
+
+        def changed(i: int, value: Any) -> bool:
+            change(i, value)
+            return True
+
+        def call(i: int, value: Any) -> None:
+            if when is None:
+                change(i, value)
+            else:
+                tf.cond(when, lambda: changed(i, value), lambda: False)
 
         if self.strategy is None:
             for i, value in enumerate(values):
-                change(i, value)
+                call(i, value)
             return
 
         def merged(strategy: Any, values: list[Any]) -> None:
             for i, value in enumerate(values):
                 place = self.learning[i].variable.value
-                strategy.extended.update(place, lambda _, v, i=i: change(i, v), args=(value,), group=False)
+                strategy.extended.update(place, lambda _, v, i=i: call(i, v), args=(value,), group=False)
 
         tf.distribute.get_replica_context().merge_call(merged, args=(values,))
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,13 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class RemoteTask:
     """`task`, as a job does it in a process that is not ours: relative paths mean what they mean in the sweep's, it
-    takes the threads that it was given cores for, and what it prints goes to its `output.log`."""
+    takes the threads that it was given cores for, and what it prints goes to its `output.log`. With `heeds_sigterm`
+    that signal is an interruption: Ray makes a SystemExit of it, which looks like a failure of the job's own."""
 
     task: TaskFunction
     cwd: str
     threads: int | None
+    heeds_sigterm: bool = False
 
     def __call__(self, cfg: DictConfig) -> float:
         """Runs in the job's process. `threads=...` on the command line wins."""
@@ -37,7 +40,13 @@ class RemoteTask:
         runtime.print_to(Path(HydraConfig.get().runtime.output_dir, "output.log"))
         if cfg.threads is None:
             cfg.threads = self.threads
-        return float(self.task(cfg))
+        if not self.heeds_sigterm:
+            return float(self.task(cfg))
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            return float(self.task(cfg))
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def announce(where: str, job_overrides: Sequence[Sequence[str]], first: int) -> None:

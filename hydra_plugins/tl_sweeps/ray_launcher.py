@@ -33,7 +33,8 @@ if plugin is not None:
         def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
             """Keeps what `launch` needs."""
             cores = self.ray_cfg.remote.get("num_cpus")
-            task = RemoteTask(task_function, str(Path.cwd()), max(1, int(cores)) if cores is not None else None)
+            threads = max(1, int(cores)) if cores is not None else None
+            task = RemoteTask(task_function, str(Path.cwd()), threads, heeds_sigterm=True)
             super().setup(hydra_context=hydra_context, task_function=task, config=config)
 
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

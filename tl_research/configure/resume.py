@@ -27,9 +27,11 @@ def asked(overrides: Sequence[str]) -> bool:
 
 
 def named(overrides: Sequence[str]) -> Path:
-    """The run directory that `resume=` names."""
-    (text,) = [text.removeprefix(KEY).strip("'\"") for text in overrides if text.startswith(KEY)]
-    return Path(text).expanduser().absolute()
+    """The run directory that `resume=` names; InputError if it names two."""
+    given = [text.removeprefix(KEY).strip("'\"") for text in overrides if text.startswith(KEY)]
+    if len(given) > 1:
+        raise InputError(f"resume={given[1]}: resume={given[0]} is asked for, too; give one run")
+    return Path(given[0]).expanduser().absolute()
 
 
 def resumed(overrides: Sequence[str]) -> Experiment:

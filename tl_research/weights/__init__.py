@@ -18,13 +18,22 @@ from tl_research.errors import InputError
 from tl_research.weights import keras_file
 from tl_research.weights.keras_layout import Tensor, kind
 from tl_research.weights.matching import assign, match, match_unordered
-from tl_research.weights.saved_model import feature_extractor, load_model, safe_config
+from tl_research.weights.saved_model import feature_extractor, flat, load_model, safe_config
 from tl_research.weights.torch_file import read_torch
 
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["feature_extractor", "imagenet", "load_file", "load_model", "load_torch", "package_file", "read_torch"]
+__all__ = [
+    "feature_extractor",
+    "flat",
+    "imagenet",
+    "load_file",
+    "load_model",
+    "load_torch",
+    "package_file",
+    "read_torch",
+]
 
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 TORCH_SUFFIXES = (".pth", ".pt")

@@ -158,11 +158,11 @@ def feature_extractor(model: keras.Model, size: int | None = None) -> keras.Mode
     if len(getattr(model, "inputs", None) or ()) != 1 or len(model.outputs) != 1:
         raise InputError(f"the model {model.name} does not have one image as input and one output")
     try:
-        flat = _copy(_flat(model))
-        network = keras.Model(flat.input, _feature_map(flat), name=model.name)
+        layers = _copy(flat(model))
+        network = keras.Model(layers.input, _feature_map(layers), name=model.name)
         if size and tuple(network.input_shape[1:3]) != (size, size):
             image = keras.Input((size, size, network.input_shape[-1]), name=network.inputs[0].name)
-            network = _flat(keras.Model(image, network.call(image), name=model.name))
+            network = flat(keras.Model(image, network.call(image), name=model.name))
         return _copy(network)
     except InputError:
         raise
@@ -171,8 +171,9 @@ def feature_extractor(model: keras.Model, size: int | None = None) -> keras.Mode
         raise InputError(f"the model {model.name} cannot be cut down to its features: {reason}") from None
 
 
-def _flat(model: keras.Model) -> keras.Model:
-    """The same layers in one graph, less what does nothing to a finished image."""
+def flat(model: keras.Model) -> keras.Model:
+    """The same layers in one graph, less what does nothing to a finished image. Raises Keras' ValueError where two
+    models inside have layers of the same name."""
     import keras
 
     def call(operation: keras.Operation, *inputs: Any, **options: Any) -> Any:
