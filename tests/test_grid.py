@@ -34,6 +34,12 @@ def test_a_key_counts_for_the_options_that_have_it_and_equal_jobs_are_one() -> N
     ]
 
 
+def test_the_sweeper_s_own_params_are_swept_too_and_the_command_line_wins() -> None:
+    params = 'hydra.sweeper.params={seed: "0,1", head: linear}'
+    assert jobs_of(params) == [["seed=0", "head=linear"], ["seed=1", "head=linear"]]
+    assert jobs_of(params, "seed=7") == [["head=linear", "seed=7"]]
+
+
 def test_a_key_that_is_nowhere_stays_to_be_told() -> None:
     assert ["transfer=frozen", "transfer.bakbone.epochs=1"] in jobs_of(
         "transfer=frozen,finetune", "transfer.bakbone.epochs=1"

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,46 @@ def test_the_validation_metric_ranks_and_failures_come_last(sweep: Path) -> None
     assert board.rows[-1].mean("val_accuracy") is not None
     assert math.isnan(board.rows[-1].mean("val_accuracy"))
     assert board.failures() == ["head=d seed=0: failed: InputError: no | weights"]
+
+
+def test_a_run_made_twice_is_one_the_last_that_is_done(tmp_path: Path) -> None:
+    low_high = {"val_accuracy_low": 0.88, "val_accuracy_high": 0.98}
+    draw_run(tmp_path / "1", ["head=a"], val_accuracy=0.94, **low_high)
+    draw_run(tmp_path / "2", ["head=a", "seed=0"], val_accuracy=0.95, **low_high)
+    draw_run(tmp_path / "3", ["head=a"], "failed", "no room")
+    draw_run(tmp_path / "4", ["head=b"], val_accuracy=0.5)
+    for number in range(1, 5):
+        os.utime(tmp_path / str(number) / "status.json", (number, number))
+    first = Leaderboard.of(collect(tmp_path)).rows[0]
+    assert [entry.directory.name for entry in first.entries] == ["2"]
+    assert (first.mean("val_accuracy"), first.interval("val_accuracy")) == (0.95, (0.88, 0.98))
+
+
+def test_a_command_without_overrides_is_the_configuration_of_one_with_a_seed(tmp_path: Path) -> None:
+    for seed, overrides in enumerate(([], ["seed=1"])):
+        draw_run(tmp_path / str(seed), overrides, val_accuracy=0.9)
+        config = {"seed": seed, "monitor": "val_accuracy", "choices": {"head": "linear", "data": "folder"}}
+        (tmp_path / str(seed) / "config.yaml").write_text(yaml.safe_dump(config))
+    board = Leaderboard.of(collect(tmp_path))
+    assert [len(row.entries) for row in board.rows] == [2]
+
+
+def test_a_difference_without_noise_has_no_star(tmp_path: Path) -> None:
+    for seed in range(3):
+        draw_run(tmp_path / f"a{seed}", ["head=a", f"seed={seed}"], val_accuracy=0.96)
+        draw_run(tmp_path / f"b{seed}", ["head=b", f"seed={seed}"], val_accuracy=0.95)
+    board = Leaderboard.of(collect(tmp_path))
+    assert board.against_best(board.rows[1]) == "-0.010 ± 0.000"
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[1]"])
+def test_a_damaged_file_does_not_hide_the_other_runs(tmp_path: Path, damaged: str) -> None:
+    draw_run(tmp_path / "a", ["head=a"], val_accuracy=0.9)
+    draw_run(tmp_path / "b", ["head=b"], val_accuracy=0.8)
+    draw_run(tmp_path / "c", ["head=c"], val_accuracy=0.8)
+    (tmp_path / "b" / "metrics.json").write_text(damaged)
+    (tmp_path / "c" / "status.json").write_text(damaged)
+    assert Leaderboard.of(collect(tmp_path)).rows[0].values == ("a",)
 
 
 def test_a_lower_loss_ranks_first_and_the_test_metric_never_does(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -327,6 +328,33 @@ def test_a_study_of_another_search_is_refused(opened: Opened, monitor: str, spac
     opened().close()
     with pytest.raises(InputError, match=told):
         opened(monitor, space)
+
+
+def test_another_order_is_the_same_search_and_how_to_run_is_none_of_it(opened: Opened) -> None:
+    first = opened(space=Space(("a=1", "b=2"), SPACE.dimensions))
+    work(first, 3)
+    other = Space(("b=2", "missing_weights=random", "fresh=false", "a=1"), SPACE.dimensions[::-1])
+    again = opened(space=other)
+    assert again.ask(3) == []
+    whole = opened(space=other, fresh=True)
+    assert work(whole, 3) == [trial.params for trial in first.trials()]
+
+
+def test_what_others_are_at_work_on_is_not_forgotten(opened: Opened) -> None:
+    at_work = opened()
+    at_work.ask(2)
+    code = f"""
+from tl_research import InputError
+from tests.test_optuna_sweeper import SPACE, SearchStudy
+from pathlib import Path
+try:
+    SearchStudy(Path({str(at_work.journal)!r}), "val_accuracy", SPACE, sampler="tpe", seed=0, startup=2, fresh=True)
+except InputError as error:
+    print(error)
+"""
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert told == f"fresh=true: other processes are at work on {at_work.journal}; wait for them, or end them\n"
+    assert at_work.journal.exists()
 
 
 def test_a_line_that_was_half_written_does_not_spoil_the_journal(opened: Opened, journal: Path) -> None:
@@ -671,6 +699,34 @@ def test_a_search_killed_half_way_is_completed_by_the_same_command(tmp_path: Pat
     assert again.returncode == 0
     assert "best of 5 trials" in again.stdout
     assert len(found(tmp_path)) == 6
+
+
+@pytest.mark.slow
+def test_a_search_of_other_images_is_not_gone_on_with(tmp_path: Path, command: list[str], colours: Path) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(colours, photos)
+    command += [f"data.root={photos}", *SEARCH, "hydra.sweeper.n_trials=2", "hydra.sweeper.pruner=none"]
+    assert run(command, tmp_path).returncode == 0
+    again = run(command, tmp_path)
+    assert again.returncode == 0, again.stderr
+    for split in ("train", "test"):
+        for one, other in (("red", "x"), ("blue", "red"), ("x", "blue")):
+            (photos / split / one).rename(photos / split / other)
+    refused = run(command, tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"{tmp_path / 'found' / 'study.journal'}: images, weights or code have changed")
+    fresh = run([*command, "fresh=true"], tmp_path)
+    assert fresh.returncode == 0, fresh.stderr
+    assert [trial.state.name for trial in found(tmp_path)] == ["COMPLETE"] * 2
+    assert run(command, tmp_path).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_search_ends_after_so_many_failures(tmp_path: Path, command: list[str]) -> None:
+    command += [*SEARCH, "hydra.sweeper.n_trials=3", "hydra.launcher.max_failures=1", "hydra.launcher.timeout=0.05"]
+    result = run(command, tmp_path)
+    assert result.returncode != 0
+    assert len(found(tmp_path)) == 1
 
 
 @pytest.mark.slow

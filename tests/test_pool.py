@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from tests.conftest import ROOT
 from tl_research import pool, progress
-from tl_research.errors import InputError
+from tl_research.errors import DivergedError, InputError
 from tl_research.experiment import _status_kept
 from tl_research.pool import Job, Limits, Outcome, Pool, Slot, Task
 from tl_research.run import Run
@@ -35,6 +35,10 @@ slow = pytest.mark.slow
 
 
 # What jobs do, each in a process of its own
+
+
+def diverge(directory: Path) -> float:
+    raise DivergedError("head", 0, 0, 1.0)
 
 
 def job(directory: Path, what: Callable[[Path], float]) -> float:
@@ -329,6 +333,26 @@ def test_after_so_many_failures_none_is_started_and_those_that_run_are_finished(
     assert not (tmp_path / "3-succeed").exists()
     found = run(tmp_path / "two", fail, nap, succeed, max_failures=1, n_jobs=2)
     assert states(found) == ["failed", "done", "waiting"]
+
+
+@slow
+def test_failures_count_over_the_batches_of_a_search_and_so_do_losses_that_are_no_number(tmp_path: Path) -> None:
+    together = Pool(Limits(max_failures=2))
+    for number, expected in enumerate(("diverged", "diverged", "waiting")):
+        found = outcomes(tmp_path / str(number), diverge)
+        together.run(found, Silent())
+        assert states(found) == [expected]
+
+
+@slow
+@pytest.mark.usefixtures("warm")
+def test_what_is_done_stays_done_when_its_repetition_takes_too_long(tmp_path: Path) -> None:
+    with closing(Run.claim(tmp_path)) as before:
+        before.set_status("done")
+    outcome = Outcome(Job("a job", partial(Task, tmp_path, partial(hang_before_it_knows, tmp_path))))
+    Pool(Limits(timeout=1)).run([outcome], Silent())
+    assert outcome.state == "failed"
+    assert Run.open(tmp_path).status["state"] == "done"
 
 
 @slow

@@ -164,6 +164,18 @@ def test_a_command_repeats_its_run(sweep: Path) -> None:
     assert "'data.root=/my photos'" in commands["mlp-0.3-1"]
 
 
+def test_a_command_has_all_that_its_job_depends_on(tmp_path: Path) -> None:
+    draw_run(tmp_path / "0", ["head=mine", "missing_weights=random", "fresh=true"], val_accuracy=0.9)
+    sources = [{"path": "hydra.conf", "provider": "hydra"}, {"path": "/my conf", "provider": "command-line"}]
+    noted = {"hydra": {"runtime": {"config_sources": sources}, "job": {"config_name": "mine"}}}
+    (tmp_path / "0" / ".hydra" / "hydra.yaml").write_text(json.dumps(noted))
+    draw_run(tmp_path / "1", [], val_accuracy=0.8)
+    assert [run["command"] for run in shown_for(tmp_path)["runs"]] == [
+        "python train.py --config-dir '/my conf' --config-name mine head=mine missing_weights=random",
+        "python train.py",
+    ]
+
+
 def test_a_run_started_from_python_has_no_command(tmp_path: Path) -> None:
     draw_run(tmp_path / "0", [], val_accuracy=0.9)
     (tmp_path / "0" / ".hydra" / "overrides.yaml").unlink()

@@ -245,3 +245,13 @@ def test_a_version_is_never_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> N
     assert found["version_tl_research"] == tl_research.__version__
     assert found["version_keras"] == "unknown"
     assert found["version_python"] == platform.python_version()
+
+
+def test_a_name_in_another_encoding_is_written_and_read_back(tmp_path: Path) -> None:
+    run = Run.claim(tmp_path)
+    name = b"caf\xe9.jpg".decode(errors="surrogateescape")
+    run.write_csv("predictions.csv", ["path"], [[name]])
+    run.write_json("mistakes.json", [name])
+    run.close()
+    assert (tmp_path / "predictions.csv").read_text().splitlines() == ["path", "caf\\udce9.jpg"]
+    assert json.loads((tmp_path / "mistakes.json").read_text()) == [name]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes beside `path` and renames: a reader, or a disk that fills up, never leaves half a file under this name.
-    Raises `OSError`."""
-    data = content.encode() if isinstance(content, str) else content
+    Raises `OSError`. What is no Unicode in a text, as in names of files in another encoding, is spelled with a
+    backslash."""
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -118,9 +118,9 @@ def collect(folder: Path) -> list[Entry]:
 
 
 def _entry(run: Run) -> Entry:
-    choices = dict(text.lstrip("+~").partition("=")[::2] for text in run.overrides) or dict(
-        run.config.get("choices", {})
-    )
+    choices = dict(text.lstrip("+~").partition("=")[::2] for text in run.overrides)
+    if not run.from_command:
+        choices = dict(run.config.get("choices", {}))
     choices = {key: value for key, value in choices.items() if key not in NO_CHOICE}
     choices.setdefault("seed", str(run.config.get("seed", 0)))
     status = run.status
@@ -133,6 +133,15 @@ def _entry(run: Run) -> Entry:
         monitor=str(run.config.get("monitor", "val_accuracy")),
         metrics=run.metrics,
     )
+
+
+def _once(entries: Sequence[Entry]) -> list[Entry]:
+    """Of runs that are the same repetition of one configuration the last that is done, or else the last."""
+    last: dict[tuple[str, ...], Entry] = {}
+    for entry in sorted(entries, key=lambda entry: (entry.state == "done", entry.told)):
+        last[entry.repetition] = entry
+    kept = {id(entry) for entry in last.values()}
+    return [entry for entry in entries if id(entry) in kept]
 
 
 def titles(entries: Sequence[Entry]) -> list[str]:
@@ -165,7 +174,7 @@ class Leaderboard:
             groups.setdefault(tuple(entry.choices.get(key, "") for key in keys), []).append(entry)
         monitor = entries[0].monitor.replace("test_", "val_")
         sign = 1 if direction(monitor) == "min" else -1
-        rows = [Row(values, group) for values, group in groups.items()]
+        rows = [Row(values, _once(group)) for values, group in groups.items()]
         rows.sort(key=lambda row: (math.isnan(row.mean(monitor)), row.random, sign * row.mean(monitor)))
         return cls(keys, rows, monitor)
 
@@ -184,7 +193,8 @@ class Leaderboard:
         if row is best_row or len(differences) < 2:
             return ""
         mean, half = float(np.mean(differences)), half_width(differences)
-        return f"{mean:+.3f} ± {half:.3f}{' *' if abs(mean) > half else ''}"
+        # Without any noise to compare with, as where seeds change nothing, nothing is known to be larger.
+        return f"{mean:+.3f} ± {half:.3f}{' *' if abs(mean) > half > 0 else ''}"
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and cells as text. Rows with random weights have ranks of their own."""

@@ -66,7 +66,7 @@ class SweepView:
     def summary(self) -> str:
         """`7 done, 1 failed, 2 running, 2 waiting; 41 s so far, 20 s left`."""
         states = [outcome.state for outcome in self.outcomes]
-        order = ("done", "failed", "skipped", "pruned", "interrupted", "running", "waiting")
+        order = ("done", "failed", "diverged", "skipped", "pruned", "interrupted", "running", "waiting")
         counts = ", ".join(f"{states.count(state)} {state}" for state in order if state in states)
         left = self.seconds_left()
         about = "" if left is None else f", about {left:.0f} s left"

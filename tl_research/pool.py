@@ -147,6 +147,7 @@ class Pool:
 
     limits: Limits = field(default_factory=Limits)
     _running: list[_Running] = field(default_factory=list)
+    _failures: int = 0
 
     @staticmethod
     def warm_up() -> None:
@@ -176,7 +177,7 @@ class Pool:
         with view:
             try:
                 while self._running or waiting:
-                    if self._enough_failed(outcomes):
+                    if self.enough_failed:
                         waiting.clear()
                     while waiting and free:
                         self._start(waiting.pop(0), free.pop(0))
@@ -187,9 +188,10 @@ class Pool:
             finally:
                 self._stop()
 
-    def _enough_failed(self, outcomes: Sequence[Outcome]) -> bool:
-        failed = sum(outcome.state == "failed" for outcome in outcomes)
-        return self.limits.max_failures is not None and failed >= self.limits.max_failures
+    @property
+    def enough_failed(self) -> bool:
+        """Whether no further job is to be started: failures count over all calls of `run`."""
+        return self.limits.max_failures is not None and self._failures >= self.limits.max_failures
 
     def _start(self, outcome: Outcome, slot: Slot) -> None:
         ears, mouth = multiprocessing.Pipe(duplex=False)
@@ -232,11 +234,12 @@ class Pool:
             before = status["state"]
             status = {"state": "interrupted" if interrupted and not outcome.reason else "failed", "reason": killed}
             # Not where another process is at work, and what is done stays done, though its being so was not looked at.
-            if mine or not (before == "running" or (before == "done" and interrupted)):
+            if mine or before not in ("running", "done"):
                 Run.record_death(running.directory, status["state"], killed)
         if status["state"] == "running":  # and not by this process, which has ended well
             status = {"state": "failed", "reason": "another process is at work in its directory"}
         outcome.state, outcome.reason = status["state"], status["reason"]
+        self._failures += outcome.state in ("failed", "diverged")
 
     def _death(self, code: int, directory: Path) -> str:
         """Why a process ended that could not say so."""

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from tl_research.atomic import write_atomically
-from tl_research.leaderboard import NO_CHOICE, Entry, Leaderboard, Row, collect, half_width
+from tl_research.leaderboard import Entry, Leaderboard, Row, collect, half_width
 from tl_research.metrics import direction
 from tl_research.run import Run
 
@@ -110,7 +110,7 @@ def _row(row: Row, board: Leaderboard, cells: list[str]) -> Content:
 def _run(entry: Entry, folder: Path, points: int) -> Content:
     run = Run(entry.directory)
     config = run.config
-    overrides = [text for text in run.overrides if text.lstrip("+").partition("=")[0] not in NO_CHOICE]
+    overrides = [text for text in run.overrides if text.lstrip("+").partition("=")[0] != "fresh"]
     status = _json(entry.directory / "status.json") or {}
     scores = {key: _number(value) for key, value in entry.metrics.items() if key.startswith(("val_", "test_", "cv_"))}
     return {
@@ -120,7 +120,7 @@ def _run(entry: Entry, folder: Path, points: int) -> Content:
         "scores": {key: value for key, value in scores.items() if not key.endswith(("_low", "_high"))},
         "seconds": _number(entry.seconds) if entry.state == "done" else None,
         "started": status.get("started"),
-        "command": shlex.join(["python", "train.py", *overrides]) if overrides else None,
+        "command": shlex.join(["python", "train.py", *run.config_options, *overrides]) if run.from_command else None,
         "data": _source(config.get("data")),
         "versions": {k.removeprefix("version_"): str(v) for k, v in entry.metrics.items() if k.startswith("version_")},
         "curve": _curve(entry.directory / "history.csv", points),

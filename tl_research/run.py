@@ -182,8 +182,9 @@ class Run:
         self.set_status("running")
 
     def _read_metrics(self) -> None:
-        path = self.directory / "metrics.json"
-        self.metrics = json.loads(path.read_text()) if path.is_file() else {}
+        self.metrics = {}
+        with contextlib.suppress(OSError, ValueError, TypeError):  # a damaged file must not hide the other runs
+            self.metrics = dict(json.loads((self.directory / "metrics.json").read_text()))
 
     @property
     def status(self) -> dict[str, Any]:
@@ -196,8 +197,8 @@ class Run:
 
     def _stored_status(self) -> dict[str, Any]:
         nothing = {"state": "interrupted", "reason": None}
-        with contextlib.suppress(FileNotFoundError):
-            return nothing | json.loads((self.directory / "status.json").read_text() or "{}")
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+            return nothing | dict(json.loads((self.directory / "status.json").read_text()))
         return nothing
 
     def _at_work(self, status: Mapping[str, Any]) -> bool:
@@ -286,8 +287,28 @@ class Run:
     @cached_property
     def overrides(self) -> list[str]:
         """What the command said, beside the defaults, as Hydra notes it."""
+        return self._noted or []
+
+    @property
+    def from_command(self) -> bool:
+        """Whether a command began it, and not a program."""
+        return self._noted is not None
+
+    @cached_property
+    def _noted(self) -> list[str] | None:
         found = self._yaml(".hydra/overrides.yaml")
-        return [str(override) for override in found] if isinstance(found, list) else []
+        return [str(override) for override in found] if isinstance(found, list) else None
+
+    @property
+    def config_options(self) -> list[str]:
+        """The `--config-dir` and `--config-name` of the command that began it."""
+        noted = self._yaml(".hydra/hydra.yaml")
+        hydra = noted.get("hydra", {}) if isinstance(noted, dict) else {}
+        sources = hydra.get("runtime", {}).get("config_sources", [])
+        folders = [source["path"] for source in sources if source.get("provider") == "command-line"]
+        name = hydra.get("job", {}).get("config_name", "config")
+        options = [text for folder in folders for text in ("--config-dir", str(folder))]
+        return [*options, *(["--config-name", str(name)] if name not in (None, "config") else [])]
 
     def _yaml(self, name: str) -> Any:
         import yaml

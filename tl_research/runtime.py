@@ -85,6 +85,16 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+CORES = "TL_CORES"
+"""The environment variable in which a cluster's launcher says how many cores a job was given. It is no key: on how many
+a job runs does not make it another one."""
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def start(threads: int | None = None, deterministic: bool = False) -> int:
     """Imports TensorFlow and sets its thread pools; returns the number of threads in force.
 
@@ -100,7 +110,7 @@ def start(threads: int | None = None, deterministic: bool = False) -> int:
 
         if first:
             gc.freeze()  # what the import has made stays; later collections need not look at it
-    wanted = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    wanted = threads or int(os.environ.get(CORES, "0")) or cores()
     if tf.config.threading.get_intra_op_parallelism_threads() != wanted:
         try:
             tf.config.threading.set_intra_op_parallelism_threads(wanted)

@@ -38,8 +38,8 @@ class RemoteTask:
         """Runs in the job's process. `threads=...` on the command line wins."""
         os.chdir(self.cwd)
         runtime.print_to(Path(HydraConfig.get().runtime.output_dir, "output.log"))
-        if cfg.threads is None:
-            cfg.threads = self.threads
+        if self.threads is not None:
+            os.environ[runtime.CORES] = str(self.threads)
         if not self.heeds_sigterm:
             return float(self.task(cfg))
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -79,7 +79,8 @@ def heard(wait: Callable[[], JobReturn], overrides: Sequence[str], directory: Pa
         log.error("%s: %s", directory.name, reason)
         state = Run(directory).status["state"]
         told = state != "interrupted" and last_word(directory) != before  # it could say itself how it ended
-        if not told and state != "running":  # which would be another process
+        # Not where another process is at work, and what is done stays done, though its being so was not looked at.
+        if not told and state not in ("running", "done"):
             Run.record_death(directory, "failed", reason)
         returned = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
         returned.return_value = math.nan

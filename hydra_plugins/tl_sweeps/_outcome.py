@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -35,15 +37,35 @@ def _reason(directory: Path) -> str | None:
         return None
 
 
-def write_best(study: SearchStudy, best: FrozenTrial, folder: Path) -> None:
-    """`best.yaml`: what was found, and in its first line the command that trains it again."""
+def is_outdated(config: DictConfig, directory: Path) -> bool:
+    """Whether the run in a directory is of other images, weights or code than its job would use now. What is not known,
+    or cannot be, is not."""
+    from tl_research.configure.composition import build
+    from tl_research.errors import InputError
+    from tl_research.identity import identity
+    from tl_research.run import Run
+
+    try:
+        known = Run.open(directory).status["identity"]
+        if not known:
+            return False
+        experiment = build(config)
+        data = experiment.data.load(experiment.features.file_index())
+        return known != identity(experiment.config, data, experiment.start.files())
+    except (InputError, OSError):
+        return False
+
+
+def write_best(study: SearchStudy, best: FrozenTrial, folder: Path, options: Sequence[str]) -> None:
+    """`best.yaml`: what was found, and in its first line the command that trains it again, with these options."""
     import shlex
 
     import yaml
 
     from tl_research.atomic import write_atomically
 
-    overrides = [*study.space.fixed, *study.space.values(best.params)]
+    fixed = [text for text in study.space.fixed if not text.lstrip("+").startswith("fresh=")]
+    overrides = [*fixed, *study.space.values(best.params)]
     content = {"monitor": study.monitor, "value": best.value, "trial": best.number, "overrides": overrides}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    write_atomically(folder / "best.yaml", f"# python train.py {shlex.join(overrides)}\n{text}")
+    write_atomically(folder / "best.yaml", f"# python train.py {shlex.join([*options, *overrides])}\n{text}")

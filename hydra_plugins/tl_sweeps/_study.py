@@ -31,9 +31,11 @@ class SearchStudy:
             was interrupted goes on as it would have. None: another proposal every time.
         startup: so many trials are drawn at random, and none is pruned before so many are complete.
         parallel: how many trials are asked for before the first of them is told.
+        fresh: whether to forget what the journal holds.
 
     Raises:
-        InputError: the journal holds something else, or a search over another space.
+        InputError: the journal holds something else, or a search over another space; or others are at work on what is
+            to be forgotten.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class SearchStudy:
         seed: int | None,
         startup: int,
         parallel: int = 1,
+        fresh: bool = False,
     ) -> None:
         self.journal, self.monitor, self.space = journal.absolute(), monitor, space
         self._sampler, self._seed, self._startup, self._parallel = sampler, seed, startup, parallel
@@ -53,15 +56,28 @@ class SearchStudy:
         check_is_journal(self.journal)
         self.journal.parent.mkdir(parents=True, exist_ok=True)
         self.owner = Owner(self.journal.with_name(self.journal.name + ".owners"))
-        self._distributions = {d.name: d.distribution() for d in space.dimensions}
+        # In one order for all commands that come to this search, for what is proposed depends on it.
+        dimensions = sorted(space.dimensions, key=lambda dimension: dimension.name)
+        self._distributions = {d.name: d.distribution() for d in dimensions}
         try:
             with self.owner.alone():
                 mend(self.journal)
+                if fresh:
+                    self._forget()
                 self.study = self._open()
         except BaseException:
             self.close()
             raise
         self._failed_before = {t.number for t in self.trials() if t.state.name == "FAIL"}
+
+    def _forget(self) -> None:
+        if not self.journal.exists():
+            return
+        storage = open_journal(self.journal)
+        trials = [t for study in storage.get_all_studies() for t in storage.get_all_trials(study._study_id)]
+        if any(t.state.name == "RUNNING" and self.owner.lives(t.user_attrs.get("owner")) for t in trials):
+            raise InputError(f"fresh=true: other processes are at work on {self.journal}; wait for them, or end them")
+        self.journal.unlink()
 
     def _open(self) -> optuna.Study:
         sense = "minimize" if direction(self.monitor) == "min" else "maximize"

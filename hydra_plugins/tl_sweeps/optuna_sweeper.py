@@ -77,15 +77,33 @@ class OptunaSweeper(Sweeper):
             seed=self.seed,
             startup=self.startup,
             parallel=self._batch(),
+            fresh=search.space.is_fresh,
         )
         try:
+            self._check_still_true(study)
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, folder / "multirun.yaml")
             while trials := study.ask(self.n_trials):
                 self._run(study, trials)
+                if getattr(getattr(self.launcher, "pool", None), "enough_failed", False):
+                    break
             return self._end(study, folder)
         finally:
             study.close()
+
+    def _check_still_true(self, study: SearchStudy) -> None:
+        """Trials of other images, weights or code would be compared with new ones as if they were alike."""
+        from hydra_plugins.tl_sweeps._outcome import is_outdated
+        from tl_research.errors import InputError
+
+        for trial in study.trials():
+            if trial.state.name in ("COMPLETE", "PRUNED"):
+                job = [*study.space.fixed, *study.space.values(trial.params)]
+                if is_outdated(self._config(job, trial.number), self._directory(job, trial.number)):
+                    raise InputError(
+                        f"{study.journal}: images, weights or code have changed since trial {trial.number}; begin the "
+                        f"search anew with fresh=true, or name another hydra.sweep.dir"
+                    )
 
     def _batch(self) -> int:
         assert self.config is not None
@@ -134,12 +152,16 @@ class OptunaSweeper(Sweeper):
 
     def _directory(self, job: list[str], number: int) -> Path:
         """Where a job writes, under any launcher."""
+        config = self._config(job, number)
+        return Path(str(config.hydra.sweep.dir), str(config.hydra.sweep.subdir))
+
+    def _config(self, job: list[str], number: int) -> DictConfig:
         assert self.config is not None
         assert self.hydra_context is not None
         config = self.hydra_context.config_loader.load_sweep_config(self.config, job)
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
-        return Path(str(config.hydra.sweep.dir), str(config.hydra.sweep.subdir))
+        return config
 
     def _address(self, study: SearchStudy, trial: Trial) -> list[str]:
         """Tells the job which trial it is, in an override that is not one of the task's: it names no folder."""
@@ -162,6 +184,7 @@ class OptunaSweeper(Sweeper):
         from hydra_plugins.tl_sweeps._outcome import write_best
         from tl_research import describe
         from tl_research.errors import InputError
+        from tl_research.run import Run
 
         best = study.best()
         if best is None:
@@ -170,7 +193,8 @@ class OptunaSweeper(Sweeper):
                 f"{folder}: no trial was completed"
                 + (f"; the last says: {reasons[-1]}" if reasons else "; other processes are at it")
             )
-        write_best(study, best, folder)
+        job = [*study.space.fixed, *study.space.values(best.params)]
+        write_best(study, best, folder, Run(self._directory(job, best.number)).config_options)
         states = [trial.state.name for trial in study.trials()]
         of = f"best of {states.count('COMPLETE')} trials ({states.count('PRUNED')} more pruned)"
         values = " ".join(study.space.values(best.params))

@@ -20,10 +20,13 @@ def jobs(composer: Hydra, master: DictConfig) -> list[list[str]]:
 
     `transfer=frozen,finetune transfer.backbone.epochs=1,3` is three jobs: a key that is there for some of the options
     and not for others counts for those that have it, and what comes to the same is one job. A key that is nowhere stays
-    in all, and is told when they are composed.
+    in all, and is told when they are composed. `hydra.sweeper.params` are more of them; the command line wins.
     """
     parser = OverridesParser.create(config_loader=composer.config_loader)
     parsed = parser.parse_overrides(list(master.hydra.overrides.task))
+    given = {override.key_or_group for override in parsed}
+    params = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items()]
+    parsed = [*(own for own in parser.parse_overrides(params) if own.key_or_group not in given), *parsed]
     combinations = [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
     options = _groups(composer, parsed)
     if not any(override.is_sweep_override() and override.key_or_group in options for override in parsed):

@@ -93,9 +93,15 @@ class Space:
                 yield [*self.fixed, *first[:number], f"{dimension.key}={end}", *first[number + 1 :]]
 
     def signature(self) -> dict[str, Any]:
-        """Plain data that is equal for equal spaces."""
+        """Plain data that is equal for equal spaces, in whatever order they were given."""
         dimensions = [{**asdict(d), "choices": list(d.choices)} for d in self.dimensions]
-        return {"fixed": list(self.fixed), "dimensions": dimensions}
+        fixed = [text for text in self.fixed if not text.lstrip("+").startswith(("fresh=", "missing_weights="))]
+        return {"fixed": sorted(fixed), "dimensions": sorted(dimensions, key=lambda d: str(d["key"]))}
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether what was found before is to be forgotten."""
+        return any(text.lstrip("+").lower() == "fresh=true" for text in self.fixed)
 
 
 def read_space(params: Mapping[str, Any], arguments: Sequence[str], loader: ConfigLoader) -> Space:
