@@ -37,9 +37,9 @@ def _reason(directory: Path) -> str | None:
         return None
 
 
-def is_outdated(config: DictConfig, directory: Path) -> bool:
-    """Whether the run in a directory is of other images, weights or code than its job would use now. What is not known,
-    or cannot be, is not."""
+def is_outdated(config: DictConfig, directory: Path) -> bool | None:
+    """Whether the run in a directory is of other images, weights or code than its job would use now; None where that
+    cannot be known."""
     from tl_research.configure.composition import build
     from tl_research.errors import InputError
     from tl_research.identity import identity
@@ -48,12 +48,12 @@ def is_outdated(config: DictConfig, directory: Path) -> bool:
     try:
         known = Run.open(directory).status["identity"]
         if not known:
-            return False
+            return None
         experiment = build(config)
         data = experiment.data.load(experiment.features.file_index())
         return known != identity(experiment.config, data, experiment.start.files())
     except (InputError, OSError):
-        return False
+        return None
 
 
 def write_best(study: SearchStudy, best: FrozenTrial, folder: Path, options: Sequence[str]) -> None:

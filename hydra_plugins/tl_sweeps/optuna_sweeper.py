@@ -92,18 +92,23 @@ class OptunaSweeper(Sweeper):
             study.close()
 
     def _check_still_true(self, study: SearchStudy) -> None:
-        """Trials of other images, weights or code would be compared with new ones as if they were alike."""
+        """Trials of other images, weights or code would be compared with new ones as if they were alike. The last one
+        whose run is there speaks for all, for a search that is refused gets no more."""
         from hydra_plugins.tl_sweeps._outcome import is_outdated
         from tl_research.errors import InputError
 
-        for trial in study.trials():
-            if trial.state.name in ("COMPLETE", "PRUNED"):
-                job = [*study.space.fixed, *study.space.values(trial.params)]
-                if is_outdated(self._config(job, trial.number), self._directory(job, trial.number)):
-                    raise InputError(
-                        f"{study.journal}: images, weights or code have changed since trial {trial.number}; begin the "
-                        f"search anew with fresh=true, or name another hydra.sweep.dir"
-                    )
+        for trial in reversed(study.trials()):
+            if trial.state.name not in ("COMPLETE", "PRUNED"):
+                continue
+            job = [*study.space.fixed, *study.space.values(trial.params)]
+            outdated = is_outdated(self._config(job, trial.number), self._directory(job, trial.number))
+            if outdated:
+                raise InputError(
+                    f"{study.journal}: images, weights or code have changed since trial {trial.number}; begin the "
+                    f"search anew with fresh=true, or name another hydra.sweep.dir"
+                )
+            if outdated is not None:
+                return
 
     def _batch(self) -> int:
         assert self.config is not None
