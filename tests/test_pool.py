@@ -345,17 +345,6 @@ def test_failures_count_over_the_batches_of_a_search_and_so_do_losses_that_are_n
 
 
 @slow
-@pytest.mark.usefixtures("warm")
-def test_what_is_done_stays_done_when_its_repetition_takes_too_long(tmp_path: Path) -> None:
-    with closing(Run.claim(tmp_path)) as before:
-        before.set_status("done")
-    outcome = Outcome(Job("a job", partial(Task, tmp_path, partial(hang_before_it_knows, tmp_path))))
-    Pool(Limits(timeout=1)).run([outcome], Silent())
-    assert outcome.state == "failed"
-    assert Run.open(tmp_path).status["state"] == "done"
-
-
-@slow
 def test_two_at_a_time_share_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     found = run(tmp_path, *[look_around] * 4, n_jobs=2)
@@ -455,6 +444,7 @@ def test_one_that_ends_before_it_knows_whether_it_was_done_before_is_not_done(tm
     outcome = Outcome(Job("a job", partial(Task, tmp_path, partial(hang_before_it_knows, tmp_path))))
     Pool(Limits(timeout=1)).run([outcome], Silent())
     assert (outcome.state, outcome.reason) == ("failed", "timeout: it took longer than 1 s")
+    assert Run.open(tmp_path).status["state"] == "done", "though its being so was not looked at"
 
 
 @slow

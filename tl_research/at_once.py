@@ -53,10 +53,15 @@ def made(inputs: HeadInputs, recipe: Probe, *, use_val: bool) -> AtOnce[keras.Mo
     """A head whose layers hold what the features say."""
 
     def fit(*splits: str) -> tuple[keras.Model, Answer]:
-        head = recipe.fit(*inputs.learned(*splits), len(inputs.data.class_names), inputs.views)
+        head = head_of(inputs, recipe, *splits)
         return head, head
 
     return _fitted(inputs, fit, use_val=use_val)
+
+
+def head_of(inputs: HeadInputs, recipe: Probe, *splits: str) -> keras.Model:
+    """A head made from the images of these splits."""
+    return recipe.fit(*inputs.learned(*splits), len(inputs.data.class_names), inputs.views)
 
 
 def _fitted(inputs: HeadInputs, fit: Callable[..., tuple[T, Answer]], *, use_val: bool) -> AtOnce[T]:

@@ -389,9 +389,7 @@ class Fitting:
         if isinstance(self.recipe, Probe):  # its layers come from the features
             splits = ("train", "val") if "held_out" in parts["run"].arrays else ("train",)
             self._inputs.prepare(validation="val" in splits)
-            features, labels = self._inputs.learned(*splits)
-            self.head = self.recipe.fit(features, labels, len(self.data.class_names), self._inputs.views)
-            self._classifier = None
+            self.head, self._classifier = at_once.head_of(self._inputs, self.recipe, *splits), None
         self._moved.restore(self.classifier, {int(place): v for place, v in parts["moved"].arrays.items()})
         facts = parts["run"].facts
         self.run.history = list(facts["history"])

@@ -163,7 +163,7 @@ class Pool:
         if self.limits.n_jobs is not None:
             return self.limits.n_jobs
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-        fitting = len(_gpus()) or min(len(os.sched_getaffinity(0)), int(memory / GB_A_JOB))
+        fitting = len(_gpus()) or min(runtime.cores(), int(memory / GB_A_JOB))
         return max(min(fitting, num_jobs), 1)
 
     def run(self, outcomes: Sequence[Outcome], view: View) -> None:

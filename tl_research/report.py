@@ -24,7 +24,7 @@ import numpy as np
 from tl_research.atomic import write_atomically
 from tl_research.leaderboard import Entry, Leaderboard, Row, collect, half_width
 from tl_research.metrics import direction
-from tl_research.run import Run
+from tl_research.run import Run, repeating
 
 Content = dict[str, Any]
 
@@ -110,7 +110,7 @@ def _row(row: Row, board: Leaderboard, cells: list[str]) -> Content:
 def _run(entry: Entry, folder: Path, points: int) -> Content:
     run = Run(entry.directory)
     config = run.config
-    overrides = [text for text in run.overrides if text.lstrip("+").partition("=")[0] != "fresh"]
+    overrides = repeating(run.overrides)
     status = _json(entry.directory / "status.json") or {}
     scores = {key: _number(value) for key, value in entry.metrics.items() if key.startswith(("val_", "test_", "cv_"))}
     return {

@@ -348,3 +348,8 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def repeating(overrides: Iterable[str]) -> list[str]:
+    """What of a command's overrides does its job again: all but `fresh`, which says to replace one."""
+    return [text for text in overrides if text.lstrip("+").partition("=")[0] != "fresh"]

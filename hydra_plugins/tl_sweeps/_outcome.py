@@ -63,9 +63,9 @@ def write_best(study: SearchStudy, best: FrozenTrial, folder: Path, options: Seq
     import yaml
 
     from tl_research.atomic import write_atomically
+    from tl_research.run import repeating
 
-    fixed = [text for text in study.space.fixed if not text.lstrip("+").startswith("fresh=")]
-    overrides = [*fixed, *study.space.values(best.params)]
+    overrides = [*repeating(study.space.fixed), *study.space.values(best.params)]
     content = {"monitor": study.monitor, "value": best.value, "trial": best.number, "overrides": overrides}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_atomically(folder / "best.yaml", f"# python train.py {shlex.join([*options, *overrides])}\n{text}")

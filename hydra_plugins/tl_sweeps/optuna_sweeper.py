@@ -101,7 +101,8 @@ class OptunaSweeper(Sweeper):
             if trial.state.name not in ("COMPLETE", "PRUNED"):
                 continue
             job = [*study.space.fixed, *study.space.values(trial.params)]
-            outdated = is_outdated(self._config(job, trial.number), self._directory(job, trial.number))
+            config = self._config(job, trial.number)
+            outdated = is_outdated(config, self._directory(config))
             if outdated:
                 raise InputError(
                     f"{study.journal}: images, weights or code have changed since trial {trial.number}; begin the "
@@ -133,7 +134,7 @@ class OptunaSweeper(Sweeper):
         first = next(iter(jobs.values()))[0].number
         returns = self.launcher.launch(overrides, initial_job_idx=first)
         for number, (same, returned) in enumerate(zip(jobs.values(), returns, strict=True)):
-            value, reason = outcome(returned, self._directory(overrides[number], first + number))
+            value, reason = outcome(returned, self._directory(self._config(overrides[number], first + number)))
             for trial in same:
                 self._tell(study, trial, value, reason)
 
@@ -155,9 +156,9 @@ class OptunaSweeper(Sweeper):
             return str(error).splitlines()[0]
         return None
 
-    def _directory(self, job: list[str], number: int) -> Path:
+    @staticmethod
+    def _directory(config: DictConfig) -> Path:
         """Where a job writes, under any launcher."""
-        config = self._config(job, number)
         return Path(str(config.hydra.sweep.dir), str(config.hydra.sweep.subdir))
 
     def _config(self, job: list[str], number: int) -> DictConfig:
@@ -199,7 +200,7 @@ class OptunaSweeper(Sweeper):
                 + (f"; the last says: {reasons[-1]}" if reasons else "; other processes are at it")
             )
         job = [*study.space.fixed, *study.space.values(best.params)]
-        write_best(study, best, folder, Run(self._directory(job, best.number)).config_options)
+        write_best(study, best, folder, Run(self._directory(self._config(job, best.number))).config_options)
         states = [trial.state.name for trial in study.trials()]
         of = f"best of {states.count('COMPLETE')} trials ({states.count('PRUNED')} more pruned)"
         values = " ".join(study.space.values(best.params))

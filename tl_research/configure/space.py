@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 
 from tl_research.configure.ranges import shown
 from tl_research.errors import InputError
+from tl_research.leaderboard import NO_CHOICE
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -95,7 +96,7 @@ class Space:
     def signature(self) -> dict[str, Any]:
         """Plain data that is equal for equal spaces, in whatever order they were given."""
         dimensions = [{**asdict(d), "choices": list(d.choices)} for d in self.dimensions]
-        fixed = [text for text in self.fixed if not text.lstrip("+").startswith(("fresh=", "missing_weights="))]
+        fixed = [text for text in self.fixed if text.lstrip("+").partition("=")[0] not in NO_CHOICE]
         return {"fixed": sorted(fixed), "dimensions": sorted(dimensions, key=lambda d: str(d["key"]))}
 
     @property

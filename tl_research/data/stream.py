@@ -7,7 +7,6 @@ begin is an argument, not a state.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -15,6 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, Self, TypeVar
 
 import numpy as np
+
+from tl_research import runtime
 
 Batch = tuple[np.ndarray, np.ndarray]
 """What goes in, and its targets: float32 `(b, k)`, rows that sum to 1."""
@@ -74,7 +75,7 @@ class Loaded(Iterator[B], Generic[T, B]):
         self._load, self._join = load, join
         self._left = deque(batches)
         self._waiting: deque[Future[B]] = deque()
-        self._pool = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), thread_name_prefix="load")
+        self._pool = ThreadPoolExecutor(threads or runtime.cores(), thread_name_prefix="load")
         self._submit()
 
     def _submit(self) -> None:
