@@ -7,7 +7,7 @@
 """
 
 from tl_research.configure import main
-from tl_research.runtime import leave
+from tl_research.system.process import exit_now
 
 if __name__ == "__main__":
-    leave(main())
+    exit_now(main())

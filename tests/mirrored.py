@@ -16,8 +16,8 @@ import numpy as np
 from tl_research import compose, distribution, feeds
 from tl_research.classifier import assemble, thaw
 from tl_research.distribution import Distribution
-from tl_research.runtime import leave
 from tl_research.step import Learning, Step, StepOptions
+from tl_research.system.process import exit_now
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 255, (24, 16, 16, 3)).astype(np.uint8)
@@ -100,4 +100,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    leave(0)
+    exit_now(0)

@@ -20,11 +20,11 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.tl_sweeps._cluster import heard, last_word
 from tests.conftest import ROOT
-from tl_research import runtime
 from tl_research.configure.composition import check_plugins, hydra
 from tl_research.configure.explain import compose_config
 from tl_research.errors import InputError
 from tl_research.run import Run, State
+from tl_research.system.process import importable
 
 EXTRA = {"ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 PLUGIN = {"ray": "hydra_ray_launcher", "slurm": "hydra_submitit_launcher"}
@@ -248,7 +248,7 @@ def test_processes_started_meanwhile_can_import_us(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("PYTHONPATH", raising=False)
     if before:
         monkeypatch.setenv("PYTHONPATH", before)
-    with runtime.import_path():
+    with importable():
         assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(ROOT), *([before] if before else [])]
     assert os.environ.get("PYTHONPATH") == before
 

@@ -140,10 +140,10 @@ def report(
 def _enter(command: Literal["train", "extract"], overrides: list[str]) -> NoReturn:
     """Through the door of `python train.py`, which reads the command line itself."""
     from tl_research.configure import main as door
-    from tl_research.runtime import leave
+    from tl_research.system.process import exit_now
 
     sys.argv = ["train.py", *overrides]
-    leave(door(command))
+    exit_now(door(command))
 
 
 features = typer.Typer(no_args_is_help=True, help="The store of features: what it holds, whether it is whole.")

@@ -16,6 +16,7 @@ from typing_extensions import override
 from tl_research import runtime, weights
 from tl_research.errors import InputError
 from tl_research.recipe import Positive, Seed, recipe
+from tl_research.system.process import gc_paused, suppress_stderr
 
 if TYPE_CHECKING:
     import keras
@@ -104,8 +105,8 @@ class Backbone:
     def build(self) -> keras.Model:
         """`keras.Model` named `backbone`: pixels `(n, image_size, image_size, 3)`, RGB 0-255 -> features `(n, d)`,
         float32. One flat graph of built-in layers. Raises `InputError` for weights that do not fit."""
-        runtime.fresh(self.seed)
-        with runtime.uncollected():
+        runtime.reset_keras(self.seed)
+        with gc_paused():
             return self._whole(self.network())
 
     def _whole(self, network: keras.Model) -> keras.Model:
@@ -256,7 +257,7 @@ class Custom(Backbone):
             raise InputError(f"backbone.build={self.function}: give module:function, such as my_networks:small")
         sys.path.insert(0, str(Path.cwd()))  # where the user's own modules lie; `python -m` and the wheel have no other
         try:
-            with runtime.quietly():  # it may import Keras
+            with suppress_stderr():  # it may import Keras
                 return getattr(import_module(module), name)
         except (ImportError, AttributeError, SyntaxError) as error:
             raise InputError(f"backbone.build={self.function}: {error}") from None

@@ -25,9 +25,11 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
-from tl_research import progress, runtime
+from tl_research import progress
 from tl_research.recipe import Positive, recipe
 from tl_research.run import Run
+from tl_research.system.hardware import cores
+from tl_research.system.process import exit_now, importable, print_to
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +156,7 @@ class Pool:
         """Starts the server, which imports TensorFlow while there is other work to do."""
         multiprocessing.set_forkserver_preload(["tl_research.preload"])
         # Python before 3.13 does not hand its import path to the server, which would then import nothing, in silence.
-        with runtime.import_path():
+        with importable():
             forkserver.ensure_running()
 
     def places(self, num_jobs: int) -> int:
@@ -163,7 +165,7 @@ class Pool:
         if self.limits.n_jobs is not None:
             return self.limits.n_jobs
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-        fitting = len(_gpus()) or min(runtime.cores(), int(memory / GB_A_JOB))
+        fitting = len(_gpus()) or min(cores(), int(memory / GB_A_JOB))
         return max(min(fitting, num_jobs), 1)
 
     def run(self, outcomes: Sequence[Outcome], view: View) -> None:
@@ -302,7 +304,7 @@ def _work(task: Task, slot: Slot, memory_gb: float | None, mouth: Connection) ->
         limit = int(memory_gb * 2**30)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     task.directory.mkdir(parents=True, exist_ok=True)
-    runtime.print_to(task.directory / "output.log")  # the terminal shows all jobs at once
+    print_to(task.directory / "output.log")  # the terminal shows all jobs at once
     progress.listeners.append(_teller(mouth))
     status = 1
     try:
@@ -312,7 +314,7 @@ def _work(task: Task, slot: Slot, memory_gb: float | None, mouth: Connection) ->
         status = 130
     except BaseException:
         log.exception("%s", task.directory)
-    runtime.leave(status)
+    exit_now(status)
 
 
 def _end_with_parent() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import gc
 
-from tl_research.runtime import quietly, uncollected
+from tl_research.system.process import gc_paused, suppress_stderr
 
-with quietly(), uncollected():
+with suppress_stderr(), gc_paused():
     import keras  # noqa: F401
     import matplotlib.figure  # noqa: F401
     import openvino  # noqa: F401

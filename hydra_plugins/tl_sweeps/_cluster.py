@@ -17,8 +17,9 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
-from tl_research import runtime
 from tl_research.run import Run
+from tl_research.system.hardware import CORES_VARIABLE
+from tl_research.system.process import print_to
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +38,9 @@ class RemoteTask:
     def __call__(self, cfg: DictConfig) -> float:
         """Runs in the job's process. `threads=...` on the command line wins."""
         os.chdir(self.cwd)
-        runtime.print_to(Path(HydraConfig.get().runtime.output_dir, "output.log"))
+        print_to(Path(HydraConfig.get().runtime.output_dir, "output.log"))
         if self.threads is not None:
-            os.environ[runtime.CORES] = str(self.threads)
+            os.environ[CORES_VARIABLE] = str(self.threads)
         if not self.heeds_sigterm:
             return float(self.task(cfg))
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.tl_sweeps._asked import OnRay
 from hydra_plugins.tl_sweeps._cluster import RemoteTask, announce, heard, last_word
-from tl_research import runtime
 from tl_research.errors import InputError
+from tl_research.system.process import importable
 
 try:
     from hydra_plugins.hydra_ray_launcher import ray_launcher as plugin
@@ -46,7 +46,7 @@ if plugin is not None:
             assert self.task_function is not None
             setup_globals()
             configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-            with runtime.import_path():
+            with importable():
                 ray = self._start()
             announce("ray", job_overrides, initial_job_idx)
             configs = [self._config(number, list(o)) for number, o in enumerate(job_overrides, initial_job_idx)]

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.tl_sweeps._asked import Local, Slurm
 from hydra_plugins.tl_sweeps._cluster import RemoteTask, announce, heard, last_word
-from tl_research import runtime
+from tl_research.system.process import importable
 
 try:
     from hydra_plugins.hydra_submitit_launcher import config as schema
@@ -50,7 +50,7 @@ if plugin is not None:
             directories = [folder / self._subdir(overrides) for overrides in job_overrides]
             before = [last_word(directory) for directory in directories]
             announce(self._EXECUTOR, job_overrides, initial_job_idx)
-            with runtime.import_path():
+            with importable():
                 jobs = self._executor().map_array(self, *calls)
             try:
                 return [

@@ -15,7 +15,7 @@ from typing import Generic, Self, TypeVar
 
 import numpy as np
 
-from tl_research import runtime
+from tl_research.system.hardware import cores
 
 Batch = tuple[np.ndarray, np.ndarray]
 """What goes in, and its targets: float32 `(b, k)`, rows that sum to 1."""
@@ -75,7 +75,7 @@ class Loaded(Iterator[B], Generic[T, B]):
         self._load, self._join = load, join
         self._left = deque(batches)
         self._waiting: deque[Future[B]] = deque()
-        self._pool = ThreadPoolExecutor(threads or runtime.cores(), thread_name_prefix="load")
+        self._pool = ThreadPoolExecutor(threads or cores(), thread_name_prefix="load")
         self._submit()
 
     def _submit(self) -> None:

@@ -1,0 +1,1 @@
+"""What any program of this kind needs from the machine: files, locks, downloads, the terminal, hardware."""
