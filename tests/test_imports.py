@@ -46,6 +46,7 @@ LAYERS = [
     ["experiment"],
     ["preload", "lr_find"],
     ["configure"],
+    ["targets"],
     ["__main__", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
