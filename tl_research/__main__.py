@@ -176,11 +176,11 @@ def verify(context: typer.Context) -> None:
 
     damaged = 0
     stocks = held(_root(context.args))
-    for stock in track(stocks, "verifying", total=len(stocks)):
-        for path, positions in stock.damaged().items():
+    for entry in track(stocks, "verifying", total=len(stocks)):
+        for path, positions in entry.damaged().items():
             damaged += len(positions)
             print(f"{path}: {len(positions)} damaged row(s)")  # noqa: T201
-    rows = sum(stock.num_rows for stock in stocks)
+    rows = sum(entry.num_rows for entry in stocks)
     print(f"{rows:,} rows, {damaged:,} damaged" + ("; runs compute them anew" if damaged else ""))  # noqa: T201
     if damaged:
         raise typer.Exit(1)

@@ -7,22 +7,37 @@ from importlib import import_module
 from typing import Any
 
 TARGETS = {
-    "tl_research.experiment": ("Experiment",),
-    "tl_research.backbone": ("Application", "Custom", "Lite", "Saved"),
-    "tl_research.head": ("KNN", "MLP", "Linear", "Prototype"),
-    "tl_research.data.sources": ("Folder", "HotDogDemo", "HotDogSauce", "Kaggle"),
-    "tl_research.data.augment": ("Augment",),
-    "tl_research.optimizer": ("LBFGS", "SGD", "Adam", "AdamW", "RMSprop"),
-    "tl_research.transfer": ("Stage",),
-    "tl_research.trainer": ("Trainer",),
-    "tl_research.features": ("Features",),
-    "tl_research.callbacks": ("BestWeights", "EarlyStopping", "TensorBoard"),
+    "Experiment": "tl_research.experiment.Experiment",
+    "Application": "tl_research.backbone.Application",
+    "Custom": "tl_research.backbone.Custom",
+    "Lite": "tl_research.backbone.Lite",
+    "Saved": "tl_research.backbone.Saved",
+    "KNN": "tl_research.head.KNN",
+    "Linear": "tl_research.head.Linear",
+    "MLP": "tl_research.head.MLP",
+    "Prototype": "tl_research.head.Prototype",
+    "Folder": "tl_research.data.sources.Folder",
+    "HotDogDemo": "tl_research.data.sources.HotDogDemo",
+    "HotDogSauce": "tl_research.data.sources.HotDogSauce",
+    "Kaggle": "tl_research.data.sources.Kaggle",
+    "Augment": "tl_research.data.augment.Augment",
+    "Adam": "tl_research.optimizer.Adam",
+    "AdamW": "tl_research.optimizer.AdamW",
+    "LBFGS": "tl_research.optimizer.LBFGS",
+    "RMSprop": "tl_research.optimizer.RMSprop",
+    "SGD": "tl_research.optimizer.SGD",
+    "Stage": "tl_research.transfer.Stage",
+    "Trainer": "tl_research.trainer.Trainer",
+    "Features": "tl_research.features.Features",
+    "BestWeights": "tl_research.callbacks.BestWeights",
+    "EarlyStopping": "tl_research.callbacks.EarlyStopping",
+    "TensorBoard": "tl_research.callbacks.TensorBoard",
 }
-"""The classes by the module that defines them, which is imported when one of them is asked for."""
+"""Where each class is defined; its module is imported when it is first asked for."""
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in TARGETS.items():
-        if name in names:
-            return getattr(import_module(module), name)
-    raise AttributeError(f"module 'tl_research.targets' has no attribute '{name}'")
+    if name not in TARGETS:
+        raise AttributeError(f"module 'tl_research.targets' has no attribute '{name}'")
+    module, _, attribute = TARGETS[name].rpartition(".")
+    return getattr(import_module(module), attribute)
