@@ -25,11 +25,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.conftest import ROOT
-from tl_research import pool, progress
+from tl_research import pool
 from tl_research.errors import DivergedError, InputError
 from tl_research.experiment import _status_kept
 from tl_research.pool import Job, Limits, Outcome, Pool, Slot, Task
 from tl_research.run import Run
+from tl_research.system import progress
 
 slow = pytest.mark.slow
 

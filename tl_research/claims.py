@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from tl_research.lock import Lock, hold, is_held
+from tl_research.system.locks import Lock, is_held, try_lock
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Claims:
 
     def _note(self, digests: np.ndarray) -> None:
         if self._lock is None:
-            self._lock = hold(self._path)
+            self._lock = try_lock(self._path)
         with self._path.open("ab") as file:
             file.write(np.ascontiguousarray(digests[:, 0]).tobytes())
 

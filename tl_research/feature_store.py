@@ -27,7 +27,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from tl_research.atomic import write_atomically
+from tl_research.system.files import write_atomically
 
 log = logging.getLogger(__name__)
 

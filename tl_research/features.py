@@ -22,9 +22,9 @@ from tl_research.engines import BATCH, Engine, EngineName
 from tl_research.feature_store import FeatureStore
 from tl_research.filling import Filling
 from tl_research.passes import PLAIN, Items, passes, view_pixels
-from tl_research.progress import bar
 from tl_research.recipe import Positive, recipe
 from tl_research.stock import prune
+from tl_research.system.progress import bar
 
 if TYPE_CHECKING:
     import keras

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from tl_research.atomic import write_atomically
 from tl_research.errors import InputError
 from tl_research.metrics import direction
 from tl_research.run import Run, as_csv
+from tl_research.system.files import write_atomically
 
 # Keys whose values are repetitions of one configuration, not configurations of their own.
 REPEATED = ("seed", "data.fold", "data.split_seed")

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_research.pool import Outcome
-from tl_research.progress import console
+from tl_research.system.progress import console
 
 MOST_ROWS = 12
 STYLES = {"done": "green", "failed": "bold red", "running": "bold", "waiting": "dim"}

@@ -21,13 +21,13 @@ import numpy as np
 from typing_extensions import override
 
 from tl_research import describe
-from tl_research.atomic import write_atomically
 from tl_research.callbacks import TensorBoard
 from tl_research.errors import InputError
 from tl_research.head import Probe
 from tl_research.optimizer import GradientOptimizer
-from tl_research.progress import bar
 from tl_research.run import as_csv
+from tl_research.system.files import write_atomically
+from tl_research.system.progress import bar
 from tl_research.trainer import Fit, Row
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tl_research.engines import BATCH, Engine
 from tl_research.feature_store import Digests, as_digests
-from tl_research.progress import bar
+from tl_research.system.progress import bar
 
 if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule

@@ -16,8 +16,8 @@ from tl_research.errors import InputError
 from tl_research.metrics import evaluate as score
 from tl_research.passes import in_batches, passes
 from tl_research.probe import softmax
-from tl_research.progress import bar
 from tl_research.run import Run
+from tl_research.system.progress import bar
 
 if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from tl_research.atomic import write_atomically
 from tl_research.leaderboard import Entry, Leaderboard, Row, collect, half_width
 from tl_research.metrics import direction
 from tl_research.run import Run, repeating
+from tl_research.system.files import write_atomically
 
 Content = dict[str, Any]
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tl_research import checkpoint
-from tl_research.atomic import write_atomically
 from tl_research.data.decode import Resize
 from tl_research.errors import InputError
-from tl_research.lock import Lock, hold, is_held
+from tl_research.system.files import write_atomically
+from tl_research.system.locks import Lock, is_held, try_lock
 
 if TYPE_CHECKING:
     import keras
@@ -112,7 +112,7 @@ class Run:
         run = cls(directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            run._lock = hold(directory / ".lock")
+            run._lock = try_lock(directory / ".lock")
             there = (directory / "status.json").exists()
         except OSError as error:
             raise InputError(f"hydra.run.dir={directory}: cannot be written ({error.strerror})") from None

@@ -15,7 +15,7 @@ import numpy as np
 
 from tl_research.errors import InputError
 from tl_research.feature_store import ENTRY, Shard
-from tl_research.lock import is_held
+from tl_research.system.locks import is_held
 
 
 @dataclass

@@ -17,10 +17,10 @@ from tl_research.checkpoint import State
 from tl_research.distribution import Distribution, agreed
 from tl_research.errors import DivergedError
 from tl_research.precision import Precision
-from tl_research.progress import bar
 from tl_research.recipe import Positive, Rate, Share, recipe
 from tl_research.schedule import Plateau, factor
 from tl_research.step import Step, StepOptions
+from tl_research.system.progress import bar
 
 if TYPE_CHECKING:
     import keras

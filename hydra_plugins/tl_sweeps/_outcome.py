@@ -62,8 +62,8 @@ def write_best(study: SearchStudy, best: FrozenTrial, folder: Path, options: Seq
 
     import yaml
 
-    from tl_research.atomic import write_atomically
     from tl_research.run import repeating
+    from tl_research.system.files import write_atomically
 
     overrides = [*repeating(study.space.fixed), *study.space.values(best.params)]
     content = {"monitor": study.monitor, "value": best.value, "trial": best.number, "overrides": overrides}

@@ -31,8 +31,8 @@ from tl_research.configure.jobs import Command
 from tl_research.configure.quote import quote
 from tl_research.distribution import LostError
 from tl_research.errors import DivergedError, InputError
-from tl_research.lock import hold
 from tl_research.run import Run
+from tl_research.system.locks import try_lock
 
 if TYPE_CHECKING:
     from tl_research.experiment import Experiment
@@ -180,7 +180,7 @@ def _resume(overrides: list[str]) -> int:
 def _sweep(command: Command, folder: Path) -> int:
     """All jobs, then what they come to: the leaderboard, and each failure by name."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = hold(folder / ".lock")
+    lock = try_lock(folder / ".lock")
     if lock is None:
         raise InputError(f"hydra.sweep.dir={folder}: another sweep is at work in it; wait for it, or name another")
     (folder / ".lock").touch()

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from tl_research.errors import InputError
-from tl_research.progress import track
+from tl_research.system.progress import track
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tl_research.data.decode import FORMATS, UndecodableError, measure, read_bytes
 from tl_research.data.file_index import FileIndex, Inspection
-from tl_research.progress import track
+from tl_research.system.progress import track
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tl_research.data.sauce import COURSES, sauce_scene
 from tl_research.data.scenes import scene
-from tl_research.progress import bar
+from tl_research.system.progress import bar
 
 CLASSES = ("hot_dog", "not_hot_dog")
 Job = tuple[str, str, int]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tl_research.atomic import write_atomically
 from tl_research.data import decode
+from tl_research.system.files import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from tl_research.errors import InputError
-from tl_research.progress import bar
+from tl_research.system.progress import bar
 
 if TYPE_CHECKING:
     import requests

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research import network
 from tl_research.errors import InputError
+from tl_research.system import download
 from tl_research.weights import keras_file
 from tl_research.weights.keras_layout import Tensor, kind
 from tl_research.weights.matching import assign, match, match_unordered
@@ -71,7 +71,7 @@ def imagenet(url: str, file_hash: str | None = None) -> Path:
             if file_hash is None or hashlib.file_digest(file, algorithm).hexdigest() == file_hash:
                 return target
     try:
-        network.download(url, target, algorithm=algorithm, digest=file_hash)
+        download.download(url, target, algorithm=algorithm, digest=file_hash)
     except InputError as error:
         raise InputError(
             f"{target.name} is needed and not there: {error}. Put it at {target} by hand, or say where it is: "

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tl_research import lock
-from tl_research.lock import hold, is_held
+from tl_research.system import locks
+from tl_research.system.locks import is_held, try_lock
 
 HOLDER = """
 import sys
@@ -60,10 +60,10 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_another_process_holds_is_held_until_it_ends(path: Path) -> None:
     with holder(path) as process:
         assert is_held(path)
-        assert hold(path) is None
+        assert try_lock(path) is None
         process.communicate("\n", timeout=30)
         assert not is_held(path)
-        assert hold(path) is not None
+        assert try_lock(path) is not None
 
 
 def test_a_process_that_is_killed_lets_go(path: Path) -> None:
@@ -71,11 +71,11 @@ def test_a_process_that_is_killed_lets_go(path: Path) -> None:
         process.kill()
         process.wait()
         assert not is_held(path)
-        assert hold(path) is not None
+        assert try_lock(path) is not None
 
 
 def test_what_we_hold_no_other_process_gets(path: Path) -> None:
-    held = hold(path)
+    held = try_lock(path)
     assert held is not None
     with holder(path, gets_it=False):
         pass
@@ -83,34 +83,34 @@ def test_what_we_hold_no_other_process_gets(path: Path) -> None:
 
 
 def test_children_that_outlive_us_do_not_keep_it(path: Path) -> None:
-    held = hold(path)
+    held = try_lock(path)
     assert held is not None
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
         held.close()
         try:
-            assert hold(path) is not None
+            assert try_lock(path) is not None
         finally:
             child.kill()
 
 
 def test_two_objects_of_one_process_exclude_each_other_too(path: Path) -> None:
-    held = hold(path)
+    held = try_lock(path)
     assert held is not None
     assert is_held(path)
-    assert hold(path) is None
+    assert try_lock(path) is None
     held.close()
     held.close()  # twice is as good as once
     assert not is_held(path)
 
 
 def test_one_that_nobody_refers_to_is_let_go(path: Path) -> None:
-    hold(path)
+    try_lock(path)
     assert not is_held(path)
-    assert hold(path) is not None
+    assert try_lock(path) is not None
 
 
 def test_closing_twice_closes_nobody_elses_file(path: Path) -> None:
-    held = hold(path)
+    held = try_lock(path)
     assert held is not None
     held.close()
     with path.open("rb") as other:  # which gets the same descriptor
@@ -129,8 +129,8 @@ def test_whoever_only_looks_keeps_nobody_from_taking_it(path: Path, monkeypatch:
         if len(pauses) == 2:
             looks.close()
 
-    monkeypatch.setattr(lock.time, "sleep", pause)
-    assert hold(path) is not None
+    monkeypatch.setattr(locks.time, "sleep", pause)
+    assert try_lock(path) is not None
     assert len(pauses) == 2
 
 
@@ -142,12 +142,12 @@ def test_those_who_look_do_not_take_each_other_for_a_holder(path: Path) -> None:
 
 
 def test_many_that_want_it_at_once_are_never_two(path: Path) -> None:
-    held: list[lock.Lock] = []
+    held: list[locks.Lock] = []
     start = threading.Barrier(8)
 
     def want() -> None:
         start.wait()
-        mine = hold(path)
+        mine = try_lock(path)
         if mine is not None:
             held.append(mine)
 
@@ -161,14 +161,14 @@ def test_many_that_want_it_at_once_are_never_two(path: Path) -> None:
 
 def test_taking_it_keeps_what_the_file_holds(path: Path) -> None:
     path.write_text("content")
-    held = hold(path)
+    held = try_lock(path)
     assert held is not None
     assert is_held(path)
     assert path.read_text() == "content"
 
 
 def test_where_there_are_no_locks_everybody_gets_it_and_nobody_can_tell(path: Path, no_locks: None) -> None:
-    first, second = hold(path), hold(path)
+    first, second = try_lock(path), try_lock(path)
     assert first is not None
     assert second is not None
     with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
@@ -180,10 +180,10 @@ def test_no_descriptor_is_left_open(path: Path) -> None:
         return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
     before = count()
-    held = hold(path)
+    held = try_lock(path)
     assert held is not None
     for _ in range(3):
-        assert hold(path) is None
+        assert try_lock(path) is None
         is_held(path)
     held.close()
     assert count() == before
@@ -192,6 +192,6 @@ def test_no_descriptor_is_left_open(path: Path) -> None:
 def test_a_file_that_cannot_be_made_and_one_that_is_not_there_are_errors(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
-        hold(tmp_path / "file" / ".lock")
+        try_lock(tmp_path / "file" / ".lock")
     with pytest.raises(FileNotFoundError):
         is_held(tmp_path / ".lock")

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from tl_research.errors import InputError
-from tl_research.progress import console
+from tl_research.system.progress import console
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ class Lock:
     __del__ = close
 
 
-def hold(path: Path) -> Lock | None:
+def try_lock(path: Path) -> Lock | None:
     """Takes the lock on a file, which is created if need be. None if somebody else has it. Where the file system knows
     no locks, everybody gets it.
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tl_research import network
 from tl_research.errors import InputError
+from tl_research.system import download
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 
@@ -66,7 +66,7 @@ def files(folder):
 
 def refusal(url, target, **options):
     with pytest.raises(InputError) as caught:
-        network.download(url, target, **options)
+        download.download(url, target, **options)
     message = str(caught.value)
     assert url in message
     assert "\n" not in message
@@ -75,7 +75,7 @@ def refusal(url, target, **options):
 
 def test_a_file_arrives_whole_in_a_folder_that_was_not_there(server, tmp_path):
     target = tmp_path / "models" / "weights.h5"
-    assert network.download(server.url, target, digest=hashlib.sha256(BODY).hexdigest()) == target
+    assert download.download(server.url, target, digest=hashlib.sha256(BODY).hexdigest()) == target
     assert target.read_bytes() == BODY
     assert files(target.parent) == ["weights.h5"]
 
@@ -86,7 +86,7 @@ def test_a_broken_download_goes_on_where_it_broke(server, tmp_path):
     assert "300,000 of 1,048,576 bytes" in refusal(server.url, target)
     assert not target.exists()
     server.plan.breaks = None
-    network.download(server.url, target)
+    download.download(server.url, target)
     assert target.read_bytes() == BODY
     assert [ask[1:] for ask in server.plan.requests] == [(None, None), ("bytes=300000-", '"1"')]
     assert files(tmp_path) == ["weights.h5"]
@@ -97,7 +97,7 @@ def test_a_file_that_changed_meanwhile_is_fetched_from_the_start(server, tmp_pat
     server.plan.breaks = 300_000
     refusal(server.url, target)
     server.plan.breaks, server.plan.etag, server.plan.body = None, '"2"', BODY[::-1]
-    network.download(server.url, target)
+    download.download(server.url, target)
     assert target.read_bytes() == BODY[::-1]
 
 
@@ -105,13 +105,13 @@ def test_a_part_longer_than_the_file_is_dropped(server, tmp_path):
     target = tmp_path / "weights.h5"
     (tmp_path / "weights.h5.part").write_bytes(BODY + b"more")
     (tmp_path / "weights.h5.part.tag").write_text('"1"')
-    network.download(server.url, target)
+    download.download(server.url, target)
     assert target.read_bytes() == BODY
 
 
 def test_a_part_of_unknown_origin_is_dropped(server, tmp_path):
     (tmp_path / "weights.h5.part").write_bytes(b"something else")
-    network.download(server.url, tmp_path / "weights.h5")
+    download.download(server.url, tmp_path / "weights.h5")
     assert (tmp_path / "weights.h5").read_bytes() == BODY
     assert server.plan.requests[0][1] is None
 
@@ -149,7 +149,7 @@ def test_a_file_larger_than_the_disk_is_refused_before_it_arrives(server, tmp_pa
 
 def test_a_proxy_from_the_environment_is_asked(server, tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
-    network.download("http://somewhere.invalid/weights.h5", tmp_path / "weights.h5")
+    download.download("http://somewhere.invalid/weights.h5", tmp_path / "weights.h5")
     assert server.plan.requests[0][0] == "http://somewhere.invalid/weights.h5"
     assert (tmp_path / "weights.h5").read_bytes() == BODY
 
@@ -158,7 +158,7 @@ def test_of_two_downloads_of_one_file_one_waits_for_the_other(server, tmp_path, 
     caplog.set_level(logging.INFO)
     server.plan.delay = 0.5
     target = tmp_path / "weights.h5"
-    threads = [threading.Thread(target=network.download, args=(server.url, target)) for _ in range(3)]
+    threads = [threading.Thread(target=download.download, args=(server.url, target)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
