@@ -8,7 +8,7 @@ import numpy as np
 
 from tl_research import compose, engines, runtime
 from tl_research.data.datamodule import DataModule
-from tl_research.metrics import evaluate
+from tl_research.metrics.classification import classification_metrics
 from tl_research.optimizer import LBFGS
 from tl_research.passes import extract
 from tl_research.probe import solve
@@ -43,6 +43,6 @@ def main(arguments: list[str]) -> None:
     print("| a logistic regression on | test accuracy | 95 % interval |\n|---|---|---|")
     for name, features in inputs(data):
         solution = solve(features[fitted], data.labels[fitted], LBFGS(), seed=0)
-        scores = evaluate(features[judged] @ solution.kernel + solution.bias, data.labels[judged])
+        scores = classification_metrics(features[judged] @ solution.kernel + solution.bias, data.labels[judged])
         low, high = scores["accuracy_low"], scores["accuracy_high"]
         print(f"| {name} | {scores['accuracy']:.3f} | {low:.3f} - {high:.3f} |")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl_research.metrics import evaluate
+from tl_research.metrics.classification import classification_metrics
 from tl_research.optimizer import LBFGS
 from tl_research.probe import softmax, solve
 
@@ -65,14 +65,14 @@ def test_a_class_with_one_example_is_fitted_without_cross_validation() -> None:
 
 def test_metrics_of_known_answers() -> None:
     logits = np.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
-    found = evaluate(logits, np.array([0, 0, 1, 1]))
+    found = classification_metrics(logits, np.array([0, 0, 1, 1]))
     assert found["accuracy"] == 0.75
     assert found["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)
     assert found["auroc"] == pytest.approx(0.75)
     assert found["loss"] == pytest.approx((3 * np.log1p(np.exp(-2)) + np.log1p(np.exp(2))) / 4)
     assert found["accuracy_low"] == pytest.approx(0.3006, abs=1e-3)  # Wilson's interval for 3 of 4
     assert found["accuracy_high"] == pytest.approx(0.9544, abs=1e-3)
-    assert "auroc" not in evaluate(logits[:2], np.array([0, 0]))
+    assert "auroc" not in classification_metrics(logits[:2], np.array([0, 0]))
 
 
 def test_images_of_a_group_are_not_held_out_one_from_the_other() -> None:

@@ -22,7 +22,7 @@ from tl_research.callbacks import BestWeights, EarlyStopping
 from tl_research.checkpoint import State
 from tl_research.data.stream import Batch, rows_epoch
 from tl_research.errors import DivergedError
-from tl_research.metrics import quick
+from tl_research.metrics.classification import accuracy_and_loss
 from tl_research.step import Learning, Step
 from tl_research.trainer import Fit, Trainer
 from tl_research.transfer import Stage
@@ -98,7 +98,7 @@ class Small:
 
         def validate() -> dict[str, float]:
             self.judged.append(self.model.get_weights())
-            scores = quick(np.asarray(self.model(ROWS, training=False)), LABELS)
+            scores = accuracy_and_loss(np.asarray(self.model(ROWS, training=False)), LABELS)
             loss = losses[len(self.judged) - 1] if losses else scores["loss"]
             return {"val_accuracy": scores["accuracy"], "val_loss": loss}
 
@@ -170,7 +170,7 @@ def test_two_batches_of_8_are_one_of_16_and_one_update() -> None:
 def test_a_row_tells_the_mean_over_all_examples() -> None:
     small = Small()
     (row,) = small.fit(batch_size=16, epochs=1, rate=1e-20).run()
-    expected = quick(np.asarray(small.model(ROWS)), LABELS)
+    expected = accuracy_and_loss(np.asarray(small.model(ROWS)), LABELS)
     assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert row["accuracy"] == expected["accuracy"]
 

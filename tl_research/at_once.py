@@ -10,7 +10,7 @@ import numpy as np
 
 from tl_research.head import Head, Probe
 from tl_research.head_inputs import HeadInputs
-from tl_research.metrics import quick
+from tl_research.metrics.classification import accuracy_and_loss
 from tl_research.optimizer import LBFGS, Optimizer
 from tl_research.probe import Solution, solve
 from tl_research.transfer import Stage
@@ -70,7 +70,7 @@ def _fitted(inputs: HeadInputs, fit: Callable[..., tuple[T, Answer]], *, use_val
     scores: dict[str, float] = {}
     for prefix, (features, labels) in {"": inputs.learned("train"), "val_": inputs.plain("val")}.items():
         logits = np.asarray(answer(features))
-        scores |= {f"{prefix}{name}": value for name, value in quick(logits, labels).items()}
+        scores |= {f"{prefix}{name}": value for name, value in accuracy_and_loss(logits, labels).items()}
     if not use_val:
         return AtOnce(fitted, scores, None)
     return AtOnce(fit("train", "val")[0], scores, held_out=logits)

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
-from tl_research.metrics import direction
+from tl_research.metrics.classification import direction
 from tl_research.recipe import Count, Positive, recipe
 
 if TYPE_CHECKING:

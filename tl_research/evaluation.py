@@ -14,7 +14,7 @@ from tl_research.callbacks import Results
 from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import UndecodableError, open_image
 from tl_research.fitting import Fitting
-from tl_research.metrics import evaluate
+from tl_research.metrics.classification import classification_metrics
 from tl_research.predict import prediction_rows
 from tl_research.probe import softmax
 from tl_research.run import Run
@@ -39,11 +39,11 @@ def judge(run: Run, fitting: Fitting, test_views: int | None) -> np.ndarray:
         logits["val"] = fitting.held_out
         run.write_csv("validation.csv", *prediction_rows(data, data.indices("val"), fitting.held_out))
     for split, values in logits.items():
-        scores = evaluate(values, data.labels[data.indices(split)])
+        scores = classification_metrics(values, data.labels[data.indices(split)])
         run.metrics |= {f"{split}_{name}": value for name, value in scores.items()}
     if test_views:
         averaged = fitting.averaged_logits("test", test_views)
-        scores = evaluate(averaged, data.labels[data.indices("test")])
+        scores = classification_metrics(averaged, data.labels[data.indices("test")])
         run.metrics |= {f"test_tta_{name}": value for name, value in scores.items()}
     return logits["test"]
 

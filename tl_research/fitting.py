@@ -23,7 +23,7 @@ from tl_research.features import FeatureTable
 from tl_research.feeds import Feed
 from tl_research.head import Head, Probe
 from tl_research.head_inputs import HeadInputs
-from tl_research.metrics import direction, quick
+from tl_research.metrics.classification import accuracy_and_loss, direction
 from tl_research.moved import Moved, Snapshot
 from tl_research.optimizer import LBFGS, GradientOptimizer
 from tl_research.passes import PLAIN, extract
@@ -326,7 +326,7 @@ class Fitting:
     def _validate(self, feed: Feed) -> dict[str, float]:
         with closing(feed.validation()) as batches:
             logits = np.concatenate([feed.answer(inputs) for inputs, _ in batches])
-        scores = quick(logits, self.data.labels[self.data.indices("val")])
+        scores = accuracy_and_loss(logits, self.data.labels[self.data.indices("val")])
         return {f"val_{key}": value for key, value in scores.items()}
 
     @property

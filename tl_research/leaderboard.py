@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tl_research.errors import InputError
-from tl_research.metrics import direction
+from tl_research.metrics.classification import direction
 from tl_research.run import Run, as_csv
 from tl_research.system.files import write_atomically
 

@@ -13,7 +13,7 @@ from tl_research.data.check import is_image_name, visible
 from tl_research.data.decode import UndecodableError, read_pixels
 from tl_research.engines import keras_engine
 from tl_research.errors import InputError
-from tl_research.metrics import evaluate as score
+from tl_research.metrics.classification import classification_metrics as score
 from tl_research.passes import in_batches, passes
 from tl_research.probe import softmax
 from tl_research.run import Run

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from tl_research.leaderboard import Entry, Leaderboard, Row, collect, half_width
-from tl_research.metrics import direction
+from tl_research.metrics.classification import direction
 from tl_research.run import Run, repeating
 from tl_research.system.files import write_atomically
 

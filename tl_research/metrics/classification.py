@@ -14,7 +14,7 @@ def direction(monitor: str) -> str:
     return "min" if monitor.endswith(LOWER_IS_BETTER) else "max"
 
 
-def quick(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def accuracy_and_loss(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """`accuracy` and `loss` of logits `(n, k)`, as `evaluate` gives them: what is told after each epoch."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     own = shifted[np.arange(len(labels)), labels]
@@ -22,7 +22,7 @@ def quick(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {"accuracy": float(np.mean(logits.argmax(axis=1) == labels)), "loss": float(loss.mean())}
 
 
-def evaluate(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Metrics of logits `(n, k)` against labels `(n,)`; `n` at least 1.
 
     `loss` (mean cross-entropy, nats), `accuracy` with the 95 % Wilson interval `accuracy_low` to `accuracy_high`,

@@ -1,0 +1,1 @@
+"""Measures of answers: classification metrics and probabilities."""
