@@ -105,9 +105,9 @@ def ours(name: str, what: str, root: str, steps: int, *, deterministic: bool = F
     import numpy as np
 
     from tl_research import compose, feeds, runtime
-    from tl_research.classifier import assemble, thaw
     from tl_research.features import Features, FeatureTable
-    from tl_research.head import Linear
+    from tl_research.models.classifier import build_classifier, set_trainable
+    from tl_research.models.head import Linear
     from tl_research.step import Learning, Step
 
     experiment = compose([f"backbone={name}", "backbone.weights=null", "data=folder", f"data.root={root}"])
@@ -116,19 +116,19 @@ def ours(name: str, what: str, root: str, steps: int, *, deterministic: bool = F
 
     data, backbone = experiment.data.load(), experiment.backbone.build()
     head = Linear().build(backbone.output_shape[-1], 2)
-    classifier, indices = assemble(backbone, head), data.indices("train")
+    classifier, indices = build_classifier(backbone, head), data.indices("train")
     began = time.perf_counter()
     unfreeze = {"all": "all", "last block": 1, "head": 0}[what]
-    learning = [Learning(v, part.rate) for part in thaw(classifier, unfreeze) for v in part.learning]
+    learning = [Learning(v, part.rate) for part in set_trainable(classifier, unfreeze) for v in part.learning]
     table = FeatureTable(backbone, data, Features(), "auto", threads)
     if what == "head":
         rows = table.rows(indices), data.labels[indices]
         feed = feeds.on_features(head, rows, rows, 2, 32, 0)
     elif what == "last block":
-        from tl_research.blocks import split
+        from tl_research.models.blocks import split_backbone
 
         # In 32 bits: what random weights make of an image is too small for 16.
-        maps = replace(table.maps(split(backbone, 1)[0]), row_type="<f4")
+        maps = replace(table.maps(split_backbone(backbone, 1)[0]), row_type="<f4")
         maps.hold(indices)
         feed = feeds.on_maps(backbone, head, 1, [item.variable for item in learning], maps, data, 32, 0)
     else:

@@ -25,7 +25,7 @@ NETWORKS = {
     "resnet50": "keras.applications.ResNet50",
     "mobilenet_v2": "keras.applications.MobileNetV2",
     "inception_v3": "keras.applications.InceptionV3",
-    "efficientnet_lite0": "tl_research.networks.efficientnet_lite.EfficientNetLite0",
+    "efficientnet_lite0": "tl_research.models.networks.efficientnet_lite.EfficientNetLite0",
 }
 TIMM = {"resnet50": "resnet50", "mobilenet_v2": "mobilenetv2_100", "inception_v3": "inception_v3"}
 TIMM["efficientnet_lite0"] = "tf_efficientnet_lite0"

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from tl_research import compose, distribution, feeds
-from tl_research.classifier import assemble, thaw
 from tl_research.distribution import Distribution
+from tl_research.models.classifier import build_classifier, set_trainable
 from tl_research.step import Learning, Step, StepOptions
 from tl_research.system.process import exit_now
 
@@ -43,7 +43,7 @@ def classifier() -> Any:
         x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
     backbone = keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(x), name="backbone")
     head = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3, name="logits")], name="head")
-    return assemble(backbone, head)
+    return build_classifier(backbone, head)
 
 
 def trained(
@@ -54,7 +54,7 @@ def trained(
 
     with distribution.devices(name, "") as strategy:
         model = classifier()
-        parts = thaw(model, "all", batch_norm)
+        parts = set_trainable(model, "all", batch_norm)
         with distribution.together(strategy if synchronized else None, model):
             learning = [variable for part in parts for variable in part.learning]
             step = Step(

@@ -19,14 +19,14 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.conftest import ROOT, draw_tree
-from tests.test_backbone import NETWORKS, smallest
+from tests.models.test_backbone import NETWORKS, smallest
 from tests.test_experiment import numbers
 from tl_research import InputError, Run, compose, engines, feature_store, stock
 from tl_research.__main__ import app
-from tl_research.blocks import blocks, split
 from tl_research.data.datamodule import DataModule
 from tl_research.engines import BATCH, EngineName
 from tl_research.features import Features, FeatureTable, UnfitError
+from tl_research.models.blocks import find_blocks, split_backbone
 from tl_research.passes import extract
 
 
@@ -251,7 +251,7 @@ def test_old_features_go_when_the_store_is_too_large(tmp_path: Path, colours: Pa
 
 @pytest.fixture(scope="module")
 def prefix(network: keras.Model) -> keras.Model:
-    return split(network, 1)[0]
+    return split_backbone(network, 1)[0]
 
 
 def table(prefix: keras.Model, data: DataModule, store: Path | None, **options: Any) -> FeatureTable:
@@ -322,7 +322,7 @@ def test_features_that_do_not_fit_in_16_bits_are_told_and_never_kept(
     data: DataModule, tmp_path: Path, factor: float
 ) -> None:
     network = compose(["backbone=tiny"]).backbone.build()
-    prefix = split(network, 2)[0]
+    prefix = split_backbone(network, 2)[0]
     norm = network.get_layer("block1_bn")
     for variable in (norm.gamma, norm.beta):
         variable.assign(variable * factor)
@@ -342,8 +342,8 @@ def test_the_engines_agree_on_maps(name: str) -> None:
     backbone = compose(options).backbone.build()
     size = backbone.input_shape[1]
     pixels = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), np.uint8)
-    for unfreeze in range(1, len(blocks(backbone))):
-        prefix, _ = split(backbone, unfreeze)
+    for unfreeze in range(1, len(find_blocks(backbone))):
+        prefix, _ = split_backbone(backbone, unfreeze)
         expected = np.asarray(prefix(pixels.astype(np.float32), training=False))
         for found in (engines.keras_engine(prefix)(pixels), engines.openvino_engine(prefix, 2)(pixels)):
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -11,15 +11,15 @@ import keras
 import numpy as np
 import pytest
 
-from tests.test_backbone import recipe
+from tests.models.test_backbone import recipe
 from tests.test_experiment import run, table
 from tl_research import compose, feeds
-from tl_research.blocks import blocks, split
-from tl_research.classifier import BatchNorm, assemble, thaw
 from tl_research.data.datamodule import DataModule
 from tl_research.features import Features, FeatureTable
 from tl_research.feeds import Feed
-from tl_research.head import Linear
+from tl_research.models.blocks import find_blocks, split_backbone
+from tl_research.models.classifier import BatchNorm, build_classifier, set_trainable
+from tl_research.models.head import Linear
 from tl_research.step import Learning, Step
 
 HALF, SINGLE = 2**-11, 2**-20
@@ -54,13 +54,13 @@ def an_epoch(
             weight.assign(rng.uniform(0.5, 1.5, weight.shape))
     keras.utils.set_random_seed(0)
     head = Linear().build(32, 2)
-    classifier = assemble(backbone, head)
-    parts = thaw(classifier, unfreeze, batch_norm)
+    classifier = build_classifier(backbone, head)
+    parts = set_trainable(classifier, unfreeze, batch_norm)
     learning = [variable for part in parts for variable in part.learning]
     if rows == "images":
         feed = feeds.on_images(backbone, head, unfreeze, learning, data, 8, 3, 2)
     else:
-        kept = FeatureTable(backbone, data, Features(), "openvino", 2).maps(split(backbone, unfreeze)[0])
+        kept = FeatureTable(backbone, data, Features(), "openvino", 2).maps(split_backbone(backbone, unfreeze)[0])
         kept = replace(kept, row_type=rows)
         kept.hold(data.indices("train", "val"))
         feed = feeds.on_maps(backbone, head, unfreeze, learning, kept, data, 8, 3)
@@ -78,7 +78,7 @@ def an_epoch(
     assert len(batches) == feed.num_batches == 3
     for batch in batches:
         step([batch], rate)
-    below = blocks(backbone)[: len(blocks(backbone)) - unfreeze]
+    below = find_blocks(backbone)[: len(find_blocks(backbone)) - unfreeze]
     frozen = {weight.path for block in below for layer in block.layers for weight in layer.weights}
     return Outcome(before, logits(), start, weights(), {variable.path for variable in learning}, frozen)
 
@@ -125,7 +125,7 @@ def demand_only_what_learns_moved(found: Outcome, batch_norm: BatchNorm) -> None
 def test_an_epoch_begins_where_it_is_told_to(data: DataModule) -> None:
     backbone = recipe("tiny", image_size=32).build()
     head = Linear().build(32, 2)
-    maps = FeatureTable(backbone, data, Features(), "keras", 2).maps(split(backbone, 1)[0])
+    maps = FeatureTable(backbone, data, Features(), "keras", 2).maps(split_backbone(backbone, 1)[0])
     maps.hold(data.indices("train", "val"))
     pool = np.random.default_rng(0).normal(size=(20, 32)).astype(np.float32), data.labels[data.indices("train")]
     for feed in (

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.test_backbone import recipe
+from tests.models.test_backbone import recipe
 from tests.test_experiment import run, table
 from tl_research import precision
-from tl_research.head import Linear
+from tl_research.models.head import Linear
 from tl_research.step import Learning, Step, StepOptions
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3)).astype(np.float32)

@@ -236,7 +236,7 @@ def test_nothing_else_is_asked_beside_it(unfinished: Path) -> None:
 
 def test_code_of_the_user_s_is_imported_only_if_the_command_names_it(unfinished: Path) -> None:
     path = unfinished / "config.yaml"
-    path.write_text(path.read_text().replace("tl_research.head.Linear", "os.system"))
+    path.write_text(path.read_text().replace("tl_research.models.head.Linear", "os.system"))
     with pytest.raises(InputError, match=r"made with code of yours.*add head\._target_=os\.system"):
         compose([f"resume={unfinished}"])
 

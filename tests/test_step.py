@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tl_research import feeds
-from tl_research.classifier import Part
+from tl_research.models.classifier import Part
 from tl_research.step import Learning, Step, StepOptions
 
 

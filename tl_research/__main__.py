@@ -82,7 +82,7 @@ def blocks(context: typer.Context) -> None:
     from dataclasses import replace
 
     from tl_research import compose, describe, runtime
-    from tl_research.backbone import Saved
+    from tl_research.models.backbone import Saved
 
     recipe = compose(context.args).backbone
     if not isinstance(recipe, Saved):

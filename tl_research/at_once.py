@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from tl_research.head import Head, Probe
 from tl_research.head_inputs import HeadInputs
 from tl_research.metrics.classification import accuracy_and_loss
+from tl_research.models.head import DirectHead, Head
 from tl_research.optimizer import LBFGS, Optimizer
 from tl_research.probe import Solution, solve
 from tl_research.transfer import Stage
@@ -35,7 +35,7 @@ class AtOnce(Generic[T]):
 
 def is_for(stage: Stage, head: Head, optimizer: Optimizer) -> bool:
     """Whether a stage's head needs no epochs."""
-    return not stage.trains_backbone and (isinstance(head, Probe) or isinstance(optimizer, LBFGS))
+    return not stage.trains_backbone and (isinstance(head, DirectHead) or isinstance(optimizer, LBFGS))
 
 
 def solved(inputs: HeadInputs, options: LBFGS, seed: int, *, use_val: bool) -> AtOnce[Solution]:
@@ -49,7 +49,7 @@ def solved(inputs: HeadInputs, options: LBFGS, seed: int, *, use_val: bool) -> A
     return _fitted(inputs, fit, use_val=use_val)
 
 
-def made(inputs: HeadInputs, recipe: Probe, *, use_val: bool) -> AtOnce[keras.Model]:
+def made(inputs: HeadInputs, recipe: DirectHead, *, use_val: bool) -> AtOnce[keras.Model]:
     """A head whose layers hold what the features say."""
 
     def fit(*splits: str) -> tuple[keras.Model, Answer]:
@@ -59,7 +59,7 @@ def made(inputs: HeadInputs, recipe: Probe, *, use_val: bool) -> AtOnce[keras.Mo
     return _fitted(inputs, fit, use_val=use_val)
 
 
-def head_of(inputs: HeadInputs, recipe: Probe, *splits: str) -> keras.Model:
+def head_of(inputs: HeadInputs, recipe: DirectHead, *splits: str) -> keras.Model:
     """A head made from the images of these splits."""
     return recipe.fit(*inputs.learned(*splits), len(inputs.data.class_names), inputs.views)
 

@@ -15,14 +15,14 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from tl_research.blocks import blocks as find_blocks
-from tl_research.blocks import multiply_accumulates
+from tl_research.models.blocks import find_blocks as find_blocks
+from tl_research.models.blocks import multiply_accumulates
 
 if TYPE_CHECKING:
     import keras
 
-    from tl_research.classifier import Row
     from tl_research.data.datamodule import DataModule
+    from tl_research.models.classifier import TrainableRow
     from tl_research.stock import Stock
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def stocks(root: Any, found: Sequence[Stock]) -> None:
     out.print(table)
 
 
-def stage(name: str, rows: Sequence[Row], how: str, rate: float | None = None) -> None:
+def stage(name: str, rows: Sequence[TrainableRow], how: str, rate: float | None = None) -> None:
     """What will move in the fit that comes next, block by block; `rate` is the stage's learning rate, if it has one."""
     table = _table(f"stage {name}: {how}", "block", "parameters", "trainable", "batch norm", "learning rate")
     for row in rows:

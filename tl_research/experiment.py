@@ -18,9 +18,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from tl_research import at_once, describe, distribution, evaluation, runtime
-from tl_research.backbone import Backbone
 from tl_research.callbacks import Callback
-from tl_research.classifier import BatchNorm
 from tl_research.data.datamodule import DataModule
 from tl_research.data.file_index import FileIndex
 from tl_research.data.sources import Source
@@ -28,8 +26,10 @@ from tl_research.engines import EngineName
 from tl_research.errors import DivergedError, InputError, LackingError
 from tl_research.features import Features, FeatureTable
 from tl_research.fitting import Fitting
-from tl_research.head import KNN, Head, Linear, Probe
 from tl_research.identity import identity
+from tl_research.models.backbone import Backbone
+from tl_research.models.classifier import BatchNorm
+from tl_research.models.head import KNN, DirectHead, Head, Linear
 from tl_research.optimizer import LBFGS, GradientOptimizer, Optimizer
 from tl_research.passes import PLAIN
 from tl_research.recipe import Positive, Seed, recipe
@@ -81,7 +81,7 @@ class Experiment:
         augment, seen = self.data.augment, any(stage.trains_backbone for stage in self.transfer.values())
         for name, stage in self.transfer.items():
             optimizer = stage.optimizer_for(self.optimizer)
-            solvable = isinstance(self.head, Probe) or (isinstance(self.head, Linear) and self.head.dropout == 0)
+            solvable = isinstance(self.head, DirectHead) or (isinstance(self.head, Linear) and self.head.dropout == 0)
             if isinstance(optimizer, LBFGS) and not solvable:
                 raise ValueError(
                     f"optimizer=lbfgs solves linear heads without dropout, and transfer.{name} would train another; "
@@ -102,7 +102,7 @@ class Experiment:
                     f"data.augment makes images that transfer.{name} would never see, for its head is solved on "
                     f"features; add {views}optimizer=adam head=linear"
                 )
-        if isinstance(self.head, Probe) and next(iter(self.transfer.values())).trains_backbone:
+        if isinstance(self.head, DirectHead) and next(iter(self.transfer.values())).trains_backbone:
             raise ValueError(
                 "the head is made from features, and the first stage of transfer has none; add head=linear"
             )
@@ -310,7 +310,7 @@ class Experiment:
             backbone = self.start.build()
             keras.utils.set_random_seed(self.seed)
             width, num_classes = backbone.output_shape[-1], len(data.class_names)
-            head = None if isinstance(self.head, Probe) else self.head.build(width, num_classes)
+            head = None if isinstance(self.head, DirectHead) else self.head.build(width, num_classes)
             features = self._table(backbone, data, threads)
         describe.model(self.backbone.name, backbone, head)
         run.metrics |= {f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")}

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from tl_research.blocks import blocks, split
 from tl_research.data.stream import Batch, numbered_batches, one_hot, rows_epoch
 from tl_research.folding import fold
+from tl_research.models.blocks import find_blocks
+from tl_research.models.blocks import split_backbone as split
 from tl_research.step import Forward, once_for_all_sizes
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def forward_of(
 ) -> Forward:
     """Pixels -> logits as in training, where these variables learn, but for the blocks that `unfreeze` leaves out: they
     run as in inference."""
-    if unfreeze == "all" or unfreeze >= len(blocks(backbone)):
+    if unfreeze == "all" or unfreeze >= len(find_blocks(backbone)):
         whole = fold(backbone, learning)
         return lambda pixels: head(whole(_as_float(pixels), training=True), training=True)
     if unfreeze == 0:

@@ -16,14 +16,14 @@ import numpy as np
 from tl_research import at_once, describe, distribution, engines, precision
 from tl_research.callbacks import BestWeights, Callback
 from tl_research.checkpoint import State
-from tl_research.classifier import BatchNorm, Part, assemble, table, thaw
 from tl_research.data.datamodule import DataModule
 from tl_research.errors import DivergedError, InputError
 from tl_research.features import FeatureTable
 from tl_research.feeds import Feed
-from tl_research.head import Head, Probe
 from tl_research.head_inputs import HeadInputs
 from tl_research.metrics.classification import accuracy_and_loss, direction
+from tl_research.models.classifier import BatchNorm, Part, build_classifier, set_trainable, trainable_table
+from tl_research.models.head import DirectHead, Head
 from tl_research.moved import Moved, Snapshot
 from tl_research.optimizer import LBFGS, GradientOptimizer
 from tl_research.passes import PLAIN, extract
@@ -87,7 +87,7 @@ class Fitting:
         """Backbone and head as one: pixels -> logits."""
         if self._classifier is None:
             assert self.head is not None
-            self._classifier = assemble(self.backbone, self.head)
+            self._classifier = build_classifier(self.backbone, self.head)
         return self._classifier
 
     @property
@@ -125,7 +125,7 @@ class Fitting:
                 self.features = self.features.after_training()
             self._inputs.prepare(validation=no_epochs and last)
         keras.utils.set_random_seed(self.seed)  # so that nothing depends on whether features had to be computed
-        if not stage.trains_backbone and isinstance(self.recipe, Probe):
+        if not stage.trains_backbone and isinstance(self.recipe, DirectHead):
             self._make(name, self.recipe, use_val=last)
             self._save(number + 1)
             return
@@ -138,7 +138,9 @@ class Fitting:
         self._save(number + 1)
 
     def _thaw(self, name: str, stage: Stage) -> list[Part]:
-        parts = thaw(self.classifier, stage.unfreeze, stage.bn or self.batch_norm, stage.parameters, stage.layer_decay)
+        parts = set_trainable(
+            self.classifier, stage.unfreeze, stage.bn or self.batch_norm, stage.parameters, stage.layer_decay
+        )
         if stage.trains_backbone and not any(part.learning for part in parts[:-1]):
             raise InputError(
                 f"transfer.{name}.parameters={stage.parameters}: the blocks that it unfreezes have none; "
@@ -191,7 +193,7 @@ class Fitting:
         return self._best is not None
 
     def _describe(self, name: str, how: str, parts: Sequence[Part], rate: float | None = None) -> None:
-        rows = table(parts)
+        rows = trainable_table(parts)
         learning = sum(row.trainable for row in rows)
         self.run.metrics["num_trainable"] = max(learning, self.run.metrics.get("num_trainable", 0))
         describe.stage(name, rows, how, rate)
@@ -220,11 +222,11 @@ class Fitting:
             self.run.metrics["cv_accuracy"] = solution.cv_accuracy
         return result.scores
 
-    def _make(self, name: str, recipe: Probe, *, use_val: bool) -> None:
+    def _make(self, name: str, recipe: DirectHead, *, use_val: bool) -> None:
         with self.run.phase(name):
             result = at_once.made(self._inputs, recipe, use_val=use_val)
             self.head, self._classifier, self.held_out = result.fitted, None, result.held_out
-        parts = thaw(self.classifier, 0)
+        parts = set_trainable(self.classifier, 0)
         self._moved.notice(self.classifier, parts)
         self._describe(name, "made from features", parts)
         self._log_at_once(name, result.scores)
@@ -386,7 +388,7 @@ class Fitting:
     def restore(self, state: State) -> int:
         """Goes to where a checkpoint was taken; returns the number of the stage to go on with."""
         parts = {name: state.part(name) for name in state.facts}
-        if isinstance(self.recipe, Probe):  # its layers come from the features
+        if isinstance(self.recipe, DirectHead):  # its layers come from the features
             splits = ("train", "val") if "held_out" in parts["run"].arrays else ("train",)
             self._inputs.prepare(validation="val" in splits)
             self.head, self._classifier = at_once.head_of(self._inputs, self.recipe, *splits), None

@@ -23,7 +23,7 @@ from typing_extensions import override
 from tl_research import describe
 from tl_research.callbacks import TensorBoard
 from tl_research.errors import InputError
-from tl_research.head import Probe
+from tl_research.models.head import DirectHead
 from tl_research.optimizer import GradientOptimizer
 from tl_research.run import as_csv
 from tl_research.system.files import write_atomically
@@ -193,7 +193,7 @@ def _chosen(experiment: Experiment, stage: str | None) -> str:
         name
         for name, each in transfer.items()
         if isinstance(each.optimizer_for(experiment.optimizer), GradientOptimizer)
-        and (each.trains_backbone or not isinstance(experiment.head, Probe))
+        and (each.trains_backbone or not isinstance(experiment.head, DirectHead))
     ]
     if stage in able:
         return stage

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tl_research.checkpoint import State
-from tl_research.classifier import Part
+from tl_research.models.classifier import Part
 
 if TYPE_CHECKING:
     import keras

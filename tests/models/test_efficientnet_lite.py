@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.golden.make_efficientnet_lite0 import PACKAGE, PHOTOS, drawn, photo
-from tl_research import weights
+from tests.models.golden.make_efficientnet_lite0 import PACKAGE, PHOTOS, drawn, photo
 from tl_research.errors import InputError
-from tl_research.networks import efficientnet_lite
+from tl_research.models import weights
+from tl_research.models.networks import efficientnet_lite
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "efficientnet_lite0.json").read_text())
 BANANA = 954  # of ImageNet's 1000 classes

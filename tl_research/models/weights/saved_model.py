@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_research.errors import InputError
-from tl_research.weights.keras_file import CONFIG, WEIGHTS, check_hdf5, read_config, read_weights, reading
-from tl_research.weights.keras_layout import finish
+from tl_research.models.weights.keras_file import CONFIG, WEIGHTS, check_hdf5, read_config, read_weights, reading
+from tl_research.models.weights.keras_layout import finish
 
 if TYPE_CHECKING:
     import keras

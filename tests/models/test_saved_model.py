@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.test_weights import (
+from tests.models.test_weights import (
     answers,
     fill,
     flat,
@@ -18,9 +18,9 @@ from tests.test_weights import (
     sequential,
     small,
 )
-from tl_research import weights
 from tl_research.errors import InputError
-from tl_research.weights.saved_model import feature_extractor, load_model
+from tl_research.models import weights
+from tl_research.models.weights.saved_model import feature_extractor, load_model
 
 SHAPES = [flat, sequential, nested, nested_with_model_head]
 

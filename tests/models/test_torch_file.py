@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tl_research.errors import InputError
-from tl_research.weights.torch_file import MAGIC, PROTOCOL, read_torch
+from tl_research.models.weights.torch_file import MAGIC, PROTOCOL, read_torch
 
 STATE = {
     "conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),

@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 
 from tests.test_step import update
-from tl_research.backbone import Custom
-from tl_research.blocks import blocks
-from tl_research.classifier import BatchNorm, Parameters, Part, assemble, table, thaw
-from tl_research.head import MLP, Linear
+from tl_research.models.backbone import Custom
+from tl_research.models.blocks import find_blocks
+from tl_research.models.classifier import BatchNorm, Parameters, Part, build_classifier, set_trainable, trainable_table
+from tl_research.models.head import MLP, Linear
 
-TINY = Custom(name="tiny", build="tl_research.networks.tiny:Tiny", image_size=32, weights=None, preprocessing="tf")  # type: ignore[call-arg]
+TINY = Custom(
+    name="tiny", build="tl_research.models.networks.tiny:Tiny", image_size=32, weights=None, preprocessing="tf"
+)  # type: ignore[call-arg]
 
 
 @pytest.fixture
 def classifier() -> keras.Model:
     backbone = TINY.build()
-    return assemble(backbone, Linear().build(32, 2))
+    return build_classifier(backbone, Linear().build(32, 2))
 
 
 def fit(classifier: keras.Model, parts: list[Part], unfreeze: int | Literal["all"] = "all") -> dict[str, bool]:
@@ -40,13 +42,13 @@ def is_norm(path: str) -> bool:
 
 
 def test_frozen_moves_the_head_and_nothing_else(classifier: keras.Model) -> None:
-    moved = fit(classifier, thaw(classifier, 0), 0)
+    moved = fit(classifier, set_trainable(classifier, 0), 0)
     assert {path for path, changed in moved.items() if changed} == {p for p in moved if "logits" in p}
 
 
 @pytest.mark.parametrize("policy", ["frozen", "adapt", "train"])
 def test_batch_norm_policies_in_unfrozen_blocks(classifier: keras.Model, policy: BatchNorm) -> None:
-    moved = fit(classifier, thaw(classifier, "all", policy))
+    moved = fit(classifier, set_trainable(classifier, "all", policy))
     statistics = {moved[p] for p in moved if is_statistic(p)}
     scales = {moved[p] for p in moved if is_norm(p) and not is_statistic(p)}
     kernels = {moved[p] for p in moved if not is_norm(p) and "logits" not in p}
@@ -95,27 +97,27 @@ def same_names(include_top: bool, weights: None, input_shape: tuple[int, int, in
 @pytest.mark.parametrize("policy", ["frozen", "adapt", "train"])
 @pytest.mark.parametrize("function", ["nested", "same_names"])
 def test_batch_norm_within_models_and_layers_follows_the_policy_too(function: str, policy: BatchNorm) -> None:
-    build = f"tests.test_classifier:{function}"
+    build = f"tests.models.test_classifier:{function}"
     recipe = Custom(name="x", build=build, image_size=32, weights=None, preprocessing="tf")  # type: ignore[call-arg]
     backbone = recipe.build()
-    classifier = assemble(backbone, Linear().build(backbone.output_shape[-1], 2))
-    parts = thaw(classifier, "all", policy)
+    classifier = build_classifier(backbone, Linear().build(backbone.output_shape[-1], 2))
+    parts = set_trainable(classifier, "all", policy)
     told = {id(variable) for part in parts for variable in (*part.learning, *part.statistics)}
     moved = fit(classifier, parts)
     expected = {variable.path for variable in classifier.variables if id(variable) in told}
     assert {path for path, changed in moved.items() if changed} == expected
     assert {moved[p] for p in moved if is_statistic(p)} == {policy != "frozen"}
     assert {moved[p] for p in moved if is_norm(p) and not is_statistic(p)} == {policy == "train"}
-    assert {row.batch_norm for row in table(parts)[:-1]} == {policy}
+    assert {row.batch_norm for row in trainable_table(parts)[:-1]} == {policy}
     assert len(parts) == (4 if function == "nested" else 3)
-    frozen = fit(classifier, thaw(classifier, 0), 0)
+    frozen = fit(classifier, set_trainable(classifier, 0), 0)
     assert {path for path, changed in frozen.items() if changed} == {p for p in frozen if "logits" in p}
 
 
 @pytest.mark.parametrize("unfreeze", [1, 2])
 def test_blocks_unfreeze_from_the_top(classifier: keras.Model, unfreeze: int) -> None:
-    moved = fit(classifier, thaw(classifier, unfreeze, "train"), unfreeze)
-    parts = blocks(classifier.get_layer("backbone"))
+    moved = fit(classifier, set_trainable(classifier, unfreeze, "train"), unfreeze)
+    parts = find_blocks(classifier.get_layer("backbone"))
     for number, block in enumerate(parts):
         paths = [w.path for layer in block.layers for w in layer.weights]
         assert {moved[path] for path in paths} == {number >= len(parts) - unfreeze}
@@ -125,28 +127,28 @@ def test_blocks_unfreeze_from_the_top(classifier: keras.Model, unfreeze: int) ->
 def test_parameters_of_one_kind_move_with_the_head_though_batch_norm_is_frozen(
     classifier: keras.Model, parameters: Parameters, names: set[str]
 ) -> None:
-    moved = fit(classifier, thaw(classifier, "all", parameters=parameters))
+    moved = fit(classifier, set_trainable(classifier, "all", parameters=parameters))
     backbone = {path for path, changed in moved.items() if changed and "logits" not in path}
     assert backbone == {p for p in moved if p.rpartition("/")[2] in names and "logits" not in p}
     assert backbone
 
 
 def test_freezing_again_after_a_fit_holds(classifier: keras.Model) -> None:
-    fit(classifier, thaw(classifier, "all", "adapt"))
-    moved = fit(classifier, thaw(classifier, 0), 0)
+    fit(classifier, set_trainable(classifier, "all", "adapt"))
+    moved = fit(classifier, set_trainable(classifier, 0), 0)
     assert {path for path, changed in moved.items() if changed} == {
         v.path for v in classifier.get_layer("head").weights
     }
-    assert all(fit(classifier, thaw(classifier, "all", "train")).values())
+    assert all(fit(classifier, set_trainable(classifier, "all", "train")).values())
 
 
 @pytest.mark.parametrize("policy", ["frozen", "adapt", "train"])
 @pytest.mark.parametrize("parameters", ["all", "batch_norm", "bias"])
 def test_the_table_says_what_moves(classifier: keras.Model, policy: BatchNorm, parameters: Parameters) -> None:
-    parts = thaw(classifier, 1, policy, parameters, layer_decay=0.5)
+    parts = set_trainable(classifier, 1, policy, parameters, layer_decay=0.5)
     moved = fit(classifier, parts, 1)
     size = {v.path: int(np.prod(v.shape)) for v in classifier.variables}
-    rows = table(parts)
+    rows = trainable_table(parts)
     assert sum(row.trainable for row in rows) == sum(
         size[p] for p, changed in moved.items() if changed and not is_statistic(p)
     )

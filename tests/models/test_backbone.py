@@ -13,11 +13,11 @@ import pytest
 from tests.conftest import ROOT
 from tests.test_step import update
 from tl_research import InputError, compose
-from tl_research.backbone import Application, Backbone
-from tl_research.blocks import blocks
-from tl_research.classifier import assemble as put_together
-from tl_research.classifier import thaw
-from tl_research.head import Linear
+from tl_research.models.backbone import Application, Backbone
+from tl_research.models.blocks import find_blocks
+from tl_research.models.classifier import build_classifier as put_together
+from tl_research.models.classifier import set_trainable
+from tl_research.models.head import Linear
 
 SHIPPED = sorted(path.stem for path in (ROOT / "conf" / "backbone").glob("*.yaml"))
 NETWORKS = [name for name in SHIPPED if name not in ("saved", "custom")]
@@ -89,7 +89,7 @@ def test_every_application_shipped_has_a_preprocessing_test() -> None:
 @each_network
 def test_blocks_hold_each_layer_once_and_cut_no_path(name: str) -> None:
     model = recipe(name, image_size=smallest(name)).build()
-    parts = blocks(model)
+    parts = find_blocks(model)
     assert [operation for block in parts for operation in block.operations] == model.operations
     assert len(parts) >= 3
     block_of = {id(operation): number for number, block in enumerate(parts) for operation in block.operations}
@@ -121,7 +121,7 @@ def test_a_fit_moves_what_its_table_says_and_no_other_bit(name: str, unfreeze: A
     keras.utils.set_random_seed(0)
     backbone = recipe(name, image_size=smallest(name)).build()
     classifier = put_together(backbone, Linear().build(backbone.output_shape[-1], 2))
-    parts = thaw(classifier, unfreeze)
+    parts = set_trainable(classifier, unfreeze)
     before = [np.array(w) for w in classifier.get_weights()]
     update(classifier, parts, unfreeze, np.stack([pictures(backbone.input_shape[1], 2).astype(np.uint8)] * 2))
     learning = {id(variable) for part in parts for variable in part.learning}
@@ -143,7 +143,7 @@ def test_random_weights_depend_on_the_backbones_seed_alone() -> None:
 def test_a_custom_function_is_built_and_a_wrong_name_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my_networks.py").write_text("from tl_research.networks.tiny import Tiny as small\n")
+    (tmp_path / "my_networks.py").write_text("from tl_research.models.networks.tiny import Tiny as small\n")
     monkeypatch.chdir(tmp_path)
     experiment = compose(["backbone=custom", "backbone.build=my_networks:small", "backbone.image_size=32"])
     assert experiment.backbone.build().output_shape == (None, 32)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tl_research.errors import InputError
-from tl_research.weights.keras_layout import CONTAINERS, Tensor, by_config, legacy, unordered
+from tl_research.models.weights.keras_layout import CONTAINERS, Tensor, by_config, legacy, unordered
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras file
 

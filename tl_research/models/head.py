@@ -24,7 +24,7 @@ class Head:
 
 
 @recipe
-class Probe(Head):
+class DirectHead(Head):
     """Base of the heads that need no training: they are made from features at once, whatever the optimizer."""
 
     def fit(self, features: np.ndarray, labels: np.ndarray, num_classes: int, views: int = 1) -> keras.Model:
@@ -76,7 +76,7 @@ class MLP(Head):
 
 
 @recipe
-class Prototype(Probe):
+class Prototype(DirectHead):
     """The nearest class mean (Snell et al. 2017, arXiv 1703.05175): logits fall with the squared distance from it. With
     `normalize` features are brought to length 1 first (Wang et al. 2019, arXiv 1911.04623). It is a dense layer, and
     later stages train it on. How fast logits fall is chosen by leave-one-out log loss."""
@@ -87,7 +87,7 @@ class Prototype(Probe):
     def fit(self, features: np.ndarray, labels: np.ndarray, num_classes: int, views: int = 1) -> keras.Model:
         import keras
 
-        from tl_research import nearest
+        from tl_research.models import nearest
 
         kernel, bias = nearest.prototypes(features, labels, num_classes, views, normalize=self.normalize)
         stack: list[Any] = [keras.Input((features.shape[1],), name="features")]
@@ -100,7 +100,7 @@ class Prototype(Probe):
 
 
 @recipe
-class KNN(Probe):
+class KNN(DirectHead):
     """The `k` nearest training images by cosine, each voting with `exp(cosine / temperature)` (Wu et al. 2018, arXiv
     1805.01978); null chooses by leave-one-out log loss. The model holds all training features."""
 
@@ -112,7 +112,7 @@ class KNN(Probe):
         import keras
         from keras import ops
 
-        from tl_research import nearest
+        from tl_research.models import nearest
 
         k, temperature = nearest.choose_k(features, labels, num_classes, views, self.k, self.temperature)
         inputs = keras.Input((features.shape[1],), name="features")

@@ -2,10 +2,10 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.test_keras_file import SUFFIXES, refusal
-from tests.test_weights import answers, fill, save, small
-from tl_research import weights
-from tl_research.weights import keras_layout
+from tests.models.test_keras_file import SUFFIXES, refusal
+from tests.models.test_weights import answers, fill, save, small
+from tl_research.models import weights
+from tl_research.models.weights import keras_layout
 
 
 @pytest.mark.parametrize("link", [h5py.ExternalLink("other.h5", "/layers/conv2d/vars/0"), h5py.SoftLink("/secret")])

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tl_research.errors import InputError
+from tl_research.models.weights import keras_file
+from tl_research.models.weights.keras_layout import Tensor, kind
+from tl_research.models.weights.matching import assign, match, match_unordered
+from tl_research.models.weights.saved_model import feature_extractor, flat, load_model, safe_config
+from tl_research.models.weights.torch_file import read_torch
 from tl_research.system import download
-from tl_research.weights import keras_file
-from tl_research.weights.keras_layout import Tensor, kind
-from tl_research.weights.matching import assign, match, match_unordered
-from tl_research.weights.saved_model import feature_extractor, flat, load_model, safe_config
-from tl_research.weights.torch_file import read_torch
 
 if TYPE_CHECKING:
     import keras

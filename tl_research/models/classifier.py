@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tl_research.blocks import blocks
+from tl_research.models.blocks import find_blocks
 
 if TYPE_CHECKING:
     import keras
@@ -17,7 +17,7 @@ BatchNorm = Literal["frozen", "adapt", "train"]
 Parameters = Literal["all", "batch_norm", "bias"]
 
 
-def assemble(backbone: keras.Model, head: keras.Model) -> keras.Model:
+def build_classifier(backbone: keras.Model, head: keras.Model) -> keras.Model:
     """Pixels `(n, s, s, 3)`, RGB 0-255 -> logits `(n, num_classes)`; its parts stay models of their own."""
     import keras
 
@@ -39,7 +39,7 @@ class Part:
     """What the stage's learning rate is multiplied by."""
 
 
-def thaw(
+def set_trainable(
     classifier: keras.Model,
     unfreeze: int | Literal["all"],
     batch_norm: BatchNorm = "frozen",
@@ -57,7 +57,7 @@ def thaw(
     others: what is recorded in a graph as `training=False` is overruled by the outermost call (Keras 3.15). So the flag
     says how a layer normalizes, and the list of variables what follows gradients.
     """
-    parts = blocks(classifier.get_layer("backbone"))
+    parts = find_blocks(classifier.get_layer("backbone"))
     first = 0 if unfreeze == "all" else max(len(parts) - unfreeze, 0)
     found = []
     for number, block in enumerate(parts):
@@ -102,7 +102,7 @@ def _norms(layer: Any) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class Row:
+class TrainableRow:
     """A line of the table shown before each stage."""
 
     name: str
@@ -113,15 +113,15 @@ class Row:
     """What the stage's learning rate is multiplied by; 0 where nothing learns."""
 
 
-def table(parts: Sequence[Part]) -> list[Row]:
+def trainable_table(parts: Sequence[Part]) -> list[TrainableRow]:
     """What will move in the next fit, block by block."""
     return [_row(part) for part in parts]
 
 
-def _row(part: Part) -> Row:
+def _row(part: Part) -> TrainableRow:
     learning = {id(variable) for variable in part.learning}
     modes = {_mode(norm, learning) for layer in part.layers for norm in _norms(layer)}
-    return Row(
+    return TrainableRow(
         name=part.name,
         parameters=_count(weight for layer in part.layers for weight in layer.weights),
         trainable=_count(part.learning),

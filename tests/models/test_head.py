@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 
 from tests.conftest import draw_noise
 from tests.test_experiment import numbers, run, table
-from tl_research import InputError, Run, compose, nearest
+from tl_research import InputError, Run, compose
 from tl_research.data.sources import Folder
-from tl_research.head import KNN, MLP, Head, Linear, Probe, Prototype
+from tl_research.models import nearest
+from tl_research.models.head import KNN, MLP, DirectHead, Head, Linear, Prototype
 
 few = settings(deadline=None, max_examples=15)
 
 LEARNED: list[Head] = [Linear(), Linear(dropout=0.4), MLP(), MLP(units=7, layers=3, dropout=0, batch_norm=False)]
-MADE: list[Probe] = [
+MADE: list[DirectHead] = [
     Prototype(),
     Prototype(normalize=False),
     KNN(),
@@ -70,7 +71,7 @@ def policy(name: str) -> Iterator[None]:
 
 
 def built(head: Head, d: int = 6, k: int = 3) -> keras.Model:
-    if isinstance(head, Probe):
+    if isinstance(head, DirectHead):
         return head.fit(*blobs(30, d, k), k)
     return head.build(d, k)
 
@@ -100,7 +101,7 @@ def test_logits_are_float32_whatever_the_precision(head: Head, name: str) -> Non
         model = built(head)
         found = answers(model, others(6))
     assert found.dtype == np.float32
-    if isinstance(head, Probe):
+    if isinstance(head, DirectHead):
         np.testing.assert_array_equal(found, answers(built(head), others(6)))
 
 
@@ -118,7 +119,7 @@ def test_the_bases_make_nothing() -> None:
     with pytest.raises(NotImplementedError):
         Head().build(4, 2)
     with pytest.raises(NotImplementedError):
-        Probe().fit(*blobs(4, 2, 2), 2)
+        DirectHead().fit(*blobs(4, 2, 2), 2)
 
 
 # Heads that learn
@@ -280,7 +281,7 @@ ODD = {
 
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("head", MADE, ids=str)
-def test_odd_features_give_numbers(head: Probe, kind: str) -> None:
+def test_odd_features_give_numbers(head: DirectHead, kind: str) -> None:
     features = ODD[kind].astype(np.float32)
     for labels in (np.arange(8) % 2, np.array([0] * 7 + [1]), np.arange(8)):
         model = head.fit(features, labels, int(labels.max()) + 1)
@@ -290,7 +291,7 @@ def test_odd_features_give_numbers(head: Probe, kind: str) -> None:
 
 @pytest.mark.parametrize("head", MADE, ids=str)
 @pytest.mark.parametrize("views", [1, 3])
-def test_one_image_a_class_is_enough(head: Probe, views: int) -> None:
+def test_one_image_a_class_is_enough(head: DirectHead, views: int) -> None:
     features, labels = blobs(4, 6, 4)
     features, labels = features.repeat(views, axis=0), labels.repeat(views)
     found = answers(head.fit(features, labels, 4, views), features)

@@ -40,7 +40,7 @@ class Block:
         return tuple(self.operations[-1].output.shape[1:])
 
 
-def blocks(backbone: keras.Model) -> list[Block]:
+def find_blocks(backbone: keras.Model) -> list[Block]:
     """A backbone's blocks in order, from its graph alone.
 
     A cut is an operation through which every path from input to output passes, so a residual or inception block is
@@ -65,7 +65,7 @@ def blocks(backbone: keras.Model) -> list[Block]:
     ]
 
 
-def split(backbone: keras.Model, unfreeze: int) -> tuple[keras.Model, keras.Model]:
+def split_backbone(backbone: keras.Model, unfreeze: int) -> tuple[keras.Model, keras.Model]:
     """A backbone as two models below and above its top `unfreeze` blocks: `prefix`, pixels `(n, s, s, 3)` -> feature
     map `(n, h, w, c)`, and `tail`, that map -> features `(n, d)`.
 
@@ -77,7 +77,7 @@ def split(backbone: keras.Model, unfreeze: int) -> tuple[keras.Model, keras.Mode
     """
     import keras
 
-    parts = blocks(backbone)
+    parts = find_blocks(backbone)
     if not 0 < unfreeze < len(parts):
         raise ValueError(f"unfreeze={unfreeze}: {backbone.name} has {len(parts)} blocks, each part needs one")
     (call,) = _calls(backbone)[id(parts[-unfreeze - 1].operations[-1])]
@@ -96,7 +96,9 @@ def multiply_accumulates(backbone: keras.Model) -> list[int]:
     the layer's output. Normalization, activations and pooling are not counted, as is usual.
     """
     calls = _calls(backbone)
-    return [sum(_macs(operation, calls[id(operation)]) for operation in block.operations) for block in blocks(backbone)]
+    return [
+        sum(_macs(operation, calls[id(operation)]) for operation in block.operations) for block in find_blocks(backbone)
+    ]
 
 
 def _macs(operation: Any, calls: list[Any]) -> int:

@@ -7,9 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.test_weights import fill, save, small
-from tl_research import weights
+from tests.models.test_weights import fill, save, small
 from tl_research.errors import InputError
+from tl_research.models import weights
 
 SUFFIXES = (".weights.h5", ".h5", ".keras")
 

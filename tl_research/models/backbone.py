@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from tl_research import runtime, weights
+from tl_research import runtime
 from tl_research.errors import InputError
+from tl_research.models import weights
 from tl_research.recipe import Positive, Seed, recipe
 from tl_research.system.process import gc_paused, suppress_stderr
 
@@ -201,7 +202,7 @@ class Lite(Backbone):
 
     @override
     def network(self) -> keras.Model:
-        from tl_research.networks import efficientnet_lite
+        from tl_research.models.networks import efficientnet_lite
 
         network = self._construct(getattr(efficientnet_lite, f"EfficientNetLite{self.variant}"))
         if self.weights == "imagenet":

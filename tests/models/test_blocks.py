@@ -15,11 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.conftest import ROOT
-from tests.test_backbone import NETWORKS, pictures, recipe, smallest
+from tests.models.test_backbone import NETWORKS, pictures, recipe, smallest
 from tl_research import InputError, describe
 from tl_research.__main__ import app
-from tl_research.blocks import blocks, multiply_accumulates, split
 from tl_research.features import network_digest
+from tl_research.models.blocks import find_blocks, multiply_accumulates, split_backbone
 
 layers = keras.layers
 
@@ -45,7 +45,7 @@ ENDS = {
 
 
 def names(network: keras.Model) -> list[str]:
-    return [block.name for block in blocks(network)]
+    return [block.name for block in find_blocks(network)]
 
 
 only_tiny_quick = pytest.mark.parametrize(
@@ -61,16 +61,16 @@ def test_blocks_are_the_stages_of_the_papers(name: str) -> None:
 @only_tiny_quick
 def test_a_split_backbone_gives_the_same_bits_and_stays_as_it_is(name: str, tmp_path: Path) -> None:
     backbone = recipe(name, image_size=smallest(name)).build()
-    parts, architecture = blocks(backbone), backbone.to_json()
+    parts, architecture = find_blocks(backbone), backbone.to_json()
     assert names(backbone) == ENDS[name].split(), "as at its own size"
     pixels = pictures(backbone.input_shape[1])
     expected = np.asarray(backbone(pixels, training=False))
     for unfreeze in range(1, len(parts)):
-        prefix, tail = split(backbone, unfreeze)
+        prefix, tail = split_backbone(backbone, unfreeze)
         assert prefix.output_shape[1:] == parts[-unfreeze - 1].output_shape
         found = np.asarray(tail(prefix(pixels, training=False), training=False))
         np.testing.assert_array_equal(found, expected)
-        assert blocks(backbone) == parts, "calls in the parts' graphs are none of the backbone's"
+        assert find_blocks(backbone) == parts, "calls in the parts' graphs are none of the backbone's"
         assert names(prefix) == names(backbone)[:-unfreeze]
         assert names(tail) == names(backbone)[-unfreeze:]
         assert sorted(map(id, prefix.weights + tail.weights)) == sorted(map(id, backbone.weights))
@@ -86,13 +86,13 @@ def test_a_backbone_is_saved_the_same_after_it_was_split(tmp_path: Path) -> None
 
     backbone = recipe("tiny").build()
     before = content(tmp_path / "before.keras")
-    split(backbone, 1)
+    split_backbone(backbone, 1)
     assert content(tmp_path / "after.keras") == before
 
 
 def test_what_the_tail_learns_the_backbone_has_learned() -> None:
     backbone = recipe("tiny").build()
-    prefix, tail = split(backbone, 1)
+    prefix, tail = split_backbone(backbone, 1)
     pixels = pictures(64)
     before = np.asarray(backbone(pixels, training=False))
     for weight in tail.trainable_weights:
@@ -106,15 +106,15 @@ def test_both_parts_have_a_block() -> None:
     backbone = recipe("tiny").build()
     for unfreeze in (0, 3, 4):
         with pytest.raises(ValueError, match=f"unfreeze={unfreeze}: backbone has 3 blocks"):
-            split(backbone, unfreeze)
+            split_backbone(backbone, unfreeze)
 
 
 # The key that a prefix's maps are stored under
 
 KEYS = """
 import sys
-from tests.test_backbone import recipe
-from tests.test_blocks import keys
+from tests.models.test_backbone import recipe
+from tests.models.test_blocks import keys
 if sys.argv[1] == "first":
     recipe("mobilenet_v2", image_size=64).build()
 print(*keys(sys.argv[2:]))
@@ -125,7 +125,7 @@ def keys(of: list[str]) -> list[str]:
     found = []
     for name in of:
         backbone = recipe(name, image_size=smallest(name)).build()
-        found += [network_digest(split(backbone, unfreeze)[0]) for unfreeze in (1, 2)]
+        found += [network_digest(split_backbone(backbone, unfreeze)[0]) for unfreeze in (1, 2)]
     return found
 
 
@@ -134,12 +134,12 @@ def test_a_prefix_has_one_key_whatever_was_built_before_and_is_frozen() -> None:
     keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(1, 3), layers.ReLU()])
     backbone = recipe("tiny", image_size=64).build()
     for unfreeze in (2, 1):
-        split(backbone, unfreeze)
+        split_backbone(backbone, unfreeze)
     backbone.trainable = False
-    assert [network_digest(split(backbone, n)[0]) for n in (1, 2)] == expected
+    assert [network_digest(split_backbone(backbone, n)[0]) for n in (1, 2)] == expected
     assert len(set(expected)) == 2
     backbone.weights[0].assign(backbone.weights[0] * 2)
-    assert network_digest(split(backbone, 1)[0]) not in expected
+    assert network_digest(split_backbone(backbone, 1)[0]) not in expected
 
 
 @pytest.mark.slow
@@ -197,7 +197,7 @@ def chain(*parts: keras.Layer) -> keras.Model:
 def test_where_a_block_ends(parts: list[keras.Layer], expected: list[str]) -> None:
     backbone = chain(*parts)
     assert names(backbone) == expected
-    assert [o for block in blocks(backbone) for o in block.operations] == backbone.operations
+    assert [o for block in find_blocks(backbone) for o in block.operations] == backbone.operations
 
 
 def test_a_layer_used_twice_and_one_used_elsewhere_are_no_cuts_and_no_hindrance() -> None:
@@ -210,10 +210,10 @@ def test_a_layer_used_twice_and_one_used_elsewhere_are_no_cuts_and_no_hindrance(
 
     backbone = model(body)
     expected = [("add", 4), ("b", 1)]
-    assert [(block.name, len(block.layers) - (n == 0)) for n, block in enumerate(blocks(backbone))] == expected
+    assert [(block.name, len(block.layers) - (n == 0)) for n, block in enumerate(find_blocks(backbone))] == expected
     keras.Model(backbone.input, layers.Add()([backbone.get_layer("a").output, layers.ReLU()(shared.output)]))
     assert names(backbone) == ["add", "b"]
-    prefix, tail = split(backbone, 1)
+    prefix, tail = split_backbone(backbone, 1)
     pixels = pictures(32)
     np.testing.assert_array_equal(tail(prefix(pixels)), backbone(pixels))
     assert multiply_accumulates(backbone) == [32 * 32 * (27 * 8 + 2 * 72 * 8), 16 * 16 * 72 * 8]

@@ -1,0 +1,1 @@
+"""Neural networks: backbones, heads, their weights, and the blocks found in a network's graph."""
