@@ -95,7 +95,7 @@ def draw(folder: Path, images: int, side: int) -> Path:
     """JPEGs of the demo's pictures, `side` pixels wide and high: two thirds in train/, the rest in test/."""
     from PIL import Image
 
-    from tl_research.data import demo
+    from tl_research.data.synthetic import demo
 
     sizes = {"train": images * 2 // 3, "val": 2, "test": images - images * 2 // 3}
     drawn = demo.draw(folder / "drawn", sizes, seed=0)

@@ -20,7 +20,7 @@ from tests.test_experiment import run, table
 from tl_research import InputError, Run, compose, supply
 from tl_research.callbacks import BestWeights, EarlyStopping
 from tl_research.checkpoint import State
-from tl_research.data.stream import Batch, rows_epoch
+from tl_research.data.loader import Batch, rows_epoch
 from tl_research.errors import DivergedError
 from tl_research.metrics.classification import accuracy_and_loss
 from tl_research.step import Learning, Step

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from tl_research.data.stream import Batch, numbered_batches, one_hot, rows_epoch
+from tl_research.data.loader import Batch, numbered_batches, one_hot, rows_epoch
 from tl_research.folding import fold
 from tl_research.models.blocks import find_blocks
 from tl_research.models.blocks import split_backbone as split

@@ -32,7 +32,7 @@ from tl_research.trainer import Fit, Row
 
 if TYPE_CHECKING:
     from tl_research.checkpoint import State
-    from tl_research.data.stream import Batch
+    from tl_research.data.loader import Batch
     from tl_research.experiment import Experiment
 
 FIRST, LAST = 1e-7, 10.0

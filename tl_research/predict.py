@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tl_research.data.check import is_image_name, visible
 from tl_research.data.decode import UndecodableError, read_pixels
+from tl_research.data.inspection import is_image_name, visible
 from tl_research.engines import keras_engine
 from tl_research.errors import InputError
 from tl_research.metrics.classification import classification_metrics as score

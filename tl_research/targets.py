@@ -20,7 +20,7 @@ TARGETS = {
     "HotDogDemo": "tl_research.data.sources.HotDogDemo",
     "HotDogSauce": "tl_research.data.sources.HotDogSauce",
     "Kaggle": "tl_research.data.sources.Kaggle",
-    "Augment": "tl_research.data.augment.Augment",
+    "Augment": "tl_research.data.augment.augment.Augment",
     "Adam": "tl_research.optimizer.Adam",
     "AdamW": "tl_research.optimizer.AdamW",
     "LBFGS": "tl_research.optimizer.LBFGS",

@@ -25,7 +25,7 @@ from tl_research.system.progress import bar
 if TYPE_CHECKING:
     import keras
 
-    from tl_research.data.stream import Batch
+    from tl_research.data.loader import Batch
     from tl_research.transfer import Stage
 
 Row = dict[str, Any]

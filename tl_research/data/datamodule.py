@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tl_research.data.augment import Augment, augmented_pixels
-from tl_research.data.check import inspect_all
+from tl_research.data.augment.augment import Augment, augmented_pixels
+from tl_research.data.class_folders import ClassFolders
 from tl_research.data.decode import Resize, UndecodableError, decode_pixels, read_bytes
 from tl_research.data.file_index import FileIndex, Inspection
+from tl_research.data.inspection import inspect_all
+from tl_research.data.loader import Batch, PixelCache, Prefetcher, numbered_batches, one_hot
 from tl_research.data.splits import demand_apart, groups_of, held_fold, hold_out, hold_out_groups, subset
-from tl_research.data.stream import Batch, Kept, Loaded, numbered_batches, one_hot
-from tl_research.data.tree import Tree
 from tl_research.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -43,7 +43,7 @@ class DataModule:
     """`groups[i]` is the group of `paths[i]`, where `data.group_by` says what one is."""
     quarantined: Sequence[Inspection] = ()
     ignored: Sequence[Path] = field(default=())
-    _kept: Kept = field(default_factory=Kept, init=False, repr=False, compare=False)
+    _kept: PixelCache = field(default_factory=PixelCache, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -92,7 +92,7 @@ class DataModule:
         skip: int = 0,
         seed: int | None = None,
         threads: int | None = None,
-    ) -> Loaded[np.ndarray, Batch]:
+    ) -> Prefetcher[np.ndarray, Batch]:
         """One epoch, from batch number `skip` on: `(pixels uint8 (b, s, s, 3), targets float32 (b, k))`, decoded by
         threads from now on, a few batches ahead of who iterates.
 
@@ -112,11 +112,11 @@ class DataModule:
             return pixels, targets
 
         batches = numbered_batches(indices, batch_size, epoch=epoch, skip=skip, seed=seed)
-        return Loaded(load, join, batches, threads)
+        return Prefetcher(load, join, batches, threads)
 
 
-def assemble(
-    tree: Tree,
+def split_dataset(
+    tree: ClassFolders,
     *,
     val: float,
     test: float,
@@ -162,8 +162,8 @@ def assemble(
     return checked.module(tree, used, resize, augment, groups)
 
 
-def unsplit(
-    tree: Tree,
+def unsplit_dataset(
+    tree: ClassFolders,
     part: tuple[int, int] = (0, 1),
     *,
     max_bad: float,
@@ -188,7 +188,12 @@ class _Checked:
     bad: Sequence[Inspection]
 
     def module(
-        self, tree: Tree, used: np.ndarray, resize: Resize, augment: Augment | None, groups: np.ndarray | None = None
+        self,
+        tree: ClassFolders,
+        used: np.ndarray,
+        resize: Resize,
+        augment: Augment | None,
+        groups: np.ndarray | None = None,
     ) -> DataModule:
         return DataModule(
             root=tree.root,
@@ -206,7 +211,7 @@ class _Checked:
         )
 
 
-def _check(tree: Tree, part: tuple[int, int], max_bad: float, index: FileIndex | None) -> _Checked:
+def _check(tree: ClassFolders, part: tuple[int, int], max_bad: float, index: FileIndex | None) -> _Checked:
     listed = [
         (path, label, split)
         for split, classes in tree.files.items()
@@ -255,7 +260,7 @@ def _used(
     return np.sort(np.concatenate([np.flatnonzero(split_of != "train"), kept]))
 
 
-def _demand_enough(tree: Tree, labels: np.ndarray, split_of: np.ndarray) -> None:
+def _demand_enough(tree: ClassFolders, labels: np.ndarray, split_of: np.ndarray) -> None:
     """Every class needs a readable image in each split that the tree brings, and one for each that is cut."""
     cut = [split for split in SPLITS if split not in tree.files]
     for index, name in enumerate(tree.class_names):

@@ -9,11 +9,11 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from tl_research.data.augment import Augment
-from tl_research.data.datamodule import DataModule, assemble, unsplit
+from tl_research.data.augment.augment import Augment
+from tl_research.data.class_folders import read_class_folders
+from tl_research.data.datamodule import DataModule, split_dataset, unsplit_dataset
 from tl_research.data.decode import Resize
 from tl_research.data.file_index import FileIndex
-from tl_research.data.tree import read_tree
 from tl_research.errors import InputError
 from tl_research.recipe import Count, Positive, Seed, Share, recipe
 
@@ -66,8 +66,8 @@ class Source:
     def load(self, index: FileIndex | None = None) -> DataModule:
         """Lists, checks and splits; files that `index` knows are not opened. Raises `InputError` for a folder that is
         not a class-folder tree."""
-        return assemble(
-            read_tree(self.folder()),
+        return split_dataset(
+            read_class_folders(self.folder()),
             val=self.val,
             test=self.test,
             split_seed=self.split_seed,
@@ -84,8 +84,8 @@ class Source:
 
     def load_part(self, part: tuple[int, int], index: FileIndex | None = None) -> DataModule:
         """The images of part `i` of `n` alone, checked and not split."""
-        tree = read_tree(self.folder())
-        return unsplit(tree, part, max_bad=self.max_bad, resize=self.resize, augment=self.augment, index=index)
+        tree = read_class_folders(self.folder())
+        return unsplit_dataset(tree, part, max_bad=self.max_bad, resize=self.resize, augment=self.augment, index=index)
 
 
 @recipe
@@ -100,7 +100,7 @@ class Folder(Source):
 
     @override
     def preflight(self) -> None:
-        read_tree(self.folder())
+        read_class_folders(self.folder())
 
 
 @recipe
@@ -116,7 +116,7 @@ class HotDogDemo(Source):
 
     @override
     def folder(self) -> Path:
-        from tl_research.data import demo
+        from tl_research.data.synthetic import demo
 
         sizes = {"train": self.num_train, "val": self.num_val, "test": self.num_test}
         drawing = demo.DRAWINGS[self.drawing]
@@ -144,13 +144,13 @@ class Kaggle(Source):
 
     @override
     def folder(self) -> Path:
-        from tl_research.data import kaggle
+        from tl_research.data.kaggle import kaggle
 
         return kaggle.find_root(kaggle.fetch(self.dataset, *self._places()))
 
     @override
     def preflight(self) -> None:
-        from tl_research.data import kaggle
+        from tl_research.data.kaggle import kaggle
 
         missing = kaggle.available(self.dataset, *self._places())
         if missing:

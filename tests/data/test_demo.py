@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl_research.data import demo
+from tl_research.data.synthetic import demo
 from tl_research.optimizer import LBFGS
 from tl_research.probe import solve
 

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from pydantic import Field
 
-from tl_research.data import rand_augment as operations
+from tl_research.data.augment import rand_augment as operations
+from tl_research.data.augment.mixing import Mixed, mix
+from tl_research.data.augment.rand_augment import MAX_MAGNITUDE, rand_augment
 from tl_research.data.decode import BACKGROUND, Resize, code_hash, decode_image, fit
-from tl_research.data.mixing import Mixed, mix
-from tl_research.data.rand_augment import MAX_MAGNITUDE, rand_augment
 from tl_research.recipe import Count, Seed, Share, recipe
 
 Alpha = Annotated[float, Field(ge=0)]

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from tl_research import compose
-from tl_research.data import demo
-from tl_research.data.paint import Canvas
-from tl_research.data.sauce import COURSES, course, sauce_scene
+from tl_research.data.synthetic import demo
+from tl_research.data.synthetic.paint import Canvas
+from tl_research.data.synthetic.sauce import COURSES, course, sauce_scene
 from tl_research.optimizer import LBFGS
 from tl_research.probe import solve
 

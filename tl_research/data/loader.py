@@ -59,7 +59,7 @@ def rows_epoch(
         yield np.asarray(features[batch], np.float32), one_hot(labels[batch], num_classes)
 
 
-class Loaded(Iterator[B], Generic[T, B]):
+class Prefetcher(Iterator[B], Generic[T, B]):
     """Batches in their order, loaded by threads from now on, `AHEAD` of who iterates. An error in `load` or `join` is
     raised where its batch would have come. `close()`, which the end or an error calls, stops the threads; without it
     they load what is under way, and wait."""
@@ -113,7 +113,7 @@ class Loaded(Iterator[B], Generic[T, B]):
         self.close()
 
 
-class Kept:
+class PixelCache:
     """Pixels that need not be decoded again, as long as there is room. Nothing is thrown out for others: of a set read
     from end to end again and again, those used last would always go before their turn comes."""
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tl_research import figures
-from tl_research.data.augment import Augment
-from tl_research.data.mixing import Mixed, mix
+from tl_research.data.augment.augment import Augment
+from tl_research.data.augment.mixing import Mixed, mix
 
 few = settings(deadline=None, max_examples=60)
 alphas = st.sampled_from([0.0, 1e-6, 0.2, 1.0, 50.0])

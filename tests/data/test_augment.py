@@ -26,13 +26,13 @@ from tests.conftest import draw_noise, draw_tree
 from tests.test_experiment import numbers, run, table
 from tl_research import InputError, at_once, compose, engines, feeds, probe
 from tl_research import features as feature_table
-from tl_research.data import augment as module
-from tl_research.data.augment import Augment, _box, _erased, augmented_pixels
+from tl_research.data.augment import augment as module
+from tl_research.data.augment.augment import Augment, _box, _erased, augmented_pixels
+from tl_research.data.augment.rand_augment import OPERATIONS, rand_augment
 from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import Resize, UndecodableError, decode_pixels
-from tl_research.data.rand_augment import OPERATIONS, rand_augment
+from tl_research.data.loader import numbered_batches
 from tl_research.data.sources import Folder
-from tl_research.data.stream import numbered_batches
 from tl_research.optimizer import LBFGS
 from tl_research.passes import PLAIN, extract
 from tl_research.probe import choose_l2, softmax, solve

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from tl_research.data import kaggle, kaggle_client
+from tl_research.data.kaggle import kaggle, kaggle_client
 from tl_research.errors import InputError
 
 NAME = "dansbecker/hot-dog-not-hot-dog"

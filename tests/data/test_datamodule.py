@@ -22,12 +22,12 @@ from PIL import Image
 from tests.conftest import draw_tree
 from tl_research import compose
 from tl_research.data import datamodule
-from tl_research.data.augment import Augment
-from tl_research.data.check import inspect_all
-from tl_research.data.datamodule import SPLITS, DataModule, assemble
+from tl_research.data.augment.augment import Augment
+from tl_research.data.class_folders import read_class_folders
+from tl_research.data.datamodule import SPLITS, DataModule, split_dataset
+from tl_research.data.inspection import inspect_all
+from tl_research.data.loader import AHEAD, Batch, PixelCache, numbered_batches, rows_epoch
 from tl_research.data.sources import Folder
-from tl_research.data.stream import AHEAD, Batch, Kept, numbered_batches, rows_epoch
-from tl_research.data.tree import read_tree
 from tl_research.errors import InputError
 
 few = settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -219,7 +219,7 @@ def test_inspections_come_in_the_order_of_the_files(own: Path) -> None:
 
 @pytest.fixture(scope="module")
 def data(colours: Path) -> DataModule:
-    return assemble(read_tree(colours), val=0.2, test=0.2, split_seed=0, max_bad=0.0)
+    return split_dataset(read_class_folders(colours), val=0.2, test=0.2, split_seed=0, max_bad=0.0)
 
 
 def drawn(stream: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
@@ -393,7 +393,7 @@ def test_images_as_they_are_are_decoded_once_while_there_is_room(data: DataModul
 
 def test_kept_pixels_are_bounded_and_what_was_there_first_stays() -> None:
     asked: list[int] = []
-    kept = Kept(most_bytes=3 * 12)
+    kept = PixelCache(most_bytes=3 * 12)
 
     def load(index: int, size: int) -> np.ndarray:
         asked.append(index)

@@ -15,8 +15,8 @@ from tempfile import mkdtemp
 import numpy as np
 from PIL import Image
 
-from tl_research.data.sauce import COURSES, sauce_scene
-from tl_research.data.scenes import scene
+from tl_research.data.synthetic.sauce import COURSES, sauce_scene
+from tl_research.data.synthetic.scenes import scene
 from tl_research.system.progress import bar
 
 CLASSES = ("hot_dog", "not_hot_dog")
@@ -89,7 +89,7 @@ def _draw_all(folder: Path, sizes: dict[str, int], seed: int, processes: int, dr
     total = len(jobs(sizes))
     processes = max(1, min(processes, total // 8))
     shared = [str(folder), str(seed), ",".join(f"{split}={size}" for split, size in sizes.items()), str(processes)]
-    command = [sys.executable, "-m", "tl_research.data.demo", drawing.name, *shared]
+    command = [sys.executable, "-m", "tl_research.data.synthetic.demo", drawing.name, *shared]
     home = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([home, os.environ.get("PYTHONPATH", "")])}
     workers = [

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageFilter
 
-from tl_research.data.food import CRUST, KETCHUP, LOOKALIKES, MAYO, MUSTARD, hot_dog, tint
-from tl_research.data.paint import Array, Canvas, mix, noise
+from tl_research.data.synthetic.food import CRUST, KETCHUP, LOOKALIKES, MAYO, MUSTARD, hot_dog, tint
+from tl_research.data.synthetic.paint import Array, Canvas, mix, noise
 
 Shape = tuple[int, int]
 LONG_SIDE = 300  # pixels painted along the longer side, whatever size the photograph then has

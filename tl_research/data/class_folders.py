@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from tl_research.data.check import is_image_name, visible
+from tl_research.data.inspection import is_image_name, visible
 from tl_research.errors import InputError
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -16,7 +16,7 @@ EXPECTED = (
 
 
 @dataclass(frozen=True)
-class Tree:
+class ClassFolders:
     """What lies under a root: image paths per class and split, sorted, and what was passed over.
 
     `files["train"]["hot_dog"]` is a list of paths; a flat tree has the one split `"all"`.
@@ -32,7 +32,7 @@ class Tree:
         return sorted({name for classes in self.files.values() for name in classes})
 
 
-def read_tree(root: Path, key: str = "data.root") -> Tree:
+def read_class_folders(root: Path, key: str = "data.root") -> ClassFolders:
     """Lists a class-folder tree without opening an image.
 
     Raises:
@@ -50,7 +50,7 @@ def read_tree(root: Path, key: str = "data.root") -> Tree:
         ignored += [p for p in entries if p not in splits.values()]
     else:
         files = {"all": _classes(root, key, ignored)}
-    tree = Tree(root, files, ignored)
+    tree = ClassFolders(root, files, ignored)
     _demand_same_classes(tree, splits, key)
     return tree
 
@@ -125,7 +125,7 @@ def _images(folder: Path, key: str, ignored: list[Path]) -> list[Path]:
     return images
 
 
-def _demand_same_classes(tree: Tree, folders: dict[str, Path], key: str) -> None:
+def _demand_same_classes(tree: ClassFolders, folders: dict[str, Path], key: str) -> None:
     for split, classes in tree.files.items():
         missing = [name for name in tree.class_names if name not in classes]
         if missing:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tl_research.data.check import visible
-from tl_research.data.tree import EXPECTED, Tree, read_tree
+from tl_research.data.class_folders import EXPECTED, ClassFolders, read_class_folders
+from tl_research.data.inspection import visible
 from tl_research.errors import InputError
 
 CLASSES = ("cat", "dog")
@@ -35,13 +35,13 @@ def images(*folders: str, count: int = 2) -> list[str]:
     return [f"{folder}/{index}.jpg" for folder in folders for index in range(count)]
 
 
-def names(tree: Tree) -> dict[str, dict[str, list[str]]]:
+def names(tree: ClassFolders) -> dict[str, dict[str, list[str]]]:
     return {split: {name: [p.name for p in paths] for name, paths in c.items()} for split, c in tree.files.items()}
 
 
 def refusal(root: Path, key: str = "data.root") -> str:
     with pytest.raises(InputError) as caught:
-        read_tree(root, key)
+        read_class_folders(root, key)
     message = str(caught.value)
     assert message.startswith(key)
     assert "\n" not in message
@@ -52,7 +52,7 @@ def refusal(root: Path, key: str = "data.root") -> str:
 
 
 def test_classes_alone_are_one_split(tmp_path: Path) -> None:
-    tree = read_tree(make(tmp_path, *images("dog", "cat")))
+    tree = read_class_folders(make(tmp_path, *images("dog", "cat")))
     assert names(tree) == {"all": {"cat": ["0.jpg", "1.jpg"], "dog": ["0.jpg", "1.jpg"]}}
     assert tree.class_names == ["cat", "dog"]
     assert tree.ignored == []
@@ -72,7 +72,7 @@ def test_classes_alone_are_one_split(tmp_path: Path) -> None:
     ids="+".join,
 )
 def test_splits_go_by_the_names_people_give_them(tmp_path: Path, folders: list[str], splits: list[str]) -> None:
-    tree = read_tree(make(tmp_path, *images(*(f"{folder}/{name}" for folder in folders for name in CLASSES))))
+    tree = read_class_folders(make(tmp_path, *images(*(f"{folder}/{name}" for folder in folders for name in CLASSES))))
     assert list(tree.files) == [split for split in ("train", "val", "test") if split in splits]
     assert all(list(classes) == ["cat", "dog"] for classes in tree.files.values())
 
@@ -81,17 +81,17 @@ def test_splits_go_by_the_names_people_give_them(tmp_path: Path, folders: list[s
     "folders", [("train", "bus", "car"), ("valid", "invalid"), ("test", "control"), ("val", "valley")]
 )
 def test_a_class_may_be_called_as_a_split_is(tmp_path: Path, folders: tuple[str, ...]) -> None:
-    tree = read_tree(make(tmp_path, *images(*folders)))
+    tree = read_class_folders(make(tmp_path, *images(*folders)))
     assert set(tree.files) == {"all"}
     assert tree.class_names == sorted(folders)
 
 
 def test_paths_are_sorted_however_the_disk_lists_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, *images("dog", "cat", count=5))
-    forward = read_tree(tmp_path)
+    forward = read_class_folders(tmp_path)
     iterdir = Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(iterdir(self), reverse=True)))
-    backward = read_tree(tmp_path)
+    backward = read_class_folders(tmp_path)
     assert forward == backward
     assert list(forward.files["all"]) == ["cat", "dog"]
     assert forward.files["all"]["dog"] == sorted(forward.files["all"]["dog"])
@@ -101,21 +101,21 @@ def test_what_systems_leave_behind_is_passed_over_without_a_word(tmp_path: Path)
     make(tmp_path, *images("train/cat", "train/dog", "test/cat", "test/dog"))
     junk = [".DS_Store", "Thumbs.db", "__MACOSX/train/cat/._0.jpg", ".ipynb_checkpoints/x.jpg", ".git/config"]
     make(tmp_path, *junk, *(f"train/cat/{name}" for name in junk), *(f"train/{name}" for name in junk))
-    tree = read_tree(tmp_path)
+    tree = read_class_folders(tmp_path)
     assert tree.ignored == []
     assert names(tree)["train"] == {"cat": ["0.jpg", "1.jpg"], "dog": ["0.jpg", "1.jpg"]}
 
 
 def test_folders_beside_train_are_listed_as_ignored(tmp_path: Path) -> None:
     make(tmp_path, *images("train/cat", "train/dog", "test/cat", "test/dog", "originals"), "sketches/", "README.md")
-    tree = read_tree(tmp_path)
+    tree = read_class_folders(tmp_path)
     assert set(tree.files) == {"train", "test"}
     assert [p.name for p in tree.ignored] == ["README.md", "originals", "sketches"]
 
 
 def test_foreign_files_are_listed_as_ignored(tmp_path: Path) -> None:
     make(tmp_path, *images("cat", "dog"), "labels.csv", "cat/desktop.ini", "cat/notes.txt", "dog/clip.mp4")
-    tree = read_tree(tmp_path)
+    tree = read_class_folders(tmp_path)
     assert sorted(p.name for p in tree.ignored) == ["clip.mp4", "desktop.ini", "labels.csv", "notes.txt"]
     assert names(tree)["all"]["cat"] == ["0.jpg", "1.jpg"]
 
@@ -124,14 +124,14 @@ def test_foreign_files_are_listed_as_ignored(tmp_path: Path) -> None:
 def test_an_image_without_an_images_suffix_is_known_by_its_first_bytes(tmp_path: Path, name: str) -> None:
     make(tmp_path, *images("cat", "dog"))
     (tmp_path / "cat" / "1.jpg").rename(tmp_path / "cat" / name)
-    assert name in names(read_tree(tmp_path))["all"]["cat"]
+    assert name in names(read_class_folders(tmp_path))["all"]["cat"]
 
 
 @pytest.mark.parametrize("suffix", ["JPG", "jpeg", "JPE", "jfif", "png", "PNG", "gif", "bmp", "webp", "tif", "TIFF"])
 def test_an_images_suffix_counts_whatever_the_file_holds(tmp_path: Path, suffix: str) -> None:
     make(tmp_path, *images("cat", "dog"))
     (tmp_path / "cat" / f"broken.{suffix}").write_text("to be set aside with a reason, not passed over")
-    tree = read_tree(tmp_path)
+    tree = read_class_folders(tmp_path)
     assert f"broken.{suffix}" in names(tree)["all"]["cat"]
     assert tree.ignored == []
 
@@ -139,7 +139,7 @@ def test_an_images_suffix_counts_whatever_the_file_holds(tmp_path: Path, suffix:
 def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     make(tmp_path, *images("cat", "dog"))
     os.mkfifo(tmp_path / "cat" / "pipe")
-    assert [p.name for p in read_tree(tmp_path).ignored] == ["pipe"]
+    assert [p.name for p in read_class_folders(tmp_path).ignored] == ["pipe"]
 
 
 def test_links_to_folders_and_files_are_followed(tmp_path: Path) -> None:
@@ -149,27 +149,27 @@ def test_links_to_folders_and_files_are_followed(tmp_path: Path) -> None:
     (root / "cat").symlink_to(tmp_path / "elsewhere" / "cat")
     make(root, *images("dog", count=1))
     (root / "dog" / "linked.jpg").symlink_to(tmp_path / "elsewhere" / "dog" / "0.jpg")
-    assert names(read_tree(root)) == {"all": {"cat": ["0.jpg", "1.jpg"], "dog": ["0.jpg", "linked.jpg"]}}
+    assert names(read_class_folders(root)) == {"all": {"cat": ["0.jpg", "1.jpg"], "dog": ["0.jpg", "linked.jpg"]}}
 
 
 @pytest.mark.parametrize(
     "name", ["é", "热狗", "a=b", "hot-dog_(1)", "it's", "a b", "[x]", "${x}", "100%", "  pad  ", "#1"]
 )
 def test_folders_may_have_any_name(tmp_path: Path, name: str) -> None:
-    tree = read_tree(make(tmp_path / name, *images(name, "dog")))
+    tree = read_class_folders(make(tmp_path / name, *images(name, "dog")))
     assert tree.class_names == sorted([name, "dog"])
 
 
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     make(tmp_path / "photos", *images("cat", "dog"))
-    assert read_tree(Path("~/photos")).root == tmp_path / "photos"
+    assert read_class_folders(Path("~/photos")).root == tmp_path / "photos"
 
 
 def test_listing_changes_nothing(tmp_path: Path) -> None:
     make(tmp_path, *images("train/cat", "train/dog"), "train/cat/.DS_Store", "notes.txt")
     before = {p: p.lstat().st_mtime_ns for p in tmp_path.rglob("*")}
-    read_tree(tmp_path)
+    read_class_folders(tmp_path)
     assert {p: p.lstat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
@@ -221,7 +221,7 @@ def test_nested_classes_are_shown_the_folder_that_would_do(tmp_path: Path) -> No
     make(tmp_path, *images("photos/cat", "photos/dog"))
     offered = re.search(r"use data\.root=(\S+)$", refusal(tmp_path))
     assert offered
-    assert read_tree(Path(offered[1])).class_names == ["cat", "dog"]
+    assert read_class_folders(Path(offered[1])).class_names == ["cat", "dog"]
 
 
 @pytest.mark.parametrize("lacking", ["train", "test", "valid"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from tl_research.data.food import KETCHUP, MAYO, MUSTARD, bun, crumbs, sausage, tint
-from tl_research.data.paint import Array, Canvas, Patch
-from tl_research.data.scenes import photograph, table
+from tl_research.data.synthetic.food import KETCHUP, MAYO, MUSTARD, bun, crumbs, sausage, tint
+from tl_research.data.synthetic.paint import Array, Canvas, Patch
+from tl_research.data.synthetic.scenes import photograph, table
 
 # For each class: how many turns, how wide, and of each line its place and the side that it begins on. Turns and widths
 # are such that stripes lie about equally close in all.

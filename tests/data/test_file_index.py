@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tl_research.data import check, decode, file_index
-from tl_research.data.check import inspect, inspect_all
+from tl_research.data import decode, file_index, inspection
 from tl_research.data.file_index import SETTLED_NS, FileIndex, Inspection
+from tl_research.data.inspection import inspect, inspect_all
 
 COLOURS = ("red", "green", "blue", "black")
 
@@ -58,7 +58,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     paths: list[Path] = []
     really = decode.read_bytes
-    monkeypatch.setattr(check, "read_bytes", lambda path: (paths.append(path), really(path))[1])
+    monkeypatch.setattr(inspection, "read_bytes", lambda path: (paths.append(path), really(path))[1])
     return paths
 
 
@@ -78,7 +78,7 @@ def look(paths: Iterable[Path], place: Path | None) -> list[Inspection]:
 def inspect_untold(path: Path) -> Inspection:
     """`inspect` behind the back of `opened`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check, "read_bytes", decode.read_bytes)
+        patch.setattr(inspection, "read_bytes", decode.read_bytes)
         return inspect(path)
 
 
@@ -210,7 +210,7 @@ def test_a_file_that_changes_while_it_is_read_is_inspected_again(
         return decode.read_bytes(path) if when == "before" else content
 
     with monkeypatch.context() as patch:
-        patch.setattr(check, "read_bytes", read)
+        patch.setattr(inspection, "read_bytes", read)
         inspect_all([path], FileIndex(place))
     opened = watched(monkeypatch)
     look([path], place)

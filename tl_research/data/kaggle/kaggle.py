@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_research.data.archive import BadArchiveError, claim, fingerprint, unpack
-from tl_research.data.check import IMAGE_SUFFIXES, is_image_name, visible
-from tl_research.data.kaggle_client import credentials, download, in_colab, no_credentials, uploaded
-from tl_research.data.tree import SPLIT_NAMES
+from tl_research.data.class_folders import SPLIT_NAMES
+from tl_research.data.inspection import IMAGE_SUFFIXES, is_image_name, visible
+from tl_research.data.kaggle.archive import BadArchiveError, claim, fingerprint, unpack
+from tl_research.data.kaggle.kaggle_client import credentials, download, in_colab, no_credentials, uploaded
 from tl_research.errors import InputError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tl_research.data.paint import Array, Canvas, Colour, Patch, mix, noise
+from tl_research.data.synthetic.paint import Array, Canvas, Colour, Patch, mix, noise
 
 CRUST, TOAST, CRUMB = (0.80, 0.55, 0.27), (0.52, 0.28, 0.11), (0.95, 0.86, 0.66)
 MUSTARD, KETCHUP, MAYO = (0.90, 0.68, 0.08), (0.72, 0.09, 0.05), (0.95, 0.91, 0.80)

@@ -19,8 +19,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tl_research.data import archive
-from tl_research.data.archive import BadArchiveError, fingerprint, unpack
+from tl_research.data.kaggle import archive
+from tl_research.data.kaggle.archive import BadArchiveError, fingerprint, unpack
 from tl_research.errors import InputError
 
 FILES = {f"train/{name}/{i}.jpg": random.Random(f"{name}{i}").randbytes(3000) for name in "ab" for i in range(4)}

@@ -1,0 +1,1 @@
+"""Random image changes, each a pure function of the image and the draw's key."""

@@ -1,0 +1,1 @@
+"""Data sets fetched from Kaggle, and archives unpacked safely."""
