@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 from tl_research.configure.composition import check_plugins, hydra
 from tl_research.configure.explain import compose_config
 from tl_research.errors import InputError
-from tl_research.run import Run, State
+from tl_research.runs.run import Run, RunState
 from tl_research.system.process import importable
 
 EXTRA = {"ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
@@ -149,14 +149,14 @@ def test_a_process_that_died_costs_its_job_alone_and_its_status_tells(tmp_path: 
     assert (status["state"], status["reason"]) == ("failed", "its process died: The worker died unexpectedly.")
 
 
-def ended(directory: Path, state: State) -> None:
+def ended(directory: Path, state: RunState) -> None:
     run = Run.claim(directory)
     run.set_status(state, "by itself")
     run.close()
 
 
 @pytest.mark.parametrize("state", ["done", "failed"])
-def test_what_a_job_has_said_itself_stands(tmp_path: Path, state: State) -> None:
+def test_what_a_job_has_said_itself_stands(tmp_path: Path, state: RunState) -> None:
     ended(tmp_path, state)
     heard(dies, [], tmp_path, before=0)
     assert Run.open(tmp_path).status["reason"] == "by itself"
@@ -170,7 +170,7 @@ def test_what_is_done_stays_done_though_its_being_so_was_not_looked_at(tmp_path:
 
 
 @pytest.mark.parametrize("state", ["failed", "interrupted"])
-def test_what_an_earlier_process_has_said_does_not_count(tmp_path: Path, state: State) -> None:
+def test_what_an_earlier_process_has_said_does_not_count(tmp_path: Path, state: RunState) -> None:
     ended(tmp_path, state)
     heard(dies, [], tmp_path, before=last_word(tmp_path))
     status = Run.open(tmp_path).status

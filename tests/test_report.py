@@ -58,7 +58,7 @@ def draw_answers(folder: Path, names: tuple[str, ...] = ("cat", "dog"), *, kept:
 
 
 def report_csv(header: list[str], lines: list[list[Any]]) -> str:
-    from tl_research.run import as_csv
+    from tl_research.runs.run import as_csv
 
     return as_csv(header, lines)
 

@@ -23,7 +23,7 @@ import pytest
 
 from tests.conftest import ROOT, draw_noise
 from tl_research import InputError, Run, compose, fitting
-from tl_research.checkpoint import State
+from tl_research.runs.checkpoint import CheckpointState
 
 SHORT = ["transfer.backbone.epochs=4", "transfer.backbone.learning_rate=1e-3", "deterministic=true"]
 TIMES = ("seconds", "data_wait")
@@ -62,12 +62,12 @@ class Killed(BaseException):
 
 
 @contextmanager
-def counted(monkeypatch: pytest.MonkeyPatch, most: float = math.inf) -> Iterator[list[State]]:
+def counted(monkeypatch: pytest.MonkeyPatch, most: float = math.inf) -> Iterator[list[CheckpointState]]:
     """All checkpoints that are written inside, one after every epoch however short. After so many it is killed."""
-    written: list[State] = []
+    written: list[CheckpointState] = []
     write = Run.write_checkpoint
 
-    def noted(self: Run, state: State) -> None:
+    def noted(self: Run, state: CheckpointState) -> None:
         write(self, state)
         written.append(state)
         if len(written) == most:
@@ -123,7 +123,7 @@ def test_the_time_limit_counts_what_earlier_processes_took(
     killed_after(2, monkeypatch, lambda: compose(told).run(tmp_path / "cut"))
     read = Run.read_checkpoint
 
-    def older(self: Run) -> State | None:
+    def older(self: Run) -> CheckpointState | None:
         state = read(self)
         assert state is not None
         assert 0 < state.facts["run"]["used"] < 300

@@ -19,10 +19,10 @@ import tensorflow as tf
 from tests.test_experiment import run, table
 from tl_research import InputError, Run, compose, supply
 from tl_research.callbacks import BestWeights, EarlyStopping
-from tl_research.checkpoint import State
 from tl_research.data.loader import Batch, rows_epoch
 from tl_research.errors import DivergedError
 from tl_research.metrics.classification import accuracy_and_loss
+from tl_research.runs.checkpoint import CheckpointState
 from tl_research.step import Learning, Step
 from tl_research.trainer import Fit, Trainer
 from tl_research.transfer import Stage
@@ -66,7 +66,7 @@ class Small:
             variable.assign(value)
         self.judged: list[list[np.ndarray]] = []
         """The weights at each validation."""
-        self.saved: list[tuple[State, list[np.ndarray], bool]] = []
+        self.saved: list[tuple[CheckpointState, list[np.ndarray], bool]] = []
 
     def fit(
         self,
@@ -102,10 +102,10 @@ class Small:
             loss = losses[len(self.judged) - 1] if losses else scores["loss"]
             return {"val_accuracy": scores["accuracy"], "val_loss": loss}
 
-        def save(state: State, whole: bool) -> None:
+        def save(state: CheckpointState, whole: bool) -> None:
             facts = json.loads(json.dumps(state.facts))
             arrays = {name: np.array(array) for name, array in state.arrays.items()}
-            self.saved.append((State(facts, arrays), [np.array(v) for v in self.model.variables], whole))
+            self.saved.append((CheckpointState(facts, arrays), [np.array(v) for v in self.model.variables], whole))
 
         options: dict[str, Any] = {
             "callbacks": [],

@@ -18,12 +18,12 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 if TYPE_CHECKING:
     from tl_research.configure import compose
     from tl_research.errors import InputError
-    from tl_research.run import Run
+    from tl_research.runs.run import Run
 
 __version__ = "0.1.0"
 __all__ = ["InputError", "Run", "__version__", "compose"]
 
-_HOMES = {"compose": "tl_research.configure", "InputError": "tl_research.errors", "Run": "tl_research.run"}
+_HOMES = {"compose": "tl_research.configure", "InputError": "tl_research.errors", "Run": "tl_research.runs.run"}
 
 
 def __getattr__(name: str) -> Any:

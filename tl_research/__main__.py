@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from tl_research.errors import InputError
-from tl_research.run import Run, as_csv
+from tl_research.runs.run import Run, as_csv
 from tl_research.system.files import write_atomically
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)

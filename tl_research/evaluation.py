@@ -17,7 +17,7 @@ from tl_research.fitting import Fitting
 from tl_research.metrics.classification import classification_metrics
 from tl_research.predict import prediction_rows
 from tl_research.probe import softmax
-from tl_research.run import Run
+from tl_research.runs.run import Run
 
 MOST_SAMPLES = 16
 MOST_MISTAKES = 12

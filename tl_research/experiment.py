@@ -26,14 +26,14 @@ from tl_research.engines import EngineName
 from tl_research.errors import DivergedError, InputError, LackingError
 from tl_research.features import Features, FeatureTable
 from tl_research.fitting import Fitting
-from tl_research.identity import identity
 from tl_research.models.backbone import Backbone
 from tl_research.models.classifier import BatchNorm
 from tl_research.models.head import KNN, DirectHead, Head, Linear
 from tl_research.optimizer import LBFGS, GradientOptimizer, Optimizer
 from tl_research.passes import PLAIN
 from tl_research.recipe import Positive, Seed, recipe
-from tl_research.run import Existing, Run, State, versions
+from tl_research.runs.identity import identity
+from tl_research.runs.run import Existing, Run, RunState, versions
 from tl_research.trainer import Fit, Trainer
 from tl_research.transfer import Stage
 from tl_research.trial import PrunedError
@@ -359,7 +359,7 @@ def _status_kept(run: Run) -> Iterator[None]:
 INTERRUPTED = "interrupted by the user or the system"
 
 
-def _ended_by(error: BaseException) -> tuple[State, str]:
+def _ended_by(error: BaseException) -> tuple[RunState, str]:
     """State and reason."""
     if isinstance(error, PrunedError):
         return "pruned", str(error)

@@ -15,7 +15,6 @@ import numpy as np
 
 from tl_research import at_once, describe, distribution, engines, precision
 from tl_research.callbacks import BestWeights, Callback
-from tl_research.checkpoint import State
 from tl_research.data.datamodule import DataModule
 from tl_research.errors import DivergedError, InputError
 from tl_research.features import FeatureTable
@@ -28,7 +27,8 @@ from tl_research.moved import Moved, Snapshot
 from tl_research.optimizer import LBFGS, GradientOptimizer
 from tl_research.passes import PLAIN, extract
 from tl_research.probe import softmax
-from tl_research.run import Run
+from tl_research.runs.checkpoint import CheckpointState
+from tl_research.runs.run import Run
 from tl_research.step import Learning, Step
 from tl_research.supply import Supply, fits_in_memory
 from tl_research.trainer import Fit, Row, Trainer
@@ -70,7 +70,7 @@ class Fitting:
     _backbone_moved: bool = False
     _best: Snapshot | None = None
     _moved: Moved = field(default_factory=Moved)
-    _pending: State | None = None
+    _pending: CheckpointState | None = None
     """The fit that a checkpoint was taken from, until its stage goes on."""
     _began: float = field(default_factory=time.monotonic)
     _used: float = 0.0
@@ -358,13 +358,13 @@ class Fitting:
 
     # Checkpoints: the run as it stands in the middle of a stage, or between two
 
-    def _checkpoint(self, number: int, fit: State, *, whole: bool) -> None:
+    def _checkpoint(self, number: int, fit: CheckpointState, *, whole: bool) -> None:
         """After an epoch, unless epochs are so short that writing would take too much of the time."""
         if not whole or (time.monotonic() - self._saved) * MOST_WRITING >= self._saving:
             self._save(number, fit)
             self.run.write_history([*self.run.history, *fit.facts["rows"]])
 
-    def _save(self, number: int, fit: State | None = None) -> None:
+    def _save(self, number: int, fit: CheckpointState | None = None) -> None:
         """Keeps the run where it stands: at the beginning of stage `number`, or within it, in `fit`."""
         began = time.monotonic()
         facts = {
@@ -375,17 +375,19 @@ class Fitting:
             "backbone_moved": self._backbone_moved,
             "used": self._used + time.monotonic() - self._began,
         }
-        parts = {"run": State(facts, {} if self.held_out is None else {"held_out": self.held_out})}
-        parts["moved"] = State({}, {str(place): value for place, value in self._moved.now(self.classifier).items()})
+        parts = {"run": CheckpointState(facts, {} if self.held_out is None else {"held_out": self.held_out})}
+        parts["moved"] = CheckpointState(
+            {}, {str(place): value for place, value in self._moved.now(self.classifier).items()}
+        )
         if self._best is not None:
             parts["best"] = self._best.state()
         if fit is not None:
             parts["fit"] = fit
-        self.run.write_checkpoint(State.nested(**parts))
+        self.run.write_checkpoint(CheckpointState.nested(**parts))
         self._saved = time.monotonic()
         self._saving = self._saved - began
 
-    def restore(self, state: State) -> int:
+    def restore(self, state: CheckpointState) -> int:
         """Goes to where a checkpoint was taken; returns the number of the stage to go on with."""
         parts = {name: state.part(name) for name in state.facts}
         if isinstance(self.recipe, DirectHead):  # its layers come from the features

@@ -10,7 +10,7 @@ from tl_research import describe
 from tl_research.data.datamodule import DataModule
 from tl_research.features import FeatureTable
 from tl_research.passes import PLAIN
-from tl_research.run import Run
+from tl_research.runs.run import Run
 
 
 @dataclass

@@ -16,7 +16,7 @@ import numpy as np
 
 from tl_research.errors import InputError
 from tl_research.metrics.classification import direction
-from tl_research.run import Run, as_csv
+from tl_research.runs.run import Run, as_csv
 from tl_research.system.files import write_atomically
 
 # Keys whose values are repetitions of one configuration, not configurations of their own.

@@ -25,15 +25,15 @@ from tl_research.callbacks import TensorBoard
 from tl_research.errors import InputError
 from tl_research.models.head import DirectHead
 from tl_research.optimizer import GradientOptimizer
-from tl_research.run import as_csv
+from tl_research.runs.run import as_csv
 from tl_research.system.files import write_atomically
 from tl_research.system.progress import bar
 from tl_research.trainer import Fit, Row
 
 if TYPE_CHECKING:
-    from tl_research.checkpoint import State
     from tl_research.data.loader import Batch
     from tl_research.experiment import Experiment
+    from tl_research.runs.checkpoint import CheckpointState
 
 FIRST, LAST = 1e-7, 10.0
 """Where rates begin and end. The end is seldom seen, for the test stops when the loss has risen."""
@@ -137,7 +137,7 @@ class RangeTest(Fit):
     curve: Curve = field(default_factory=Curve)
 
     @override
-    def run(self, state: State | None = None) -> list[Row]:
+    def run(self, state: CheckpointState | None = None) -> list[Row]:
         self.curve.chance = math.log(self.model.output_shape[-1])
         with closing(self._groups()) as groups, bar() as progress:
             task = progress.add_task(f"stage {self.name}", total=self.curve.steps)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research.checkpoint import State
 from tl_research.models.classifier import Part
+from tl_research.runs.checkpoint import CheckpointState
 
 if TYPE_CHECKING:
     import keras
@@ -28,13 +28,15 @@ class Snapshot:
     weights: Weights
     held_out: np.ndarray | None
 
-    def state(self) -> State:
+    def state(self) -> CheckpointState:
         """For a checkpoint."""
         arrays = {str(place): value for place, value in self.weights.items()}
-        return State({"value": self.value}, arrays | ({} if self.held_out is None else {"held_out": self.held_out}))
+        return CheckpointState(
+            {"value": self.value}, arrays | ({} if self.held_out is None else {"held_out": self.held_out})
+        )
 
     @classmethod
-    def of(cls, state: State) -> Snapshot:
+    def of(cls, state: CheckpointState) -> Snapshot:
         """Out of a checkpoint."""
         weights = {int(place): value for place, value in state.arrays.items() if place.isdigit()}
         return cls(state.facts["value"], weights, state.arrays.get("held_out"))

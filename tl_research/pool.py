@@ -26,7 +26,7 @@ from typing import Annotated, Any, Protocol
 from pydantic import Field
 
 from tl_research.recipe import Positive, recipe
-from tl_research.run import Run
+from tl_research.runs.run import Run
 from tl_research.system import progress
 from tl_research.system.hardware import cores
 from tl_research.system.process import exit_now, importable, print_to

@@ -16,7 +16,7 @@ from tl_research.errors import InputError
 from tl_research.metrics.classification import classification_metrics as score
 from tl_research.passes import in_batches, passes
 from tl_research.probe import softmax
-from tl_research.run import Run
+from tl_research.runs.run import Run
 from tl_research.system.progress import bar
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ import numpy as np
 
 from tl_research.leaderboard import Entry, Leaderboard, Row, collect, half_width
 from tl_research.metrics.classification import direction
-from tl_research.run import Run, repeating
+from tl_research.runs.run import Run, without_fresh
 from tl_research.system.files import write_atomically
 
 Content = dict[str, Any]
@@ -110,7 +110,7 @@ def _row(row: Row, board: Leaderboard, cells: list[str]) -> Content:
 def _run(entry: Entry, folder: Path, points: int) -> Content:
     run = Run(entry.directory)
     config = run.config
-    overrides = repeating(run.overrides)
+    overrides = without_fresh(run.overrides)
     status = _json(entry.directory / "status.json") or {}
     scores = {key: _number(value) for key, value in entry.metrics.items() if key.startswith(("val_", "test_", "cv_"))}
     return {

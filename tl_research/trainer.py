@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from tl_research.checkpoint import State
 from tl_research.distribution import Distribution, agreed
 from tl_research.errors import DivergedError
 from tl_research.precision import Precision
 from tl_research.recipe import Positive, Rate, Share, recipe
+from tl_research.runs.checkpoint import CheckpointState
 from tl_research.schedule import Plateau, factor
 from tl_research.step import Step, StepOptions
 from tl_research.system.progress import bar
@@ -77,7 +77,7 @@ class Fit:
     batches_per_epoch: int
     validate: Callable[[], Mapping[str, float]]
     callbacks: Sequence[keras.callbacks.Callback]
-    save: Callable[[State, bool], None]
+    save: Callable[[CheckpointState, bool], None]
     moving: Sequence[keras.Variable]
     first_epoch: int = 0
     accumulate: int = 1
@@ -98,7 +98,7 @@ class Fit:
         """How many updates an epoch makes."""
         return -(-self.batches_per_epoch // self.accumulate)
 
-    def run(self, state: State | None = None) -> list[Row]:
+    def run(self, state: CheckpointState | None = None) -> list[Row]:
         """Fits, from where `state` was taken if there is one; a row for each epoch.
 
         Raises:
@@ -224,7 +224,7 @@ class Fit:
 
     # What a checkpoint holds of it, beside the classifier's own variables
 
-    def _state(self) -> State:
+    def _state(self) -> CheckpointState:
         arrays = {f"step/{i}": variable.numpy() for i, variable in enumerate(self.step.variables)}
         told: dict[str, Any] = {}
         for number, callback in enumerate(self.callbacks):
@@ -241,9 +241,9 @@ class Fit:
             "rows": self.rows,
             "callbacks": told,
         }
-        return State(facts, arrays)
+        return CheckpointState(facts, arrays)
 
-    def _restore(self, state: State) -> None:
+    def _restore(self, state: CheckpointState) -> None:
         facts = state.facts
         self._epoch, self._done, self._stopped = facts["epoch"], facts["done"], facts["stopped"]
         self._sums, self._times = np.array(facts["sums"]), np.array(facts["times"])

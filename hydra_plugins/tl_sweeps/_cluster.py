@@ -17,7 +17,7 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
-from tl_research.run import Run
+from tl_research.runs.run import Run
 from tl_research.system.hardware import CORES_VARIABLE
 from tl_research.system.process import print_to
 

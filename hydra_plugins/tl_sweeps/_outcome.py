@@ -29,7 +29,7 @@ def outcome(returned: JobReturn, directory: Path) -> tuple[float | None, str | N
 def _reason(directory: Path) -> str | None:
     """What the run itself says, in its status."""
     from tl_research.errors import InputError
-    from tl_research.run import Run
+    from tl_research.runs.run import Run
 
     try:
         return Run.open(directory).status.get("reason")
@@ -42,8 +42,8 @@ def is_outdated(config: DictConfig, directory: Path) -> bool | None:
     cannot be known."""
     from tl_research.configure.composition import build
     from tl_research.errors import InputError
-    from tl_research.identity import identity
-    from tl_research.run import Run
+    from tl_research.runs.identity import identity
+    from tl_research.runs.run import Run
 
     try:
         known = Run.open(directory).status["identity"]
@@ -62,10 +62,10 @@ def write_best(study: SearchStudy, best: FrozenTrial, folder: Path, options: Seq
 
     import yaml
 
-    from tl_research.run import repeating
+    from tl_research.runs.run import without_fresh
     from tl_research.system.files import write_atomically
 
-    overrides = [*repeating(study.space.fixed), *study.space.values(best.params)]
+    overrides = [*without_fresh(study.space.fixed), *study.space.values(best.params)]
     content = {"monitor": study.monitor, "value": best.value, "trial": best.number, "overrides": overrides}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_atomically(folder / "best.yaml", f"# python train.py {shlex.join([*options, *overrides])}\n{text}")

@@ -190,7 +190,7 @@ class OptunaSweeper(Sweeper):
         from hydra_plugins.tl_sweeps._outcome import write_best
         from tl_research import describe
         from tl_research.errors import InputError
-        from tl_research.run import Run
+        from tl_research.runs.run import Run
 
         best = study.best()
         if best is None:

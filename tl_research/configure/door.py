@@ -31,7 +31,7 @@ from tl_research.configure.jobs import Command
 from tl_research.configure.quote import quote
 from tl_research.distribution import LostError
 from tl_research.errors import DivergedError, InputError
-from tl_research.run import Run
+from tl_research.runs.run import Run
 from tl_research.system.locks import try_lock
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from tl_research.configure.composition import make
 from tl_research.errors import InputError
-from tl_research.run import Run
+from tl_research.runs.run import Run
 
 if TYPE_CHECKING:
     from tl_research.experiment import Experiment

@@ -20,7 +20,7 @@ from tl_research.configure.composition import hydra
 from tl_research.configure.explain import compose_config
 from tl_research.configure.quote import quote
 from tl_research.errors import InputError
-from tl_research.run import Run
+from tl_research.runs.run import Run
 
 RUN_DIR = "hydra.run.dir="
 

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tl_research import checkpoint
-from tl_research.checkpoint import State
+from tl_research.runs.checkpoint import CheckpointState, read_checkpoint, write_checkpoint
 
 ABOUT = {"identity": "a"}
 arrays = hnp.arrays(st.sampled_from([np.float32, np.uint32, np.int64]), hnp.array_shapes(min_dims=0, max_side=4))
@@ -22,8 +21,8 @@ plain = st.dictionaries(st.text(), st.one_of(st.integers(), st.floats(allow_nan=
 @given(plain, st.dictionaries(st.sampled_from(["v/1", "v/2", "x"]), arrays))
 def test_what_is_read_is_what_was_written(tmp_path_factory: pytest.TempPathFactory, facts: dict, found: dict) -> None:
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
-    checkpoint.write(folder, State(facts, found), ABOUT)
-    back = checkpoint.read(folder, ABOUT)
+    write_checkpoint(folder, CheckpointState(facts, found), ABOUT)
+    back = read_checkpoint(folder, ABOUT)
     assert back is not None
     assert back.facts == facts
     assert back.arrays.keys() == found.keys()
@@ -33,8 +32,8 @@ def test_what_is_read_is_what_was_written(tmp_path_factory: pytest.TempPathFacto
 
 
 def test_parts_come_back_by_name() -> None:
-    parts = {"a": State({"n": 1}, {"x": np.zeros(2)}), "ab": State({"n": 2}, {"x/y": np.ones(1)})}
-    whole = State.nested(**parts)
+    parts = {"a": CheckpointState({"n": 1}, {"x": np.zeros(2)}), "ab": CheckpointState({"n": 2}, {"x/y": np.ones(1)})}
+    whole = CheckpointState.nested(**parts)
     for name, part in parts.items():
         back = whole.part(name)
         assert back.facts == part.facts
@@ -47,9 +46,9 @@ def numbers(folder: Path) -> list[str]:
 
 def test_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
     for number in range(4):
-        checkpoint.write(tmp_path, State({"n": number}), ABOUT)
+        write_checkpoint(tmp_path, CheckpointState({"n": number}), ABOUT)
     assert numbers(tmp_path) == ["000003.npz", "000004.npz"]
-    assert checkpoint.read(tmp_path, ABOUT).facts == {"n": 3}  # type: ignore[union-attr]
+    assert read_checkpoint(tmp_path, ABOUT).facts == {"n": 3}  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("damage", [b"", b"no zip at all"])
@@ -57,24 +56,24 @@ def test_a_damaged_one_gives_way_to_the_one_before(
     tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(2):
-        checkpoint.write(tmp_path, State({"n": number}, {"x": np.zeros(9)}), ABOUT)
+        write_checkpoint(tmp_path, CheckpointState({"n": number}, {"x": np.zeros(9)}), ABOUT)
     (tmp_path / "000002.npz").write_bytes(damage)
-    assert checkpoint.read(tmp_path, ABOUT).facts == {"n": 0}  # type: ignore[union-attr]
+    assert read_checkpoint(tmp_path, ABOUT).facts == {"n": 0}  # type: ignore[union-attr]
     assert "000002.npz" in caplog.text
 
 
 def test_one_that_was_cut_gives_way_to_the_one_before(tmp_path: Path) -> None:
     for number in range(2):
-        checkpoint.write(tmp_path, State({"n": number}, {"x": np.zeros(9)}), ABOUT)
+        write_checkpoint(tmp_path, CheckpointState({"n": number}, {"x": np.zeros(9)}), ABOUT)
     newest = tmp_path / "000002.npz"
     newest.write_bytes(newest.read_bytes()[:-30])
-    assert checkpoint.read(tmp_path, ABOUT).facts == {"n": 0}  # type: ignore[union-attr]
+    assert read_checkpoint(tmp_path, ABOUT).facts == {"n": 0}  # type: ignore[union-attr]
 
 
 def test_one_of_another_job_is_none(tmp_path: Path) -> None:
-    checkpoint.write(tmp_path, State({"n": 1}), {"identity": "b"})
-    assert checkpoint.read(tmp_path, ABOUT) is None
-    assert checkpoint.read(tmp_path / "nowhere", ABOUT) is None
+    write_checkpoint(tmp_path, CheckpointState({"n": 1}), {"identity": "b"})
+    assert read_checkpoint(tmp_path, ABOUT) is None
+    assert read_checkpoint(tmp_path / "nowhere", ABOUT) is None
 
 
 class Trap:
@@ -86,17 +85,17 @@ def test_a_pickle_in_it_is_not_opened(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     assert pickle.dumps(Trap())
     np.savez(tmp_path / "000001.npz", facts=np.array([Trap()], dtype=object))
-    assert checkpoint.read(tmp_path, ABOUT) is None
+    assert read_checkpoint(tmp_path, ABOUT) is None
     assert not (tmp_path / "sprung").exists()
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint.write(tmp_path, State({"n": 1}), ABOUT)
+    write_checkpoint(tmp_path, CheckpointState({"n": 1}), ABOUT)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(OSError, match="No space"):
-        checkpoint.write(tmp_path, State({"n": 2}), ABOUT)
+        write_checkpoint(tmp_path, CheckpointState({"n": 2}), ABOUT)
     assert numbers(tmp_path) == ["000001.npz"]

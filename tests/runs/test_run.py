@@ -15,7 +15,7 @@ import pytest
 
 import tl_research
 from tl_research import InputError, Run
-from tl_research.run import as_csv, versions
+from tl_research.runs.run import as_csv, versions
 from tl_research.system.files import write_atomically
 
 
@@ -75,7 +75,7 @@ def test_status_is_told_also_where_there_is_no_room_for_a_second_file(
     def full(path: Path, content: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tl_research.run.write_atomically", full)
+    monkeypatch.setattr("tl_research.runs.run.write_atomically", full)
     run.set_status("failed", "the disk is full")
     assert json.loads((run.directory / "status.json").read_text())["reason"] == "the disk is full"
 
@@ -178,7 +178,7 @@ def test_nothing_is_known_of_processes_on_other_machines(tmp_path: Path, monkeyp
     run = Run.claim(tmp_path / "run")
     (run.directory / ".lock").unlink()
     monkeypatch.setattr("platform.node", lambda: "another")
-    monkeypatch.setattr("tl_research.run._alive", lambda pid: False)
+    monkeypatch.setattr("tl_research.runs.run._alive", lambda pid: False)
     assert run.status["state"] == "running"
 
 
@@ -240,7 +240,7 @@ def test_a_version_is_never_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> N
     def missing(package: str) -> str:
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr("tl_research.run.version", missing)
+    monkeypatch.setattr("tl_research.runs.run.version", missing)
     found = versions()
     assert found["version_tl_research"] == tl_research.__version__
     assert found["version_keras"] == "unknown"

@@ -19,9 +19,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tl_research import checkpoint
 from tl_research.data.decode import Resize
 from tl_research.errors import InputError
+from tl_research.runs.checkpoint import CheckpointState, read_checkpoint, write_checkpoint
 from tl_research.system.files import write_atomically
 from tl_research.system.locks import Lock, is_held, try_lock
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-State = Literal["running", "done", "failed", "diverged", "skipped", "pruned", "interrupted"]
+RunState = Literal["running", "done", "failed", "diverged", "skipped", "pruned", "interrupted"]
 
 Existing = Literal["refuse", "resume", "replace"]
 
@@ -141,7 +141,7 @@ class Run:
         return run
 
     @classmethod
-    def record_death(cls, directory: Path, state: State, reason: str) -> None:
+    def record_death(cls, directory: Path, state: RunState, reason: str) -> None:
         """For whoever started a process: how the run ended that it could not end itself."""
         directory.mkdir(parents=True, exist_ok=True)
         cls(directory).set_status(state, reason)
@@ -207,7 +207,7 @@ class Run:
         except OSError:  # a run without a lock, or a file system without locks
             return status.get("host") != platform.node() or _alive(status["pid"])
 
-    def set_status(self, state: State, reason: str | None = None, identity: str | None = None) -> None:
+    def set_status(self, state: RunState, reason: str | None = None, identity: str | None = None) -> None:
         """Records where the run stands. Never raises for a full disk: the error that it would hide matters more."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         before = self._stored_status()
@@ -257,13 +257,13 @@ class Run:
         header = list(dict.fromkeys(key for row in history for key in row))
         self.write_csv("history.csv", header, [[row.get(key, "") for key in header] for row in history])
 
-    def write_checkpoint(self, state: checkpoint.State) -> None:
+    def write_checkpoint(self, state: CheckpointState) -> None:
         """Keeps all that it takes to go on from here."""
-        checkpoint.write(self.directory / "checkpoints", state, {"identity": self._identity})
+        write_checkpoint(self.directory / "checkpoints", state, {"identity": self._identity})
 
-    def read_checkpoint(self) -> checkpoint.State | None:
+    def read_checkpoint(self) -> CheckpointState | None:
         """The last one of this very job, if there is one."""
-        return checkpoint.read(self.directory / "checkpoints", {"identity": self._identity})
+        return read_checkpoint(self.directory / "checkpoints", {"identity": self._identity})
 
     def drop_checkpoints(self) -> None:
         """A run that has come to its end needs them no more."""
@@ -350,6 +350,6 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def repeating(overrides: Iterable[str]) -> list[str]:
+def without_fresh(overrides: Iterable[str]) -> list[str]:
     """What of a command's overrides does its job again: all but `fresh`, which says to replace one."""
     return [text for text in overrides if text.lstrip("+").partition("=")[0] != "fresh"]

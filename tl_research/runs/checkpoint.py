@@ -20,26 +20,26 @@ KEPT = 2
 
 
 @dataclass
-class State:
+class CheckpointState:
     """Plain data, and arrays by name."""
 
     facts: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def part(self, name: str) -> State:
+    def part(self, name: str) -> CheckpointState:
         """What was put under a name by `nested`."""
         prefix = f"{name}/"
         arrays = {key.removeprefix(prefix): value for key, value in self.arrays.items() if key.startswith(prefix)}
-        return State(self.facts[name], arrays)
+        return CheckpointState(self.facts[name], arrays)
 
     @classmethod
-    def nested(cls, **parts: State) -> State:
+    def nested(cls, **parts: CheckpointState) -> CheckpointState:
         """One of several, each under its name."""
         arrays = {f"{name}/{key}": value for name, part in parts.items() for key, value in part.arrays.items()}
         return cls({name: part.facts for name, part in parts.items()}, arrays)
 
 
-def write(folder: Path, state: State, about: Mapping[str, Any]) -> None:
+def write_checkpoint(folder: Path, state: CheckpointState, about: Mapping[str, Any]) -> None:
     """Adds a checkpoint, `000007.npz`, which appears whole or not at all, and keeps the last two. `about` says which
     job it is of."""
     folder.mkdir(exist_ok=True)
@@ -59,7 +59,7 @@ def write(folder: Path, state: State, about: Mapping[str, Any]) -> None:
         _path(folder, old).unlink(missing_ok=True)
 
 
-def read(folder: Path, about: Mapping[str, Any]) -> State | None:
+def read_checkpoint(folder: Path, about: Mapping[str, Any]) -> CheckpointState | None:
     """The newest checkpoint of this very job that can be read; None if there is none. Nothing is unpickled."""
     for number in reversed(_numbers(folder)):
         path = _path(folder, number)
@@ -69,7 +69,7 @@ def read(folder: Path, about: Mapping[str, Any]) -> State | None:
                     told = json.loads(held["facts"].tobytes())
                     if told["about"] == about:
                         arrays = {name: held[name] for name in held.files if name != "facts"}
-                        return State(told["facts"], arrays)
+                        return CheckpointState(told["facts"], arrays)
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
                 log.warning("%s: cannot be read (%s); going on from the one before", path, error)
     return None

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_research.run import versions
+from tl_research.runs.run import versions
 
 if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule

@@ -1,0 +1,1 @@
+"""One run's directory: recording, status, checkpoints, identity, reading back."""
