@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.frozen import draw
-from tl_research import compose, runtime
+from tl_research import compose
+from tl_research.backend.start import start_backend
 from tl_research.data.datamodule import DataModule
 
 SIZE, BATCH = 224, 32
@@ -116,7 +117,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--photos", type=Path, help="a folder with train/CLASS and test/CLASS of JPEGs")
     options = parser.parse_args(arguments)
-    runtime.start()
+    start_backend()
     with tempfile.TemporaryDirectory() as folder:
         root = options.photos or draw(Path(folder), options.images, options.side)
         print(f"python -m benchmarks augment {' '.join(arguments)}     ({len(os.sched_getaffinity(0))} cores)\n")

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tl_research import compose, engines, runtime
+from tl_research import compose, engines
+from tl_research.backend.start import start_backend
 from tl_research.data.datamodule import DataModule
 from tl_research.metrics.classification import classification_metrics
 from tl_research.optimizer import LBFGS
@@ -37,7 +38,7 @@ def inputs(data: DataModule) -> Iterator[tuple[str, np.ndarray]]:
 
 def main(arguments: list[str]) -> None:
     """Prints the table. Arguments are overrides, such as data.seed=1."""
-    runtime.start()
+    start_backend()
     data = compose(["data=hot_dog_demo", *arguments]).data.load()
     fitted, judged = data.indices("train", "val"), data.indices("test")
     print("| a logistic regression on | test accuracy | 95 % interval |\n|---|---|---|")

@@ -104,14 +104,15 @@ def ours(name: str, what: str, root: str, steps: int, *, deterministic: bool = F
 
     import numpy as np
 
-    from tl_research import compose, feeds, runtime
+    from tl_research import compose, feeds
+    from tl_research.backend.start import start_backend
+    from tl_research.backend.train_step import Learning, TrainStep
     from tl_research.features import Features, FeatureTable
     from tl_research.models.classifier import build_classifier, set_trainable
     from tl_research.models.head import Linear
-    from tl_research.step import Learning, Step
 
     experiment = compose([f"backbone={name}", "backbone.weights=null", "data=folder", f"data.root={root}"])
-    threads = runtime.start(deterministic=deterministic)
+    threads = start_backend(deterministic=deterministic)
     import keras  # not earlier: TensorFlow reads its switches when it is imported
 
     data, backbone = experiment.data.load(), experiment.backbone.build()
@@ -133,7 +134,7 @@ def ours(name: str, what: str, root: str, steps: int, *, deterministic: bool = F
         feed = feeds.on_maps(backbone, head, 1, [item.variable for item in learning], maps, data, 32, 0)
     else:
         feed = feeds.on_images(backbone, head, "all", [item.variable for item in learning], data, 32, 0, threads)
-    step = Step(feed.forward, learning, [], keras.optimizers.Adam())
+    step = TrainStep(feed.forward, learning, [], keras.optimizers.Adam())
     batches = itertools.chain.from_iterable(feed.train(epoch, 0) for epoch in itertools.count())
     whole = (batch for batch in batches if len(batch[1]) == 32)
     float(step([next(whole)], 1e-5)[0])

@@ -233,8 +233,8 @@ def main(arguments: list[str]) -> None:
                 "| network | decoding, core ms/image | inference, core ms/image | limit, images/s | pass, images/s | "
                 "pass / limit | pass / raw engine |\n|---|---|---|---|---|---|---|"
             )
-            from tl_research import runtime
+            from tl_research.backend.start import start_backend
 
-            runtime.start()
+            start_backend()
             for name in names:
                 limit(name, root.absolute())

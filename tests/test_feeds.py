@@ -14,13 +14,13 @@ import pytest
 from tests.models.test_backbone import recipe
 from tests.test_experiment import run, table
 from tl_research import compose, feeds
+from tl_research.backend.train_step import Learning, TrainStep
 from tl_research.data.datamodule import DataModule
 from tl_research.features import Features, FeatureTable
 from tl_research.feeds import Feed
 from tl_research.models.blocks import find_blocks, split_backbone
 from tl_research.models.classifier import BatchNorm, build_classifier, set_trainable
 from tl_research.models.head import Linear
-from tl_research.step import Learning, Step
 
 HALF, SINGLE = 2**-11, 2**-20
 """How far apart numbers of a size may be, as a share of it: float16 rounds to half of 2^-10."""
@@ -65,7 +65,7 @@ def an_epoch(
         kept.hold(data.indices("train", "val"))
         feed = feeds.on_maps(backbone, head, unfreeze, learning, kept, data, 8, 3)
     statistics = [variable for part in parts for variable in part.statistics]
-    step = Step(feed.forward, [Learning(variable) for variable in learning], statistics, keras.optimizers.SGD())
+    step = TrainStep(feed.forward, [Learning(variable) for variable in learning], statistics, keras.optimizers.SGD())
 
     def weights() -> dict[str, np.ndarray]:
         return {weight.path: np.array(weight) for weight in classifier.weights}

@@ -248,7 +248,9 @@ def test_a_stage_without_the_key_gets_it_with_a_plus(tmp_path: Path) -> None:
     assert (tmp_path / "override.txt").read_text() == "+transfer.head.learning_rate=1\n"
 
 
-@pytest.mark.parametrize("place", ["tl_research.step.Step.__call__", "tl_research.figures.learning_rates"])
+@pytest.mark.parametrize(
+    "place", ["tl_research.backend.train_step.TrainStep.__call__", "tl_research.figures.learning_rates"]
+)
 def test_an_interrupted_test_leaves_nothing(
     command: Command, cwd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

@@ -138,13 +138,13 @@ def speak(_: Path) -> float:
 
 
 def look_around(directory: Path) -> float:
-    from tl_research import runtime
+    from tl_research.backend.start import start_backend
 
     about = {
         "cores": sorted(os.sched_getaffinity(0)),
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "growth": os.environ.get("TF_FORCE_GPU_ALLOW_GROWTH"),
-        "threads": runtime.start(),
+        "threads": start_backend(),
         "preloaded": "tensorflow" in sys.modules,
         "pid": os.getpid(),
         "limit": resource.getrlimit(resource.RLIMIT_AS)[0],

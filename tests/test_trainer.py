@@ -18,12 +18,12 @@ import tensorflow as tf
 
 from tests.test_experiment import run, table
 from tl_research import InputError, Run, compose, supply
+from tl_research.backend.train_step import Learning, TrainStep
 from tl_research.callbacks import BestWeights, EarlyStopping
 from tl_research.data.loader import Batch, rows_epoch
 from tl_research.errors import DivergedError
 from tl_research.metrics.classification import accuracy_and_loss
 from tl_research.runs.checkpoint import CheckpointState
-from tl_research.step import Learning, Step
 from tl_research.trainer import Fit, Trainer
 from tl_research.transfer import Stage
 
@@ -82,7 +82,7 @@ class Small:
     ) -> Fit:
         """`losses` are what validation says; `change` is what becomes of a batch."""
         told = Trainer(**{"checkpoint_minutes": None, **(trainer or {})})
-        step = Step(
+        step = TrainStep(
             lambda rows: self.model(rows, training=True),
             [Learning(variable) for variable in self.model.trainable_variables],
             [],
@@ -182,8 +182,8 @@ def test_a_row_tells_how_much_of_the_time_was_spent_waiting(monkeypatch: pytest.
         clock[0] += seconds
         return value
 
-    update = Step.__call__
-    monkeypatch.setattr(Step, "__call__", lambda *given: takes(1.0, update(*given)))
+    update = TrainStep.__call__
+    monkeypatch.setattr(TrainStep, "__call__", lambda *given: takes(1.0, update(*given)))
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     for row in Small().fit(change=lambda _, number, batch: takes(3.0 if number else 7.0, batch)).run():
         assert row["seconds"] == 20
@@ -358,20 +358,20 @@ def test_a_time_limit_leaves_out_the_stages_that_would_follow(tmp_path: Path, co
 def limit(monkeypatch: pytest.MonkeyPatch, most: int) -> list[list[int]]:
     """Simulates it; gives the sizes of the batches of each update, as they come."""
     updates: list[list[int]] = []
-    rehearse, update = Step.rehearse, Step.__call__
+    rehearse, update = TrainStep.rehearse, TrainStep.__call__
 
-    def limited(self: Step, batch: Batch) -> None:
+    def limited(self: TrainStep, batch: Batch) -> None:
         if len(batch[0]) > most:
             raise tf.errors.ResourceExhaustedError(None, None, "simulated")
         rehearse(self, batch)
 
-    def noted(self: Step, batches: list[Batch], rate: float) -> Any:
+    def noted(self: TrainStep, batches: list[Batch], rate: float) -> Any:
         updates.append([len(pixels) for pixels, _ in batches])
         return update(self, batches, rate)
 
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["GPU:0"])
-    monkeypatch.setattr(Step, "rehearse", limited)
-    monkeypatch.setattr(Step, "__call__", noted)
+    monkeypatch.setattr(TrainStep, "rehearse", limited)
+    monkeypatch.setattr(TrainStep, "__call__", noted)
     return updates
 
 
@@ -404,7 +404,7 @@ def test_trying_a_batch_changes_nothing(monkeypatch: pytest.MonkeyPatch, most: i
     parts = [keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5), keras.layers.Dense(3)]
     model = keras.Sequential([keras.Input((5,)), *parts])
     learning = [Learning(variable) for variable in model.trainable_variables]
-    step = Step(lambda rows: model(rows, training=True), learning, [], keras.optimizers.Adam())
+    step = TrainStep(lambda rows: model(rows, training=True), learning, [], keras.optimizers.Adam())
     feed = SimpleNamespace(train=lambda epoch, skip: rows_epoch(ROWS, LABELS, 3, 12, seed=0))
     before = [np.array(variable) for variable in [*model.variables, *step.variables]]
     assert supply.fits_in_memory(step, feed, model.variables) == (most >= 12)  # type: ignore[arg-type]

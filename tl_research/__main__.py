@@ -41,13 +41,13 @@ def predict(
 ) -> None:
     """Classes and probabilities for images, as CSV. A file that cannot be read is a row with the reason."""
     from tl_research import predict as answers
-    from tl_research import runtime
+    from tl_research.backend.start import start_backend
 
     opened = _opened(run)
     if output is not None and not output.expanduser().absolute().parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.parent}")
     paths = answers.images_in(path.expanduser() for path in images)
-    runtime.start()
+    start_backend()
     header, rows = answers.predict(opened, paths)
     text = as_csv(header, rows)
     if output is None:
@@ -63,14 +63,15 @@ def evaluate(context: typer.Context, run: RunArgument) -> None:
     """Metrics of a run on other data: evaluate RUN data=folder data.root=PHOTOS. Prints JSON."""
     import json
 
-    from tl_research import compose, predict, runtime
+    from tl_research import compose, predict
+    from tl_research.backend.start import start_backend
 
     opened = _opened(run)
     if not any(argument.startswith("data=") for argument in context.args):
         raise InputError("evaluate: say on which data, such as data=folder data.root=PHOTOS")
     source = compose(context.args).data
     source.preflight()
-    runtime.start()
+    start_backend()
     metrics = predict.evaluate(opened, source.load())
     sys.stdout.write(json.dumps(metrics, indent=2) + "\n")
 
@@ -81,14 +82,15 @@ def blocks(context: typer.Context) -> None:
     import shlex
     from dataclasses import replace
 
-    from tl_research import compose, describe, runtime
+    from tl_research import compose, describe
+    from tl_research.backend.start import start_backend
     from tl_research.models.backbone import Saved
 
     recipe = compose(context.args).backbone
     if not isinstance(recipe, Saved):
         recipe = replace(recipe, weights=None)  # the structure is the same, and nothing need be there
     recipe.preflight()
-    runtime.start()
+    start_backend()
     describe.blocks(recipe.name, recipe.build(), shlex.join(["python", "train.py", *context.args]))
 
 

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from tl_research import at_once, describe, distribution, evaluation, runtime
+from tl_research import at_once, describe, evaluation
+from tl_research.backend.start import start_backend
+from tl_research.backend.strategy import WorkerLostError, open_strategy
 from tl_research.callbacks import Callback
 from tl_research.data.datamodule import DataModule
 from tl_research.data.file_index import FileIndex
@@ -235,7 +237,7 @@ class Experiment:
         """TensorFlow with its threads, whose number is returned, and what there is to tell of the images."""
         run.write_config(self.config)  # it may have replaced another, which was kept until now
         with run.phase("start"):
-            threads = runtime.start(self.threads, self.deterministic)
+            threads = start_backend(self.threads, self.deterministic)
         run.metrics |= {"seed": self.seed, "threads": threads, "deterministic": self.deterministic}
         run.metrics |= {"random_weights": self.falls_back, "resumed_at_epoch": None}
         describe.data(data)
@@ -248,7 +250,7 @@ class Experiment:
     def _ready(self, run: Run, data: DataModule) -> Iterator[Fitting]:
         threads = self._begin(run, data)
         job = f"{run.status['identity']} {run.resumes}"
-        with distribution.devices(self.trainer.distribution, job) as devices:
+        with open_strategy(self.trainer.distribution, job) as devices:
             yield self._build(run, data, threads, devices)
 
     def _warn_of_idle_keys(self) -> None:
@@ -365,7 +367,7 @@ def _ended_by(error: BaseException) -> tuple[RunState, str]:
         return "pruned", str(error)
     if isinstance(error, LackingError):
         return "skipped", f"no {error.what}: {error}"
-    if isinstance(error, distribution.LostError):
+    if isinstance(error, WorkerLostError):
         return "failed", str(error)
     if isinstance(error, InputError):
         return "diverged" if isinstance(error, DivergedError) else "failed", str(error)

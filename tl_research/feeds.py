@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from tl_research.backend.bn_folding import fold_batch_norm
+from tl_research.backend.train_step import Forward, trace_any_batch_size
 from tl_research.data.loader import Batch, numbered_batches, one_hot, rows_epoch
-from tl_research.folding import fold
 from tl_research.models.blocks import find_blocks
 from tl_research.models.blocks import split_backbone as split
-from tl_research.step import Forward, once_for_all_sizes
 
 if TYPE_CHECKING:
     import keras
@@ -51,7 +51,7 @@ class Feed:
         """Logits `(b, k)` of one batch, traced once."""
         import tensorflow as tf
 
-        call = once_for_all_sizes(tf.function(self.infer, autograph=False, jit_compile=False))
+        call = trace_any_batch_size(tf.function(self.infer, autograph=False, jit_compile=False))
         return lambda inputs: np.asarray(call(inputs), np.float32)
 
 
@@ -86,7 +86,7 @@ def on_maps(
 ) -> Feed:
     """The top blocks and the head, on what the blocks below made of each image, which `table` has."""
     _, tail = split(backbone, int(unfreeze))
-    trained = fold(tail, learning)
+    trained = fold_batch_norm(tail, learning)
 
     def batches(split: str, epoch: int = 0, skip: int = 0, seed: int | None = None) -> Closable:
         numbered = numbered_batches(data.indices(split), batch_size, epoch=epoch, skip=skip, seed=seed)
@@ -134,12 +134,12 @@ def forward_of(
     """Pixels -> logits as in training, where these variables learn, but for the blocks that `unfreeze` leaves out: they
     run as in inference."""
     if unfreeze == "all" or unfreeze >= len(find_blocks(backbone)):
-        whole = fold(backbone, learning)
+        whole = fold_batch_norm(backbone, learning)
         return lambda pixels: head(whole(_as_float(pixels), training=True), training=True)
     if unfreeze == 0:
-        frozen = fold(backbone)
+        frozen = fold_batch_norm(backbone)
         return lambda pixels: head(frozen(_as_float(pixels), training=False), training=True)
-    prefix, tail = (fold(part, learning) for part in split(backbone, unfreeze))
+    prefix, tail = (fold_batch_norm(part, learning) for part in split(backbone, unfreeze))
     return lambda pixels: head(tail(prefix(_as_float(pixels), training=False), training=True), training=True)
 
 

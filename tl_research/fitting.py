@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research import at_once, describe, distribution, engines, precision
+from tl_research import at_once, describe, engines
+from tl_research.backend.precision import choose_policy, compute_in
+from tl_research.backend.strategy import broadcast_from_chief, sync_batch_norm
+from tl_research.backend.train_step import Learning, TrainStep
 from tl_research.callbacks import BestWeights, Callback
 from tl_research.data.datamodule import DataModule
 from tl_research.errors import DivergedError, InputError
@@ -29,7 +32,6 @@ from tl_research.passes import PLAIN, extract
 from tl_research.probe import softmax
 from tl_research.runs.checkpoint import CheckpointState
 from tl_research.runs.run import Run
-from tl_research.step import Learning, Step
 from tl_research.supply import Supply, fits_in_memory
 from tl_research.trainer import Fit, Row, Trainer
 from tl_research.transfer import Stage
@@ -185,7 +187,7 @@ class Fitting:
         """Whether the time for training is over, which leaves a run one epoch at least, and a stage that was begun its
         epoch."""
         late = bool(self.run.history) and self._pending is None and time.monotonic() > self.deadline
-        return distribution.agreed(self.strategy, {"late": late})["late"] > 0
+        return broadcast_from_chief(self.strategy, {"late": late})["late"] > 0
 
     @property
     def has_best(self) -> bool:
@@ -250,9 +252,9 @@ class Fitting:
     ) -> None:
         """A stage of epochs. `only_head`: on features."""
         maps = None if only_head else self._supply.maps(stage, self._has_moved)
-        policy = "float32" if only_head else precision.choose(self.trainer.precision)
-        whole = distribution.together(self.strategy, self.classifier)
-        with self.run.phase(name), precision.computing_in(policy, self.backbone), whole:
+        policy = "float32" if only_head else choose_policy(self.trainer.precision)
+        whole = sync_batch_norm(self.strategy, self.classifier)
+        with self.run.phase(name), compute_in(policy, self.backbone), whole:
             feed, step, accumulate = self._ready(stage, optimizer, parts, only_head, maps, policy)
             rate = float(step.optimizer.learning_rate.numpy())
             how = f"{stage.epochs} epochs at most on {WHAT[feed.what]}, {type(optimizer).__name__}"
@@ -293,7 +295,7 @@ class Fitting:
         only_head: bool,
         maps: FeatureTable | None,
         policy: str,
-    ) -> tuple[Feed, Step, int]:
+    ) -> tuple[Feed, TrainStep, int]:
         """What a stage learns from, its step, and how many batches make an update. `trainer.batch_size=auto` halves the
         batch until it fits into a GPU's memory, and leaves an update as many examples as before."""
         auto = self.trainer.batch_size == "auto"
@@ -301,7 +303,7 @@ class Fitting:
         learning = [Learning(variable, part.rate) for part in parts for variable in part.learning]
         while True:
             feed = self._supply.feed(stage, [item.variable for item in learning], only_head, maps, size)
-            step = Step(
+            step = TrainStep(
                 feed.forward,
                 learning,
                 [variable for part in parts for variable in part.statistics],

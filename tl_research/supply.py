@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tl_research import describe, feeds
+from tl_research.backend.train_step import TrainStep
 from tl_research.features import FeatureTable, UnfitError
 from tl_research.feeds import Feed
 from tl_research.head_inputs import HeadInputs
 from tl_research.models.blocks import find_blocks, split_backbone
-from tl_research.step import Step
 from tl_research.transfer import Stage
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Supply:
         return feeds.on_images(*below, data, size, self.seed, self.threads)
 
 
-def fits_in_memory(step: Step, feed: Feed, moving: Sequence[keras.Variable]) -> bool:
+def fits_in_memory(step: TrainStep, feed: Feed, moving: Sequence[keras.Variable]) -> bool:
     """Whether the gradient of the first batch can be computed; always so where there is no GPU, for the memory that a
     CPU works in gives no error before it is too late. Of `moving`, what a forward pass moves is put back."""
     import tensorflow as tf

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from tl_research.distribution import Distribution, agreed
+from tl_research.backend.precision import Precision
+from tl_research.backend.strategy import Distribution, broadcast_from_chief
+from tl_research.backend.train_step import StepOptions, TrainStep
 from tl_research.errors import DivergedError
-from tl_research.precision import Precision
 from tl_research.recipe import Positive, Rate, Share, recipe
 from tl_research.runs.checkpoint import CheckpointState
 from tl_research.schedule import Plateau, factor
-from tl_research.step import Step, StepOptions
 from tl_research.system.progress import bar
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Fit:
     stage: Stage
     trainer: Trainer
     model: keras.Model
-    step: Step
+    step: TrainStep
     rate: float
     batches: Callable[[int, int], Iterator[Batch]]
     batches_per_epoch: int
@@ -133,7 +133,7 @@ class Fit:
             callbacks.on_epoch_begin(number)
         self._train(number, callbacks, advance)
         with self._averaged():
-            row = self._row(number, agreed(self.step.strategy, self.validate()))
+            row = self._row(number, broadcast_from_chief(self.step.strategy, self.validate()))
             if not math.isfinite(row["val_loss"]):  # the last update's own loss is that of the weights before it
                 raise DivergedError(self.name, number, self._done, row["learning_rate"])
             self._plateau.told(row["val_loss"])
@@ -142,7 +142,7 @@ class Fit:
         self.rows.append(row)
         self._epoch, self._done, self._sums, self._times = self._epoch + 1, 0, np.zeros(3), np.zeros(2)
         stops = self.model.stop_training or time.monotonic() > self.deadline
-        self._stopped = agreed(self.step.strategy, {"stops": stops})["stops"] > 0
+        self._stopped = broadcast_from_chief(self.step.strategy, {"stops": stops})["stops"] > 0
         self.save(self._state(), True)
 
     def _train(self, number: int, callbacks: Any, advance: Callable[[str], None]) -> None:

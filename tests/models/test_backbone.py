@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.backend.test_train_step import update
 from tests.conftest import ROOT
-from tests.test_step import update
 from tl_research import InputError, compose
 from tl_research.models.backbone import Application, Backbone
 from tl_research.models.blocks import find_blocks

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.test_step import update
+from tests.backend.test_train_step import update
 from tl_research.models.backbone import Custom
 from tl_research.models.blocks import find_blocks
 from tl_research.models.classifier import BatchNorm, Parameters, Part, build_classifier, set_trainable, trainable_table

@@ -13,7 +13,7 @@ from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tl_research import cluster
+from tl_research.backend.workers import check_cluster
 from tl_research.configure import grid
 from tl_research.configure.composition import build, check_plugins, hydra
 from tl_research.configure.explain import compose_config
@@ -100,7 +100,7 @@ def _check_job(
         if not cfg.hydra.run.dir:
             raise InputError("hydra.run.dir is empty: give a folder")
         experiment = build(cfg)
-        cluster.check(experiment.trainer.distribution, sweep=master is not None)
+        check_cluster(experiment.trainer.distribution, sweep=master is not None)
         if master is None:
             _demand_free(Path(cfg.hydra.run.dir).expanduser(), experiment.fresh)
         else:

@@ -23,13 +23,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from tl_research.backend.strategy import WorkerLostError
 from tl_research.configure import jobs, places, resume, worker  # noqa: F401 - places registers job_dir
 from tl_research.configure.check import check
 from tl_research.configure.composition import CONF, build, hydra
 from tl_research.configure.explain import compose_config
 from tl_research.configure.jobs import Command
 from tl_research.configure.quote import quote
-from tl_research.distribution import LostError
 from tl_research.errors import DivergedError, InputError
 from tl_research.runs.run import Run
 from tl_research.system.locks import try_lock
@@ -89,7 +89,7 @@ def main(command: Command = "train") -> int:
         return _told("\n".join(map(str, group.exceptions)), BAD_INPUT)
     except HydraException as error:
         return _told(str(error).splitlines()[0], BAD_INPUT)
-    except LostError as error:
+    except WorkerLostError as error:
         return _told(str(error), FAILED)
     except KeyboardInterrupt as error:
         return _told(str(error) or "interrupted", INTERRUPTED)

@@ -14,7 +14,8 @@ from typing import Any
 
 from hydra.errors import HydraException
 
-from tl_research import cluster, distribution
+from tl_research.backend.strategy import WorkerLostError
+from tl_research.backend.workers import worker_rank
 from tl_research.configure import resume
 from tl_research.configure.composition import hydra
 from tl_research.configure.explain import compose_config
@@ -38,7 +39,7 @@ def quiet_if_beside(options: Namespace) -> Any:
         return nullcontext()
     if _distribution(options) != "multi_worker":
         return nullcontext()
-    number = cluster.rank()
+    number = worker_rank()
     return _beside(number, options) if number else nullcontext()
 
 
@@ -66,7 +67,7 @@ def _beside(number: int, options: Namespace) -> Iterator[None]:
         try:
             with _silent():
                 yield
-        except (InputError, HydraException, distribution.LostError) as error:
+        except (InputError, HydraException, WorkerLostError) as error:
             error.args = (f"worker {number}: {error}",)
             raise
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from tl_research import runtime
+from tl_research.backend.start import reset_keras
 from tl_research.errors import InputError
 from tl_research.models import weights
 from tl_research.recipe import Positive, Seed, recipe
@@ -106,7 +106,7 @@ class Backbone:
     def build(self) -> keras.Model:
         """`keras.Model` named `backbone`: pixels `(n, image_size, image_size, 3)`, RGB 0-255 -> features `(n, d)`,
         float32. One flat graph of built-in layers. Raises `InputError` for weights that do not fit."""
-        runtime.reset_keras(self.seed)
+        reset_keras(self.seed)
         with gc_paused():
             return self._whole(self.network())
 

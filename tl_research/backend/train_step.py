@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tl_research.fused import Move, move_of
+from tl_research.backend.fused_adam import UpdateRule, update_rule
 
 if TYPE_CHECKING:
     import keras
@@ -48,7 +48,7 @@ class StepOptions:
     loss_scale: bool = False
 
 
-class Step:
+class TrainStep:
     """Updates what learns on a batch, or on several whose gradients are summed first.
 
     Args:
@@ -129,7 +129,7 @@ class Step:
             return None if told is None else [strategy.reduce("SUM", part, axis=None) for part in told]
 
         # No XLA: on a CPU it makes depthwise convolutions eight times slower.
-        return once_for_all_sizes(tf.function(everywhere, autograph=False, jit_compile=False))
+        return trace_any_batch_size(tf.function(everywhere, autograph=False, jit_compile=False))
 
     # What follows is traced; under a strategy, once for each replica.
 
@@ -197,7 +197,7 @@ class Step:
             gradients, finite = self._unscaled(gradients)
         if self.options.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self.options.clip_norm)
-        move = move_of(self.optimizer)
+        move = update_rule(self.optimizer)
         self._everywhere(lambda i, gradient: self._move(i, gradient, rate, move), gradients, finite)
         self._everywhere(lambda *_: self._count(), [rate], finite)
 
@@ -245,7 +245,7 @@ class Step:
 
         tf.distribute.get_replica_context().merge_call(merged, args=(values,))
 
-    def _move(self, i: int, gradient: Any, rate: Any, move: Move) -> None:
+    def _move(self, i: int, gradient: Any, rate: Any, move: UpdateRule) -> None:
         """One variable, its decay, and its average."""
         item = self.learning[i]
         own = rate * item.rate if item.rate != 1 else rate
@@ -272,7 +272,7 @@ class Step:
         average.assign(average - (1 - decay) * (average - now))
 
 
-def once_for_all_sizes(traced: Any) -> Callable[..., Any]:
+def trace_any_batch_size(traced: Any) -> Callable[..., Any]:
     """A `tf.function` of arrays whose first dimension is the batch, traced when it is first called, and never again:
     the last batch of an epoch is smaller than the others."""
     import tensorflow as tf

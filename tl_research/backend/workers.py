@@ -19,7 +19,7 @@ MOST_WAITING = 1800.0
 """Seconds for all workers to come: each has read its images by then."""
 
 
-def check(name: str, *, sweep: bool) -> None:
+def check_cluster(name: str, *, sweep: bool) -> None:
     """Whether a run can be divided so.
 
     Raises:
@@ -29,10 +29,10 @@ def check(name: str, *, sweep: bool) -> None:
         return
     if sweep:
         raise InputError("trainer.distribution=multi_worker is for one run at a time; leave out -m")
-    members()
+    cluster_members()
 
 
-def members() -> tuple[list[str], int]:
+def cluster_members() -> tuple[list[str], int]:
     """Addresses of all workers, and which of them this process is."""
     told = os.environ.get("TF_CONFIG", "")
     try:
@@ -56,22 +56,22 @@ def _is_address(text: Any) -> bool:
     return found is not None and int(found[1]) < 1 << 16
 
 
-def rank() -> int:
+def worker_rank() -> int:
     """Which of the workers this process is; 0 owns the run directory.
 
     Raises:
         InputError: `TF_CONFIG` is not there, or does not say so.
     """
-    return members()[1]
+    return cluster_members()[1]
 
 
-def meet() -> None:
+def wait_for_workers() -> None:
     """Waits for the others. TensorFlow would do so by itself, an hour, deaf to Ctrl-C, and not say for whom.
 
     Raises:
         InputError: some did not come, or our own address cannot be taken.
     """
-    workers, index = members()
+    workers, index = cluster_members()
     missing = [address for number, address in enumerate(workers) if number != index]
     port = int(workers[index].rpartition(":")[2])
     log.info("worker %d of %d, waiting for %s", index, len(workers), ", ".join(missing) or "nobody")

@@ -23,7 +23,9 @@ import pytest
 
 from tests.conftest import ROOT, draw_noise
 from tests.test_door import Door, door  # noqa: F401 - a fixture
-from tl_research import InputError, Run, cluster, compose
+from tl_research import InputError, Run, compose
+from tl_research.backend import workers as cluster
+from tl_research.backend.workers import _is_there, wait_for_workers
 
 CLOSE = 1e-5
 MULTI = "trainer.distribution=multi_worker"
@@ -89,11 +91,11 @@ def test_others_are_waited_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "MOST_WAITING", 0.1)
     with socket.create_server(("127.0.0.1", port(there))):
         with pytest.raises(InputError, match=f"no sign of {missing} within"):
-            cluster.meet()
+            wait_for_workers()
         with socket.create_server(("127.0.0.1", port(missing))):
-            cluster.meet()
+            wait_for_workers()
     with socket.create_server(("", port(own))), pytest.raises(InputError, match=r"worker 1 cannot listen at .*in use"):
-        cluster.meet()
+        wait_for_workers()
 
 
 # One machine
@@ -112,7 +114,7 @@ def test_a_strategy_s_run_is_that_of_none(tmp_path: Path, colours: Path) -> None
 @pytest.mark.slow
 def test_two_devices_do_the_updates_of_one() -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "tests.mirrored", "steps"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tests.support.mirrored", "steps"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
     apart = json.loads(result.stdout)
@@ -124,7 +126,7 @@ def test_two_devices_do_the_updates_of_one() -> None:
 def test_a_run_on_two_devices_is_that_on_one(tmp_path: Path, noise: Path) -> None:
     overrides = [*SMALL, f"data.root={noise}", "transfer.backbone.epochs=3", "head=mlp", "head.dropout=0"]
     one = compose(overrides).run(tmp_path / "one")
-    command = [sys.executable, "-m", "tests.mirrored", "run", str(tmp_path / "two"), *overrides]
+    command = [sys.executable, "-m", "tests.support.mirrored", "run", str(tmp_path / "two"), *overrides]
     result = subprocess.run(
         [*command, "trainer.distribution=mirrored"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -201,7 +203,7 @@ def test_ctrl_c_ends_the_waiting_for_others(workers: Workers, noise: Path, tmp_p
     for number in (0, 1):
         both = addresses(2)
         started = workers.start(number, both, *SMALL, f"data.root={noise}", MULTI, "hydra.run.dir=run")
-        wait(lambda: cluster._is_there(both[number]))  # noqa: B023
+        wait(lambda: _is_there(both[number]))  # noqa: B023
         started.send_signal(signal.SIGINT)
         began = time.monotonic()
         status, text = workers.end(number)

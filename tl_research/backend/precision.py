@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
 
 
-def choose(name: Precision) -> str:
+def choose_policy(name: Precision) -> str:
     """`auto` is bfloat16 where every GPU gains from it (compute capability 8.0 and more), float32 elsewhere: on a CPU
     16 bits are slower, and on older GPUs float16 has turned losses into NaN."""
     if name != "auto":
@@ -26,7 +26,7 @@ def choose(name: Precision) -> str:
 
 
 @contextmanager
-def computing_in(policy: str, backbone: keras.Model) -> Iterator[None]:
+def compute_in(policy: str, backbone: keras.Model) -> Iterator[None]:
     """A backbone's layers compute in `policy` inside; what is traced then stays so. The preprocessing does not, for 16
     bits would blur pixels before the network sees them; heads give float32 in any case."""
     import keras

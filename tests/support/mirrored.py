@@ -1,6 +1,6 @@
 """Trains on one device and on two logical CPUs, which must be there before TensorFlow begins: a process of its own.
 
-`python -m tests.mirrored steps` prints how far two Steps come apart, as JSON; `python -m tests.mirrored run DIR
+`python -m tests.support.mirrored steps` prints how far two Steps come apart, as JSON; `python -m tests.support.mirrored run DIR
 OVERRIDES...` does a whole run.
 """
 
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from tl_research import compose, distribution, feeds
-from tl_research.distribution import Distribution
+from tl_research import compose, feeds
+from tl_research.backend.strategy import Distribution, open_strategy, sync_batch_norm
+from tl_research.backend.train_step import Learning, StepOptions, TrainStep
 from tl_research.models.classifier import build_classifier, set_trainable
-from tl_research.step import Learning, Step, StepOptions
 from tl_research.system.process import exit_now
 
 RNG = np.random.default_rng(0)
@@ -52,12 +52,12 @@ def trained(
     """What each update told, and all that is changed by them: weights, statistics, the optimizer's state, averages."""
     import keras
 
-    with distribution.devices(name, "") as strategy:
+    with open_strategy(name, "") as strategy:
         model = classifier()
         parts = set_trainable(model, "all", batch_norm)
-        with distribution.together(strategy if synchronized else None, model):
+        with sync_batch_norm(strategy if synchronized else None, model):
             learning = [variable for part in parts for variable in part.learning]
-            step = Step(
+            step = TrainStep(
                 feeds.forward_of(model.get_layer("backbone"), model.get_layer("head"), "all", learning),
                 [Learning(variable) for variable in learning],
                 [variable for part in parts for variable in part.statistics],

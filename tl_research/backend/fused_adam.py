@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import keras
 
-Move = Callable[[Any, Any, Any], None]
+UpdateRule = Callable[[Any, Any, Any], None]
 """Gradient, variable, rate: the variable, and what the optimizer keeps for it, move."""
 
 
-def move_of(optimizer: keras.Optimizer) -> Move:
+def update_rule(optimizer: keras.Optimizer) -> UpdateRule:
     """What one update does to each variable: of Adam and AdamW the kernel, of others Keras' own `update_step`. To be
     called where the update is traced, once for all variables. Decay is no part of it."""
     import keras

@@ -12,9 +12,9 @@ import tensorflow as tf
 
 from tests.models.test_backbone import recipe
 from tests.test_experiment import run, table
-from tl_research import precision
+from tl_research.backend.precision import Precision, choose_policy, compute_in
+from tl_research.backend.train_step import Learning, StepOptions, TrainStep
 from tl_research.models.head import Linear
-from tl_research.step import Learning, Step, StepOptions
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3)).astype(np.float32)
 TARGETS = np.eye(2, dtype=np.float32)[np.arange(16) % 2]
@@ -49,14 +49,14 @@ def test_auto_takes_16_bits_where_every_gpu_gains(
     """The GPUs are simulated: what TensorFlow would tell of them."""
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: list(range(len(gpus))) if kind == "GPU" else 1)
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: gpus[gpu])
-    assert precision.choose("auto") == expected
-    assert precision.choose("mixed_float16") == "mixed_float16"
-    assert precision.choose("float32") == "float32"
+    assert choose_policy("auto") == expected
+    assert choose_policy("mixed_float16") == "mixed_float16"
+    assert choose_policy("float32") == "float32"
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float32"])
 def test_all_but_the_preprocessing_computes_in_it_inside_and_nothing_outside(
-    backbone: keras.Model, policy: precision.Precision
+    backbone: keras.Model, policy: Precision
 ) -> None:
     def policies() -> dict[str, str]:
         return {layer.name: layer.dtype_policy.name for layer in backbone.layers}
@@ -66,7 +66,7 @@ def test_all_but_the_preprocessing_computes_in_it_inside_and_nothing_outside(
 
     before = policies()
     assert set(before.values()) == {"float32"}
-    with precision.computing_in(policy, backbone):
+    with compute_in(policy, backbone):
         plain = {name for name, inside in policies().items() if inside == "float32"}
         assert gives() == policy.removeprefix("mixed_")
     kinds = {type(backbone.get_layer(name)).__name__ for name in plain}
@@ -74,7 +74,7 @@ def test_all_but_the_preprocessing_computes_in_it_inside_and_nothing_outside(
     assert kinds <= {"InputLayer", "Rescaling", "Normalization"} or policy == "float32"
     assert policies() == before
     assert gives() == "float32"
-    with pytest.raises(KeyError), precision.computing_in(policy, backbone):
+    with pytest.raises(KeyError), compute_in(policy, backbone):
         raise KeyError
     assert policies() == before
 
@@ -84,8 +84,8 @@ def trained(backbone: keras.Model, policy: str) -> tuple[np.ndarray, list[np.nda
     keras.utils.set_random_seed(0)
     head = Linear().build(32, 2)
     start = backbone.get_weights()
-    with precision.computing_in(policy, backbone):
-        step = Step(
+    with compute_in(policy, backbone):
+        step = TrainStep(
             lambda pixels: head(backbone(pixels, training=False)),
             [Learning(variable) for variable in [*backbone.trainable_variables, *head.trainable_variables]],
             [],
@@ -121,8 +121,8 @@ def test_gradients_that_overflow_halve_the_scale_and_leave_all_weights_until_the
     backbone = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8)])
     head = Linear().build(8, 2)
     parts = [*backbone.trainable_variables, *head.trainable_variables]
-    with precision.computing_in("mixed_float16", backbone):
-        step = Step(
+    with compute_in("mixed_float16", backbone):
+        step = TrainStep(
             lambda x: head(backbone(x)), [Learning(variable) for variable in parts], [], keras.optimizers.SGD(),
             StepOptions(loss_scale=True),
         )  # fmt: skip

@@ -11,7 +11,7 @@ from tl_research.system.hardware import CORES_VARIABLE, cores
 from tl_research.system.process import gc_paused, suppress_stderr
 
 
-def start(threads: int | None = None, deterministic: bool = False) -> int:
+def start_backend(threads: int | None = None, deterministic: bool = False) -> int:
     """Imports TensorFlow and sets its thread pools; returns the number of threads in force.
 
     Raises:

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from tl_research import feeds
+from tl_research.backend.train_step import Learning, StepOptions, TrainStep
 from tl_research.models.classifier import Part
-from tl_research.step import Learning, Step, StepOptions
 
 
 def update(classifier: keras.Model, parts: Sequence[Part], unfreeze: int | Literal["all"], batches: np.ndarray) -> None:
     """Updates of a classifier by the real step, on images `(k, b, s, s, 3)` whose labels alternate."""
     backbone, head = classifier.get_layer("backbone"), classifier.get_layer("head")
     learning = [Learning(variable, part.rate) for part in parts for variable in part.learning]
-    step = Step(
+    step = TrainStep(
         feeds.forward_of(backbone, head, unfreeze, [item.variable for item in learning]),
         learning,
         [variable for part in parts for variable in part.statistics],
@@ -54,10 +54,12 @@ def step_of(
     rates: Sequence[float] = (1, 1, 1, 1),
     accumulates: bool = False,
     **options: float,
-) -> Step:
+) -> TrainStep:
     learning = [Learning(v, rate) for v, rate in zip(model.trainable_variables, rates, strict=True)]
     chosen = StepOptions(**options)  # type: ignore[arg-type]
-    return Step(lambda x: model(x, training=True), learning, [], OPTIMIZERS[optimizer](), chosen, None, accumulates)
+    return TrainStep(
+        lambda x: model(x, training=True), learning, [], OPTIMIZERS[optimizer](), chosen, None, accumulates
+    )
 
 
 def halves() -> list[tuple[np.ndarray, np.ndarray]]:
@@ -104,7 +106,7 @@ def test_each_variable_has_its_own_rate() -> None:
 def test_a_clipped_gradient_is_no_longer_than_asked() -> None:
     model = network()
     before = model.get_weights()
-    step = Step(
+    step = TrainStep(
         lambda x: model(x), [Learning(v) for v in model.trainable_variables], [], keras.optimizers.SGD(),
         StepOptions(clip_norm=0.01),
     )  # fmt: skip
@@ -158,7 +160,7 @@ def test_any_number_of_examples_is_one_trace() -> None:
         traced.append(1)
         return model(rows)
 
-    step = Step(forward, [Learning(v) for v in model.trainable_variables], [], keras.optimizers.Adam())
+    step = TrainStep(forward, [Learning(v) for v in model.trainable_variables], [], keras.optimizers.Adam())
     for count in (12, 7, 1, 12):
         step([(ROWS[:count], TARGETS[:count])], 0.01)
     assert len(traced) == 1

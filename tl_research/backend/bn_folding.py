@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import keras
 
 
-def fold(network: keras.Model, learning: Collection[keras.Variable] = ()) -> keras.Model:
+def fold_batch_norm(network: keras.Model, learning: Collection[keras.Variable] = ()) -> keras.Model:
     """The same function of the same variables, with frozen batch norm done by the convolutions below it. What is
     `learning` learns as before: gradients flow through a scaled kernel to the kernel itself. Batch norm of which
     something learns is left alone.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tl_research.folding import fold
+from tl_research.backend.bn_folding import fold_batch_norm
 
 CONVOLUTIONS = {
     "plain": lambda: keras.layers.Conv2D(6, 3, use_bias=False),
@@ -59,7 +59,7 @@ def gradients(model: keras.Model, variables: Sequence[keras.Variable]) -> list[n
 def test_a_fold_gives_the_same_maps_and_gradients(convolution: str, norm: str) -> None:
     model = network(CONVOLUTIONS[convolution](), NORMS[norm](), keras.layers.ReLU())
     learning = model.layers[1].trainable_variables
-    folded = fold(model, learning)
+    folded = fold_batch_norm(model, learning)
     assert folds(folded) == 1
     np.testing.assert_allclose(folded(MAPS, training=True), model(MAPS, training=True), rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(gradients(folded, learning), gradients(model, learning), strict=True):
@@ -69,9 +69,9 @@ def test_a_fold_gives_the_same_maps_and_gradients(convolution: str, norm: str) -
 def test_what_normalizes_by_batches_or_learns_is_left_alone() -> None:
     norm = keras.layers.BatchNormalization()
     model = network(keras.layers.Conv2D(6, 3), norm)
-    assert folds(fold(model, [norm.beta])) == 0
+    assert folds(fold_batch_norm(model, [norm.beta])) == 0
     norm.trainable = True
-    assert folds(fold(model)) == 0
+    assert folds(fold_batch_norm(model)) == 0
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_what_normalizes_by_batches_or_learns_is_left_alone() -> None:
 )
 def test_what_is_not_linear_below_is_left_alone(between: keras.layers.Layer) -> None:
     model = network(keras.layers.Conv2D(6, 3), between, keras.layers.BatchNormalization())
-    assert folds(fold(model)) == 0
+    assert folds(fold_batch_norm(model)) == 0
 
 
 def test_a_map_that_is_also_used_elsewhere_stays() -> None:
@@ -88,4 +88,4 @@ def test_a_map_that_is_also_used_elsewhere_stays() -> None:
     norm = keras.layers.BatchNormalization()
     model = keras.Model(pixels, keras.layers.Add()([norm(maps), maps]))
     norm.trainable = False
-    np.testing.assert_allclose(fold(model)(MAPS), model(MAPS), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(fold_batch_norm(model)(MAPS), model(MAPS), rtol=1e-4, atol=1e-5)

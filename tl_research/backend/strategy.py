@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tl_research import cluster
+from tl_research.backend.workers import cluster_members, wait_for_workers, worker_rank
 from tl_research.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ log = logging.getLogger(__name__)
 Distribution = Literal["none", "mirrored", "multi_worker"]
 
 
-class LostError(RuntimeError):
+class WorkerLostError(RuntimeError):
     """Another worker has gone, and a run cannot go on without it."""
 
 
 @contextmanager
-def devices(name: Distribution, job: str) -> Iterator[tf.distribute.Strategy | None]:
+def open_strategy(name: Distribution, job: str) -> Iterator[tf.distribute.Strategy | None]:
     """TensorFlow's strategy; what is built inside is on each of its devices. None for one device. Enter it before
     anything else has used a device. `job` says what is to be done, which must be the same on all workers.
 
@@ -78,7 +78,7 @@ def _joined() -> tf.distribute.Strategy:
     """The strategy of all workers, when all have come."""
     import tensorflow as tf
 
-    cluster.meet()
+    wait_for_workers()
     tf.get_logger().setLevel(logging.ERROR)  # it tells of each collective operation
     with _mortal():
         return tf.distribute.MultiWorkerMirroredStrategy()
@@ -106,15 +106,17 @@ def _loss_told() -> Iterator[None]:
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
-        workers, index = cluster.members()
+        workers, index = cluster_members()
         silent = sorted({int(n) for n in re.findall(r"/job:worker/(?:replica:0/)?task:(\d+)", str(error))} - {index})
         who = f"worker {silent[0]} ({workers[silent[0]]})" if len(silent) == 1 else "another worker"
-        raise LostError(f"{who} has ended or cannot be reached; resume=RUN, given to all, goes on from here") from error
+        raise WorkerLostError(
+            f"{who} has ended or cannot be reached; resume=RUN, given to all, goes on from here"
+        ) from error
 
 
 def _demand_same(strategy: tf.distribute.Strategy, job: str) -> None:
-    told = np.zeros(len(cluster.members()[0]), np.int64)
-    told[cluster.rank()] = int.from_bytes(hashlib.sha256(job.encode()).digest()[:7])
+    told = np.zeros(len(cluster_members()[0]), np.int64)
+    told[worker_rank()] = int.from_bytes(hashlib.sha256(job.encode()).digest()[:7])
     told = _summed(strategy, told)
     different = np.flatnonzero(told != told[0])
     if len(different):
@@ -124,7 +126,7 @@ def _demand_same(strategy: tf.distribute.Strategy, job: str) -> None:
         )
 
 
-def agreed(strategy: tf.distribute.Strategy | None, numbers: Mapping[str, float]) -> dict[str, float]:
+def broadcast_from_chief(strategy: tf.distribute.Strategy | None, numbers: Mapping[str, float]) -> dict[str, float]:
     """Worker 0's numbers, on all workers: clocks and last bits may differ among machines, decisions may not."""
     if not _is_of_many(strategy):
         return dict(numbers)
@@ -139,7 +141,7 @@ def _is_of_many(strategy: Any) -> bool:
 
 
 def _of_first(strategy: Any, value: np.ndarray) -> np.ndarray:
-    return _summed(strategy, value if cluster.rank() == 0 else np.zeros_like(value))
+    return _summed(strategy, value if worker_rank() == 0 else np.zeros_like(value))
 
 
 def _summed(strategy: Any, value: np.ndarray) -> np.ndarray:
@@ -160,7 +162,7 @@ def _summing(strategy: Any) -> Any:
 
 
 @contextmanager
-def together(strategy: tf.distribute.Strategy | None, classifier: keras.Model) -> Iterator[None]:
+def sync_batch_norm(strategy: tf.distribute.Strategy | None, classifier: keras.Model) -> Iterator[None]:
     """What is traced inside normalizes by the whole batch, not by each device's share, whose kept statistics would
     drift apart. Workers that have come here by sums in another order begin with the weights of the first."""
     import keras
