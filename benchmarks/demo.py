@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tl_research import compose, engines
+from tl_research import compose
 from tl_research.backend.start import start_backend
 from tl_research.data.datamodule import DataModule
+from tl_research.features.engines import build_engine
+from tl_research.features.extraction import extract_features
 from tl_research.metrics.classification import classification_metrics
 from tl_research.optimizer import LBFGS
-from tl_research.passes import extract
 from tl_research.probe import solve
 
 BINS = 8
@@ -32,8 +33,8 @@ def inputs(data: DataModule) -> Iterator[tuple[str, np.ndarray]]:
     yield f"colour histograms, {BINS} x {BINS} x {BINS}", histograms(data)
     for name, weights in (("random weights", "null"), ("ImageNet weights", "imagenet")):
         network = compose([f"backbone.weights={weights}"]).backbone.build()
-        engine = engines.build("auto", network, threads=2)
-        yield f"EfficientNet-Lite0, {name}", extract(engine, data, np.arange(len(data)), 224, threads=2)
+        engine = build_engine("auto", network, threads=2)
+        yield f"EfficientNet-Lite0, {name}", extract_features(engine, data, np.arange(len(data)), 224, threads=2)
 
 
 def main(arguments: list[str]) -> None:

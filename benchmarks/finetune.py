@@ -107,7 +107,7 @@ def ours(name: str, what: str, root: str, steps: int, *, deterministic: bool = F
     from tl_research import compose, feeds
     from tl_research.backend.start import start_backend
     from tl_research.backend.train_step import Learning, TrainStep
-    from tl_research.features import Features, FeatureTable
+    from tl_research.features.table import Features, FeatureTable
     from tl_research.models.classifier import build_classifier, set_trainable
     from tl_research.models.head import Linear
 

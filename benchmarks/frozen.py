@@ -158,16 +158,16 @@ def race(name: str, root: Path, epochs: int, scratch: Path) -> None:
 
 def limit(name: str, root: Path) -> None:
     """How near the cold pass (decoding, resizing, inference, storing) comes to what the cores could do at best."""
-    from tl_research import compose, engines
-    from tl_research.engines import BATCH
-    from tl_research.features import Features, FeatureTable
+    from tl_research import compose
+    from tl_research.features.engines import BATCH, build_engine
+    from tl_research.features.table import Features, FeatureTable
 
     cores = len(os.sched_getaffinity(0))
     experiment = compose([f"backbone={name}", "backbone.weights=null", "data=folder", f"data.root={root}"])
     data, network = experiment.data.load(), experiment.backbone.build()
     size = network.input_shape[1]
     pixels = np.stack([data.pixels(i, size) for i in range(BATCH)])
-    single, engine = engines.build("auto", network, 1), engines.build("auto", network, cores)
+    single, engine = build_engine("auto", network, 1), build_engine("auto", network, cores)
     per_image: dict[str, list[float]] = {"decoding": [], "inference": [], "raw": [], "pass": []}
     for turn in range(5):
         with tempfile.TemporaryDirectory() as store:

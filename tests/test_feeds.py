@@ -16,7 +16,7 @@ from tests.test_experiment import run, table
 from tl_research import compose, feeds
 from tl_research.backend.train_step import Learning, TrainStep
 from tl_research.data.datamodule import DataModule
-from tl_research.features import Features, FeatureTable
+from tl_research.features.table import Features, FeatureTable
 from tl_research.feeds import Feed
 from tl_research.models.blocks import find_blocks, split_backbone
 from tl_research.models.classifier import BatchNorm, build_classifier, set_trainable

@@ -164,16 +164,17 @@ def _root(overrides: list[str]) -> Path:
 @features.command("list", context_settings=_PASS_ON)
 def list_(context: typer.Context) -> None:
     """What the store holds, the most recently used last: features list [features.store=FOLDER]."""
-    from tl_research import describe, stock
+    from tl_research import describe
+    from tl_research.features.store_admin import list_entries
 
     root = _root(context.args)
-    describe.stocks(root, stock.stocks(root))
+    describe.stocks(root, list_entries(root))
 
 
 @features.command(context_settings=_PASS_ON)
 def verify(context: typer.Context) -> None:
     """Reads all rows and tells the damaged, which no run would take; exit status 1 if there are any."""
-    from tl_research.stock import stocks as held
+    from tl_research.features.store_admin import list_entries as held
     from tl_research.system.progress import track
 
     damaged = 0
@@ -194,12 +195,13 @@ def prune(
     max_gb: Annotated[float | None, typer.Option(min=0, help="What may stay; default: features.max_gb")] = None,
 ) -> None:
     """Removes the least recently used features until the store is no larger than wanted."""
-    from tl_research import compose, stock
+    from tl_research import compose
+    from tl_research.features.store_admin import prune_store
 
     wanted = compose(context.args).features.max_gb if max_gb is None else max_gb
     if wanted is None:
         raise InputError("features.max_gb=null: say how much may stay, such as --max-gb 5")
-    freed = stock.prune(_root(context.args), wanted * 1e9)
+    freed = prune_store(_root(context.args), wanted * 1e9)
     print(f"{freed / 1e6:,.1f} MB removed")  # noqa: T201
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from tl_research.head_inputs import HeadInputs
+from tl_research.features.head_inputs import HeadInputs
 from tl_research.metrics.classification import accuracy_and_loss
 from tl_research.models.head import DirectHead, Head
 from tl_research.optimizer import LBFGS, Optimizer

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import keras
 
     from tl_research.data.datamodule import DataModule
+    from tl_research.features.store_admin import StoreEntry
     from tl_research.models.classifier import TrainableRow
-    from tl_research.stock import Stock
 
 log = logging.getLogger(__name__)
 out = Console(highlight=False, soft_wrap=True)
@@ -108,7 +108,7 @@ def features(computed: int, hit: int, what: str = "features") -> None:
     out.print(f"{what}: {computed:,} computed, {hit:,} found", markup=False)
 
 
-def stocks(root: Any, found: Sequence[Stock]) -> None:
+def stocks(root: Any, found: Sequence[StoreEntry]) -> None:
     """What a store of features holds, a line for each frozen network."""
     columns = ("key", "backbone", "weights", "pixels", "engine", "rows", "MB", "last used")
     table = _table(f"features in {root}", *columns)

@@ -24,15 +24,15 @@ from tl_research.callbacks import Callback
 from tl_research.data.datamodule import DataModule
 from tl_research.data.file_index import FileIndex
 from tl_research.data.sources import Source
-from tl_research.engines import EngineName
 from tl_research.errors import DivergedError, InputError, LackingError
-from tl_research.features import Features, FeatureTable
+from tl_research.features.engines import EngineName
+from tl_research.features.extraction import ORIGINAL
+from tl_research.features.table import Features, FeatureTable
 from tl_research.fitting import Fitting
 from tl_research.models.backbone import Backbone
 from tl_research.models.classifier import BatchNorm
 from tl_research.models.head import KNN, DirectHead, Head, Linear
 from tl_research.optimizer import LBFGS, GradientOptimizer, Optimizer
-from tl_research.passes import PLAIN
 from tl_research.recipe import Positive, Seed, recipe
 from tl_research.runs.identity import identity
 from tl_research.runs.run import Existing, Run, RunState, versions
@@ -201,7 +201,7 @@ class Experiment:
             with run.phase("build"):
                 table = self._table(self.start.build(), data, threads)
             with run.phase("features"):
-                table.fill(np.arange(len(data)), (PLAIN, *range(self.features.views or 0)))
+                table.fill(np.arange(len(data)), (ORIGINAL, *range(self.features.views or 0)))
             describe.features(table.computed, table.hit)
             self._record_features(run, table)
             run.write_json("metrics.json", run.metrics | versions())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import keras
 
     from tl_research.data.datamodule import DataModule
-    from tl_research.features import FeatureTable
+    from tl_research.features.table import FeatureTable
 
 
 class Closable(Iterator[Batch], Protocol):

@@ -13,22 +13,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research import at_once, describe, engines
+from tl_research import at_once, describe
 from tl_research.backend.precision import choose_policy, compute_in
 from tl_research.backend.strategy import broadcast_from_chief, sync_batch_norm
 from tl_research.backend.train_step import Learning, TrainStep
 from tl_research.callbacks import BestWeights, Callback
 from tl_research.data.datamodule import DataModule
 from tl_research.errors import DivergedError, InputError
-from tl_research.features import FeatureTable
+from tl_research.features.engines import keras_engine
+from tl_research.features.extraction import ORIGINAL, extract_features
+from tl_research.features.head_inputs import HeadInputs
+from tl_research.features.table import FeatureTable
 from tl_research.feeds import Feed
-from tl_research.head_inputs import HeadInputs
 from tl_research.metrics.classification import accuracy_and_loss, direction
 from tl_research.models.classifier import BatchNorm, Part, build_classifier, set_trainable, trainable_table
 from tl_research.models.head import DirectHead, Head
 from tl_research.moved import Moved, Snapshot
 from tl_research.optimizer import LBFGS, GradientOptimizer
-from tl_research.passes import PLAIN, extract
 from tl_research.probe import softmax
 from tl_research.runs.checkpoint import CheckpointState
 from tl_research.runs.run import Run
@@ -159,18 +160,18 @@ class Fitting:
 
     def logits(self, *splits: str) -> np.ndarray:
         """What the classifier, as it is now, says to the examples in these splits: float32 `(n, num_classes)`."""
-        return self._logits(self.data.indices(*splits), PLAIN)
+        return self._logits(self.data.indices(*splits), ORIGINAL)
 
     def averaged_logits(self, split: str, views: int) -> np.ndarray:
         """Logarithms of the probabilities averaged over each image and so many augmented views of it."""
         indices = self.data.indices(split)
-        answers = [softmax(self._logits(indices, view)) for view in (PLAIN, *range(views))]
+        answers = [softmax(self._logits(indices, view)) for view in (ORIGINAL, *range(views))]
         return np.log(np.maximum(np.mean(answers, axis=0), 1e-30)).astype(np.float32)
 
     def _logits(self, indices: np.ndarray, view: int) -> np.ndarray:
         if self._backbone_moved:
-            engine = engines.keras_engine(self.classifier)  # converting it would take longer than so few images
-            return extract(
+            engine = keras_engine(self.classifier)  # converting it would take longer than so few images
+            return extract_features(
                 engine, self.data, indices, self.image_size, threads=self.threads, describe="evaluating", view=view
             )
         assert self.head is not None

@@ -11,10 +11,10 @@ import numpy as np
 
 from tl_research.data.decode import UndecodableError, read_pixels
 from tl_research.data.inspection import is_image_name, visible
-from tl_research.engines import keras_engine
 from tl_research.errors import InputError
+from tl_research.features.engines import keras_engine
+from tl_research.features.extraction import in_batches, run_batches
 from tl_research.metrics.classification import classification_metrics as score
-from tl_research.passes import in_batches, passes
 from tl_research.probe import softmax
 from tl_research.runs.run import Run
 from tl_research.system.progress import bar
@@ -82,7 +82,7 @@ def answer(run: Run, paths: Sequence[Path]) -> list[np.ndarray | str]:
 
     batches = iter(in_batches(np.arange(len(paths))))
     # TensorFlow divides a batch among the cores by itself; a second worker decodes beside it.
-    with bar() as progress, closing(passes(keras_engine(model), load, batches, size, threads=1)) as done:
+    with bar() as progress, closing(run_batches(keras_engine(model), load, batches, size, threads=1)) as done:
         task = progress.add_task("predicting", total=len(paths))
         for places, logits in done:
             for place, row in zip(places, logits, strict=True):

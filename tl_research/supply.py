@@ -12,9 +12,9 @@ import numpy as np
 
 from tl_research import describe, feeds
 from tl_research.backend.train_step import TrainStep
-from tl_research.features import FeatureTable, UnfitError
+from tl_research.features.head_inputs import HeadInputs
+from tl_research.features.table import DtypeRangeError, FeatureTable
 from tl_research.feeds import Feed
-from tl_research.head_inputs import HeadInputs
 from tl_research.models.blocks import find_blocks, split_backbone
 from tl_research.transfer import Stage
 
@@ -56,7 +56,7 @@ class Supply:
         try:
             with self.inputs.run.phase("features"):
                 maps.hold(wanted)
-        except UnfitError as error:
+        except DtypeRangeError as error:
             log.info("%s: %s", EVERY_EPOCH, error)
             return None
         describe.features(maps.computed, maps.hit, "feature maps")

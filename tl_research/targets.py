@@ -28,7 +28,7 @@ TARGETS = {
     "SGD": "tl_research.optimizer.SGD",
     "Stage": "tl_research.transfer.Stage",
     "Trainer": "tl_research.trainer.Trainer",
-    "Features": "tl_research.features.Features",
+    "Features": "tl_research.features.table.Features",
     "BestWeights": "tl_research.callbacks.BestWeights",
     "EarlyStopping": "tl_research.callbacks.EarlyStopping",
     "TensorBoard": "tl_research.callbacks.TensorBoard",

@@ -24,8 +24,7 @@ from pydantic import ValidationError
 
 from tests.conftest import draw_noise, draw_tree
 from tests.test_experiment import numbers, run, table
-from tl_research import InputError, at_once, compose, engines, feeds, probe
-from tl_research import features as feature_table
+from tl_research import InputError, at_once, compose, feeds, probe
 from tl_research.data.augment import augment as module
 from tl_research.data.augment.augment import Augment, _box, _erased, augmented_pixels
 from tl_research.data.augment.rand_augment import OPERATIONS, rand_augment
@@ -33,8 +32,10 @@ from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import Resize, UndecodableError, decode_pixels
 from tl_research.data.loader import numbered_batches
 from tl_research.data.sources import Folder
+from tl_research.features import table as feature_table
+from tl_research.features.engines import keras_engine
+from tl_research.features.extraction import ORIGINAL, extract_features
 from tl_research.optimizer import LBFGS
-from tl_research.passes import PLAIN, extract
 from tl_research.probe import choose_l2, softmax, solve
 
 few = settings(deadline=None, max_examples=25)
@@ -551,8 +552,8 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def views_of(data: DataModule, indices: np.ndarray, views: Sequence[int]) -> np.ndarray:
     """Features `(n, views, d)`, computed here and now."""
-    engine = engines.keras_engine(compose(["backbone=tiny", "backbone.image_size=32"]).backbone.build())
-    return np.stack([extract(engine, data, indices, 32, threads=2, view=view) for view in views], axis=1)
+    engine = keras_engine(compose(["backbone=tiny", "backbone.image_size=32"]).backbone.build())
+    return np.stack([extract_features(engine, data, indices, 32, threads=2, view=view) for view in views], axis=1)
 
 
 @pytest.mark.slow
@@ -608,7 +609,7 @@ def test_a_head_that_learns_by_epochs_learns_from_all_views(
     assert first.metrics["test_accuracy"] > 0.9
 
     data = load(colours, **LIGHT)
-    for (features, labels), split, views in zip(given, 2 * ["train", "val"], 2 * [range(3), [PLAIN]], strict=True):
+    for (features, labels), split, views in zip(given, 2 * ["train", "val"], 2 * [range(3), [ORIGINAL]], strict=True):
         indices = data.indices(split)
         expected = views_of(data, indices, views).reshape(len(views) * len(indices), -1)
         np.testing.assert_allclose(features, expected, atol=1e-4)

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from tests.models.test_backbone import NETWORKS, pictures, recipe, smallest
 from tl_research import InputError, describe
 from tl_research.__main__ import app
-from tl_research.features import network_digest
+from tl_research.features.table import network_digest
 from tl_research.models.blocks import find_blocks, multiply_accumulates, split_backbone
 
 layers = keras.layers

@@ -24,7 +24,7 @@ from tl_research.system.locks import Lock, is_held, try_lock
 log = logging.getLogger(__name__)
 
 
-class Claims:
+class RowClaims:
     """This process' claims on the rows of the store in `folder`. Where nothing can be written or locked there they are
     granted without asking: rows are then computed twice, and are as right."""
 

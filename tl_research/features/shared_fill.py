@@ -11,10 +11,10 @@ from typing import Self
 
 import numpy as np
 
-from tl_research.claims import Claims
-from tl_research.engines import BATCH
-from tl_research.feature_store import Digests, FeatureStore
-from tl_research.passes import in_batches
+from tl_research.features.engines import BATCH
+from tl_research.features.extraction import in_batches
+from tl_research.features.row_claims import RowClaims
+from tl_research.features.store import Digests, FeatureStore
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ PAUSE = 0.05  # seconds between two looks for what others are about to finish
 
 
 @dataclass
-class Filling:
+class SharedFill:
     """`left` are the places in `rows` `(n, width)` of `digests` `(n, 4)` that nobody has filled yet. `advance` is told
     how many others have filled."""
 
@@ -34,7 +34,7 @@ class Filling:
     advance: Callable[[int], None]
 
     def __post_init__(self) -> None:
-        self._claims = Claims(self.store.folder) if self.store else None
+        self._claims = RowClaims(self.store.folder) if self.store else None
         self._waiting_since = time.monotonic()
 
     def __enter__(self) -> Self:

@@ -21,13 +21,16 @@ from typer.testing import CliRunner
 from tests.conftest import ROOT, draw_tree
 from tests.models.test_backbone import NETWORKS, smallest
 from tests.test_experiment import numbers
-from tl_research import InputError, Run, compose, engines, feature_store, stock
+from tl_research import InputError, Run, compose
 from tl_research.__main__ import app
 from tl_research.data.datamodule import DataModule
-from tl_research.engines import BATCH, EngineName
-from tl_research.features import Features, FeatureTable, UnfitError
+from tl_research.features import engines
+from tl_research.features import store as feature_store
+from tl_research.features.engines import BATCH, EngineName, build_engine, keras_engine, openvino_engine
+from tl_research.features.extraction import extract_features
+from tl_research.features.store_admin import list_entries
+from tl_research.features.table import DtypeRangeError, Features, FeatureTable
 from tl_research.models.blocks import find_blocks, split_backbone
-from tl_research.passes import extract
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +47,10 @@ def network() -> keras.Model:
 def test_rows_follow_the_indices_whatever_the_batch_and_the_threads(
     data: DataModule, network: keras.Model, name: EngineName
 ) -> None:
-    everything = extract(engines.build(name, network, 2), data, np.arange(len(data)), 64, threads=2)
+    everything = extract_features(build_engine(name, network, 2), data, np.arange(len(data)), 64, threads=2)
     assert len(data) % BATCH  # so that the last batch is padded
     some = np.array([30, 2, 17])
-    again = extract(engines.build(name, network, 1), data, some, 64, threads=1)
+    again = extract_features(build_engine(name, network, 1), data, some, 64, threads=1)
     np.testing.assert_array_equal(again, everything[some])
     pixels = np.stack([data.pixels(i, 64) for i in range(len(data))]).astype(np.float32)
     np.testing.assert_allclose(everything, network(pixels, training=False), atol=1e-5)
@@ -57,7 +60,7 @@ def test_an_image_passes_once(data: DataModule, network: keras.Model, monkeypatc
     seen: Counter[int] = Counter()
     pixels = DataModule.pixels
     monkeypatch.setattr(DataModule, "pixels", lambda self, i, size: (seen.update([i]), pixels(self, i, size))[1])
-    extract(engines.keras_engine(network), data, np.arange(len(data)), 64, threads=2)
+    extract_features(keras_engine(network), data, np.arange(len(data)), 64, threads=2)
     assert seen == Counter(range(len(data)))
 
 
@@ -67,13 +70,13 @@ def test_openvino_is_chosen_on_a_cpu_and_its_absence_is_one_line(
     chosen = []
     monkeypatch.setattr(engines, "openvino_engine", lambda *_: chosen.append("openvino"))
     monkeypatch.setattr(engines, "keras_engine", lambda *_: chosen.append("keras"))
-    engines.build("auto", network, 1)
-    engines.build("keras", network, 1)
+    build_engine("auto", network, 1)
+    build_engine("keras", network, 1)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    engines.build("auto", network, 1)
+    build_engine("auto", network, 1)
     assert chosen == ["openvino", "keras", "keras"]
     with pytest.raises(InputError, match="pip install openvino"):
-        engines.build("openvino", network, 1)
+        build_engine("openvino", network, 1)
 
 
 @pytest.mark.slow
@@ -82,9 +85,9 @@ def test_the_engines_agree(name: str) -> None:
     backbone = compose([f"backbone={name}", "backbone.weights=null"]).backbone.build()
     size = backbone.input_shape[1]
     pixels = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), np.uint8)
-    expected = engines.keras_engine(backbone)(pixels)
+    expected = keras_engine(backbone)(pixels)
     np.testing.assert_allclose(
-        engines.openvino_engine(backbone, 2)(pixels), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+        openvino_engine(backbone, 2)(pixels), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
     )
 
 
@@ -136,7 +139,7 @@ def test_what_changes_a_row_misses_all_rows(tmp_path: Path, colours: Path, monke
               "engine=keras", "backbone.pooling=max"]  # fmt: skip
     for number, override in enumerate(others, 1):
         assert counts(extracted(tmp_path / str(number), colours, override)) == (36, 0), override
-    for name in ("tl_research.data.decode.code_hash", "tl_research.engines.code_hash"):
+    for name in ("tl_research.data.decode.code_hash", "tl_research.features.engines.code_hash"):
         with monkeypatch.context() as changed:
             changed.setattr(name, lambda *_: "another version of the code")
             assert counts(extracted(tmp_path / name, colours)) == (36, 0), name
@@ -213,9 +216,9 @@ def test_a_full_disk_costs_the_store_and_not_the_run(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = trained(tmp_path / "0", colours, "features.store=null")
-    monkeypatch.setattr("tl_research.engines.BATCH", 8)
-    monkeypatch.setattr("tl_research.filling.BATCH", 8)
-    monkeypatch.setattr("tl_research.passes.BATCH", 8)
+    monkeypatch.setattr("tl_research.features.engines.BATCH", 8)
+    monkeypatch.setattr("tl_research.features.shared_fill.BATCH", 8)
+    monkeypatch.setattr("tl_research.features.extraction.BATCH", 8)
     append = feature_store._Writer.append
     calls = iter(range(100))
 
@@ -285,8 +288,8 @@ def test_a_batch_comes_from_memory_where_all_fit_and_from_the_store_otherwise(
     expected = table(prefix, data, None).rows(EVERYTHING)
     small = table(prefix, data, tmp_path)
     small.hold(EVERYTHING)
-    monkeypatch.setattr("tl_research.features.HELD_GB", 0.0)
-    monkeypatch.setattr("tl_research.features.CHUNK_BYTES", small.row.itemsize * 20)  # 16 rows, then 16, then 4
+    monkeypatch.setattr("tl_research.features.table.HELD_GB", 0.0)
+    monkeypatch.setattr("tl_research.features.table.CHUNK_BYTES", small.row.itemsize * 20)  # 16 rows, then 16, then 4
     held = [small, table(prefix, data, tmp_path), table(prefix, data, tmp_path / "other"), table(prefix, data, None)]
     some = np.array([30, 2, 17])
     for one in held:
@@ -309,7 +312,7 @@ def test_maps_stay_in_memory_when_the_disk_is_full(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(feature_store._Writer, "append", full)
-    monkeypatch.setattr("tl_research.features.HELD_GB", 0.0)
+    monkeypatch.setattr("tl_research.features.table.HELD_GB", 0.0)
     one = table(prefix, data, tmp_path)
     one.hold(EVERYTHING)
     counted = one.computed
@@ -328,7 +331,7 @@ def test_features_that_do_not_fit_in_16_bits_are_told_and_never_kept(
         variable.assign(variable * factor)
     for store in (tmp_path, None):
         one = table(prefix, data, store)
-        with pytest.raises(UnfitError, match="float16 is no type for them"):
+        with pytest.raises(DtypeRangeError, match="float16 is no type for them"):
             one.hold(EVERYTHING)
         assert not stored(tmp_path)
     wide = table(prefix, data, tmp_path, row_type="<f4").rows(EVERYTHING)
@@ -345,7 +348,7 @@ def test_the_engines_agree_on_maps(name: str) -> None:
     for unfreeze in range(1, len(find_blocks(backbone))):
         prefix, _ = split_backbone(backbone, unfreeze)
         expected = np.asarray(prefix(pixels.astype(np.float32), training=False))
-        for found in (engines.keras_engine(prefix)(pixels), engines.openvino_engine(prefix, 2)(pixels)):
+        for found in (keras_engine(prefix)(pixels), openvino_engine(prefix, 2)(pixels)):
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -421,7 +424,7 @@ def test_views_are_kept_beside_the_plain_images(tmp_path: Path, colours: Path) -
 
 def stored(store: Path) -> int:
     """Rows that are there and whole."""
-    stocks = stock.stocks(store) if store.is_dir() else []
+    stocks = list_entries(store) if store.is_dir() else []
     return sum(held.num_rows - sum(map(len, held.damaged().values())) for held in stocks)
 
 

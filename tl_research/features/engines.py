@@ -32,7 +32,7 @@ BATCH = 16
 """The one batch shape ever run, the last batch padded: kernels, and so the last bits, may differ between shapes."""
 
 
-def choose(name: EngineName) -> Literal["openvino", "keras"]:
+def choose_engine(name: EngineName) -> Literal["openvino", "keras"]:
     """`auto` is OpenVINO where only a CPU is there, TensorFlow on a GPU.
 
     Raises InputError for `openvino` where the package is not installed.
@@ -47,15 +47,15 @@ def choose(name: EngineName) -> Literal["openvino", "keras"]:
     return "keras"
 
 
-def build(name: EngineName, network: keras.Model, threads: int) -> Engine:
+def build_engine(name: EngineName, network: keras.Model, threads: int) -> Engine:
     """The engine of that name, as `choose` reads it, for a network."""
-    return openvino_engine(network, threads) if choose(name) == "openvino" else keras_engine(network)
+    return openvino_engine(network, threads) if choose_engine(name) == "openvino" else keras_engine(network)
 
 
-def about(name: EngineName, threads: int) -> dict[str, Any]:
+def describe_engine(name: EngineName, threads: int) -> dict[str, Any]:
     """What may change the last bits of what an engine gives: its name and versions, the batch shape, the processor; for
     TensorFlow also threads and kernels. OpenVINO gives the same bits for all thread counts."""
-    chosen = choose(name)
+    chosen = choose_engine(name)
     packages = ("openvino", "tensorflow", "keras") if chosen == "openvino" else ("tensorflow", "keras")
     facts: dict[str, Any] = {"engine": chosen, "code": code_hash(__file__), "batch": BATCH}
     facts |= {package: _version(package) for package in packages}

@@ -27,11 +27,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
-from tl_research import feature_store
-from tl_research import stock as stock_module
 from tl_research.errors import InputError
-from tl_research.feature_store import ENTRY, FeatureStore, as_digests, checksum
-from tl_research.stock import prune, stocks
+from tl_research.features import store as feature_store
+from tl_research.features import store_admin as stock_module
+from tl_research.features.store import ENTRY, FeatureStore, as_digests, checksum
+from tl_research.features.store_admin import StoreEntry, list_entries, prune_store
 
 ABOUT = {"network": "a network", "image_size": 64}
 OTHER = {"network": "another", "image_size": 64}
@@ -227,7 +227,7 @@ def test_shards_end_where_they_are_large_enough(tmp_path: Path, monkeypatch: pyt
     for number in range(13):
         put(store, [number])
     store.close()
-    assert sorted(len(shard.entries) for shard in stocks(tmp_path)[0].shards) == [3, 5, 5]
+    assert sorted(len(shard.entries) for shard in list_entries(tmp_path)[0].shards) == [3, 5, 5]
     store.refresh()
     assert found_in(store, range(20)) == list(range(13))
 
@@ -278,7 +278,7 @@ def test_the_store_does_what_a_dict_does(sequence: list[tuple[str, int, list[int
             copy.store.close()
             copy.store.refresh()
             assert found_in(copy.store, range(35)) == sorted(there)
-        assert not any(stock.damaged() for stock in stocks(Path(folder)))
+        assert not any(stock.damaged() for stock in list_entries(Path(folder)))
 
 
 # What rows depend on
@@ -352,7 +352,7 @@ def test_what_people_note_is_kept_whatever_letters_it_has(tmp_path: Path) -> Non
     store.close()
     store.refresh()
     assert found_in(store, range(3)) == [0, 1, 2]
-    assert stocks(tmp_path)[0].about["note"]["weights"] == note["note"]["weights"]
+    assert list_entries(tmp_path)[0].about["note"]["weights"] == note["note"]["weights"]
 
 
 # Damage
@@ -415,7 +415,7 @@ def test_a_flipped_byte_anywhere_costs_its_row_and_no_other(tmp_path: Path, suff
             flipped(path, position, mask)
             others = [number for number in range(3) if number != position // step]
             assert found_in(FeatureStore(tmp_path, ABOUT, row_type(2)), range(3)) == others, (position, mask)
-            ((place, bad),) = stocks(tmp_path)[0].damaged().items()
+            ((place, bad),) = list_entries(tmp_path)[0].damaged().items()
             assert place == path.with_suffix(".rows")
             assert bad.tolist() == [position // step], (position, mask)
             flipped(path, position, mask)
@@ -463,7 +463,7 @@ def test_a_file_cut_at_any_length_keeps_the_rows_before_the_cut(tmp_path: Path, 
         found_in(listed_before, range(4))
         listed_before.refresh()
         assert found_in(listed_before, range(4)) == kept, length
-        (stock,) = stocks(tmp_path)
+        (stock,) = list_entries(tmp_path)
         assert (stock.num_rows, stock.damaged()) == (len(kept), {})
 
 
@@ -515,9 +515,9 @@ def test_a_file_that_is_lost_or_turned_into_something_else_costs_at_most_its_row
 def test_a_store_with_a_lost_file_is_listed_and_pruned(tmp_path: Path, harm: Any, suffix: str) -> None:
     fill(tmp_path, range(10, 14), used=1e9)
     harm(fill(tmp_path, range(4), used=2e9).with_suffix(suffix))
-    (stock,) = stocks(tmp_path)
+    (stock,) = list_entries(tmp_path)
     assert (stock.num_rows, stock.damaged(), stock.num_bytes) == (4, {}, pytest.approx(size_of(tmp_path), abs=48))
-    prune(tmp_path, 0)
+    prune_store(tmp_path, 0)
     assert not list(tmp_path.glob("*/*.index"))
 
 
@@ -544,7 +544,7 @@ def test_two_writers_that_take_turns_lose_nothing(tmp_path: Path) -> None:
         writer.close()
         writer.refresh()
         assert found_in(writer, range(30)) == list(range(21))
-    (stock,) = stocks(tmp_path)
+    (stock,) = list_entries(tmp_path)
     assert (len(stock.shards), stock.num_rows, stock.damaged()) == (3, 40, {})
 
 
@@ -603,7 +603,7 @@ def test_four_processes_that_fill_one_store_lose_nothing(tmp_path: Path) -> None
             process.communicate(timeout=60)
             assert process.returncode == 0
     assert found_in(FeatureStore(tmp_path, ABOUT, row_type(16)), range(800)) == list(range(700))
-    (stock,) = stocks(tmp_path)
+    (stock,) = list_entries(tmp_path)
     assert (len(stock.shards), stock.num_rows, stock.damaged()) == (4, 1150, {})
     assert stock.about["about"]["network"] == "a network"
     assert {path.suffix for path in stock.folder.iterdir()} == {".rows", ".index", ".json"}
@@ -628,7 +628,7 @@ def _killed_after(root: Path, reports: int, width: int, step: int) -> None:
     store.close()
     store.refresh()
     assert found_in(store, [10**6]) == [10**6]
-    assert stocks(root)[0].damaged() == {}
+    assert list_entries(root)[0].damaged() == {}
 
 
 @pytest.mark.parametrize("reports", [0, 1, 2, 17, 60])
@@ -800,7 +800,7 @@ def test_a_store_below_a_file_finds_nothing_and_warns_once(
     store.close()
     one_warning(caplog, root, errno.ENOTDIR)
     with pytest.raises(InputError):
-        stocks(root)
+        list_entries(root)
 
 
 def test_a_store_whose_own_folder_is_a_file_finds_nothing_and_warns_once(
@@ -814,8 +814,8 @@ def test_a_store_whose_own_folder_is_a_file_finds_nothing_and_warns_once(
         put(store, range(4))
     store.close()
     one_warning(caplog, tmp_path, errno.EEXIST)
-    assert stocks(tmp_path) == []
-    assert prune(tmp_path, 0) == 0
+    assert list_entries(tmp_path) == []
+    assert prune_store(tmp_path, 0) == 0
     assert store.folder.read_text() == "no folder"
 
 
@@ -829,7 +829,7 @@ def test_stocks_are_listed_with_the_most_recently_used_last(tmp_path: Path) -> N
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "0.json").write_text("{}")
     (tmp_path / "notes.txt").write_text("not ours")
-    other, mine = stocks(tmp_path)
+    other, mine = list_entries(tmp_path)
     assert (mine.num_rows, other.num_rows) == (7, 4)
     assert (mine.last_used, other.last_used) == (3e8, 2e8)
     assert (mine.num_bytes, other.num_bytes) == (7 * (12 + ENTRY.itemsize), 4 * (36 + ENTRY.itemsize))
@@ -839,11 +839,11 @@ def test_stocks_are_listed_with_the_most_recently_used_last(tmp_path: Path) -> N
 
 
 def test_an_empty_root_has_no_stocks(tmp_path: Path) -> None:
-    assert stocks(tmp_path) == []
-    assert prune(tmp_path, 0) == 0
+    assert list_entries(tmp_path) == []
+    assert prune_store(tmp_path, 0) == 0
 
 
-@pytest.mark.parametrize("function", [stocks, lambda root: prune(root, 0)], ids=["stocks", "prune"])
+@pytest.mark.parametrize("function", [list_entries, lambda root: prune_store(root, 0)], ids=["stocks", "prune"])
 def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, function: Any) -> None:
     (tmp_path / "file").write_text("no folder")
     for place in (tmp_path / "nowhere", tmp_path / "file"):
@@ -889,15 +889,15 @@ def test_stocks_survive_a_damaged_about(tmp_path: Path, content: bytes | None) -
     index = fill(tmp_path, range(4), used=1e9)
     about = index.parent / "about.json"
     about.unlink() if content is None else about.write_bytes(content)
-    damaged, sound = stocks(tmp_path)
+    damaged, sound = list_entries(tmp_path)
     assert damaged.folder == index.parent
     assert isinstance(damaged.about, dict)
     assert (damaged.last_used, damaged.num_bytes) == (1e9, 4 * (12 + ENTRY.itemsize))
     assert sound.num_rows == 4
     damaged.damaged()
     freed = damaged.num_bytes
-    assert prune(tmp_path, freed) == freed
-    assert [stock.folder for stock in stocks(tmp_path)] == [sound.folder]
+    assert prune_store(tmp_path, freed) == freed
+    assert [stock.folder for stock in list_entries(tmp_path)] == [sound.folder]
 
 
 def test_stocks_survive_any_flipped_byte_in_about(tmp_path: Path) -> None:
@@ -906,26 +906,26 @@ def test_stocks_survive_any_flipped_byte_in_about(tmp_path: Path) -> None:
     for position in range(about.stat().st_size):
         for mask in FLIPS:
             flipped(about, position, mask)
-            (stock,) = stocks(tmp_path)
+            (stock,) = list_entries(tmp_path)
             stock.damaged()
             assert stock.num_bytes == size_of(tmp_path)
             flipped(about, position, mask)
-    assert stocks(tmp_path)[0].damaged() == {}
+    assert list_entries(tmp_path)[0].damaged() == {}
 
 
 def test_damaged_rows_are_named_exactly(tmp_path: Path) -> None:
     sound = fill(tmp_path, range(20))
     first, second = fill(tmp_path, range(20)), fill(tmp_path, range(20, 40))
     other = fill(tmp_path, range(20), width=7, about=OTHER)
-    assert [stock.damaged() for stock in stocks(tmp_path)] == [{}, {}]
+    assert [stock.damaged() for stock in list_entries(tmp_path)] == [{}, {}]
     for place in (0, 7, 19):
         flipped(first.with_suffix(".rows"), place * 12 + 5)
     flipped(first, 8 * ENTRY.itemsize)
     flipped(second, 11 * ENTRY.itemsize + 35)
-    found = {path: bad.tolist() for stock in stocks(tmp_path) for path, bad in stock.damaged().items()}
+    found = {path: bad.tolist() for stock in list_entries(tmp_path) for path, bad in stock.damaged().items()}
     assert found == {first.with_suffix(".rows"): [0, 7, 8, 19], second.with_suffix(".rows"): [11]}
     flipped(other.with_suffix(".rows"), 6 * 28)
-    found |= {path: bad.tolist() for stock in stocks(tmp_path) for path, bad in stock.damaged().items()}
+    found |= {path: bad.tolist() for stock in list_entries(tmp_path) for path, bad in stock.damaged().items()}
     assert found[other.with_suffix(".rows")] == [6]
     assert sound.with_suffix(".rows") not in found
 
@@ -943,7 +943,7 @@ def test_stocks_survive_a_shard_that_another_process_removes_meanwhile(
         return really(index, row)
 
     monkeypatch.setattr(feature_store.Shard, "read", read)
-    assert [stock.num_rows for stock in stocks(tmp_path)] == [4]
+    assert [stock.num_rows for stock in list_entries(tmp_path)] == [4]
 
 
 # Pruning
@@ -955,7 +955,7 @@ def test_least_recently_used_shards_go_until_the_rest_fits(tmp_path: Path, room:
     newest = fill(tmp_path, range(5), used=3e8, about=OTHER)
     oldest = fill(tmp_path, range(5, 10), used=1e8)
     before, size = size_of(tmp_path), 5 * (12 + ENTRY.itemsize)
-    freed = prune(tmp_path, room * size)
+    freed = prune_store(tmp_path, room * size)
     assert set(tmp_path.glob("*/*.index")) == set([newest, middle, oldest][:kept])
     assert {path.with_suffix(".index") for path in tmp_path.glob("*/*.rows")} == set([newest, middle, oldest][:kept])
     assert size_of(tmp_path) == before - freed == kept * size <= room * size
@@ -975,7 +975,7 @@ def test_what_is_left_fits_or_has_been_used_and_is_the_latest(
         root = Path(folder)
         used = {fill(root, range(n), about=about, used=1e8 * day): 1e8 * day for n, day, about in shards}
         before = size_of(root)
-        freed = prune(root, room, unused_since=1e8 * spared)
+        freed = prune_store(root, room, unused_since=1e8 * spared)
         left = {index: time_ for index, time_ in used.items() if index.exists()}
         gone = [time_ for index, time_ in used.items() if not index.exists()]
         assert size_of(root) == before - freed
@@ -991,7 +991,7 @@ def test_shards_used_since_are_spared_whatever_their_size(tmp_path: Path) -> Non
     now = time.time()
     old = fill(tmp_path, range(5), used=now - 100)
     fresh = [fill(tmp_path, range(5), used=now - age) for age in (50, 10)]
-    assert prune(tmp_path, 0, unused_since=now - 60) == 5 * (12 + ENTRY.itemsize)
+    assert prune_store(tmp_path, 0, unused_since=now - 60) == 5 * (12 + ENTRY.itemsize)
     assert not old.exists()
     assert all(index.exists() and index.with_suffix(".rows").exists() for index in fresh)
     assert found_in(FeatureStore(tmp_path, ABOUT, row_type()), range(5)) == list(range(5))
@@ -1004,7 +1004,7 @@ def test_rows_without_an_index_go_when_they_are_older_than_an_hour(tmp_path: Pat
         orphan = index.with_name(f"{age}.rows")
         orphan.write_bytes(b"1234567")
         os.utime(orphan, (now - age, now - age))
-    assert prune(tmp_path, float("inf")) == 14
+    assert prune_store(tmp_path, float("inf")) == 14
     assert {path.stem for path in index.parent.glob("*.rows")} == {index.stem, "0", "3500"}
     assert index.exists()
 
@@ -1013,14 +1013,14 @@ def test_old_rows_alone_in_their_folder_go_with_it(tmp_path: Path) -> None:
     index = fill(tmp_path, range(5))
     index.unlink()
     os.utime(index.with_suffix(".rows"), (1e9, 1e9))
-    assert prune(tmp_path, float("inf")) == 60
+    assert prune_store(tmp_path, float("inf")) == 60
     assert not list(tmp_path.iterdir())
 
 
 def test_a_writer_that_has_just_begun_is_left_alone(tmp_path: Path) -> None:
     index = fill(tmp_path, [])
     index.unlink()  # as if it had not got that far
-    assert prune(tmp_path, 0) == 0
+    assert prune_store(tmp_path, 0) == 0
     assert index.with_suffix(".rows").exists()
     assert (index.parent / "about.json").exists()
 
@@ -1033,7 +1033,7 @@ def test_folders_that_have_become_empty_go_and_others_stay(tmp_path: Path, about
     kept = fill(tmp_path, range(5), used=2e8, about=OTHER)
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "0.json").write_text("{}")
-    assert prune(tmp_path, size_of(tmp_path) // 2) == 5 * (12 + ENTRY.itemsize)
+    assert prune_store(tmp_path, size_of(tmp_path) // 2) == 5 * (12 + ENTRY.itemsize)
     assert {path.name for path in tmp_path.iterdir()} == {kept.parent.name, "files"}
     assert sorted(path.name for path in kept.parent.iterdir()) == sorted(
         ["about.json", kept.name, kept.with_suffix(".rows").name]
@@ -1050,7 +1050,7 @@ def test_reading_marks_a_shard_as_used_and_looking_elsewhere_does_not(tmp_path: 
     found_in(store, [2, 77])
     assert read.stat().st_mtime > began - 60
     assert unread.stat().st_mtime == 2e8
-    prune(tmp_path, size_of(tmp_path) // 2)
+    prune_store(tmp_path, size_of(tmp_path) // 2)
     assert read.exists()
     assert not unread.exists()
 
@@ -1060,7 +1060,7 @@ def test_a_reader_of_a_shard_that_is_pruned_finds_nothing_and_goes_on(
 ) -> None:
     fill(tmp_path, range(5), used=1e8)
     store = FeatureStore(tmp_path, ABOUT, row_type())
-    prune(tmp_path, 0)
+    prune_store(tmp_path, 0)
     assert found_in(store, range(5)) == []
     store.refresh()
     assert not store.has(digests_of(range(5))).any()
@@ -1074,7 +1074,7 @@ def test_a_reader_of_a_shard_that_is_pruned_finds_nothing_and_goes_on(
 def test_a_writer_whose_shard_is_pruned_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = FeatureStore(tmp_path, ABOUT, row_type())
     put(store, range(3))
-    prune(tmp_path, 0)
+    prune_store(tmp_path, 0)
     put(store, range(3, 6))
     store.close()
     put(store, range(6, 9))
@@ -1089,8 +1089,8 @@ def test_two_may_prune_at_once(tmp_path: Path, what: str, monkeypatch: pytest.Mo
     index = fill(tmp_path, range(5), used=1e8)
     fill(tmp_path, range(5), used=2e8)
 
-    def listed(root: Path) -> list[stock_module.Stock]:
-        found = stocks(root)
+    def listed(root: Path) -> list[StoreEntry]:
+        found = list_entries(root)
         if what == "everything":
             shutil.rmtree(index.parent)
         else:
@@ -1098,6 +1098,6 @@ def test_two_may_prune_at_once(tmp_path: Path, what: str, monkeypatch: pytest.Mo
             index.with_suffix(".rows").unlink()
         return found
 
-    monkeypatch.setattr(stock_module, "stocks", listed)
-    prune(tmp_path, 0)
+    monkeypatch.setattr(stock_module, "list_entries", listed)
+    prune_store(tmp_path, 0)
     assert not list(tmp_path.iterdir())

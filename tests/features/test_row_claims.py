@@ -24,14 +24,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
-from tests.test_feature_store import ABOUT, digests_of, fill, flipped, found_in, put, row_type, rows_of
-from tl_research import claims as claims_module
-from tl_research import feature_store, filling
-from tl_research.claims import Claims
-from tl_research.engines import BATCH
-from tl_research.feature_store import FeatureStore
-from tl_research.features import Features, FeatureTable
-from tl_research.filling import Filling
+from tests.features.test_store import ABOUT, digests_of, fill, flipped, found_in, put, row_type, rows_of
+from tl_research.features import row_claims as claims_module
+from tl_research.features import shared_fill
+from tl_research.features import store as feature_store
+from tl_research.features.engines import BATCH
+from tl_research.features.row_claims import RowClaims
+from tl_research.features.shared_fill import SharedFill
+from tl_research.features.store import FeatureStore
+from tl_research.features.table import Features, FeatureTable
 
 
 class Images:
@@ -134,7 +135,7 @@ def test_one_that_comes_later_computes_nothing_that_is_there(tmp_path: Path) -> 
     assert (late.table.computed, late.table.hit) == (50, 50)
 
 
-CHILD = "import sys; from tests.test_claims import child; child(*sys.argv[1:])"
+CHILD = "import sys; from tests.features.test_row_claims import child; child(*sys.argv[1:])"
 
 
 def child(root: str, count: str, seconds: str) -> None:
@@ -287,7 +288,7 @@ def test_rows_that_a_living_process_stored_and_that_were_damaged_since_are_compu
     """The claim on them holds until then."""
     numbers = list(range(2 * BATCH))
     store = FeatureStore(tmp_path, ABOUT, row_type())
-    claims = Claims(store.folder)
+    claims = RowClaims(store.folder)
     claims.take(len(numbers), lambda _: digests_of(numbers))
     put(store, numbers)
     store.close()
@@ -319,10 +320,10 @@ def test_those_whose_disk_is_full_do_not_wait_for_each_other(
 def test_a_disk_without_room_for_claims_keeps_nobody_from_computing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Claims, digests: np.ndarray) -> None:
+    def full(self: RowClaims, digests: np.ndarray) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Claims, "_note", full)
+    monkeypatch.setattr(RowClaims, "_note", full)
     fillers = [Filler(tmp_path, list(range(3 * BATCH))) for _ in range(2)]
     together(fillers)
 
@@ -340,7 +341,7 @@ def wanting(numbers: list[int], looks: list[bool] | None = None) -> Callable[[bo
 
 
 def test_what_one_has_claimed_another_does_not_get_while_it_lives(tmp_path: Path) -> None:
-    first, second = Claims(tmp_path), Claims(tmp_path)
+    first, second = RowClaims(tmp_path), RowClaims(tmp_path)
     assert first.take(3, wanting([0, 1, 2, 3, 4])).tolist() == [0, 1, 2]
     assert second.take(3, wanting([4, 3, 2, 1, 0])).tolist() == [0, 1]
     assert second.take(3, wanting([0, 1, 2])).tolist() == []
@@ -349,14 +350,14 @@ def test_what_one_has_claimed_another_does_not_get_while_it_lives(tmp_path: Path
 
 
 def test_one_may_claim_again_what_it_has_claimed(tmp_path: Path) -> None:
-    claims = Claims(tmp_path)
+    claims = RowClaims(tmp_path)
     assert claims.take(2, wanting([0, 1])).tolist() == [0, 1]
     assert claims.take(2, wanting([1, 2, 3])).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("ends", ["closes", "is killed"])
 def test_one_that_came_and_went_between_two_looks_is_noticed(tmp_path: Path, ends: str) -> None:
-    ours, theirs = Claims(tmp_path), Claims(tmp_path)
+    ours, theirs = RowClaims(tmp_path), RowClaims(tmp_path)
     looks: list[bool] = []
     ours.take(1, wanting([0], looks))
     ours.take(1, wanting([1], looks))
@@ -375,7 +376,7 @@ def test_one_that_came_and_went_between_two_looks_is_noticed(tmp_path: Path, end
 
 
 def test_a_death_that_one_has_noticed_the_others_notice_too(tmp_path: Path) -> None:
-    ours, dead, third = (Claims(tmp_path) for _ in range(3))
+    ours, dead, third = (RowClaims(tmp_path) for _ in range(3))
     looks: list[bool] = []
     ours.take(1, wanting([0], looks))
     dead.take(1, wanting([1]))
@@ -388,7 +389,7 @@ def test_a_death_that_one_has_noticed_the_others_notice_too(tmp_path: Path) -> N
 
 
 def test_a_claim_that_is_half_written_counts_as_far_as_it_goes(tmp_path: Path) -> None:
-    first, second = Claims(tmp_path), Claims(tmp_path)
+    first, second = RowClaims(tmp_path), RowClaims(tmp_path)
     first.take(2, wanting([0, 1]))
     with first._path.open("r+b") as file:
         file.truncate(12)
@@ -398,7 +399,7 @@ def test_a_claim_that_is_half_written_counts_as_far_as_it_goes(tmp_path: Path) -
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"-3", b"\xff\xfe", b"12\n"])
 def test_a_damaged_count_of_the_dead_keeps_nobody_from_claiming(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "claims.lock").write_bytes(content)
-    first, second = Claims(tmp_path), Claims(tmp_path)
+    first, second = RowClaims(tmp_path), RowClaims(tmp_path)
     looks: list[bool] = []
     assert first.take(1, wanting([0, 1], looks)).tolist() == [0]
     assert second.take(2, wanting([0, 1])).tolist() == [1]
@@ -408,7 +409,7 @@ def test_a_damaged_count_of_the_dead_keeps_nobody_from_claiming(tmp_path: Path, 
 
 
 def test_those_who_claimed_nothing_leave_nothing(tmp_path: Path) -> None:
-    claims = Claims(tmp_path / "store")
+    claims = RowClaims(tmp_path / "store")
     claims.close()
     claims.close()
     assert not (tmp_path / "store").exists()
@@ -426,7 +427,7 @@ class Process:
         rows = np.full((len(numbers), 3), np.nan, np.float32)
         digests = digests_of(numbers)
         found = self.store.read(digests, rows)
-        self.filling = Filling(self.store, digests, rows, np.flatnonzero(~found), lambda _: None)
+        self.filling = SharedFill(self.store, digests, rows, np.flatnonzero(~found), lambda _: None)
         self.batches = self.filling.batches()
         self.taken: list[np.ndarray] = []
         self.computed: list[int] = []
@@ -477,10 +478,10 @@ def test_in_any_order_of_events_a_row_is_computed_once_unless_who_promised_it_di
     wanted: list[list[int]], steps: list[tuple[int, str]]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(filling, "BATCH", 2)
-        patch.setattr(filling, "PAUSE", 0.0)
+        patch.setattr(shared_fill, "BATCH", 2)
+        patch.setattr(shared_fill, "PAUSE", 0.0)
         patch.setattr(feature_store, "LOOK_SECONDS", 1e9)
-        patch.setattr(filling.time, "sleep", lambda _: None)
+        patch.setattr(shared_fill.time, "sleep", lambda _: None)
         processes = [Process(Path(folder), numbers) for numbers in wanted]
         everybody, lost = list(processes), Counter[int]()
 
@@ -530,5 +531,5 @@ def test_one_that_is_killed_while_it_claims_keeps_nobody_from_claiming(
     with monkeypatch.context() as patch:
         patch.setattr(claims_module, point, die)
         with pytest.raises(KilledError):
-            Claims(tmp_path).take(5, wanting([0, 1, 2]))
-    assert Claims(tmp_path).take(5, wanting([0, 1, 2])).tolist() == [0, 1, 2]
+            RowClaims(tmp_path).take(5, wanting([0, 1, 2]))
+    assert RowClaims(tmp_path).take(5, wanting([0, 1, 2])).tolist() == [0, 1, 2]

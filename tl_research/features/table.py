@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from tl_research import engines
 from tl_research.data import decode
 from tl_research.data.file_index import FileIndex
-from tl_research.engines import BATCH, Engine, EngineName
-from tl_research.feature_store import FeatureStore
-from tl_research.filling import Filling
-from tl_research.passes import PLAIN, Items, passes, view_pixels
+from tl_research.features.engines import BATCH, Engine, EngineName, build_engine, describe_engine
+from tl_research.features.extraction import ORIGINAL, ImageViews, run_batches, view_pixels
+from tl_research.features.shared_fill import SharedFill
+from tl_research.features.store import FeatureStore
+from tl_research.features.store_admin import prune_store
 from tl_research.recipe import Positive, recipe
-from tl_research.stock import prune
 from tl_research.system.progress import bar
 
 if TYPE_CHECKING:
@@ -66,12 +65,12 @@ class Features:
         """Keeps the store below `max_gb`, sparing what has been used since."""
         if self.root is None or self.max_gb is None or not self.root.is_dir():
             return
-        freed = prune(self.root, self.max_gb * 1e9, unused_since=since)
+        freed = prune_store(self.root, self.max_gb * 1e9, unused_since=since)
         if freed:
             log.info("features.max_gb=%g: %.2f GB of features not used for long removed", self.max_gb, freed / 1e9)
 
 
-class UnfitError(ValueError):
+class DtypeRangeError(ValueError):
     """A row's numbers do not fit in the type that rows are kept in: float16 ends at 65504, and a row whose largest is
     below 6e-5 would lose digits."""
 
@@ -119,7 +118,7 @@ class FeatureTable:
             "image_size": self.image_size,
             "resize": self.data.resize,
             "decoder": decode.version(),
-            **engines.about(self.engine, self.threads),
+            **describe_engine(self.engine, self.threads),
         }
         return FeatureStore(self.options.root, about, self.row, {"note": self.note})
 
@@ -140,12 +139,12 @@ class FeatureTable:
         """What so many rows take, in memory as in the store."""
         return num_rows * self.row.itemsize / 1e9
 
-    def rows(self, indices: np.ndarray, view: int = PLAIN) -> np.ndarray:
+    def rows(self, indices: np.ndarray, view: int = ORIGINAL) -> np.ndarray:
         """Features of one view of these examples, in that order: `(n, d)` or `(n, h, w, c)`, of `row_type`."""
         self.prepare([(indices, view)])
         return self._rows[view][indices]
 
-    def hold(self, indices: np.ndarray, views: Sequence[int] = (PLAIN,)) -> None:
+    def hold(self, indices: np.ndarray, views: Sequence[int] = (ORIGINAL,)) -> None:
         """Has `fetch` find these examples' features: in memory if they fit in `HELD_GB`, else in the store. Without a
         store that can be written they are held in memory whatever their size: ask `size_gb` before."""
         wanted = [(indices, view) for view in views if not self._held(indices, view)]
@@ -157,17 +156,17 @@ class FeatureTable:
                 return
         self.prepare(wanted)
 
-    def fetch(self, indices: np.ndarray, view: int = PLAIN) -> np.ndarray:
+    def fetch(self, indices: np.ndarray, view: int = ORIGINAL) -> np.ndarray:
         """`rows`, for a batch of what `hold` has made ready, and nothing that was read from the store stays in memory.
         What has meanwhile been lost there is computed anew."""
         if self._held(indices, view):
             return self._rows[view][indices]
-        items = Items.of(self.data, indices, view)
+        items = ImageViews.of(self.data, indices, view)
         rows = np.empty(len(items), self.row)
         found = self.store.read(items.digests, rows) if self.store is not None else np.zeros(len(items), bool)
         if not found.all():
             with self._writing(int(np.sum(~found))) as advance:
-                rows[~found] = self._answer(Items.of(self.data, indices[~found], view), advance)
+                rows[~found] = self._answer(ImageViews.of(self.data, indices[~found], view), advance)
         return rows
 
     def _held(self, indices: np.ndarray, view: int) -> bool:
@@ -183,10 +182,10 @@ class FeatureTable:
                 self._known[view] = np.zeros(len(self.data), bool)
             missing = indices[~self._known[view][indices]]
             if len(missing):
-                parts.append(Items.of(self.data, missing, view))
+                parts.append(ImageViews.of(self.data, missing, view))
         if not parts:
             return
-        items = Items.joined(parts)
+        items = ImageViews.joined(parts)
         with self._writing(len(items)) as advance:
             for some in items.in_parts(self._chunk):
                 rows = self._answer(some, advance)
@@ -195,13 +194,13 @@ class FeatureTable:
                     self._rows[view][some.indices[mine]] = rows[mine]
                     self._known[view][some.indices[mine]] = True
 
-    def fill(self, indices: np.ndarray, views: Sequence[int] = (PLAIN,)) -> None:
+    def fill(self, indices: np.ndarray, views: Sequence[int] = (ORIGINAL,)) -> None:
         """Has the store hold these examples' features, without holding them in memory."""
         step = min(CHUNK, self._chunk)
         with self._writing(len(indices) * len(views)) as advance:
             for start in range(0, len(indices), step):
                 part = indices[start : start + step]
-                self._answer(Items.joined([Items.of(self.data, part, view) for view in views]), advance)
+                self._answer(ImageViews.joined([ImageViews.of(self.data, part, view) for view in views]), advance)
 
     @property
     def _chunk(self) -> int:
@@ -219,7 +218,7 @@ class FeatureTable:
             if self.store is not None:
                 self.store.close()
 
-    def _answer(self, items: Items, advance: Callable[[int], None]) -> np.ndarray:
+    def _answer(self, items: ImageViews, advance: Callable[[int], None]) -> np.ndarray:
         """Rows `(len(items), ...)`: from the store, or computed and put there."""
         _, first, inverse = np.unique(items.digests, axis=0, return_index=True, return_inverse=True)
         inverse = inverse.ravel()
@@ -238,17 +237,22 @@ class FeatureTable:
         return rows[inverse]
 
     def _compute(
-        self, items: Items, first: np.ndarray, missing: np.ndarray, rows: np.ndarray, advance: Callable[[int], None]
+        self,
+        items: ImageViews,
+        first: np.ndarray,
+        missing: np.ndarray,
+        rows: np.ndarray,
+        advance: Callable[[int], None],
     ) -> int:
         def load(place: int) -> np.ndarray:
             item = first[place]
             return view_pixels(self.data, int(items.indices[item]), self.image_size, int(items.views[item]))
 
         count = 0
-        with Filling(self.store, items.digests[first], rows, missing, advance) as filling:
+        with SharedFill(self.store, items.digests[first], rows, missing, advance) as filling:
             while len(filling.left):
                 batches = filling.batches()
-                with closing(passes(self._engine, load, batches, self.image_size, self.threads)) as done:
+                with closing(run_batches(self._engine, load, batches, self.image_size, self.threads)) as done:
                     for places, features in done:
                         values = self._rounded(features)
                         rows[places] = values
@@ -267,14 +271,14 @@ class FeatureTable:
         largest = np.abs(features).reshape(len(features), -1).max(axis=1)
         unfit = largest[(largest > limits.max) | ((largest < limits.tiny) & (largest > 0))]
         if len(unfit):
-            raise UnfitError(f"features up to {unfit[0]:.3g}: {self.row.base.name} is no type for them")
+            raise DtypeRangeError(f"features up to {unfit[0]:.3g}: {self.row.base.name} is no type for them")
         return features.astype(self.row.base)
 
     def _engine(self, pixels: np.ndarray) -> np.ndarray:
         """The engine, built when the first batch wants it: other processes may have filled the store meanwhile."""
         with self._building:
             if self._built is None:
-                self._built = engines.build(self.engine, self.network, self.threads)
+                self._built = build_engine(self.engine, self.network, self.threads)
         return self._built(pixels)
 
 

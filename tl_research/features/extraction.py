@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research.engines import BATCH, Engine
-from tl_research.feature_store import Digests, as_digests
+from tl_research.features.engines import BATCH, Engine
+from tl_research.features.store import Digests, as_digests
 from tl_research.system.progress import bar
 
 if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule
 
-PLAIN = -1
+ORIGINAL = -1
 """The view that is the image as it is."""
 
 
 @dataclass(frozen=True)
-class Items:
+class ImageViews:
     """Versions of images: the example's index, the view, and the digest that the version is stored under; `(m,)`,
     `(m,)`, `(m, 4)`."""
 
@@ -34,21 +34,22 @@ class Items:
         return len(self.indices)
 
     @classmethod
-    def of(cls, data: DataModule, indices: np.ndarray, view: int = PLAIN) -> Items:
+    def of(cls, data: DataModule, indices: np.ndarray, view: int = ORIGINAL) -> ImageViews:
         """The same view of some examples."""
         hashes = [
-            data.digests[i] if view == PLAIN else data.augment.digest(data.digests[i], view) for i in map(int, indices)
+            data.digests[i] if view == ORIGINAL else data.augment.digest(data.digests[i], view)
+            for i in map(int, indices)
         ]
         return cls(indices, np.full(len(indices), view), as_digests(hashes))
 
-    def in_parts(self, size: int) -> Iterator[Items]:
+    def in_parts(self, size: int) -> Iterator[ImageViews]:
         """The same, so many at a time."""
         for start in range(0, len(self), size):
             part = slice(start, start + size)
-            yield Items(self.indices[part], self.views[part], self.digests[part])
+            yield ImageViews(self.indices[part], self.views[part], self.digests[part])
 
     @classmethod
-    def joined(cls, parts: Sequence[Items]) -> Items:
+    def joined(cls, parts: Sequence[ImageViews]) -> ImageViews:
         """All of these, one after the other."""
         columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("indices", "views", "digests"))
         return cls(*columns)
@@ -56,7 +57,7 @@ class Items:
 
 def view_pixels(data: DataModule, index: int, image_size: int, view: int) -> np.ndarray:
     """One view of an example: uint8 `(image_size, image_size, 3)`."""
-    return data.pixels(index, image_size) if view == PLAIN else data.augmented(index, image_size, view)
+    return data.pixels(index, image_size) if view == ORIGINAL else data.augmented(index, image_size, view)
 
 
 def in_batches(places: np.ndarray) -> list[np.ndarray]:
@@ -64,7 +65,7 @@ def in_batches(places: np.ndarray) -> list[np.ndarray]:
     return np.split(places, range(BATCH, len(places), BATCH))
 
 
-def passes(
+def run_batches(
     engine: Engine, load: Callable[[int], np.ndarray], batches: Iterator[np.ndarray], image_size: int, threads: int
 ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
     """Runs batches of places through an engine and yields `(places, rows)` as they are done, in no particular order.
@@ -97,7 +98,7 @@ def passes(
                 future.cancel()
 
 
-def extract(
+def extract_features(
     engine: Engine,
     data: DataModule,
     indices: np.ndarray,
@@ -105,7 +106,7 @@ def extract(
     *,
     threads: int,
     describe: str = "features",
-    view: int = PLAIN,
+    view: int = ORIGINAL,
 ) -> np.ndarray:
     """One pass of one view of the images `indices` through an engine: float32 `(len(indices), d)`, in that order.
     Nothing is looked up or kept."""
@@ -115,7 +116,7 @@ def extract(
 
     batches = iter(in_batches(np.arange(len(indices))))
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    with bar() as progress, closing(passes(engine, load, batches, image_size, threads)) as done:
+    with bar() as progress, closing(run_batches(engine, load, batches, image_size, threads)) as done:
         task = progress.add_task(describe, total=len(indices))
         for places, values in done:
             found.append((places, values))

@@ -8,8 +8,8 @@ import numpy as np
 
 from tl_research import describe
 from tl_research.data.datamodule import DataModule
-from tl_research.features import FeatureTable
-from tl_research.passes import PLAIN
+from tl_research.features.extraction import ORIGINAL
+from tl_research.features.table import FeatureTable
 from tl_research.runs.run import Run
 
 
@@ -36,17 +36,17 @@ class HeadInputs:
         will learn from the validation images, too."""
         everything = np.arange(len(self.data))
         if not self.views_are_kept:
-            wanted = [(everything, PLAIN)]
+            wanted = [(everything, ORIGINAL)]
         else:
             trained = self.data.indices("train", "val") if validation else self.data.indices("train")
-            wanted = [(self.data.indices("val", "test"), PLAIN), *((trained, view) for view in range(self.views))]
+            wanted = [(self.data.indices("val", "test"), ORIGINAL), *((trained, view) for view in range(self.views))]
         computed, hit = self.features.computed, self.features.hit
         with self.run.phase("features"):
             self.features.prepare(wanted)
         if (computed, hit) != (self.features.computed, self.features.hit):
             describe.features(self.features.computed - computed, self.features.hit - hit)
 
-    def rows(self, indices: np.ndarray, view: int = PLAIN) -> np.ndarray:
+    def rows(self, indices: np.ndarray, view: int = ORIGINAL) -> np.ndarray:
         """Features of one view of these examples: float32 `(n, d)`."""
         with self.run.phase("features"):
             return self.features.rows(indices, view)
@@ -54,7 +54,7 @@ class HeadInputs:
     def learned(self, *splits: str) -> tuple[np.ndarray, np.ndarray]:
         """Features and labels that a head learns from: the views of an image one after the other."""
         indices = self.data.indices(*splits)
-        views = range(self.views) if self.views_are_kept else [PLAIN]
+        views = range(self.views) if self.views_are_kept else [ORIGINAL]
         rows = np.stack([self.features.rows(indices, view) for view in views], axis=1)
         return rows.reshape(-1, rows.shape[-1]), self.data.labels[indices].repeat(len(views))
 

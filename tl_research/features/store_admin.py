@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from tl_research.errors import InputError
-from tl_research.feature_store import ENTRY, Shard
+from tl_research.features.store import ENTRY, Shard
 from tl_research.system.locks import is_held
 
 
 @dataclass
-class Stock:
+class StoreEntry:
     """What `root` holds for one key, for people: `about` is empty where `about.json` is lost or damaged."""
 
     folder: Path
@@ -48,7 +48,7 @@ class Stock:
         return {path: positions for path, positions in found.items() if len(positions)}
 
 
-def stocks(root: Path) -> list[Stock]:
+def list_entries(root: Path) -> list[StoreEntry]:
     """All there is under `root`, the most recently used last.
 
     Raises:
@@ -60,7 +60,7 @@ def stocks(root: Path) -> list[Stock]:
     return sorted(found, key=lambda stock: stock.last_used)
 
 
-def _stock(folder: Path) -> Stock:
+def _stock(folder: Path) -> StoreEntry:
     about: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         about = json.loads((folder / "about.json").read_text())
@@ -70,7 +70,7 @@ def _stock(folder: Path) -> Stock:
         row = np.dtype((base, tuple(shape)))
     if not row or not row.itemsize:
         about, row = {}, None
-    return Stock(folder, about, [_shard(index, row) for index in sorted(folder.glob("*.index"))])
+    return StoreEntry(folder, about, [_shard(index, row) for index in sorted(folder.glob("*.index"))])
 
 
 def _shard(index: Path, row: np.dtype | None) -> Shard:
@@ -80,14 +80,16 @@ def _shard(index: Path, row: np.dtype | None) -> Shard:
     return Shard(index, np.dtype("u1"), np.empty(0, ENTRY))
 
 
-def prune(root: Path, max_bytes: float, unused_since: float = float("inf")) -> int:
+def prune_store(root: Path, max_bytes: float, unused_since: float = float("inf")) -> int:
     """Removes least recently used shards until no more than `max_bytes` are left; returns the bytes freed.
 
     Shards used after `unused_since` (unix time) stay, whatever their size: they are some run's, now. Rows that lost
     their index go, too. Reading processes keep what they have open, and compute anew what they find gone.
     """
     freed = 0
-    shards = sorted((shard.last_used, shard.num_bytes, shard.index) for stock in stocks(root) for shard in stock.shards)
+    shards = sorted(
+        (shard.last_used, shard.num_bytes, shard.index) for stock in list_entries(root) for shard in stock.shards
+    )
     total = sum(size for _, size, _ in shards)
     for used, size, index in shards:
         if total - freed <= max_bytes or used > unused_since:

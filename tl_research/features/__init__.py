@@ -1,0 +1,1 @@
+"""Features of images under a frozen network, computed once and kept on disk."""
