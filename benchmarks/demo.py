@@ -12,8 +12,8 @@ from tl_research.data.datamodule import DataModule
 from tl_research.features.engines import build_engine
 from tl_research.features.extraction import extract_features
 from tl_research.metrics.classification import classification_metrics
-from tl_research.optimizer import LBFGS
-from tl_research.probe import solve
+from tl_research.training.logistic_regression import solve
+from tl_research.training.optimizer import LBFGS
 
 BINS = 8
 

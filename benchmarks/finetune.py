@@ -104,12 +104,13 @@ def ours(name: str, what: str, root: str, steps: int, *, deterministic: bool = F
 
     import numpy as np
 
-    from tl_research import compose, feeds
+    from tl_research import compose
     from tl_research.backend.start import start_backend
     from tl_research.backend.train_step import Learning, TrainStep
     from tl_research.features.table import Features, FeatureTable
     from tl_research.models.classifier import build_classifier, set_trainable
     from tl_research.models.head import Linear
+    from tl_research.training import inputs
 
     experiment = compose([f"backbone={name}", "backbone.weights=null", "data=folder", f"data.root={root}"])
     threads = start_backend(deterministic=deterministic)
@@ -124,16 +125,16 @@ def ours(name: str, what: str, root: str, steps: int, *, deterministic: bool = F
     table = FeatureTable(backbone, data, Features(), "auto", threads)
     if what == "head":
         rows = table.rows(indices), data.labels[indices]
-        feed = feeds.on_features(head, rows, rows, 2, 32, 0)
+        feed = inputs.on_features(head, rows, rows, 2, 32, 0)
     elif what == "last block":
         from tl_research.models.blocks import split_backbone
 
         # In 32 bits: what random weights make of an image is too small for 16.
         maps = replace(table.maps(split_backbone(backbone, 1)[0]), row_type="<f4")
         maps.hold(indices)
-        feed = feeds.on_maps(backbone, head, 1, [item.variable for item in learning], maps, data, 32, 0)
+        feed = inputs.on_maps(backbone, head, 1, [item.variable for item in learning], maps, data, 32, 0)
     else:
-        feed = feeds.on_images(backbone, head, "all", [item.variable for item in learning], data, 32, 0, threads)
+        feed = inputs.on_images(backbone, head, "all", [item.variable for item in learning], data, 32, 0, threads)
     step = TrainStep(feed.forward, learning, [], keras.optimizers.Adam())
     batches = itertools.chain.from_iterable(feed.train(epoch, 0) for epoch in itertools.count())
     whole = (batch for batch in batches if len(batch[1]) == 32)

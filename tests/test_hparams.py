@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tl_research.callbacks import Results, TensorBoard
+from tl_research.training.callbacks import Results, TensorBoard
 
 
 def finished(directory: Path, accuracy: float, **hyperparameters: str | float) -> None:

@@ -28,10 +28,10 @@ from hypothesis import strategies as st
 from hydra_plugins.tl_sweeps._journal import Owner
 from hydra_plugins.tl_sweeps._study import SearchStudy
 from tests.conftest import ROOT
-from tl_research import trial as trials
 from tl_research.configure.composition import build, hydra
 from tl_research.configure.space import Dimension, Space, read_space
 from tl_research.errors import InputError
+from tl_research.training.pruning import TRIAL_VARIABLE, PrunedError, Trial, current_trial, open_journal
 
 optuna = pytest.importorskip("optuna")
 NO_LOADER: Any = None
@@ -398,7 +398,7 @@ def test_nothing_heavy_is_imported_with_the_plugin_or_a_run_that_is_no_trial() -
     program = (
         "import sys, hydra_plugins.tl_sweeps.optuna_sweeper\n"
         "assert not {'optuna', 'tensorflow', 'keras', 'tl_research'} & set(sys.modules)\n"
-        "import tl_research.trial\nassert tl_research.trial.current() is None\n"
+        "import tl_research.training.pruning\nassert tl_research.training.pruning.current_trial() is None\n"
         "assert not {'optuna', 'tensorflow', 'keras'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
@@ -566,28 +566,28 @@ def test_values_that_are_only_wrong_together_are_trials_that_fail(sweep: Sweep) 
 
 
 @pytest.fixture
-def as_trial(opened: Opened, monkeypatch: pytest.MonkeyPatch, journal: Path) -> Callable[..., trials.Trial | None]:
+def as_trial(opened: Opened, monkeypatch: pytest.MonkeyPatch, journal: Path) -> Callable[..., Trial | None]:
     """After two complete trials whose validation loss was 0.5 and 0.7: a third, as its job sees it."""
 
-    def start(monitor: str = "val_loss") -> trials.Trial | None:
+    def start(monitor: str = "val_loss") -> Trial | None:
         study = opened(monitor, parallel=3)
         first, second, third = study.ask(3)
         for trial, values in ((first, (0.9, 0.5)), (second, (0.8, 0.7))):
             for epoch, value in enumerate(values):
                 trial.report(value, epoch)
             study.tell(trial, values[-1])
-        monkeypatch.setenv(trials.VARIABLE, f"{journal}:search:{third.number}")
-        return trials.current()
+        monkeypatch.setenv(TRIAL_VARIABLE, f"{journal}:search:{third.number}")
+        return current_trial()
 
     return start
 
 
-def test_a_run_worse_than_the_median_is_to_end(as_trial: Callable[..., trials.Trial], opened: Opened) -> None:
+def test_a_run_worse_than_the_median_is_to_end(as_trial: Callable[..., Trial], opened: Opened) -> None:
     trial = as_trial()
     trial.report(0, {"val_loss": 0.84, "loss": 7.0})
     trial.check()
     trial.report(1, {"val_loss": 0.61})
-    with pytest.raises(trials.PrunedError) as pruned:
+    with pytest.raises(PrunedError) as pruned:
         trial.check()
     told = "pruned after epoch 1: val_loss 0.61 is above the median of the trials so far"
     assert str(pruned.value) == told
@@ -596,7 +596,7 @@ def test_a_run_worse_than_the_median_is_to_end(as_trial: Callable[..., trials.Tr
     assert study.trials()[2].intermediate_values == {0: 0.84, 1: 0.61}
 
 
-def test_at_its_last_epoch_there_is_nothing_left_to_save(as_trial: Callable[..., trials.Trial]) -> None:
+def test_at_its_last_epoch_there_is_nothing_left_to_save(as_trial: Callable[..., Trial]) -> None:
     trial = as_trial()
     trial.report(0, {"val_loss": 9.0}, prune=False)
     trial.check()
@@ -611,7 +611,7 @@ def test_at_its_last_epoch_there_is_nothing_left_to_save(as_trial: Callable[...,
     ],
 )
 def test_the_nearest_number_of_an_epoch_stands_for_the_monitored_one(
-    as_trial: Callable[..., trials.Trial], monitor: str, logs: dict[str, float], told: str
+    as_trial: Callable[..., Trial], monitor: str, logs: dict[str, float], told: str
 ) -> None:
     trial = as_trial(monitor)
     trial.report(0, logs)
@@ -619,23 +619,23 @@ def test_the_nearest_number_of_an_epoch_stands_for_the_monitored_one(
     assert told in trial.pruned
 
 
-def test_an_orphan_goes_on_unheard(as_trial: Callable[..., trials.Trial], opened: Opened) -> None:
+def test_an_orphan_goes_on_unheard(as_trial: Callable[..., Trial], opened: Opened) -> None:
     """The search was killed and its successor gave the trial up; a job started again finds its epochs told."""
-    trial, again = as_trial(), trials.current()
+    trial, again = as_trial(), current_trial()
     assert again is not None
     trial.report(0, {"val_loss": 0.8})
     again.report(0, {"val_loss": 0.8})
     opened("val_loss").study.tell(2, state=optuna.trial.TrialState.FAIL)
     trial.report(1, {"val_loss": 9.0})
     trial.check()
-    assert trials.current() is None
+    assert current_trial() is None
 
 
 def test_a_journal_out_of_reach_keeps_no_run_from_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv(trials.VARIABLE, f"{tmp_path}/none.journal:search:0")
-    assert trials.current() is None
+    monkeypatch.setenv(TRIAL_VARIABLE, f"{tmp_path}/none.journal:search:0")
+    assert current_trial() is None
     assert "none.journal" in caplog.text
     assert not list(tmp_path.iterdir())
 
@@ -665,7 +665,7 @@ def run(command: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def found(cwd: Path) -> list[Any]:
-    study = optuna.load_study(study_name="search", storage=trials.open_journal(cwd / "found" / "study.journal"))
+    study = optuna.load_study(study_name="search", storage=open_journal(cwd / "found" / "study.journal"))
     return list(study.get_trials(deepcopy=False))
 
 

@@ -7,8 +7,8 @@ import pytest
 from tl_research.configure.names import near
 from tl_research.configure.ranges import allowed, shown
 from tl_research.data.sources import Folder
-from tl_research.optimizer import SGD
-from tl_research.transfer import Stage
+from tl_research.training.optimizer import SGD
+from tl_research.training.stage import Stage
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ import h5py
 import pytest
 
 from tests.conftest import ROOT, draw_noise
-from tl_research import InputError, Run, compose, fitting
+from tl_research import InputError, Run, compose
 from tl_research.runs.checkpoint import CheckpointState
+from tl_research.training import stage_runner
 
 SHORT = ["transfer.backbone.epochs=4", "transfer.backbone.learning_rate=1e-3", "deterministic=true"]
 TIMES = ("seconds", "data_wait")
@@ -75,7 +76,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, most: float = math.inf) -> Iterator
 
     with monkeypatch.context() as patched:
         patched.setattr(Run, "write_checkpoint", noted)
-        patched.setattr(fitting, "MOST_WRITING", math.inf)
+        patched.setattr(stage_runner, "MOST_WRITING", math.inf)
         yield written
 
 

@@ -105,7 +105,7 @@ def lr_find(
     import signal
 
     from tl_research import compose
-    from tl_research import lr_find as test
+    from tl_research.training import lr_range_test as test
 
     if several := {"-m", "--multirun"} & set(context.args):
         raise InputError(f"{several.pop()}: lr_find tests one configuration; leave it out, and give single values")

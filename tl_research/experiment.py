@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from tl_research import at_once, describe, evaluation
+from tl_research import describe, evaluation
 from tl_research.backend.start import start_backend
 from tl_research.backend.strategy import WorkerLostError, open_strategy
-from tl_research.callbacks import Callback
 from tl_research.data.datamodule import DataModule
 from tl_research.data.file_index import FileIndex
 from tl_research.data.sources import Source
@@ -28,17 +27,19 @@ from tl_research.errors import DivergedError, InputError, LackingError
 from tl_research.features.engines import EngineName
 from tl_research.features.extraction import ORIGINAL
 from tl_research.features.table import Features, FeatureTable
-from tl_research.fitting import Fitting
 from tl_research.models.backbone import Backbone
 from tl_research.models.classifier import BatchNorm
 from tl_research.models.head import KNN, DirectHead, Head, Linear
-from tl_research.optimizer import LBFGS, GradientOptimizer, Optimizer
 from tl_research.recipe import Positive, Seed, recipe
 from tl_research.runs.identity import identity
 from tl_research.runs.run import Existing, Run, RunState, versions
-from tl_research.trainer import Fit, Trainer
-from tl_research.transfer import Stage
-from tl_research.trial import PrunedError
+from tl_research.training.callbacks import Callback
+from tl_research.training.closed_form import needs_no_epochs
+from tl_research.training.loop import TrainLoop, TrainOptions
+from tl_research.training.optimizer import LBFGS, GradientOptimizer, Optimizer
+from tl_research.training.pruning import PrunedError
+from tl_research.training.stage import Stage
+from tl_research.training.stage_runner import StageRunner
 
 if TYPE_CHECKING:
     import keras
@@ -60,7 +61,7 @@ class Experiment:
     data: Source
     optimizer: Optimizer
     transfer: dict[str, Stage]
-    trainer: Trainer
+    trainer: TrainOptions
     callbacks: dict[str, Callback | None]
     seed: Seed = 0
     deterministic: bool = False
@@ -97,7 +98,7 @@ class Experiment:
                 raise ValueError(
                     f"head=knn does not learn, and transfer.{name} would train through it; add transfer=frozen"
                 )
-            no_epochs = at_once.is_for(stage, self.head, optimizer)
+            no_epochs = needs_no_epochs(stage, self.head, optimizer)
             if no_epochs and not seen and not augment.changes_nothing and self.features.views is None:
                 views = "" if augment.mixes else "features.views=4 (versions of each image), or "
                 raise ValueError(
@@ -207,7 +208,7 @@ class Experiment:
             run.write_json("metrics.json", run.metrics | versions())
         return run
 
-    def rehearse(self, fits: Mapping[str, Callable[..., Fit]]) -> None:
+    def rehearse(self, fits: Mapping[str, Callable[..., TrainLoop]]) -> None:
         """Fits the stages as `run` does, but for those that have a fit of their own here. Only features stay of it."""
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -247,7 +248,7 @@ class Experiment:
         return threads
 
     @contextmanager
-    def _ready(self, run: Run, data: DataModule) -> Iterator[Fitting]:
+    def _ready(self, run: Run, data: DataModule) -> Iterator[StageRunner]:
         threads = self._begin(run, data)
         job = f"{run.status['identity']} {run.resumes}"
         with open_strategy(self.trainer.distribution, job) as devices:
@@ -255,8 +256,8 @@ class Experiment:
 
     def _warn_of_idle_keys(self) -> None:
         stages = self.transfer.values()
-        if all(at_once.is_for(stage, self.head, stage.optimizer_for(self.optimizer)) for stage in stages):
-            plain = Trainer(distribution=self.trainer.distribution)
+        if all(needs_no_epochs(stage, self.head, stage.optimizer_for(self.optimizer)) for stage in stages):
+            plain = TrainOptions(distribution=self.trainer.distribution)
             keys = [key.name for key in fields(plain) if getattr(self.trainer, key.name) != getattr(plain, key.name)]
             for key in keys:
                 log.warning("trainer.%s changes nothing: the head is computed at once, and no stage has epochs", key)
@@ -279,7 +280,7 @@ class Experiment:
             run.drop_checkpoints()
             describe.results(run.metrics, run.directory, len(run.history))
 
-    def _fit_stages(self, run: Run, fitting: Fitting) -> None:
+    def _fit_stages(self, run: Run, fitting: StageRunner) -> None:
         """All stages, or those that a checkpoint left to do."""
         checkpoint = run.read_checkpoint() if run.resumes else None
         first = fitting.restore(checkpoint) if checkpoint else 0
@@ -297,7 +298,7 @@ class Experiment:
                     run.write_model(fitting.classifier)
                 raise
 
-    def _end_as_frozen(self, run: Run, fitting: Fitting) -> None:
+    def _end_as_frozen(self, run: Run, fitting: StageRunner) -> None:
         """Where training the backbone made nothing better, the head does not lack the images that told so."""
         name, stage = next(iter(self.transfer.items()))
         optimizer = stage.optimizer_for(self.optimizer)
@@ -305,7 +306,7 @@ class Experiment:
         if is_best and isinstance(optimizer, LBFGS) and isinstance(self.head, Linear) and fitting.held_out is None:
             fitting.solve_again(name, optimizer)
 
-    def _build(self, run: Run, data: DataModule, threads: int, devices: tf.distribute.Strategy | None) -> Fitting:
+    def _build(self, run: Run, data: DataModule, threads: int, devices: tf.distribute.Strategy | None) -> StageRunner:
         import keras
 
         with run.phase("build"):
@@ -317,7 +318,7 @@ class Experiment:
         describe.model(self.backbone.name, backbone, head)
         run.metrics |= {f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")}
         run.metrics |= {"num_classes": len(data.class_names), "num_quarantined": len(data.quarantined)}
-        return Fitting(
+        return StageRunner(
             run=run,
             data=data,
             backbone=backbone,

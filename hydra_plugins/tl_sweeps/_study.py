@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hydra_plugins.tl_sweeps._journal import Owner, check_is_journal, mend
 from tl_research.errors import InputError
 from tl_research.metrics.classification import direction
-from tl_research.trial import load_optuna, open_journal
+from tl_research.training.pruning import load_optuna, open_journal
 
 if TYPE_CHECKING:
     import optuna

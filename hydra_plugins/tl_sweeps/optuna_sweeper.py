@@ -172,11 +172,11 @@ class OptunaSweeper(Sweeper):
     def _address(self, study: SearchStudy, trial: Trial) -> list[str]:
         """Tells the job which trial it is, in an override that is not one of the task's: it names no folder."""
         from tl_research.configure.quote import quote
-        from tl_research.trial import VARIABLE
+        from tl_research.training.pruning import TRIAL_VARIABLE
 
         if self.pruner == "none":
             return []
-        return [quote(f"++hydra.job.env_set.{VARIABLE}={study.journal}:{study.study.study_name}:{trial.number}")]
+        return [quote(f"++hydra.job.env_set.{TRIAL_VARIABLE}={study.journal}:{study.study.study_name}:{trial.number}")]
 
     def _tell(self, study: SearchStudy, trial: Trial, value: float | None, reason: str | None) -> None:
         from tl_research import describe

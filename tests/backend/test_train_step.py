@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import pytest
 
-from tl_research import feeds
 from tl_research.backend.train_step import Learning, StepOptions, TrainStep
 from tl_research.models.classifier import Part
+from tl_research.training import inputs
 
 
 def update(classifier: keras.Model, parts: Sequence[Part], unfreeze: int | Literal["all"], batches: np.ndarray) -> None:
@@ -19,7 +19,7 @@ def update(classifier: keras.Model, parts: Sequence[Part], unfreeze: int | Liter
     backbone, head = classifier.get_layer("backbone"), classifier.get_layer("head")
     learning = [Learning(variable, part.rate) for part in parts for variable in part.learning]
     step = TrainStep(
-        feeds.forward_of(backbone, head, unfreeze, [item.variable for item in learning]),
+        inputs.forward_of(backbone, head, unfreeze, [item.variable for item in learning]),
         learning,
         [variable for part in parts for variable in part.statistics],
         keras.optimizers.Adam(),

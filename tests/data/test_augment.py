@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from tests.conftest import draw_noise, draw_tree
 from tests.test_experiment import numbers, run, table
-from tl_research import InputError, at_once, compose, feeds, probe
+from tl_research import InputError, compose
 from tl_research.data.augment import augment as module
 from tl_research.data.augment.augment import Augment, _box, _erased, augmented_pixels
 from tl_research.data.augment.rand_augment import OPERATIONS, rand_augment
@@ -35,8 +35,9 @@ from tl_research.data.sources import Folder
 from tl_research.features import table as feature_table
 from tl_research.features.engines import keras_engine
 from tl_research.features.extraction import ORIGINAL, extract_features
-from tl_research.optimizer import LBFGS
-from tl_research.probe import choose_l2, softmax, solve
+from tl_research.training import closed_form, inputs, logistic_regression
+from tl_research.training.logistic_regression import choose_l2, softmax, solve
+from tl_research.training.optimizer import LBFGS
 
 few = settings(deadline=None, max_examples=25)
 many = settings(deadline=None, max_examples=300)
@@ -563,7 +564,7 @@ def test_a_head_is_solved_on_all_views_and_a_second_run_finds_them(
     given: list[tuple[Any, ...]] = []
     passes: list[int] = []
     passed = feature_table.passes
-    monkeypatch.setattr(at_once, "solve", lambda *args: (given.append(args), solve(*args))[1])
+    monkeypatch.setattr(closed_form, "solve", lambda *args: (given.append(args), solve(*args))[1])
     monkeypatch.setattr(feature_table, "passes", lambda *args: (passes.append(1), passed(*args))[1])
     first = run(tmp_path / "a", noise, *QUICK, "features.views=3")
     assert len(passes) == 1, "all that is needed in one pass over the images"
@@ -590,13 +591,13 @@ def test_a_head_that_learns_by_epochs_learns_from_all_views(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[tuple[np.ndarray, np.ndarray]] = []
-    on_features = feeds.on_features
+    on_features = inputs.on_features
 
     def recorded(head: Any, train: Any, validation: Any, *args: Any) -> Any:
         given.extend([train, validation])
         return on_features(head, train, validation, *args)
 
-    monkeypatch.setattr(feeds, "on_features", recorded)
+    monkeypatch.setattr(inputs, "on_features", recorded)
     options = [*QUICK, "features.views=3", "optimizer=adam", "optimizer.learning_rate=0.05", "transfer.head.epochs=10"]
     first = run(tmp_path / "a", colours, *options)
     again = run(tmp_path / "b", colours, *options)
@@ -736,9 +737,9 @@ def test_views_of_one_image_are_held_out_together() -> None:
 def test_equal_views_choose_what_one_would(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     features, labels = noise_rows(40, 30, classes=3)
     features[:, 0] += 4 * labels
-    monkeypatch.setattr(probe, "MOST_FOR_CHOOSING", most)
+    monkeypatch.setattr(logistic_regression, "MOST_FOR_CHOOSING", most)
     once = choose_l2(features, labels, LBFGS(), 5)
-    monkeypatch.setattr(probe, "MOST_FOR_CHOOSING", 3 * most)
+    monkeypatch.setattr(logistic_regression, "MOST_FOR_CHOOSING", 3 * most)
     thrice = choose_l2(features.repeat(3, axis=0), labels.repeat(3), LBFGS(), 5, views=3)
     assert thrice.l2 == once.l2
     assert thrice.accuracy == once.accuracy
@@ -750,7 +751,7 @@ def test_equal_views_choose_what_one_would(monkeypatch: pytest.MonkeyPatch, most
 def test_views_of_one_image_stay_together_also_where_the_penalty_is_chosen_on_a_part(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(probe, "MOST_FOR_CHOOSING", 180)
+    monkeypatch.setattr(logistic_regression, "MOST_FOR_CHOOSING", 180)
     features, labels = (values.repeat(3, axis=0) for values in noise_rows(200, 80))
     accuracy = choose_l2(features, labels, LBFGS(), 0, views=3).accuracy
     assert accuracy is not None
@@ -764,13 +765,13 @@ def test_views_of_one_image_stay_together_also_where_the_penalty_is_chosen_on_a_
 def test_a_few_images_more_than_are_chosen_on_are_no_trouble(
     monkeypatch: pytest.MonkeyPatch, views: int, more: int
 ) -> None:
-    monkeypatch.setattr(probe, "MOST_FOR_CHOOSING", 120)
+    monkeypatch.setattr(logistic_regression, "MOST_FOR_CHOOSING", 120)
     features, labels = (values.repeat(views, axis=0) for values in noise_rows(120 // views + more, 5, classes=4))
     assert solve(features, labels, LBFGS(), 0, views).cv_accuracy is not None
 
 
 def test_among_many_images_a_class_with_one_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "MOST_FOR_CHOOSING", 100)
+    monkeypatch.setattr(logistic_regression, "MOST_FOR_CHOOSING", 100)
     features, labels = noise_rows(150, 5)
     labels[0] = 2
     solution = solve(features, labels, LBFGS(), 0)

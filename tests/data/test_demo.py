@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tl_research.data.synthetic import demo
-from tl_research.optimizer import LBFGS
-from tl_research.probe import solve
+from tl_research.training.logistic_regression import solve
+from tl_research.training.optimizer import LBFGS
 
 SIZES = {"train": 12, "test": 6}
 

@@ -11,8 +11,8 @@ from tl_research import compose
 from tl_research.data.synthetic import demo
 from tl_research.data.synthetic.paint import Canvas
 from tl_research.data.synthetic.sauce import COURSES, course, sauce_scene
-from tl_research.optimizer import LBFGS
-from tl_research.probe import solve
+from tl_research.training.logistic_regression import solve
+from tl_research.training.optimizer import LBFGS
 
 SIZES = {"train": 6, "val": 3, "test": 3}
 

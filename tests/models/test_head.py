@@ -426,7 +426,7 @@ def test_two_frozen_stages_keep_a_head_that_knows_the_validation_images_as_one_d
     tmp_path: Path, noise: Path, head: str
 ) -> None:
     options = [f"head={head}", "callbacks.tensorboard=null"]
-    second = "+transfer.again={_target_: tl_research.transfer.Stage, epochs: 1}"
+    second = "+transfer.again={_target_: tl_research.training.stage.Stage, epochs: 1}"
     one, two = run(tmp_path / "one", noise, *options), run(tmp_path / "two", noise, *options, second)
     assert [row["stage"] for row in table(two.directory / "history.csv")] == ["head", "again"]
     assert_saved_model_answers_as_recorded(two, noise)

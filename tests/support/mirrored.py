@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from tl_research import compose, feeds
+from tl_research import compose
 from tl_research.backend.strategy import Distribution, open_strategy, sync_batch_norm
 from tl_research.backend.train_step import Learning, StepOptions, TrainStep
 from tl_research.models.classifier import build_classifier, set_trainable
 from tl_research.system.process import exit_now
+from tl_research.training import inputs
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 255, (24, 16, 16, 3)).astype(np.uint8)
@@ -58,7 +59,7 @@ def trained(
         with sync_batch_norm(strategy if synchronized else None, model):
             learning = [variable for part in parts for variable in part.learning]
             step = TrainStep(
-                feeds.forward_of(model.get_layer("backbone"), model.get_layer("head"), "all", learning),
+                inputs.forward_of(model.get_layer("backbone"), model.get_layer("head"), "all", learning),
                 [Learning(variable) for variable in learning],
                 [variable for part in parts for variable in part.statistics],
                 keras.optimizers.SGD(momentum=0.9, weight_decay=0.01),

@@ -22,7 +22,7 @@ from tl_research import describe, report
 from tl_research.configure.composition import build
 from tl_research.errors import InputError
 from tl_research.leaderboard import Leaderboard, collect, titles
-from tl_research.trial import PrunedError
+from tl_research.training.pruning import PrunedError
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from tl_research.configure.explain import compose_config
 from tl_research.configure.ranges import shown
 from tl_research.configure.space import Dimension, Space, read_space
 from tl_research.errors import InputError
-from tl_research.trial import load_optuna
+from tl_research.training.pruning import load_optuna
 
 _MOST_PROBES = 64
 _NUMBERS = (("n_trials", 1, False), ("startup", 0, False), ("seed", 0, True), ("batch", 1, True))

@@ -43,7 +43,7 @@ class Snapshot:
 
 
 @dataclass
-class Moved:
+class TrainedWeights:
     """The variables that stages have moved, and how they were `before`."""
 
     before: Weights = field(default_factory=dict)
@@ -71,15 +71,15 @@ class Moved:
 
     def go_back(self, classifier: keras.Model, weights: Weights) -> None:
         """To the state in which `weights` were all that had moved."""
-        assign(classifier, {**self.before, **weights})
+        assign_weights(classifier, {**self.before, **weights})
 
     def restore(self, classifier: keras.Model, weights: Weights) -> None:
         """Puts a classifier that is as it was loaded where another was when it had these values."""
         self.before = {place: np.array(classifier.variables[place]) for place in weights}
-        assign(classifier, weights)
+        assign_weights(classifier, weights)
 
 
-def assign(classifier: keras.Model, weights: Mapping[int, np.ndarray]) -> None:
+def assign_weights(classifier: keras.Model, weights: Mapping[int, np.ndarray]) -> None:
     """Gives variables these values."""
     variables = classifier.variables
     for place, value in weights.items():

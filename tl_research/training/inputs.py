@@ -31,7 +31,7 @@ class Closable(Iterator[Batch], Protocol):
 
 
 @dataclass(frozen=True)
-class Feed:
+class StageInputs:
     """Batches of one kind, and the part of the classifier that makes logits of them.
 
     `train(epoch, skip)` gives an epoch's batches from number `skip` on, `validation()` those to be judged by.
@@ -62,9 +62,9 @@ def on_features(
     num_classes: int,
     batch_size: int,
     seed: int,
-) -> Feed:
+) -> StageInputs:
     """The head alone, on features `(n, d)` and labels `(n,)`."""
-    return Feed(
+    return StageInputs(
         what="features",
         forward=lambda rows: head(rows, training=True),
         infer=lambda rows: head(rows, training=False),
@@ -83,7 +83,7 @@ def on_maps(
     data: DataModule,
     batch_size: int,
     seed: int,
-) -> Feed:
+) -> StageInputs:
     """The top blocks and the head, on what the blocks below made of each image, which `table` has."""
     _, tail = split(backbone, int(unfreeze))
     trained = fold_batch_norm(tail, learning)
@@ -92,7 +92,7 @@ def on_maps(
         numbered = numbered_batches(data.indices(split), batch_size, epoch=epoch, skip=skip, seed=seed)
         return ((table.fetch(indices), one_hot(data.labels[indices], len(data.class_names))) for _, indices in numbered)
 
-    return Feed(
+    return StageInputs(
         what="maps",
         forward=lambda maps: head(trained(_as_float(maps), training=True), training=True),
         infer=lambda maps: head(tail(_as_float(maps), training=False), training=False),
@@ -111,14 +111,14 @@ def on_images(
     batch_size: int,
     seed: int,
     threads: int,
-) -> Feed:
+) -> StageInputs:
     """The whole classifier, on images. What is frozen runs as in inference."""
     size = int(backbone.input_shape[1])
 
     def batches(split: str, **order: Any) -> Closable:
         return data.epoch(data.indices(split), size, batch_size, threads=threads, **order)
 
-    return Feed(
+    return StageInputs(
         what="images",
         forward=forward_of(backbone, head, unfreeze, learning),
         infer=lambda pixels: head(backbone(_as_float(pixels), training=False), training=False),

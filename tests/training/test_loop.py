@@ -17,15 +17,16 @@ import pytest
 import tensorflow as tf
 
 from tests.test_experiment import run, table
-from tl_research import InputError, Run, compose, supply
+from tl_research import InputError, Run, compose
 from tl_research.backend.train_step import Learning, TrainStep
-from tl_research.callbacks import BestWeights, EarlyStopping
 from tl_research.data.loader import Batch, rows_epoch
 from tl_research.errors import DivergedError
 from tl_research.metrics.classification import accuracy_and_loss
 from tl_research.runs.checkpoint import CheckpointState
-from tl_research.trainer import Fit, Trainer
-from tl_research.transfer import Stage
+from tl_research.training import stage_inputs
+from tl_research.training.callbacks import BestWeights, EarlyStopping
+from tl_research.training.loop import TrainLoop, TrainOptions
+from tl_research.training.stage import Stage
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(40, 5)).astype(np.float32)
@@ -79,9 +80,9 @@ class Small:
         stage: Mapping[str, Any] | None = None,
         trainer: Mapping[str, Any] | None = None,
         **more: Any,
-    ) -> Fit:
+    ) -> TrainLoop:
         """`losses` are what validation says; `change` is what becomes of a batch."""
-        told = Trainer(**{"checkpoint_minutes": None, **(trainer or {})})
+        told = TrainOptions(**{"checkpoint_minutes": None, **(trainer or {})})
         step = TrainStep(
             lambda rows: self.model(rows, training=True),
             [Learning(variable) for variable in self.model.trainable_variables],
@@ -114,7 +115,7 @@ class Small:
             "moving": self.model.variables,
             **more,
         }
-        return Fit(
+        return TrainLoop(
             name="head", stage=Stage(epochs=epochs, **(stage or {})), trainer=told, model=self.model, step=step,
             batches=batches, batches_per_epoch=-(-40 // batch_size), validate=validate, save=save, **options,
         )  # fmt: skip
@@ -407,14 +408,14 @@ def test_trying_a_batch_changes_nothing(monkeypatch: pytest.MonkeyPatch, most: i
     step = TrainStep(lambda rows: model(rows, training=True), learning, [], keras.optimizers.Adam())
     feed = SimpleNamespace(train=lambda epoch, skip: rows_epoch(ROWS, LABELS, 3, 12, seed=0))
     before = [np.array(variable) for variable in [*model.variables, *step.variables]]
-    assert supply.fits_in_memory(step, feed, model.variables) == (most >= 12)  # type: ignore[arg-type]
+    assert stage_inputs.fits_in_memory(step, feed, model.variables) == (most >= 12)  # type: ignore[arg-type]
     assert equal([np.array(variable) for variable in [*model.variables, *step.variables]], before)
 
 
 def test_a_cpu_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, 0)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [])
-    assert supply.fits_in_memory(None, None, [])  # type: ignore[arg-type]
+    assert stage_inputs.fits_in_memory(None, None, [])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("other", ["deterministic=true", "trainer.distribution=multi_worker"])

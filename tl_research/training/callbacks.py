@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import keras
 
 EpochMonitor = Literal["loss", "accuracy", "val_loss", "val_accuracy"]
-State = tuple[dict[str, Any], list[np.ndarray]]
+CallbackState = tuple[dict[str, Any], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class EarlyStopping(Callback):
         remembered = ("wait", "best", "best_epoch", "stopped_epoch")
 
         class Stopping(keras.callbacks.EarlyStopping):
-            def get_state(self) -> State:
+            def get_state(self) -> CallbackState:
                 return {name: getattr(self, name) for name in remembered}, []
 
             def set_state(self, facts: dict[str, Any], arrays: list[np.ndarray]) -> None:
@@ -107,7 +107,7 @@ class BestWeights(Callback):
                 for variable, value in zip(self.params["moving"], self.weights or (), strict=self.weights is not None):
                     variable.assign(value)
 
-            def get_state(self) -> State:
+            def get_state(self) -> CallbackState:
                 return {"best": self.best, "found": self.weights is not None}, self.weights or []
 
             def set_state(self, facts: dict[str, Any], arrays: list[np.ndarray]) -> None:

@@ -21,14 +21,14 @@ import numpy as np
 from typing_extensions import override
 
 from tl_research import describe
-from tl_research.callbacks import TensorBoard
 from tl_research.errors import InputError
 from tl_research.models.head import DirectHead
-from tl_research.optimizer import GradientOptimizer
 from tl_research.runs.run import as_csv
 from tl_research.system.files import write_atomically
 from tl_research.system.progress import bar
-from tl_research.trainer import Fit, Row
+from tl_research.training.callbacks import TensorBoard
+from tl_research.training.loop import EpochRow, TrainLoop
+from tl_research.training.optimizer import GradientOptimizer
 
 if TYPE_CHECKING:
     from tl_research.data.loader import Batch
@@ -131,13 +131,13 @@ def _first(holds: np.ndarray) -> int:
 
 
 @dataclass
-class RangeTest(Fit):
+class RangeTest(TrainLoop):
     """A stage fitted at rising rates, in place of its epochs: the batches of one epoch after the other."""
 
     curve: Curve = field(default_factory=Curve)
 
     @override
-    def run(self, state: CheckpointState | None = None) -> list[Row]:
+    def run(self, state: CheckpointState | None = None) -> list[EpochRow]:
         self.curve.chance = math.log(self.model.output_shape[-1])
         with closing(self._groups()) as groups, bar() as progress:
             task = progress.add_task(f"stage {self.name}", total=self.curve.steps)

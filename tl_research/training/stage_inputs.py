@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research import describe, feeds
+from tl_research import describe
 from tl_research.backend.train_step import TrainStep
 from tl_research.features.head_inputs import HeadInputs
 from tl_research.features.table import DtypeRangeError, FeatureTable
-from tl_research.feeds import Feed
 from tl_research.models.blocks import find_blocks, split_backbone
-from tl_research.transfer import Stage
+from tl_research.training import inputs as feeds
+from tl_research.training.inputs import StageInputs
+from tl_research.training.stage import Stage
 
 if TYPE_CHECKING:
     import keras
@@ -27,7 +28,7 @@ EVERY_EPOCH = "frozen blocks run in every epoch, for what they make of images is
 
 
 @dataclass(frozen=True)
-class Supply:
+class InputFactory:
     """What a stage can be fed from: features that heads learn from, and the classifier's parts."""
 
     inputs: HeadInputs
@@ -64,7 +65,7 @@ class Supply:
 
     def feed(
         self, stage: Stage, learning: Sequence[keras.Variable], only_head: bool, maps: FeatureTable | None, size: int
-    ) -> Feed:
+    ) -> StageInputs:
         """Batches of `size` examples, for what is `learning`: of features where that is the head alone."""
         data = self.inputs.data
         if only_head:
@@ -76,7 +77,7 @@ class Supply:
         return feeds.on_images(*below, data, size, self.seed, self.threads)
 
 
-def fits_in_memory(step: TrainStep, feed: Feed, moving: Sequence[keras.Variable]) -> bool:
+def fits_in_memory(step: TrainStep, feed: StageInputs, moving: Sequence[keras.Variable]) -> bool:
     """Whether the gradient of the first batch can be computed; always so where there is no GPU, for the memory that a
     CPU works in gives no error before it is too late. Of `moving`, what a forward pass moves is put back."""
     import tensorflow as tf

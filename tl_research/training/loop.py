@@ -19,20 +19,20 @@ from tl_research.backend.train_step import StepOptions, TrainStep
 from tl_research.errors import DivergedError
 from tl_research.recipe import Positive, Rate, Share, recipe
 from tl_research.runs.checkpoint import CheckpointState
-from tl_research.schedule import Plateau, factor
 from tl_research.system.progress import bar
+from tl_research.training.schedule import Plateau, rate_factor
 
 if TYPE_CHECKING:
     import keras
 
     from tl_research.data.loader import Batch
-    from tl_research.transfer import Stage
+    from tl_research.training.stage import Stage
 
-Row = dict[str, Any]
+EpochRow = dict[str, Any]
 
 
 @recipe
-class Trainer:
+class TrainOptions:
     """How every stage is fitted.
 
     An update sees `batch_size` examples, `accumulate` times, whose gradients are summed before it; `auto` is 32,
@@ -58,7 +58,7 @@ class Trainer:
 
 
 @dataclass
-class Fit:
+class TrainLoop:
     """One stage being fitted.
 
     `batches(epoch, skip)` gives an epoch's, from one on; epochs are counted over all stages. `validate` gives the
@@ -69,7 +69,7 @@ class Fit:
 
     name: str
     stage: Stage
-    trainer: Trainer
+    trainer: TrainOptions
     model: keras.Model
     step: TrainStep
     rate: float
@@ -82,7 +82,7 @@ class Fit:
     first_epoch: int = 0
     accumulate: int = 1
     deadline: float = math.inf
-    rows: list[Row] = field(default_factory=list)
+    rows: list[EpochRow] = field(default_factory=list)
     _epoch: int = 0
     _done: int = 0
     """Updates in the epoch under way."""
@@ -98,7 +98,7 @@ class Fit:
         """How many updates an epoch makes."""
         return -(-self.batches_per_epoch // self.accumulate)
 
-    def run(self, state: CheckpointState | None = None) -> list[Row]:
+    def run(self, state: CheckpointState | None = None) -> list[EpochRow]:
         """Fits, from where `state` was taken if there is one; a row for each epoch.
 
         Raises:
@@ -179,7 +179,7 @@ class Fit:
         """The learning rate of an update of the epoch under way."""
         step = self._epoch * self.updates_per_epoch + number
         total = self.stage.epochs * self.updates_per_epoch
-        share = factor(self.stage.schedule, step, total, self.stage.warmup)
+        share = rate_factor(self.stage.schedule, step, total, self.stage.warmup)
         return self.rate * share * (self._plateau.factor if self.stage.schedule == "plateau" else 1.0)
 
     def _count(self, told: Any) -> None:
@@ -195,7 +195,7 @@ class Fit:
         loss = f"  loss {self._sums[0] / self._sums[2]:.3f}" if self._sums[2] else ""
         return f"stage {self.name}{loss}{last}"
 
-    def _row(self, number: int, validated: Mapping[str, float]) -> Row:
+    def _row(self, number: int, validated: Mapping[str, float]) -> EpochRow:
         loss, right, count = self._sums.tolist()
         seconds, waited = self._times.tolist()
         return {

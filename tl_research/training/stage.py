@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tl_research.models.classifier import BatchNorm, Parameters
-from tl_research.optimizer import Adam, GradientOptimizer, Optimizer
 from tl_research.recipe import Count, Positive, Rate, Share, recipe
-from tl_research.schedule import ScheduleName
+from tl_research.training.optimizer import Adam, GradientOptimizer, Optimizer
+from tl_research.training.schedule import ScheduleName
 
 Unfreeze = Count | Literal["all"]
 

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from tl_research import InputError, compose, figures, lr_find
+from tl_research import InputError, compose, figures
 from tl_research.__main__ import app
 from tl_research.experiment import Experiment
-from tl_research.fitting import Fitting
-from tl_research.lr_find import FIRST, LAST, LEAST_STEPS, Curve, RangeTest, suggest
+from tl_research.training import lr_range_test
+from tl_research.training.lr_range_test import FIRST, LAST, LEAST_STEPS, Curve, RangeTest, suggest
+from tl_research.training.stage_runner import StageRunner
 
 CHANCE = math.log(2)
 positive = st.floats(1e-6, 1e3)
@@ -181,7 +182,7 @@ def test_the_stages_before_the_tested_one_are_fitted_and_none_after(
     rehearsed: list[tuple[Experiment, str]], overrides: list[str], stage: str | None, tested: str, fitted: list[str]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        lr_find.find(compose(["backbone=tiny", "trainer.time_limit=1", *overrides]), stage)
+        lr_range_test.find(compose(["backbone=tiny", "trainer.time_limit=1", *overrides]), stage)
     experiment, found = rehearsed[0]
     assert (found, list(experiment.transfer)) == (tested, fitted)
     assert experiment.trainer.time_limit is None
@@ -212,7 +213,7 @@ def test_the_command_writes_a_curve_and_the_override_and_touches_no_run(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(Fitting, "solve_again", None)  # the head is of no use any more
+    monkeypatch.setattr(StageRunner, "solve_again", None)  # the head is of no use any more
     overrides = ["transfer=finetune", "transfer.backbone.learning_rate=5", "transfer.backbone.unfreeze=1"]
     run = ["backbone=tiny", "backbone.image_size=32", "data=folder", f"data.root={colours}", "callbacks=none"]
     compose([*run, "optimizer=adam", "transfer.head.epochs=1"]).run(cwd / "run")
@@ -244,7 +245,7 @@ def test_the_command_writes_a_curve_and_the_override_and_touches_no_run(
 def test_a_stage_without_the_key_gets_it_with_a_plus(tmp_path: Path) -> None:
     experiment = compose(["backbone=tiny", "optimizer=adam"])
     del experiment.config["transfer"]["head"]["learning_rate"]
-    lr_find.report(experiment, ["optimizer=adam"], "head", curve(100 * [1.0]), tmp_path)
+    lr_range_test.report(experiment, ["optimizer=adam"], "head", curve(100 * [1.0]), tmp_path)
     assert (tmp_path / "override.txt").read_text() == "+transfer.head.learning_rate=1\n"
 
 

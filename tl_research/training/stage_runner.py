@@ -13,30 +13,31 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research import at_once, describe
+from tl_research import describe
 from tl_research.backend.precision import choose_policy, compute_in
 from tl_research.backend.strategy import broadcast_from_chief, sync_batch_norm
 from tl_research.backend.train_step import Learning, TrainStep
-from tl_research.callbacks import BestWeights, Callback
 from tl_research.data.datamodule import DataModule
 from tl_research.errors import DivergedError, InputError
 from tl_research.features.engines import keras_engine
 from tl_research.features.extraction import ORIGINAL, extract_features
 from tl_research.features.head_inputs import HeadInputs
 from tl_research.features.table import FeatureTable
-from tl_research.feeds import Feed
 from tl_research.metrics.classification import accuracy_and_loss, direction
 from tl_research.models.classifier import BatchNorm, Part, build_classifier, set_trainable, trainable_table
 from tl_research.models.head import DirectHead, Head
-from tl_research.moved import Moved, Snapshot
-from tl_research.optimizer import LBFGS, GradientOptimizer
-from tl_research.probe import softmax
 from tl_research.runs.checkpoint import CheckpointState
 from tl_research.runs.run import Run
-from tl_research.supply import Supply, fits_in_memory
-from tl_research.trainer import Fit, Row, Trainer
-from tl_research.transfer import Stage
-from tl_research.trial import Trial, current
+from tl_research.training.callbacks import BestWeights, Callback
+from tl_research.training.closed_form import fit_direct, fit_direct_head, needs_no_epochs, solve_linear
+from tl_research.training.inputs import StageInputs
+from tl_research.training.logistic_regression import softmax
+from tl_research.training.loop import EpochRow, TrainLoop, TrainOptions
+from tl_research.training.optimizer import LBFGS, GradientOptimizer
+from tl_research.training.pruning import Trial, current_trial
+from tl_research.training.stage import Stage
+from tl_research.training.stage_inputs import InputFactory, fits_in_memory
+from tl_research.training.trained_weights import Snapshot, TrainedWeights
 
 if TYPE_CHECKING:
     import keras
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Fitting:
+class StageRunner:
     """What the stages of one run share. `held_out` is set where the head that is kept was fitted on the validation
     images too: logits for them from a head that was not. A head that is made from features comes with its stage."""
 
@@ -56,23 +57,23 @@ class Fitting:
     head: keras.Model | None
     recipe: Head
     features: FeatureTable
-    trainer: Trainer
+    trainer: TrainOptions
     callbacks: Mapping[str, Callback]
     batch_norm: BatchNorm
     seed: int
     threads: int
     strategy: tf.distribute.Strategy | None = None
     held_out: np.ndarray | None = None
-    trial: Trial | None = field(default_factory=current)
+    trial: Trial | None = field(default_factory=current_trial)
     deadline: float = math.inf
-    fits: Mapping[str, Callable[..., Fit]] = field(default_factory=dict)
+    fits: Mapping[str, Callable[..., TrainLoop]] = field(default_factory=dict)
     """What a stage of this name is fitted by, in place of `Fit`."""
     _last: bool = False
     _untrained: FeatureTable = field(init=False)
     _classifier: keras.Model | None = None
     _backbone_moved: bool = False
     _best: Snapshot | None = None
-    _moved: Moved = field(default_factory=Moved)
+    _moved: TrainedWeights = field(default_factory=TrainedWeights)
     _pending: CheckpointState | None = None
     """The fit that a checkpoint was taken from, until its stage goes on."""
     _began: float = field(default_factory=time.monotonic)
@@ -98,9 +99,9 @@ class Fitting:
         return HeadInputs(self.run, self.data, self.features)
 
     @property
-    def _supply(self) -> Supply:
+    def _supply(self) -> InputFactory:
         assert self.head is not None
-        return Supply(self._inputs, self.backbone, self.head, self.seed, self.threads)
+        return InputFactory(self._inputs, self.backbone, self.head, self.seed, self.threads)
 
     @property
     def image_size(self) -> int:
@@ -120,7 +121,7 @@ class Fitting:
         import keras
 
         self._last = last
-        no_epochs = at_once.is_for(stage, self.recipe, optimizer)
+        no_epochs = needs_no_epochs(stage, self.recipe, optimizer)
         repeatable = self.data.augment.changes_nothing or self._inputs.views_are_kept
         on_features = not stage.trains_backbone and (no_epochs or repeatable)
         if on_features:
@@ -217,7 +218,7 @@ class Fitting:
     def _solved(self, options: LBFGS, *, use_val: bool) -> dict[str, float]:
         """Solves the head; the numbers of one that saw the training images alone."""
         assert self.head is not None
-        result = at_once.solved(self._inputs, options, self.seed, use_val=use_val)
+        result = solve_linear(self._inputs, options, self.seed, use_val=use_val)
         solution, self.held_out = result.fitted, result.held_out
         self.head.get_layer("logits").set_weights([solution.kernel, solution.bias])
         self.run.metrics |= {"l2": solution.l2, "iterations": solution.iterations}
@@ -227,7 +228,7 @@ class Fitting:
 
     def _make(self, name: str, recipe: DirectHead, *, use_val: bool) -> None:
         with self.run.phase(name):
-            result = at_once.made(self._inputs, recipe, use_val=use_val)
+            result = fit_direct(self._inputs, recipe, use_val=use_val)
             self.head, self._classifier, self.held_out = result.fitted, None, result.held_out
         parts = set_trainable(self.classifier, 0)
         self._moved.notice(self.classifier, parts)
@@ -263,7 +264,7 @@ class Fitting:
             if feed.what == "images":
                 self._show(feed)
             self._backbone_moved = self._backbone_moved or stage.trains_backbone
-            fit = self.fits.get(name, Fit)(
+            fit = self.fits.get(name, TrainLoop)(
                 name=name,
                 stage=stage,
                 trainer=self.trainer,
@@ -296,7 +297,7 @@ class Fitting:
         only_head: bool,
         maps: FeatureTable | None,
         policy: str,
-    ) -> tuple[Feed, TrainStep, int]:
+    ) -> tuple[StageInputs, TrainStep, int]:
         """What a stage learns from, its step, and how many batches make an update. `trainer.batch_size=auto` halves the
         batch until it fits into a GPU's memory, and leaves an update as many examples as before."""
         auto = self.trainer.batch_size == "auto"
@@ -320,7 +321,7 @@ class Fitting:
             if not size:
                 raise InputError("trainer.batch_size=auto: not one image fits into the GPU's memory")
 
-    def _show(self, feed: Feed) -> None:
+    def _show(self, feed: StageInputs) -> None:
         """Lets the callbacks see what the network will, of two batches: one may be hardly mixed at all."""
         with closing(feed.train(self._next_epoch, 0)) as batches:
             some = [(pixels[:8], targets[:8]) for pixels, targets in itertools.islice(batches, 2)]
@@ -328,7 +329,7 @@ class Fitting:
         for callback in self.callbacks.values():
             callback.see(self.run.directory, self._next_epoch, pixels, targets, self.data.class_names)
 
-    def _validate(self, feed: Feed) -> dict[str, float]:
+    def _validate(self, feed: StageInputs) -> dict[str, float]:
         with closing(feed.validation()) as batches:
             logits = np.concatenate([feed.answer(inputs) for inputs, _ in batches])
         scores = accuracy_and_loss(logits, self.data.labels[self.data.indices("val")])
@@ -342,7 +343,7 @@ class Fitting:
         callbacks = [callback.build(self.run.directory) for callback in self.callbacks.values()]
         return callbacks if self.trial is None else [*callbacks, self.trial.callback(last=self._last)]
 
-    def _record(self, history: list[Row]) -> None:
+    def _record(self, history: list[EpochRow]) -> None:
         """Adds a stage to the run's history, and keeps its weights if no stage before was better; of equals the one
         that has also learned from the validation images. Raises `PrunedError` if the run is a trial that is to end."""
         self.run.history += history
@@ -396,7 +397,7 @@ class Fitting:
         if isinstance(self.recipe, DirectHead):  # its layers come from the features
             splits = ("train", "val") if "held_out" in parts["run"].arrays else ("train",)
             self._inputs.prepare(validation="val" in splits)
-            self.head, self._classifier = at_once.head_of(self._inputs, self.recipe, *splits), None
+            self.head, self._classifier = fit_direct_head(self._inputs, self.recipe, *splits), None
         self._moved.restore(self.classifier, {int(place): v for place, v in parts["moved"].arrays.items()})
         facts = parts["run"].facts
         self.run.history = list(facts["history"])

@@ -15,7 +15,7 @@ ONE_CYCLE_START, ONE_CYCLE_RISE = 1 / 25, 0.3
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 3
 
 
-def factor(name: ScheduleName, step: int, total: int, warmup: float = 0.0) -> float:
+def rate_factor(name: ScheduleName, step: int, total: int, warmup: float = 0.0) -> float:
     """The share of the stage's rate at `step` of `total`, above 0 and at most 1.
 
     It rises linearly over the share `warmup` of the steps; then `constant` stays; `cosine` falls along half a cosine
@@ -47,7 +47,7 @@ class Plateau:
     """What `plateau` remembers: the rate falls to 0.3 of itself when the validation loss has not fallen for 3
     epochs."""
 
-    factor: float = 1.0
+    rate_factor: float = 1.0
     best: float = math.inf
     waited: int = 0
 

@@ -11,9 +11,9 @@ import numpy as np
 from tl_research.features.head_inputs import HeadInputs
 from tl_research.metrics.classification import accuracy_and_loss
 from tl_research.models.head import DirectHead, Head
-from tl_research.optimizer import LBFGS, Optimizer
-from tl_research.probe import Solution, solve
-from tl_research.transfer import Stage
+from tl_research.training.logistic_regression import Solution, solve
+from tl_research.training.optimizer import LBFGS, Optimizer
+from tl_research.training.stage import Stage
 
 if TYPE_CHECKING:
     import keras
@@ -24,7 +24,7 @@ Answer = Callable[[np.ndarray], Any]
 
 
 @dataclass(frozen=True)
-class AtOnce(Generic[T]):
+class ClosedForm(Generic[T]):
     """What was `fitted`, and the `scores` of one that saw the training images alone, `val_...` among them. `held_out`
     are that one's logits for the validation images, where what was fitted learned from these, too."""
 
@@ -33,12 +33,12 @@ class AtOnce(Generic[T]):
     held_out: np.ndarray | None
 
 
-def is_for(stage: Stage, head: Head, optimizer: Optimizer) -> bool:
+def needs_no_epochs(stage: Stage, head: Head, optimizer: Optimizer) -> bool:
     """Whether a stage's head needs no epochs."""
     return not stage.trains_backbone and (isinstance(head, DirectHead) or isinstance(optimizer, LBFGS))
 
 
-def solved(inputs: HeadInputs, options: LBFGS, seed: int, *, use_val: bool) -> AtOnce[Solution]:
+def solve_linear(inputs: HeadInputs, options: LBFGS, seed: int, *, use_val: bool) -> ClosedForm[Solution]:
     """A linear head, solved to its optimum."""
 
     def fit(*splits: str) -> tuple[Solution, Answer]:
@@ -49,22 +49,22 @@ def solved(inputs: HeadInputs, options: LBFGS, seed: int, *, use_val: bool) -> A
     return _fitted(inputs, fit, use_val=use_val)
 
 
-def made(inputs: HeadInputs, recipe: DirectHead, *, use_val: bool) -> AtOnce[keras.Model]:
+def fit_direct(inputs: HeadInputs, recipe: DirectHead, *, use_val: bool) -> ClosedForm[keras.Model]:
     """A head whose layers hold what the features say."""
 
     def fit(*splits: str) -> tuple[keras.Model, Answer]:
-        head = head_of(inputs, recipe, *splits)
+        head = fit_direct_head(inputs, recipe, *splits)
         return head, head
 
     return _fitted(inputs, fit, use_val=use_val)
 
 
-def head_of(inputs: HeadInputs, recipe: DirectHead, *splits: str) -> keras.Model:
+def fit_direct_head(inputs: HeadInputs, recipe: DirectHead, *splits: str) -> keras.Model:
     """A head made from the images of these splits."""
     return recipe.fit(*inputs.learned(*splits), len(inputs.data.class_names), inputs.views)
 
 
-def _fitted(inputs: HeadInputs, fit: Callable[..., tuple[T, Answer]], *, use_val: bool) -> AtOnce[T]:
+def _fitted(inputs: HeadInputs, fit: Callable[..., tuple[T, Answer]], *, use_val: bool) -> ClosedForm[T]:
     """Fitted on the training images, judged, and with `use_val` fitted again on the validation images, too."""
     fitted, answer = fit("train")
     scores: dict[str, float] = {}
@@ -72,5 +72,5 @@ def _fitted(inputs: HeadInputs, fit: Callable[..., tuple[T, Answer]], *, use_val
         logits = np.asarray(answer(features))
         scores |= {f"{prefix}{name}": value for name, value in accuracy_and_loss(logits, labels).items()}
     if not use_val:
-        return AtOnce(fitted, scores, None)
-    return AtOnce(fit("train", "val")[0], scores, held_out=logits)
+        return ClosedForm(fitted, scores, None)
+    return ClosedForm(fit("train", "val")[0], scores, held_out=logits)

@@ -13,14 +13,15 @@ import pytest
 
 from tests.models.test_backbone import recipe
 from tests.test_experiment import run, table
-from tl_research import compose, feeds
+from tl_research import compose
 from tl_research.backend.train_step import Learning, TrainStep
 from tl_research.data.datamodule import DataModule
 from tl_research.features.table import Features, FeatureTable
-from tl_research.feeds import Feed
 from tl_research.models.blocks import find_blocks, split_backbone
 from tl_research.models.classifier import BatchNorm, build_classifier, set_trainable
 from tl_research.models.head import Linear
+from tl_research.training import inputs as feeds
+from tl_research.training.inputs import StageInputs
 
 HALF, SINGLE = 2**-11, 2**-20
 """How far apart numbers of a size may be, as a share of it: float16 rounds to half of 2^-10."""
@@ -146,10 +147,10 @@ def test_maps_that_would_take_too_much_room_are_made_in_every_epoch(
 ) -> None:
     made: list[str] = []
 
-    def noted(name: str) -> Callable[..., Feed]:
+    def noted(name: str) -> Callable[..., StageInputs]:
         make = getattr(feeds, name)
 
-        def noting(*given: Any) -> Feed:
+        def noting(*given: Any) -> StageInputs:
             made.append(name)
             return make(*given)
 

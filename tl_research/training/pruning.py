@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VARIABLE = "TL_TRIAL"
+TRIAL_VARIABLE = "TL_TRIAL"
 """`JOURNAL:STUDY:NUMBER`, set by the sweeper for each job."""
 
 
@@ -118,9 +118,9 @@ class Trial:
         return self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
 
 
-def current() -> Trial | None:
+def current_trial() -> Trial | None:
     """The trial that the environment names, if it does and it is still running. Imports Optuna only then."""
-    address = os.environ.get(VARIABLE)
+    address = os.environ.get(TRIAL_VARIABLE)
     if not address:
         return None
     place, study_name, number = address.rsplit(":", 2)

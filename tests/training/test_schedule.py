@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tl_research.schedule import LAST, Plateau, ScheduleName, factor
+from tl_research.training.schedule import LAST, Plateau, ScheduleName, rate_factor
 
 names = st.sampled_from(get_args(ScheduleName))
 totals = st.integers(1, 500)
@@ -18,13 +18,13 @@ warmups = st.floats(0, 0.9)
 
 @given(names, totals, warmups)
 def test_a_rate_is_above_zero_and_never_above_the_stage_s(name: ScheduleName, total: int, warmup: float) -> None:
-    shares = [factor(name, step, total, warmup) for step in range(total)]
+    shares = [rate_factor(name, step, total, warmup) for step in range(total)]
     assert all(0 < share <= 1 for share in shares)
 
 
 @given(names, totals, warmups)
 def test_it_rises_and_then_never_rises_again(name: ScheduleName, total: int, warmup: float) -> None:
-    shares = [factor(name, step, total, warmup) for step in range(total)]
+    shares = [rate_factor(name, step, total, warmup) for step in range(total)]
     top = shares.index(max(shares))
     assert shares[: top + 1] == sorted(shares[: top + 1])
     assert shares[top:] == sorted(shares[top:], reverse=True)
@@ -32,14 +32,14 @@ def test_it_rises_and_then_never_rises_again(name: ScheduleName, total: int, war
 
 @given(totals, warmups)
 def test_a_warm_up_takes_its_share_of_the_steps(total: int, warmup: float) -> None:
-    shares = [factor("constant", step, total, warmup) for step in range(total)]
+    shares = [rate_factor("constant", step, total, warmup) for step in range(total)]
     assert sum(share < 1 for share in shares) == math.floor(warmup * total)
     assert shares[0] == 1 / (math.floor(warmup * total) + 1)
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.2])
 def test_where_each_one_ends(warmup: float) -> None:
-    last = {name: factor(name, 999, 1000, warmup) for name in get_args(ScheduleName)}
+    last = {name: rate_factor(name, 999, 1000, warmup) for name in get_args(ScheduleName)}
     assert last["constant"] == last["plateau"] == 1
     assert last["cosine"] < 1e-5
     assert last["exponential"] == pytest.approx(LAST, rel=0.01)
@@ -47,8 +47,8 @@ def test_where_each_one_ends(warmup: float) -> None:
 
 
 def test_cosine_is_half_way_down_in_the_middle() -> None:
-    assert factor("cosine", 50, 100) == pytest.approx(0.5)
-    assert factor("cosine", 60, 100, warmup=0.2) == pytest.approx(0.5)
+    assert rate_factor("cosine", 50, 100) == pytest.approx(0.5)
+    assert rate_factor("cosine", 60, 100, warmup=0.2) == pytest.approx(0.5)
 
 
 def test_a_plateau_lowers_the_rate_after_three_epochs_without_a_better_loss() -> None:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tl_research.metrics.classification import classification_metrics
-from tl_research.optimizer import LBFGS
-from tl_research.probe import softmax, solve
+from tl_research.training.logistic_regression import softmax, solve
+from tl_research.training.optimizer import LBFGS
 
 
 def blobs(n: int, d: int, k: int, seed: int = 0, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

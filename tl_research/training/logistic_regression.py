@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research.optimizer import LBFGS
+from tl_research.training.optimizer import LBFGS
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression

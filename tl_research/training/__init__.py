@@ -1,0 +1,1 @@
+"""Stages and the loop that trains them."""
