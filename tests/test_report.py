@@ -27,7 +27,7 @@ from tl_research import InputError, compose, report
 from tl_research.__main__ import app
 from tl_research.data.datamodule import DataModule
 from tl_research.data.sources import Folder
-from tl_research.evaluation import MOST_MISTAKES, THUMBNAIL, mistakes
+from tl_research.evaluation.evaluate import MOST_MISTAKES, THUMBNAIL, mistakes
 
 HOSTILE = "</script><script>alert(1)</script><!-- @DATA@ \u2028 \x00 \"'&"
 

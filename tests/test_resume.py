@@ -110,7 +110,7 @@ def test_a_head_that_has_learned_from_the_validation_images_is_that_one_again(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr("tl_research.evaluation.judge", killed)
+        patched.setattr("tl_research.evaluation.evaluate.evaluate_run", killed)
         with pytest.raises(Killed):
             compose(told).run(tmp_path / "cut")
     compose([f"resume={tmp_path / 'cut'}"]).run()

@@ -40,15 +40,15 @@ def predict(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the CSV here; default: print it")] = None,
 ) -> None:
     """Classes and probabilities for images, as CSV. A file that cannot be read is a row with the reason."""
-    from tl_research import predict as answers
     from tl_research.backend.start import start_backend
+    from tl_research.evaluation.predict import images_in, predict_images
 
     opened = _opened(run)
     if output is not None and not output.expanduser().absolute().parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.parent}")
-    paths = answers.images_in(path.expanduser() for path in images)
+    paths = images_in(path.expanduser() for path in images)
     start_backend()
-    header, rows = answers.predict(opened, paths)
+    header, rows = predict_images(opened, paths)
     text = as_csv(header, rows)
     if output is None:
         sys.stdout.write(text)
@@ -63,8 +63,9 @@ def evaluate(context: typer.Context, run: RunArgument) -> None:
     """Metrics of a run on other data: evaluate RUN data=folder data.root=PHOTOS. Prints JSON."""
     import json
 
-    from tl_research import compose, predict
+    from tl_research import compose
     from tl_research.backend.start import start_backend
+    from tl_research.evaluation.predict import evaluate_on
 
     opened = _opened(run)
     if not any(argument.startswith("data=") for argument in context.args):
@@ -72,7 +73,7 @@ def evaluate(context: typer.Context, run: RunArgument) -> None:
     source = compose(context.args).data
     source.preflight()
     start_backend()
-    metrics = predict.evaluate(opened, source.load())
+    metrics = evaluate_on(opened, source.load())
     sys.stdout.write(json.dumps(metrics, indent=2) + "\n")
 
 

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from tl_research import describe, evaluation
+from tl_research import describe
 from tl_research.backend.start import start_backend
 from tl_research.backend.strategy import WorkerLostError, open_strategy
 from tl_research.data.datamodule import DataModule
 from tl_research.data.file_index import FileIndex
 from tl_research.data.sources import Source
 from tl_research.errors import DivergedError, InputError, LackingError
+from tl_research.evaluation.evaluate import evaluate_run, show_results
 from tl_research.features.engines import EngineName
 from tl_research.features.extraction import ORIGINAL
 from tl_research.features.table import Features, FeatureTable
@@ -270,11 +271,11 @@ class Experiment:
             self._end_as_frozen(run, fitting)
             run.metrics["num_parameters"] = fitting.classifier.count_params()
             with run.phase("evaluate"):
-                logits = evaluation.judge(run, fitting, self.features.test_views)
+                logits = evaluate_run(run, fitting, self.features.test_views)
             self._record_features(run, fitting.features)
             with run.phase("save"):
                 run.write_model(fitting.classifier)
-            evaluation.show(run, fitting, self.config, logits)
+            show_results(run, fitting, self.config, logits)
             run.metrics |= versions()
             run.write_json("metrics.json", run.metrics)  # last: a run with metrics is a run that is whole
             run.drop_checkpoints()

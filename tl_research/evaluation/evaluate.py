@@ -12,8 +12,8 @@ import numpy as np
 
 from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import UndecodableError, open_image
+from tl_research.evaluation.predict import prediction_rows
 from tl_research.metrics.classification import classification_metrics
-from tl_research.predict import prediction_rows
 from tl_research.runs.run import Run
 from tl_research.training.callbacks import Results
 from tl_research.training.logistic_regression import softmax
@@ -27,7 +27,7 @@ THUMBNAIL = 128
 HIDDEN = {"_target_", "url", "cache", "store", "max_gb", "name", "min_size", "distribution", "variant", "application"}
 
 
-def judge(run: Run, fitting: StageRunner, test_views: int | None) -> np.ndarray:
+def evaluate_run(run: Run, fitting: StageRunner, test_views: int | None) -> np.ndarray:
     """Evaluates on validation and test, writes the answers, and returns the test logits `(n, num_classes)`. With
     `test_views` there are also `test_tta_...`: what the average over augmented views is worth."""
     data = fitting.data
@@ -48,7 +48,7 @@ def judge(run: Run, fitting: StageRunner, test_views: int | None) -> np.ndarray:
     return logits["test"]
 
 
-def show(run: Run, fitting: StageRunner, config: Mapping[str, Any], logits: np.ndarray) -> None:
+def show_results(run: Run, fitting: StageRunner, config: Mapping[str, Any], logits: np.ndarray) -> None:
     """Lets the callbacks show metrics, hyperparameters and answers to the test images, `logits`, and keeps the worst
     of these for the report."""
     data = fitting.data

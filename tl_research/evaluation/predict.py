@@ -52,10 +52,10 @@ def images_in(arguments: Iterable[Path]) -> list[Path]:
     return found
 
 
-def predict(run: Run, paths: Sequence[Path]) -> Table:
+def predict_images(run: Run, paths: Sequence[Path]) -> Table:
     """A row per image: path, prediction, `p_<class>` per class, and a reason where the file could not be read."""
     names = run.class_names()
-    rows = answer(run, paths)
+    rows = predict_logits(run, paths)
     header = ["path", "prediction", *(f"p_{name}" for name in names), "error"]
     table: list[list[Any]] = []
     for path, logits in zip(paths, rows, strict=True):
@@ -67,7 +67,7 @@ def predict(run: Run, paths: Sequence[Path]) -> Table:
     return header, table
 
 
-def answer(run: Run, paths: Sequence[Path]) -> list[np.ndarray | str]:
+def predict_logits(run: Run, paths: Sequence[Path]) -> list[np.ndarray | str]:
     """Logits `(num_classes,)` for each image, or the reason why it cannot be read, in the order of `paths`."""
     model = run.model()
     size, resize = int(model.input_shape[1]), run.resize
@@ -91,13 +91,13 @@ def answer(run: Run, paths: Sequence[Path]) -> list[np.ndarray | str]:
     return answers
 
 
-def evaluate(run: Run, data: DataModule) -> dict[str, float]:
+def evaluate_on(run: Run, data: DataModule) -> dict[str, float]:
     """Metrics of a run on the test images of other data. Raises `InputError` if their classes are not the run's."""
     names = run.class_names()
     if list(data.class_names) != names:
         raise InputError(f"{data.root}: its classes are {list(data.class_names)}, the run's are {names}")
     indices = data.indices("test")
-    answers = answer(run, [data.paths[i] for i in indices])
+    answers = predict_logits(run, [data.paths[i] for i in indices])
     unreadable = [str(a) for a in answers if isinstance(a, str)]
     if unreadable:
         raise InputError(f"{data.root}: an image that was readable a moment ago is not: {unreadable[0]}")

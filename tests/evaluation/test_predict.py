@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT, draw_tree
 from tl_research import InputError, Run, compose
-from tl_research.predict import evaluate, images_in, predict
+from tl_research.evaluation.predict import evaluate_on, images_in, predict_images
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_answers_are_those_of_the_runs_own_predictions(run: Run) -> None:
     with (run.directory / "predictions.csv").open() as file:
         recorded = {row["path"]: row for row in csv.DictReader(file)}
-    header, rows = predict(run, [Path(path) for path in recorded])
+    header, rows = predict_images(run, [Path(path) for path in recorded])
     for row in rows:
         found = dict(zip(header, row, strict=True))
         known = recorded[found["path"]]
@@ -73,7 +73,7 @@ def test_evaluate_prints_the_metrics_of_other_data(run: Run, tmp_path: Path) -> 
 def test_evaluate_refuses_other_classes(run: Run, tmp_path: Path) -> None:
     other = draw_tree(tmp_path / "other", {"red": 5, "green": 5})
     with pytest.raises(InputError, match="green"):
-        evaluate(run, compose(["data=folder", f"data.root={other}"]).data.load())
+        evaluate_on(run, compose(["data=folder", f"data.root={other}"]).data.load())
 
 
 @pytest.mark.parametrize(
