@@ -122,7 +122,7 @@ def leaderboard(
 ) -> None:
     """Ranks the runs below a folder by their validation metric; writes leaderboard.csv and leaderboard.md there."""
     from tl_research import describe
-    from tl_research.leaderboard import Leaderboard, collect
+    from tl_research.reports.leaderboard import Leaderboard, collect
 
     folder = folder.expanduser()
     board = Leaderboard.of(collect(folder))
@@ -135,9 +135,9 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with runs, or one run's directory")],
 ) -> None:
     """One page of the runs below a folder, report.html, that opens offline: ranks, curves, costs, effects, mistakes."""
-    from tl_research import report as pages
+    from tl_research.reports import html_report as pages
 
-    print(pages.write(folder.expanduser()))  # noqa: T201
+    print(pages.write_report(folder.expanduser()))  # noqa: T201
 
 
 def _enter(command: Literal["train", "extract"], overrides: list[str]) -> NoReturn:

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from tl_research import figures
 from tl_research.data.augment.augment import Augment
 from tl_research.data.augment.mixing import Mixed, mix
+from tl_research.reports import figures
 
 few = settings(deadline=None, max_examples=60)
 alphas = st.sampled_from([0.0, 1e-6, 0.2, 1.0, 50.0])

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from tl_research import InputError, compose, figures
+from tl_research import InputError, compose
 from tl_research.__main__ import app
 from tl_research.experiment import Experiment
+from tl_research.reports import figures
 from tl_research.training import lr_range_test
 from tl_research.training.lr_range_test import FIRST, LAST, LEAST_STEPS, Curve, RangeTest, suggest
 from tl_research.training.stage_runner import StageRunner
@@ -250,7 +251,7 @@ def test_a_stage_without_the_key_gets_it_with_a_plus(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["tl_research.backend.train_step.TrainStep.__call__", "tl_research.figures.learning_rates"]
+    "place", ["tl_research.backend.train_step.TrainStep.__call__", "tl_research.reports.figures.learning_rates"]
 )
 def test_an_interrupted_test_leaves_nothing(
     command: Command, cwd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str

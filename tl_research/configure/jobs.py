@@ -18,10 +18,11 @@ from hydra.core.utils import run_job, setup_globals
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 
-from tl_research import describe, report
+from tl_research import describe
 from tl_research.configure.composition import build
 from tl_research.errors import InputError
-from tl_research.leaderboard import Leaderboard, collect, titles
+from tl_research.reports import html_report
+from tl_research.reports.leaderboard import Leaderboard, collect, titles
 from tl_research.training.pruning import PrunedError
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ def conclude(folder: Path) -> None:
         return
     describe.leaderboard(board.monitor, *board.table(), [], folder)
     with contextlib.suppress(OSError):  # a full disk, of which the jobs have told
-        describe.report(report.write(folder))
+        describe.report(html_report.write_report(folder))
 
 
 def tell_not_done(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 
 from tl_research.configure.ranges import shown
 from tl_research.errors import InputError
-from tl_research.leaderboard import NO_CHOICE
+from tl_research.reports.leaderboard import NO_CHOICE
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

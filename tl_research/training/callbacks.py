@@ -148,7 +148,7 @@ class TensorBoard(Callback):
     ) -> None:
         import tensorflow as tf
 
-        from tl_research import figures
+        from tl_research.reports import figures
 
         writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
         with writer.as_default(step=epoch):
@@ -161,7 +161,7 @@ class TensorBoard(Callback):
         import tensorflow as tf
         from tensorboard.plugins.hparams import api as hp
 
-        from tl_research import figures
+        from tl_research.reports import figures
 
         writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
         with writer.as_default(step=0):

@@ -219,7 +219,7 @@ def report(experiment: Experiment, overrides: Sequence[str], stage: str, curve: 
     """Writes `lr_find.png`, `lr_find.csv` and `override.txt`, the override alone; shows the command to use."""
     from PIL import Image
 
-    from tl_research import figures
+    from tl_research.reports import figures
 
     rate, why = suggest(curve)
     key = f"transfer.{stage}.learning_rate"

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from tl_research import InputError, describe
 from tl_research.__main__ import app
-from tl_research.leaderboard import Leaderboard, collect
+from tl_research.reports.leaderboard import Leaderboard, collect
 
 
 def draw_run(

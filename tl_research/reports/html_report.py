@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from tl_research.leaderboard import Entry, Leaderboard, Row, collect, half_width
 from tl_research.metrics.classification import direction
+from tl_research.reports.leaderboard import Entry, Leaderboard, Row, collect, half_width
 from tl_research.runs.run import Run, without_fresh
 from tl_research.system.files import write_atomically
 
@@ -40,7 +40,7 @@ ALL_POINTS = 20_000
 WIDE = 8
 
 
-def write(folder: Path) -> Path:
+def write_report(folder: Path) -> Path:
     """`report.html` in a folder of runs, or in a run's own directory. Raises `InputError` if there is none."""
     path = folder / "report.html"
     write_atomically(path, page(content(folder, collect(folder))))

@@ -22,12 +22,13 @@ from scipy.stats import t
 from typer.testing import CliRunner
 
 from tests.conftest import draw_tree
-from tests.test_leaderboard import draw_run
-from tl_research import InputError, compose, report
+from tests.reports.test_leaderboard import draw_run
+from tl_research import InputError, compose
 from tl_research.__main__ import app
 from tl_research.data.datamodule import DataModule
 from tl_research.data.sources import Folder
 from tl_research.evaluation.evaluate import MOST_MISTAKES, THUMBNAIL, mistakes
+from tl_research.reports import html_report
 
 HOSTILE = "</script><script>alert(1)</script><!-- @DATA@ \u2028 \x00 \"'&"
 
@@ -127,7 +128,7 @@ def shown_by(page: str) -> dict[str, Any]:
 
 
 def shown_for(folder: Path) -> dict[str, Any]:
-    return shown_by(report.write(folder).read_text())
+    return shown_by(html_report.write_report(folder).read_text())
 
 
 def test_a_row_a_configuration_in_the_order_of_the_leaderboard(sweep: Path) -> None:
@@ -198,7 +199,7 @@ def test_long_curves_are_thinned_to_what_can_be_seen(tmp_path: Path) -> None:
     draw_history(tmp_path / "0", 5000)
     (run,) = shown_for(tmp_path)["runs"]
     epochs = run["curve"]["epoch"]
-    assert (len(epochs), epochs[0], epochs[-1]) == (report.MOST_POINTS, 0, 4999)
+    assert (len(epochs), epochs[0], epochs[-1]) == (html_report.MOST_POINTS, 0, 4999)
     assert np.ptp(np.diff(epochs)) <= 1
 
 
@@ -291,25 +292,25 @@ def test_a_damaged_file_does_not_hide_the_others(sweep: Path, name: str, content
 
 def test_a_folder_without_runs_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no runs below this folder"):
-        report.write(tmp_path)
+        html_report.write_report(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 @given(st.text(), st.text(st.characters(exclude_categories=()), max_size=20))
 def test_any_text_survives_embedding(text: str, any_text: str) -> None:
     shown = {"a": text, text: [any_text, HOSTILE, f"</ScRiPt {text}"]}
-    embedded = report.embedded(shown)
+    embedded = html_report.embedded(shown)
     assert json.loads(embedded) == shown
     assert "<" not in embedded
     assert embedded.isascii()
-    assert shown_by(report.page(shown)) == shown
+    assert shown_by(html_report.page(shown)) == shown
 
 
 def test_hostile_names_stay_data(tmp_path: Path) -> None:
     draw_run(tmp_path / "a<img src=x onerror=alert(1)>", [f"head={HOSTILE[:60]}"], val_accuracy=0.9)
     draw_run(tmp_path / "b", ["head=b"], "failed", HOSTILE)
     draw_answers(tmp_path / "a<img src=x onerror=alert(1)>", ("<b>", HOSTILE.replace("\x00", "")))
-    text = report.write(tmp_path).read_text()
+    text = html_report.write_report(tmp_path).read_text()
     shown = shown_by(text)
     assert shown["best"]["classes"][0] == "<b>"
     assert HOSTILE in {run["reason"] for run in shown["runs"]}
@@ -318,7 +319,7 @@ def test_hostile_names_stay_data(tmp_path: Path) -> None:
 
 
 def test_the_page_needs_and_may_fetch_nothing(sweep: Path) -> None:
-    text = report.write(sweep).read_text()
+    text = html_report.write_report(sweep).read_text()
     addresses = set(re.findall(r"\w+://[\w./]+", text))
     assert addresses == {"http://www.w3.org/2000/svg"}, "the name of a format, which no browser looks up"
     assert not re.findall(r"<(link|iframe|img|object|embed)\b|@import|url\((?!#)", text)
@@ -331,8 +332,8 @@ def test_the_page_needs_and_may_fetch_nothing(sweep: Path) -> None:
 
 
 def test_no_script_of_ours_parses_text_as_html() -> None:
-    for name in report.SCRIPTS:
-        script = (report.TEMPLATES / name).read_text()
+    for name in html_report.SCRIPTS:
+        script = (html_report.TEMPLATES / name).read_text()
         assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", script)
         assert "</script" not in script
 
@@ -345,7 +346,7 @@ def test_hundreds_of_runs_are_one_page_of_a_size_that_opens(tmp_path: Path) -> N
     for number in range(200):
         history = "epoch,stage,accuracy,loss,val_accuracy,val_loss,seconds\n" + lines
         (tmp_path / str(number) / "history.csv").write_text(history)
-    assert report.write(tmp_path).stat().st_size < 2_000_000
+    assert html_report.write_report(tmp_path).stat().st_size < 2_000_000
 
 
 @pytest.fixture(scope="module")

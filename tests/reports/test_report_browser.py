@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_leaderboard import draw_run
-from tests.test_report import HOSTILE, draw_answers, draw_history, draw_sweep
-from tl_research import report
+from tests.reports.test_html_report import HOSTILE, draw_answers, draw_history, draw_sweep
+from tests.reports.test_leaderboard import draw_run
+from tl_research.reports import html_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page, Route
@@ -58,7 +58,7 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 def opened(context: BrowserContext, folder: Path) -> Page:
     page = context.new_page()
-    page.goto(report.write(folder).as_uri())
+    page.goto(html_report.write_report(folder).as_uri())
     return page
 
 

@@ -1,0 +1,1 @@
+"""What people read after runs: leaderboard, page, pictures, TensorBoard."""
