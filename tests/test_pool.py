@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from tests.conftest import ROOT
 from tl_research import pool
 from tl_research.errors import DivergedError, InputError
-from tl_research.experiment import _status_kept
+from tl_research.experiment.experiment import _status_kept
 from tl_research.pool import Job, Limits, Outcome, Pool, Slot, Task
 from tl_research.runs.run import Run
 from tl_research.system import progress

@@ -17,6 +17,6 @@ with suppress_stderr(), gc_paused():
     import tensorflow  # noqa: F401
     from tensorboard.plugins.hparams import api  # noqa: F401
 
-    import tl_research.experiment  # noqa: F401
+    import tl_research.experiment.experiment  # noqa: F401
 gc.collect()
 gc.freeze()

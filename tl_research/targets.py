@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 TARGETS = {
-    "Experiment": "tl_research.experiment.Experiment",
+    "Experiment": "tl_research.experiment.experiment.Experiment",
     "Application": "tl_research.models.backbone.Application",
     "Custom": "tl_research.models.backbone.Custom",
     "Lite": "tl_research.models.backbone.Lite",

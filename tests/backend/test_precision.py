@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.experiment.test_experiment import run, table
 from tests.models.test_backbone import recipe
-from tests.test_experiment import run, table
 from tl_research.backend.precision import Precision, choose_policy, compute_in
 from tl_research.backend.train_step import Learning, StepOptions, TrainStep
 from tl_research.models.head import Linear

@@ -23,7 +23,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from pydantic import ValidationError
 
 from tests.conftest import draw_noise, draw_tree
-from tests.test_experiment import numbers, run, table
+from tests.experiment.test_experiment import numbers, run, table
 from tl_research import InputError, compose
 from tl_research.data.augment import augment as module
 from tl_research.data.augment.augment import Augment, _box, _erased, augmented_pixels

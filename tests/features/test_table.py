@@ -19,8 +19,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.conftest import ROOT, draw_tree
+from tests.experiment.test_experiment import numbers
 from tests.models.test_backbone import NETWORKS, smallest
-from tests.test_experiment import numbers
 from tl_research import InputError, Run, compose
 from tl_research.__main__ import app
 from tl_research.data.datamodule import DataModule

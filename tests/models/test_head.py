@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import draw_noise
-from tests.test_experiment import numbers, run, table
+from tests.experiment.test_experiment import numbers, run, table
 from tl_research import InputError, Run, compose
 from tl_research.data.sources import Folder
 from tl_research.models import nearest

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from tl_research import Run, compose
 from tl_research.data.datamodule import DataModule
-from tl_research.experiment import Experiment
+from tl_research.experiment.experiment import Experiment
 from tl_research.runs import identity as module
 from tl_research.runs.identity import code, identity
 

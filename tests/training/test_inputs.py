@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import pytest
 
+from tests.experiment.test_experiment import run, table
 from tests.models.test_backbone import recipe
-from tests.test_experiment import run, table
 from tl_research import compose
 from tl_research.backend.train_step import Learning, TrainStep
 from tl_research.data.datamodule import DataModule

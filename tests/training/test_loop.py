@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.test_experiment import run, table
+from tests.experiment.test_experiment import run, table
 from tl_research import InputError, Run, compose
 from tl_research.backend.train_step import Learning, TrainStep
 from tl_research.data.loader import Batch, rows_epoch

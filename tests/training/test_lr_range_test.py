@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from tl_research import InputError, compose
 from tl_research.__main__ import app
-from tl_research.experiment import Experiment
+from tl_research.experiment.experiment import Experiment
 from tl_research.reports import figures
 from tl_research.training import lr_range_test
 from tl_research.training.lr_range_test import FIRST, LAST, LEAST_STEPS, Curve, RangeTest, suggest

@@ -22,7 +22,7 @@ from tl_research.configure.search import read_search
 from tl_research.errors import InputError
 
 if TYPE_CHECKING:
-    from tl_research.experiment import Experiment
+    from tl_research.experiment.experiment import Experiment
 
 log = logging.getLogger(__name__)
 

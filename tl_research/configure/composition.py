@@ -25,7 +25,7 @@ from tl_research.configure.ranges import allowed, shown
 from tl_research.errors import InputError
 
 if TYPE_CHECKING:
-    from tl_research.experiment import Experiment
+    from tl_research.experiment.experiment import Experiment
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (p / "config.yaml").is_file())

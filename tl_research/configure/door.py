@@ -35,7 +35,7 @@ from tl_research.runs.run import Run
 from tl_research.system.locks import try_lock
 
 if TYPE_CHECKING:
-    from tl_research.experiment import Experiment
+    from tl_research.experiment.experiment import Experiment
 
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"  # as in conf/config.yaml
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130

@@ -16,7 +16,7 @@ from tl_research.errors import InputError
 from tl_research.runs.run import Run
 
 if TYPE_CHECKING:
-    from tl_research.experiment import Experiment
+    from tl_research.experiment.experiment import Experiment
 
 KEY = "resume="
 

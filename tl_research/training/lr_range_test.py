@@ -32,7 +32,7 @@ from tl_research.training.optimizer import GradientOptimizer
 
 if TYPE_CHECKING:
     from tl_research.data.loader import Batch
-    from tl_research.experiment import Experiment
+    from tl_research.experiment.experiment import Experiment
     from tl_research.runs.checkpoint import CheckpointState
 
 FIRST, LAST = 1e-7, 10.0
