@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.tl_sweeps._cluster import heard, last_word
 from tests.conftest import ROOT
-from tl_research.configure.composition import check_plugins, hydra
-from tl_research.configure.explain import compose_config
+from tl_research.config.compose import check_plugins, hydra
+from tl_research.config.compose_errors import compose_config
 from tl_research.errors import InputError
 from tl_research.runs.run import Run, RunState
 from tl_research.system.process import importable

@@ -28,8 +28,8 @@ from hypothesis import strategies as st
 from hydra_plugins.tl_sweeps._journal import Owner
 from hydra_plugins.tl_sweeps._study import SearchStudy
 from tests.conftest import ROOT
-from tl_research.configure.composition import build, hydra
-from tl_research.configure.space import Dimension, Space, read_space
+from tl_research.config.compose import build_experiment, hydra
+from tl_research.config.search_space import Dimension, Space, read_space
 from tl_research.errors import InputError
 from tl_research.training.pruning import TRIAL_VARIABLE, PrunedError, Trial, current_trial, open_journal
 
@@ -183,7 +183,7 @@ def test_the_spaces_that_come_with_it_are_good(name: str, experiment: str) -> No
         assert cfg.hydra.runtime.choices["hydra/sweeper"] == "optuna"
         space = read_space(cfg.hydra.sweeper.params, overrides, composer.config_loader)
         for job in space.probes():
-            assert build(composer.compose_config("config", job, RunMode.RUN, from_shell=False))
+            assert build_experiment(composer.compose_config("config", job, RunMode.RUN, from_shell=False))
 
 
 # The study on disk ------------------------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ def report(
 
 def _enter(command: Literal["train", "extract"], overrides: list[str]) -> NoReturn:
     """Through the door of `python train.py`, which reads the command line itself."""
-    from tl_research.configure import main as door
+    from tl_research.config import main as door
     from tl_research.system.process import exit_now
 
     sys.argv = ["train.py", *overrides]

@@ -40,7 +40,7 @@ def _reason(directory: Path) -> str | None:
 def is_outdated(config: DictConfig, directory: Path) -> bool | None:
     """Whether the run in a directory is of other images, weights or code than its job would use now; None where that
     cannot be known."""
-    from tl_research.configure.composition import build
+    from tl_research.config.compose import build_experiment
     from tl_research.errors import InputError
     from tl_research.runs.identity import identity
     from tl_research.runs.run import Run
@@ -49,7 +49,7 @@ def is_outdated(config: DictConfig, directory: Path) -> bool | None:
         known = Run.open(directory).status["identity"]
         if not known:
             return None
-        experiment = build(config)
+        experiment = build_experiment(config)
         data = experiment.data.load(experiment.features.file_index())
         return known != identity(experiment.config, data, experiment.start.files())
     except (InputError, OSError):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial, Trial
 
-    from tl_research.configure.space import Space
+    from tl_research.config.search_space import Space
 
 NAME = "search"
 SamplerName = Literal["tpe", "random"]

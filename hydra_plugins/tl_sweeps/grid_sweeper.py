@@ -10,18 +10,18 @@ from hydra.core.override_parser.types import Override
 
 
 class GridSweeper(BasicSweeper):
-    """Every combination of the values given. See `tl_research.configure.grid`."""
+    """Every combination of the values given. See `tl_research.config.grid`."""
 
     def split_arguments(  # type: ignore[override]  # which Hydra calls on the instance, and has no need of one
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
         """The jobs, in batches."""
-        from tl_research.configure.grid import jobs
+        from tl_research.config.grid import grid_jobs
 
         composer = GlobalHydra.instance().hydra
         assert composer is not None
         assert self.config is not None
-        found = jobs(composer, self.config)
+        found = grid_jobs(composer, self.config)
         return [list(batch) for batch in self.split_overrides_to_chunks(found, max_batch_size)]
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:

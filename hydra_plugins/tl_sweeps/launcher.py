@@ -57,7 +57,7 @@ class ProcessLauncher(Launcher):
         return [_returned(outcome.value, overrides) for outcome, overrides in zip(outcomes, job_overrides, strict=True)]
 
     def _task(self, number: int, overrides: list[str]) -> Task:
-        from tl_research.configure.jobs import run  # not by itself: Hydra loads this file without a name to pickle by
+        from tl_research.config.jobs import run  # not by itself: Hydra loads this file without a name to pickle by
 
         assert self.context is not None
         assert self.config is not None

@@ -62,7 +62,7 @@ class OptunaSweeper(Sweeper):
             InputError: what `read_search` raises; the study is of another search; no trial is complete at the end.
         """
         from hydra_plugins.tl_sweeps._study import SearchStudy
-        from tl_research.configure.search import read_search
+        from tl_research.config.search_preflight import read_search
 
         assert self.config is not None
         composer = GlobalHydra.instance().hydra
@@ -171,7 +171,7 @@ class OptunaSweeper(Sweeper):
 
     def _address(self, study: SearchStudy, trial: Trial) -> list[str]:
         """Tells the job which trial it is, in an override that is not one of the task's: it names no folder."""
-        from tl_research.configure.quote import quote
+        from tl_research.config.override_quoting import quote
         from tl_research.training.pruning import TRIAL_VARIABLE
 
         if self.pruner == "none":

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.config.test_entry import Door, door  # noqa: F401 - a fixture
 from tests.conftest import ROOT, draw_noise
-from tests.test_door import Door, door  # noqa: F401 - a fixture
 from tl_research import InputError, Run, compose
 from tl_research.backend import workers as cluster
 from tl_research.backend.workers import _is_there, wait_for_workers

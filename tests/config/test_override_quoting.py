@@ -11,7 +11,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tl_research import compose
-from tl_research.configure.quote import quote
+from tl_research.config.override_quoting import quote
 
 AWKWARD = [
     "~/x", "/tmp/é", "/tmp/热狗", "/tmp/🌭", "/tmp/a=b", "/tmp/hot-dog_(1)", "it's", "'tis", "/tmp/a b", '/a "b"',

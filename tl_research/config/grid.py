@@ -11,11 +11,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from tl_research.configure.explain import compose_config, has, is_group
+from tl_research.config.compose_errors import compose_config, has, is_group
 from tl_research.errors import InputError
 
 
-def jobs(composer: Hydra, master: DictConfig) -> list[list[str]]:
+def grid_jobs(composer: Hydra, master: DictConfig) -> list[list[str]]:
     """The overrides of each job, without Hydra's own.
 
     `transfer=frozen,finetune transfer.backbone.epochs=1,3` is three jobs: a key that is there for some of the options

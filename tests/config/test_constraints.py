@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tl_research.configure.names import near
-from tl_research.configure.ranges import allowed, shown
+from tl_research.config.constraints import allowed, shown
+from tl_research.config.suggestions import near
 from tl_research.data.sources import Folder
 from tl_research.training.optimizer import SGD
 from tl_research.training.stage import Stage

@@ -19,7 +19,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 
 from tl_research import describe
-from tl_research.configure.composition import build
+from tl_research.config.compose import build_experiment
 from tl_research.errors import InputError
 from tl_research.reports import html_report
 from tl_research.reports.leaderboard import Leaderboard, collect, titles
@@ -63,7 +63,7 @@ def _job(command: Command, cfg: DictConfig) -> float:
 
 
 def _number(command: Command, cfg: DictConfig, directory: Path, *, sweep: bool) -> float:
-    experiment = build(cfg)
+    experiment = build_experiment(cfg)
     existing: Literal["resume", "refuse"] = "resume" if sweep else "refuse"
     try:
         if command == "extract":

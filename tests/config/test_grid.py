@@ -6,15 +6,15 @@ import pytest
 from hydra.types import RunMode
 
 from tl_research import InputError
-from tl_research.configure.composition import hydra
-from tl_research.configure.explain import compose_config
-from tl_research.configure.grid import jobs, spread
+from tl_research.config.compose import hydra
+from tl_research.config.compose_errors import compose_config
+from tl_research.config.grid import grid_jobs, spread
 
 
 def jobs_of(*overrides: str) -> list[list[str]]:
     with hydra() as composer:
         given = spread(composer, overrides, "config")
-        return jobs(composer, compose_config(composer, given, mode=RunMode.MULTIRUN))
+        return grid_jobs(composer, compose_config(composer, given, mode=RunMode.MULTIRUN))
 
 
 def test_every_combination_is_a_job() -> None:

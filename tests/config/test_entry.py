@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 
-from tl_research.configure import main
+from tl_research.config import main
 
 Door = Callable[..., tuple[int, list[str]]]
 

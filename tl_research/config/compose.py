@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
-from tl_research.configure.names import near
-from tl_research.configure.ranges import allowed, shown
+from tl_research.config.constraints import allowed, shown
+from tl_research.config.suggestions import near
 from tl_research.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def hydra(config_dir: str | Path | None = None) -> Iterator[Hydra]:
             GlobalHydra.instance().initialize(outer)
 
 
-def build(cfg: DictConfig) -> Experiment:
+def build_experiment(cfg: DictConfig) -> Experiment:
     """Instantiates a composed config. Raises `InputError` naming the key, its value, and what it may be."""
     config, choices, directory = _resolve(cfg)
     return replace(make(config, cfg), config={**config, "choices": choices}, directory=directory)

@@ -212,7 +212,7 @@ def test_bad_input_shows_within_two_seconds_and_before_tensorflow_is_imported(tm
     assert result.returncode == 2
     assert "head.dropout" in result.stderr.splitlines()[-1]
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
-    assert "tl_research.configure" in imported
+    assert "tl_research.config" in imported
     assert not imported & {"tensorflow", "keras"}
 
 

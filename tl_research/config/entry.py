@@ -24,12 +24,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from tl_research.backend.strategy import WorkerLostError
-from tl_research.configure import jobs, places, resume, worker  # noqa: F401 - places registers job_dir
-from tl_research.configure.check import check
-from tl_research.configure.composition import CONF, build, hydra
-from tl_research.configure.explain import compose_config
-from tl_research.configure.jobs import Command
-from tl_research.configure.quote import quote
+from tl_research.config import jobs, output_dirs, resume, secondary_worker  # noqa: F401 - places registers job_dir
+from tl_research.config.compose import CONF, build_experiment, hydra
+from tl_research.config.compose_errors import compose_config
+from tl_research.config.jobs import Command
+from tl_research.config.override_quoting import quote
+from tl_research.config.preflight import check_jobs
 from tl_research.errors import DivergedError, InputError
 from tl_research.runs.run import Run
 from tl_research.system.locks import try_lock
@@ -67,7 +67,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     if resume.asked(overrides):
         return resume.resumed(overrides)
     with hydra(config_dir) as composer:
-        return build(compose_config(composer, [quote(override) for override in overrides]))
+        return build_experiment(compose_config(composer, [quote(override) for override in overrides]))
 
 
 def main(command: Command = "train") -> int:
@@ -118,7 +118,7 @@ def _main(command: Command) -> int:
     parser = _Parser(parents=[get_args_parser()], add_help=False)
     options = parser.parse_intermixed_args()
     flags = [argument for argument in sys.argv[1:] if argument not in options.overrides]
-    with worker.quiet_if_beside(options):
+    with secondary_worker.quiet_if_beside(options):
         return _command(command, options, flags)
 
 
@@ -134,7 +134,7 @@ def _command(command: Command, options: Namespace, flags: list[str]) -> int:
         raise InputError("give one of --run, --multirun, --cfg, --info and --shell-completion")
     folder = None
     if not (options.help or options.hydra_help or options.info or options.shell_completion):
-        folder = check(command, options)
+        folder = check_jobs(command, options)
         if folder is not None:
             kept = [override for override in options.overrides if not override.startswith("hydra.sweep.dir=")]
             options.overrides = [*kept, quote(f"hydra.sweep.dir={folder}")]

@@ -11,10 +11,10 @@ from typing import Any
 from hydra._internal.hydra import Hydra
 from omegaconf import DictConfig, OmegaConf
 
-from tl_research.configure.composition import build
-from tl_research.configure.explain import compose_config
-from tl_research.configure.ranges import shown
-from tl_research.configure.space import Dimension, Space, read_space
+from tl_research.config.compose import build_experiment
+from tl_research.config.compose_errors import compose_config
+from tl_research.config.constraints import shown
+from tl_research.config.search_space import Dimension, Space, read_space
 from tl_research.errors import InputError
 from tl_research.training.pruning import load_optuna
 
@@ -49,7 +49,7 @@ def read_search(composer: Hydra, master: DictConfig) -> Search:
     for probe in islice(space.probes(), _MOST_PROBES):
         job = [*master.hydra.overrides.hydra, *probe]
         try:
-            monitors.add(build(compose_config(composer, job, master.hydra.job.config_name)).monitor)
+            monitors.add(build_experiment(compose_config(composer, job, master.hydra.job.config_name)).monitor)
             jobs.append(job)
         except InputError as error:
             if _is_about(error, space.dimensions):

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString, RangeSweep, Sweep
 from hydra.errors import HydraException
 
-from tl_research.configure.ranges import shown
+from tl_research.config.constraints import shown
 from tl_research.errors import InputError
 from tl_research.reports.leaderboard import NO_CHOICE
 

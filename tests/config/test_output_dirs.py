@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from tl_research.configure.places import name, sweep_dir
+from tl_research.config.output_dirs import name, sweep_dir
 
 KEYS = st.from_regex(r"\A[+~]{0,2}(?!hydra|fresh)[a-z][a-z_]{0,12}([./@][a-z_]{1,12}){0,2}\Z")
 OVERRIDES = st.lists(st.builds("{}={}".format, KEYS, st.text(max_size=120)) | KEYS, max_size=8, unique=True)

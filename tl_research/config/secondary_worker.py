@@ -16,10 +16,10 @@ from hydra.errors import HydraException
 
 from tl_research.backend.strategy import WorkerLostError
 from tl_research.backend.workers import worker_rank
-from tl_research.configure import resume
-from tl_research.configure.composition import hydra
-from tl_research.configure.explain import compose_config
-from tl_research.configure.quote import quote
+from tl_research.config import resume
+from tl_research.config.compose import hydra
+from tl_research.config.compose_errors import compose_config
+from tl_research.config.override_quoting import quote
 from tl_research.errors import InputError
 from tl_research.runs.run import Run
 

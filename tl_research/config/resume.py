@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from tl_research.configure.composition import make
+from tl_research.config.compose import make
 from tl_research.errors import InputError
 from tl_research.runs.run import Run
 

@@ -14,11 +14,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from tl_research.backend.workers import check_cluster
-from tl_research.configure import grid
-from tl_research.configure.composition import build, check_plugins, hydra
-from tl_research.configure.explain import compose_config
-from tl_research.configure.places import sweep_dir
-from tl_research.configure.search import read_search
+from tl_research.config import grid
+from tl_research.config.compose import build_experiment, check_plugins, hydra
+from tl_research.config.compose_errors import compose_config
+from tl_research.config.output_dirs import sweep_dir
+from tl_research.config.search_preflight import read_search
 from tl_research.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def check(command: str, options: Namespace) -> Path | None:
+def check_jobs(command: str, options: Namespace) -> Path | None:
     """Looks at every job; returns a sweep's folder, None for a single run.
 
     In a sweep, jobs that lack weights or images do not keep the others from running.
@@ -99,7 +99,7 @@ def _check_job(
             return  # it is to be shown, not run
         if not cfg.hydra.run.dir:
             raise InputError("hydra.run.dir is empty: give a folder")
-        experiment = build(cfg)
+        experiment = build_experiment(cfg)
         check_cluster(experiment.trainer.distribution, sweep=master is not None)
         if master is None:
             _demand_free(Path(cfg.hydra.run.dir).expanduser(), experiment.fresh)
@@ -141,5 +141,5 @@ def _jobs(composer: Hydra, master: DictConfig) -> Iterator[list[str]]:
     if master.hydra.runtime.choices["hydra/sweeper"] == "optuna":
         yield from read_search(composer, master).jobs
         return
-    for overrides in grid.jobs(composer, master):
+    for overrides in grid.grid_jobs(composer, master):
         yield [*master.hydra.overrides.hydra, *overrides]

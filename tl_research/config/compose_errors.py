@@ -14,9 +14,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tl_research.configure.composition import build
-from tl_research.configure.names import near
-from tl_research.configure.ranges import shown
+from tl_research.config.compose import build_experiment
+from tl_research.config.constraints import shown
+from tl_research.config.suggestions import near
 from tl_research.errors import InputError
 
 
@@ -98,7 +98,7 @@ def _refusal(composer: Hydra, config_name: str, overrides: Sequence[str], key: s
     if cfg is None:
         return ""
     try:
-        build(cfg)
+        build_experiment(cfg)
     except InputError as error:
         return f" ({error})" if str(error).startswith(key) else ""
     return ""
