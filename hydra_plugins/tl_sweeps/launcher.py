@@ -1,4 +1,4 @@
-"""hydra/launcher=processes: each job of a sweep in a fresh process. See `tl_research.pool`."""
+"""hydra/launcher=processes: each job of a sweep in a fresh process. See `tl_research.sweeps.process_pool`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tl_research.live import SweepView
-from tl_research.pool import Job, Limits, Outcome, Pool, Task
+from tl_research.sweeps.live_table import LiveTable
+from tl_research.sweeps.process_pool import Job, Limits, Outcome, ProcessPool, Task
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class ProcessLauncher(Launcher):
     recipe = Limits
 
     def __init__(self, **limits: Any) -> None:
-        self.pool = Pool(Limits(**limits))
+        self.pool = ProcessPool(Limits(**limits))
         self.config: DictConfig | None = None
         self.task: TaskFunction | None = None
         self.context: HydraContext | None = None
@@ -50,7 +50,7 @@ class ProcessLauncher(Launcher):
                 zip(_names(job_overrides), job_overrides, strict=True), initial_job_idx
             )
         ]
-        self.pool.run(outcomes, SweepView(outcomes, self.pool.places(len(outcomes))))
+        self.pool.run(outcomes, LiveTable(outcomes, self.pool.places(len(outcomes))))
         left = sum(outcome.state == "waiting" for outcome in outcomes)
         if left:
             log.error("%d job(s) not started: hydra.launcher.max_failures=%s", left, limits.max_failures)

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tl_research import live
-from tl_research.live import MOST_ROWS, SweepView
-from tl_research.pool import Job, Outcome, Task
+from tl_research.sweeps import live_table
+from tl_research.sweeps.live_table import MOST_ROWS, LiveTable
+from tl_research.sweeps.process_pool import Job, Outcome, Task
 
 STATES = ["done", "failed", "skipped", "pruned", "interrupted", "running", "waiting"]
 
@@ -39,45 +39,45 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], io.StringIO]:
     def shown(terminal: bool) -> io.StringIO:
         text = io.StringIO()
         console = Console(file=text, force_terminal=terminal, width=100, soft_wrap=True, highlight=False)
-        monkeypatch.setattr(live, "console", console)
+        monkeypatch.setattr(live_table, "console", console)
         return text
 
     return shown
 
 
 def test_the_summary_counts_each_state_that_there_is() -> None:
-    view = SweepView([outcome("done", seconds=10), outcome("done", seconds=20), outcome("failed"), outcome("running"),
+    view = LiveTable([outcome("done", seconds=10), outcome("done", seconds=20), outcome("failed"), outcome("running"),
                       outcome("waiting"), outcome("waiting")], 1)  # fmt: skip
     assert view.summary() == "2 done, 1 failed, 1 running, 2 waiting; 0 s so far, about 30 s left"
-    assert SweepView([outcome("waiting")], 1).summary() == "1 waiting; 0 s so far"
-    assert SweepView([], 1).summary() == "; 0 s so far"
+    assert LiveTable([outcome("waiting")], 1).summary() == "1 waiting; 0 s so far"
+    assert LiveTable([], 1).summary() == "; 0 s so far"
     assert (
-        SweepView([outcome(state) for state in ("skipped", "pruned", "interrupted")], 2)
+        LiveTable([outcome(state) for state in ("skipped", "pruned", "interrupted")], 2)
         .summary()
         .startswith("1 skipped, 1 pruned, 1 interrupted; ")
     )
 
 
 def test_time_left_is_from_the_mean_of_what_has_ended() -> None:
-    assert SweepView([outcome("waiting"), outcome("running", seconds=9)], 1).seconds_left() is None
-    view = SweepView([outcome("done", seconds=10), outcome("running", seconds=4), outcome("waiting")], 1)
+    assert LiveTable([outcome("waiting"), outcome("running", seconds=9)], 1).seconds_left() is None
+    view = LiveTable([outcome("done", seconds=10), outcome("running", seconds=4), outcome("waiting")], 1)
     assert view.seconds_left() == pytest.approx(6 + 10, abs=0.5)
     view.n_jobs = 2
     assert view.seconds_left() == pytest.approx((6 + 10) / 2, abs=0.5)
-    late = SweepView([outcome("done", seconds=10), outcome("running", seconds=99), outcome("waiting")], 1)
+    late = LiveTable([outcome("done", seconds=10), outcome("running", seconds=99), outcome("waiting")], 1)
     assert late.seconds_left() == pytest.approx(10, abs=0.5), "one that takes long does not make it negative"
-    assert SweepView([outcome("done", seconds=10)] * 3, 4).seconds_left() == 0
+    assert LiveTable([outcome("done", seconds=10)] * 3, 4).seconds_left() == 0
 
 
 def test_more_places_than_jobs_are_left_do_not_make_it_faster() -> None:
-    view = SweepView([outcome("done", seconds=10)] * 8 + [outcome("running", seconds=0)], 8)
+    view = LiveTable([outcome("done", seconds=10)] * 8 + [outcome("running", seconds=0)], 8)
     assert view.seconds_left() == pytest.approx(10, abs=0.5)
 
 
 @pytest.mark.parametrize("state", ["skipped", "failed"])
 def test_what_ended_before_it_began_tells_nothing_of_the_time_left(state: str) -> None:
     """A job without weights ends in a tenth of a second; those that do their work do not."""
-    view = SweepView([outcome(state, seconds=0.1)] * 9 + [outcome("done", seconds=60), outcome("waiting")], 1)
+    view = LiveTable([outcome(state, seconds=0.1)] * 9 + [outcome("done", seconds=60), outcome("waiting")], 1)
     left = view.seconds_left()
     assert left is not None
     assert 0 <= left <= 60
@@ -88,7 +88,7 @@ def test_what_ended_before_it_began_tells_nothing_of_the_time_left(state: str) -
     st.integers(1, 40),
 )
 def test_any_jobs_have_a_summary_and_no_negative_time_left(jobs: list[tuple[str, float]], n_jobs: int) -> None:
-    view = SweepView([outcome(state, seconds=seconds) for state, seconds in jobs], n_jobs)
+    view = LiveTable([outcome(state, seconds=seconds) for state, seconds in jobs], n_jobs)
     left = view.seconds_left()
     ended = [seconds for state, seconds in jobs if state not in ("running", "waiting")]
     assert (left is None) == (not ended)
@@ -107,7 +107,7 @@ def test_where_nobody_looks_each_job_that_ends_is_a_line_and_nothing_else(
         outcome("failed", "backbone=[a,b] seed=1", 1.0, "it broke"),
         outcome("waiting", "seed=2"),
     ]
-    with SweepView(jobs, 1) as view:
+    with LiveTable(jobs, 1) as view:
         view.refresh()
         view.ended(jobs[0])
         view.refresh()
@@ -123,7 +123,7 @@ def test_a_reason_of_many_lines_or_words_stays_a_line(screen: Callable[[bool], i
     job = outcome(
         "failed", "seed=0", 1.0, "a reason " + 40 * "of many words " + "with [bold]marks[/bold] and\na second line"
     )
-    SweepView([job], 1).ended(job)
+    LiveTable([job], 1).ended(job)
     assert len(shown.getvalue().splitlines()) == 1
     assert "with [bold]marks[/bold] and" in shown.getvalue()
 
@@ -132,7 +132,7 @@ def test_on_a_terminal_a_table_shows_what_runs_and_how_far_it_is(screen: Callabl
     shown = screen(True)
     jobs = [outcome("done", "seed=0", 5.0), outcome("running", "seed=1 head=[x]", 7.2), outcome("waiting", "seed=2")]
     jobs[1].doing = "features 12/36"
-    with SweepView(jobs, 1) as view:
+    with LiveTable(jobs, 1) as view:
         view.refresh()
     text = shown.getvalue()
     (line,) = {line.strip() for line in text.splitlines() if "seed=1" in line}
@@ -146,7 +146,7 @@ def test_on_a_terminal_a_table_shows_what_runs_and_how_far_it_is(screen: Callabl
 def test_the_table_does_not_outgrow_the_screen_and_names_are_cut(screen: Callable[[bool], io.StringIO]) -> None:
     shown = screen(True)
     jobs = [outcome("running", f"number={number} " + 30 * "name ") for number in range(3 * MOST_ROWS)]
-    with SweepView(jobs, len(jobs)):
+    with LiveTable(jobs, len(jobs)):
         pass
     text = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", shown.getvalue())
     lines = text.replace("\r", "\n").splitlines()
@@ -162,7 +162,7 @@ def test_names_are_shown_as_they_are_whatever_brackets_they_have(
     shown = screen(True)
     job = outcome("running", name)
     job.doing = "features [a]"
-    with SweepView([job], 1):
+    with LiveTable([job], 1):
         pass
     assert name in shown.getvalue()
     assert "features [a]" in shown.getvalue()
@@ -172,7 +172,7 @@ def test_a_terminal_is_given_back_when_it_ends_badly(screen: Callable[[bool], io
     shown = screen(True)
 
     def interrupted() -> None:
-        with SweepView([outcome("running")], 1):
+        with LiveTable([outcome("running")], 1):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

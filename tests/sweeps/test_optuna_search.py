@@ -345,7 +345,7 @@ def test_what_others_are_at_work_on_is_not_forgotten(opened: Opened) -> None:
     at_work.ask(2)
     code = f"""
 from tl_research import InputError
-from tests.test_optuna_sweeper import SPACE, SearchStudy
+from tests.sweeps.test_optuna_search import SPACE, SearchStudy
 from pathlib import Path
 try:
     SearchStudy(Path({str(at_work.journal)!r}), "val_accuracy", SPACE, sampler="tpe", seed=0, startup=2, fresh=True)

@@ -140,7 +140,7 @@ class Limits:
 
 
 @dataclass
-class Pool:
+class ProcessPool:
     """Runs jobs within limits.
 
     Python's pools neither outlive a worker that is killed nor give each task a process, a limit and its cores, hence
@@ -154,7 +154,7 @@ class Pool:
     @staticmethod
     def warm_up() -> None:
         """Starts the server, which imports TensorFlow while there is other work to do."""
-        multiprocessing.set_forkserver_preload(["tl_research.preload"])
+        multiprocessing.set_forkserver_preload(["tl_research.sweeps.preload"])
         # Python before 3.13 does not hand its import path to the server, which would then import nothing, in silence.
         with importable():
             forkserver.ensure_running()

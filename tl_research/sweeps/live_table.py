@@ -14,14 +14,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tl_research.pool import Outcome
+from tl_research.sweeps.process_pool import Outcome
 from tl_research.system.progress import console
 
 MOST_ROWS = 12
 STYLES = {"done": "green", "failed": "bold red", "running": "bold", "waiting": "dim"}
 
 
-class SweepView:
+class LiveTable:
     """Follows the outcomes of a pool, which fills them in."""
 
     def __init__(self, outcomes: Sequence[Outcome], n_jobs: int):
@@ -31,7 +31,7 @@ class SweepView:
         self._live = Live(get_renderable=self._draw, console=console, transient=True, refresh_per_second=4)
         self._seen = console.is_terminal or console.is_jupyter
 
-    def __enter__(self) -> SweepView:
+    def __enter__(self) -> LiveTable:
         if self._seen:
             self._live.start()
         return self

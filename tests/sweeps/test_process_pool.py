@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.conftest import ROOT
-from tl_research import pool
 from tl_research.errors import DivergedError, InputError
 from tl_research.experiment.experiment import _status_kept
-from tl_research.pool import Job, Limits, Outcome, Pool, Slot, Task
 from tl_research.runs.run import Run
+from tl_research.sweeps import process_pool as pool
+from tl_research.sweeps.process_pool import Job, Limits, Outcome, ProcessPool, Slot, Task
 from tl_research.system import progress
 
 slow = pytest.mark.slow
@@ -214,7 +214,7 @@ def outcomes(root: Path, *works: Callable[[Path], float]) -> list[Outcome]:
 def run(root: Path, *works: Callable[[Path], float], **limits: Any) -> list[Outcome]:
     """Runs them; that each has its status on disk, and that it is the one told, is asserted."""
     found = outcomes(root, *works)
-    Pool(Limits(**limits)).run(found, Silent())
+    ProcessPool(Limits(**limits)).run(found, Silent())
     for outcome in found:
         if outcome.state != "waiting":
             status = json.loads((root / outcome.job.name / "status.json").read_text())
@@ -338,7 +338,7 @@ def test_after_so_many_failures_none_is_started_and_those_that_run_are_finished(
 
 @slow
 def test_failures_count_over_the_batches_of_a_search_and_so_do_losses_that_are_no_number(tmp_path: Path) -> None:
-    together = Pool(Limits(max_failures=2))
+    together = ProcessPool(Limits(max_failures=2))
     for number, expected in enumerate(("diverged", "diverged", "waiting")):
         found = outcomes(tmp_path / str(number), diverge)
         together.run(found, Silent())
@@ -394,7 +394,7 @@ def test_jobs_are_asked_for_when_their_turn_comes(tmp_path: Path) -> None:
 
     found = [asking(outcome) for outcome in found]
     view = Silent(found)
-    Pool().run(found, view)
+    ProcessPool().run(found, view)
     assert asked == ["waiting", "done", "done"]
     assert view.ends == [outcome.job.name for outcome in found]
 
@@ -415,7 +415,7 @@ def test_what_a_job_prints_goes_to_its_log_and_nowhere_else(tmp_path: Path, capf
 def test_it_is_told_what_a_job_is_doing(tmp_path: Path) -> None:
     found = outcomes(tmp_path, progress_made)
     view = Silent(found)
-    Pool().run(found, view)
+    ProcessPool().run(found, view)
     assert states(found) == ["done"]
     assert "features 3/12" in view.doings
     assert found[0].doing == "", "nothing any more"
@@ -428,7 +428,7 @@ def test_one_whose_directory_another_process_works_in_fails_and_leaves_it(
 ) -> None:
     other = Run.claim(tmp_path)
     outcome = Outcome(Job("a job", partial(Task, tmp_path, partial(work, tmp_path))))
-    Pool().run([outcome], Silent())
+    ProcessPool().run([outcome], Silent())
     assert outcome.state == "failed"
     if work is look_on:
         assert outcome.reason == "another process is at work in its directory"
@@ -443,7 +443,7 @@ def test_one_that_ends_before_it_knows_whether_it_was_done_before_is_not_done(tm
     with closing(Run.claim(tmp_path)) as before:
         before.set_status("done")
     outcome = Outcome(Job("a job", partial(Task, tmp_path, partial(hang_before_it_knows, tmp_path))))
-    Pool(Limits(timeout=1)).run([outcome], Silent())
+    ProcessPool(Limits(timeout=1)).run([outcome], Silent())
     assert (outcome.state, outcome.reason) == ("failed", "timeout: it took longer than 1 s")
     assert Run.open(tmp_path).status["state"] == "done", "though its being so was not looked at"
 
@@ -453,7 +453,7 @@ def test_one_that_dies_does_not_tell_the_reason_of_its_last_try(tmp_path: Path) 
     with closing(Run.claim(tmp_path)) as before:
         before.set_status("failed", "what it was then")
     outcome = Outcome(Job("a job", partial(Task, tmp_path, partial(die, tmp_path))))
-    Pool().run([outcome], Silent())
+    ProcessPool().run([outcome], Silent())
     assert outcome.state == "failed"
     assert outcome.reason == "killed by SIGKILL (by a person, or by the system, out of memory)"
 
@@ -471,7 +471,7 @@ def test_the_jobs_of_one_after_another_find_nothing_of_each_other(tmp_path: Path
 HELD = """
 import resource, sys
 from pathlib import Path
-from tests.test_pool import die, fail, run, succeed
+from tests.sweeps.test_process_pool import die, fail, run, succeed
 
 def held():
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -498,7 +498,7 @@ def test_thirty_jobs_leave_no_process_descriptor_or_memory_behind(tmp_path: Path
 
 # The process that starts jobs comes to an end itself
 
-PARENT = "import sys; from tests.test_pool import parent; parent(*sys.argv[1:])"
+PARENT = "import sys; from tests.sweeps.test_process_pool import parent; parent(*sys.argv[1:])"
 
 
 def parent(root: str, timeout: str, *names: str) -> None:
@@ -506,7 +506,7 @@ def parent(root: str, timeout: str, *names: str) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     found = outcomes(Path(root), *(globals()[name] for name in names))
     try:
-        Pool(Limits(n_jobs=2, timeout=float(timeout))).run(found, Silent())
+        ProcessPool(Limits(n_jobs=2, timeout=float(timeout))).run(found, Silent())
     except KeyboardInterrupt:
         for outcome in found:
             print(outcome.state, outcome.reason, sep="|")  # noqa: T201
@@ -629,15 +629,15 @@ def test_nothing_is_left_in_the_folder_for_temporary_files(tmp_path: Path, monke
 def test_by_default_there_are_as_many_as_the_machine_has_room_for_and_no_more_than_jobs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pool = Pool(Limits(n_jobs=None))
+    pool = ProcessPool(Limits(n_jobs=None))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("tl_research.pool._gpus", list)
+    monkeypatch.setattr("tl_research.sweeps.process_pool._gpus", list)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     pages = {"SC_PAGE_SIZE": 2**12}
     monkeypatch.setattr(os, "sysconf", lambda name: pages.get(name, 2**20 * 24 // 4))  # 24 GB
     assert [pool.places(count) for count in (1, 3, 100)] == [1, 3, 6]
     monkeypatch.setattr(os, "sysconf", lambda name: pages.get(name, 2**18))  # 1 GB
     assert pool.places(100) == 1
-    monkeypatch.setattr("tl_research.pool._gpus", lambda: ["0", "1"])
+    monkeypatch.setattr("tl_research.sweeps.process_pool._gpus", lambda: ["0", "1"])
     assert pool.places(100) == 2
-    assert Pool(Limits(n_jobs=5)).places(1) == 5
+    assert ProcessPool(Limits(n_jobs=5)).places(1) == 5
