@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests.cli.test_train import Result, refused, train
 from tests.conftest import ROOT, draw_tree
-from tests.test_train import Result, refused, train
 
 pytestmark = pytest.mark.slow
 
