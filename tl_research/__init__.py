@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from tl_research.targets import install
+
 # Read by TensorFlow and Keras once, at their import, so they are set before any module of ours can import them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its start-up lines are no news to anybody
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default on CPUs without AVX-512: twice the time
@@ -24,6 +26,9 @@ __version__ = "0.1.0"
 __all__ = ["InputError", "Run", "__version__", "compose"]
 
 _HOMES = {"compose": "tl_research.config", "InputError": "tl_research.errors", "Run": "tl_research.runs.run"}
+
+
+install()
 
 
 def __getattr__(name: str) -> Any:

@@ -201,8 +201,8 @@ from omegaconf import OmegaConf
 from hydra_plugins.tl_sweeps import _cluster
 
 def task(cfg):
-    from tl_research import runtime
-    print("in", __import__("os").getcwd(), "with", cfg.threads, runtime.start(cfg.threads))
+    from tl_research.backend.start import start_backend
+    print("in", __import__("os").getcwd(), "with", cfg.threads, start_backend(cfg.threads))
     return 0.5
 
 _cluster.HydraConfig.get = lambda: Space(runtime=Space(output_dir=sys.argv[2]))

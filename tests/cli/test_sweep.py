@@ -32,7 +32,7 @@ import signal
 import time
 from pathlib import Path
 
-from tl_research.networks.tiny import Tiny
+from tl_research.models.networks.tiny import Tiny
 
 MENDED = Path(__file__).with_name("mended")
 

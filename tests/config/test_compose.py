@@ -125,7 +125,7 @@ def test_every_field_of_the_root_stands_in_the_config() -> None:
         (["+trainer.batchsize=3"], ["nearest: trainer.batch_size"]),
         (["trainer.batch_size=1.5"], ["trainer.batch_size=1.5: should be a whole number of at least 1"]),
         (["trainer.batch_size=null"], ["trainer.batch_size=null: should be a whole number of at least 1"]),
-        (["trainer=big"], ["trainer=big", "Trainer"]),
+        (["trainer=big"], ["trainer=big", "TrainOptions"]),
         (["backbone=tiny", "backbone.image_size=big"], ["backbone.image_size=big: should be a whole number"]),
         (["backbone.pooling=sum"], ["backbone.pooling=sum: should be 'avg' or 'max'"]),
         (["head.dropout=1"], ["head.dropout=1: should be a number of at least 0 and less than 1"]),

@@ -110,7 +110,7 @@ def test_a_head_that_has_learned_from_the_validation_images_is_that_one_again(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr("tl_research.evaluation.evaluate.evaluate_run", killed)
+        patched.setattr("tl_research.experiment.experiment.evaluate_run", killed)
         with pytest.raises(Killed):
             compose(told).run(tmp_path / "cut")
     compose([f"resume={tmp_path / 'cut'}"]).run()
@@ -237,7 +237,7 @@ def test_nothing_else_is_asked_beside_it(unfinished: Path) -> None:
 
 def test_code_of_the_user_s_is_imported_only_if_the_command_names_it(unfinished: Path) -> None:
     path = unfinished / "config.yaml"
-    path.write_text(path.read_text().replace("tl_research.models.head.Linear", "os.system"))
+    path.write_text(path.read_text().replace("tl_research.targets.Linear", "os.system"))
     with pytest.raises(InputError, match=r"made with code of yours.*add head\._target_=os\.system"):
         compose([f"resume={unfinished}"])
 

@@ -360,7 +360,7 @@ def test_a_disk_that_fails_midway(
 
 def test_two_at_once_both_end_fine(good: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from tl_research.data import archive\n"
+        "import sys, time; from pathlib import Path; from tl_research.data.kaggle import archive\n"
         "extract = archive._extract\n"
         "def slow(*args):\n    print(1, flush=True); time.sleep(0.05); extract(*args)\n"
         "archive._extract = slow\n"

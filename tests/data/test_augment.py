@@ -35,8 +35,9 @@ from tl_research.data.sources import Folder
 from tl_research.features import table as feature_table
 from tl_research.features.engines import keras_engine
 from tl_research.features.extraction import ORIGINAL, extract_features
+from tl_research.metrics.probabilities import softmax
 from tl_research.training import closed_form, inputs, logistic_regression
-from tl_research.training.logistic_regression import choose_l2, softmax, solve
+from tl_research.training.logistic_regression import choose_l2, solve
 from tl_research.training.optimizer import LBFGS
 
 few = settings(deadline=None, max_examples=25)
@@ -563,9 +564,9 @@ def test_a_head_is_solved_on_all_views_and_a_second_run_finds_them(
 ) -> None:
     given: list[tuple[Any, ...]] = []
     passes: list[int] = []
-    passed = feature_table.passes
+    passed = feature_table.run_batches
     monkeypatch.setattr(closed_form, "solve", lambda *args: (given.append(args), solve(*args))[1])
-    monkeypatch.setattr(feature_table, "passes", lambda *args: (passes.append(1), passed(*args))[1])
+    monkeypatch.setattr(feature_table, "run_batches", lambda *args: (passes.append(1), passed(*args))[1])
     first = run(tmp_path / "a", noise, *QUICK, "features.views=3")
     assert len(passes) == 1, "all that is needed in one pass over the images"
     again = run(tmp_path / "b", noise, *QUICK, "features.views=3")

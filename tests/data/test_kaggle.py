@@ -553,7 +553,7 @@ def test_two_at_once_download_once(server: Server, cache: Path) -> None:
     code = (
         "import sys, pathlib; from kagglesdk import kaggle_env as e\n"
         "e._env_to_endpoint[e.KaggleEnv.TEST] = sys.argv[1]\n"
-        "from tl_research.data import kaggle; print(kaggle.fetch(sys.argv[2], pathlib.Path(sys.argv[3])))\n"
+        "from tl_research.data.kaggle import kaggle; print(kaggle.fetch(sys.argv[2], pathlib.Path(sys.argv[3])))\n"
         "assert not {'tensorflow', 'keras', 'kaggle'} & set(sys.modules)"
     )
     server.delay = 0.5  # so that the second comes while the first is at it

@@ -517,7 +517,7 @@ def test_in_any_order_of_events_a_row_is_computed_once_unless_who_promised_it_di
         assert computed == Counter({n for numbers in wanted for n in numbers}) + lost
 
 
-@pytest.mark.parametrize("point", ["hold", "is_held"])
+@pytest.mark.parametrize("point", ["try_lock", "is_held"])
 def test_one_that_is_killed_while_it_claims_keeps_nobody_from_claiming(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:

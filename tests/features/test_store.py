@@ -552,7 +552,7 @@ WRITER = """
 import hashlib, sys
 from pathlib import Path
 import numpy as np
-from tl_research.feature_store import FeatureStore, as_digests
+from tl_research.features.store import FeatureStore, as_digests
 
 root, width, first, stop, step = Path(sys.argv[1]), *map(int, sys.argv[2:])
 store = FeatureStore(root, {"network": "a network", "image_size": 64}, np.dtype(("<f4", (width,))))
@@ -736,7 +736,7 @@ LIMITED = """
 import hashlib, json, logging, resource, signal, sys
 from pathlib import Path
 import numpy as np
-from tl_research.feature_store import FeatureStore, as_digests
+from tl_research.features.store import FeatureStore, as_digests
 
 class Heard(logging.Handler):
     def emit(self, record):

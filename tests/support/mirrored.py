@@ -1,7 +1,7 @@
 """Trains on one device and on two logical CPUs, which must be there before TensorFlow begins: a process of its own.
 
-`python -m tests.support.mirrored steps` prints how far two Steps come apart, as JSON; `python -m tests.support.mirrored run DIR
-OVERRIDES...` does a whole run.
+`python -m tests.support.mirrored steps` prints how far two Steps come apart, as JSON;
+`python -m tests.support.mirrored run DIR OVERRIDES...` does a whole run.
 """
 
 from __future__ import annotations

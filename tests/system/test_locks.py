@@ -21,8 +21,8 @@ from tl_research.system.locks import is_held, try_lock
 HOLDER = """
 import sys
 from pathlib import Path
-from tl_research.lock import hold
-lock = hold(Path(sys.argv[1]))
+from tl_research.system.locks import try_lock
+lock = try_lock(Path(sys.argv[1]))
 print(lock is not None, flush=True)
 sys.stdin.readline()
 """

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tl_research.metrics.classification import classification_metrics
-from tl_research.training.logistic_regression import softmax, solve
+from tl_research.metrics.probabilities import softmax
+from tl_research.training.logistic_regression import solve
 from tl_research.training.optimizer import LBFGS
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tl_research.experiment.experiment import Experiment
 
 KEY = "resume="
+OUR_NETWORKS = ("tl_research.networks.", "tl_research.models.networks.")
 
 
 def asked(overrides: Sequence[str]) -> bool:
@@ -64,7 +65,7 @@ def _code(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """What of a config names code that is not ours: its key and value."""
     if isinstance(config, Mapping):
         for key, value in config.items():
-            builds = f"{prefix}{key}" == "backbone.build" and not str(value).startswith("tl_research.models.networks.")
+            builds = f"{prefix}{key}" == "backbone.build" and not str(value).startswith(OUR_NETWORKS)
             if builds or (key == "_target_" and not _is_ours(value)):
                 yield f"{prefix}{key}", str(value)
             else:

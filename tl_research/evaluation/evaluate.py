@@ -14,9 +14,9 @@ from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import UndecodableError, open_image
 from tl_research.evaluation.predict import prediction_rows
 from tl_research.metrics.classification import classification_metrics
+from tl_research.metrics.probabilities import softmax
 from tl_research.runs.run import Run
 from tl_research.training.callbacks import Results
-from tl_research.training.logistic_regression import softmax
 from tl_research.training.stage_runner import StageRunner
 
 MOST_SAMPLES = 16

@@ -15,9 +15,9 @@ from tl_research.errors import InputError
 from tl_research.features.engines import keras_engine
 from tl_research.features.extraction import in_batches, run_batches
 from tl_research.metrics.classification import classification_metrics as score
+from tl_research.metrics.probabilities import softmax
 from tl_research.runs.run import Run
 from tl_research.system.progress import bar
-from tl_research.training.logistic_regression import softmax
 
 if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tl_research.training.logistic_regression import softmax
+from tl_research.metrics.probabilities import softmax
 
 LOWER_IS_BETTER = ("loss",)
 

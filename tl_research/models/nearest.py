@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tl_research.training.logistic_regression import softmax
+from tl_research.metrics.probabilities import softmax
 
 # One vote, spread evenly over the classes, is added to those of the neighbours: nobody is ever certain.
 PSEUDO_VOTE = 1.0

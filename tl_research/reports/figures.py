@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research.training.logistic_regression import softmax
+from tl_research.metrics.probabilities import softmax
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

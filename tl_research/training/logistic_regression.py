@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tl_research.metrics.probabilities import softmax
 from tl_research.training.optimizer import LBFGS
 
 if TYPE_CHECKING:
@@ -193,10 +194,3 @@ def _fit(model: LogisticRegression, features: np.ndarray, labels: np.ndarray) ->
     if len(weights) == 1:
         return np.vstack([-weights, weights]) / 2, np.concatenate([-intercept, intercept]) / 2
     return weights, intercept
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities `(n, k)` of logits `(n, k)`, in float64."""
-    from scipy.special import softmax as scipy_softmax
-
-    return scipy_softmax(np.asarray(logits, np.float64), axis=1)

@@ -47,7 +47,7 @@ class Plateau:
     """What `plateau` remembers: the rate falls to 0.3 of itself when the validation loss has not fallen for 3
     epochs."""
 
-    rate_factor: float = 1.0
+    factor: float = 1.0
     best: float = math.inf
     waited: int = 0
 

@@ -24,6 +24,7 @@ from tl_research.features.extraction import ORIGINAL, extract_features
 from tl_research.features.head_inputs import HeadInputs
 from tl_research.features.table import FeatureTable
 from tl_research.metrics.classification import accuracy_and_loss, direction
+from tl_research.metrics.probabilities import softmax
 from tl_research.models.classifier import BatchNorm, Part, build_classifier, set_trainable, trainable_table
 from tl_research.models.head import DirectHead, Head
 from tl_research.runs.checkpoint import CheckpointState
@@ -31,7 +32,6 @@ from tl_research.runs.run import Run
 from tl_research.training.callbacks import BestWeights, Callback
 from tl_research.training.closed_form import fit_direct, fit_direct_head, needs_no_epochs, solve_linear
 from tl_research.training.inputs import StageInputs
-from tl_research.training.logistic_regression import softmax
 from tl_research.training.loop import EpochRow, TrainLoop, TrainOptions
 from tl_research.training.optimizer import LBFGS, GradientOptimizer
 from tl_research.training.pruning import Trial, current_trial

@@ -90,7 +90,7 @@ def _draw_all(folder: Path, sizes: dict[str, int], seed: int, processes: int, dr
     processes = max(1, min(processes, total // 8))
     shared = [str(folder), str(seed), ",".join(f"{split}={size}" for split, size in sizes.items()), str(processes)]
     command = [sys.executable, "-m", "tl_research.data.synthetic.demo", drawing.name, *shared]
-    home = str(Path(__file__).resolve().parents[2])
+    home = str(Path(__file__).resolve().parents[3])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([home, os.environ.get("PYTHONPATH", "")])}
     workers = [
         subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
