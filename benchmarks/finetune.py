@@ -124,14 +124,14 @@ def ours(name: str, what: str, root: str, steps: int, *, deterministic: bool = F
     learning = [Learning(v, part.rate) for part in set_trainable(classifier, unfreeze) for v in part.learning]
     table = FeatureTable(backbone, data, Features(), "auto", threads)
     if what == "head":
-        rows = table.rows(indices), data.labels[indices]
+        rows = table.get(indices), data.labels[indices]
         feed = inputs.on_features(head, rows, rows, 2, 32, 0)
     elif what == "last block":
         from tl_research.models.blocks import split_backbone
 
         # In 32 bits: what random weights make of an image is too small for 16.
         maps = replace(table.maps(split_backbone(backbone, 1)[0]), row_type="<f4")
-        maps.hold(indices)
+        maps.load(indices)
         feed = inputs.on_maps(backbone, head, 1, [item.variable for item in learning], maps, data, 32, 0)
     else:
         feed = inputs.on_images(backbone, head, "all", [item.variable for item in learning], data, 32, 0, threads)

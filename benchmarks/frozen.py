@@ -175,7 +175,7 @@ def limit(name: str, root: Path) -> None:
             table._built = engine
             some = np.arange(turn, len(data), 5) if len(data) > 1000 else np.arange(len(data))
             began = time.perf_counter()
-            table.prepare([(some, -1)])
+            table.ensure([(some, -1)])
             per_image["pass"].append((time.perf_counter() - began) / len(some))
         began = time.process_time()
         for index in some[:64]:

@@ -1,4 +1,4 @@
-"""A version of an image depends on the image, the recipe and the occasion alone; training sees versions, judging none;
+"""A version of an image depends on the image, the recipe and the draw_key alone; training sees versions, judging none;
 and the views of one image stay together."""
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 PICTURE = encoded(picture())
 
 
-def version(recipe: Augment, occasion: object, content: bytes = PICTURE, resize: Resize = "squash") -> np.ndarray:
-    return augmented_pixels(content, 32, resize, recipe, recipe.digest(content, occasion))
+def version(recipe: Augment, draw_key: object, content: bytes = PICTURE, resize: Resize = "squash") -> np.ndarray:
+    return augmented_pixels(content, 32, resize, recipe, recipe.digest(content, draw_key))
 
 
 # What a version depends on
@@ -93,15 +93,15 @@ def version(recipe: Augment, occasion: object, content: bytes = PICTURE, resize:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_as_it_stands_nothing_changes(kind: str, resize: Resize) -> None:
     content = encoded(picture(900, 600), kind)  # a JPEG so large that it is decoded at a reduced scale
-    for occasion in (0, 1, [3, 5]):
-        assert np.array_equal(version(Augment(seed=4), occasion, content, resize), decode_pixels(content, 32, resize))
+    for draw_key in (0, 1, [3, 5]):
+        assert np.array_equal(version(Augment(seed=4), draw_key, content, resize), decode_pixels(content, 32, resize))
 
 
 @pytest.mark.parametrize("field", CHANGES)
 def test_each_key_alone_makes_versions_that_differ_from_the_image_and_from_each_other(field: str) -> None:
     recipe = Augment(**{field: CHANGES[field]})
     plain = decode_pixels(PICTURE, 32)
-    versions = [version(recipe, occasion) for occasion in range(12)]
+    versions = [version(recipe, draw_key) for draw_key in range(12)]
     assert any(not np.array_equal(pixels, plain) for pixels in versions)
     assert len({pixels.tobytes() for pixels in versions}) >= 2
 
@@ -121,13 +121,13 @@ def test_only_a_recipe_without_changes_changes_nothing() -> None:
 
 
 @few
-@given(recipe=recipes, occasion=occasions)
-def test_a_recipe_that_says_it_changes_nothing_does_not(recipe: Augment, occasion: object) -> None:
+@given(recipe=recipes, draw_key=occasions)
+def test_a_recipe_that_says_it_changes_nothing_does_not(recipe: Augment, draw_key: object) -> None:
     identity = dataclasses.replace(recipe, **{field: getattr(Augment(), field) for field in CHANGES})
     assert not identity.changes_images
     assert recipe.changes_images == (recipe != identity)
     assert recipe.changes_nothing == (not recipe.changes_images and not recipe.mixes)
-    assert np.array_equal(version(identity, occasion), decode_pixels(PICTURE, 32))
+    assert np.array_equal(version(identity, draw_key), decode_pixels(PICTURE, 32))
 
 
 @pytest.mark.parametrize(
@@ -143,20 +143,20 @@ def test_a_recipe_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
 
 
 @few
-@given(recipe=recipes, occasion=occasions, resize=st.sampled_from(RESIZES))
+@given(recipe=recipes, draw_key=occasions, resize=st.sampled_from(RESIZES))
 def test_a_version_is_a_pure_function_of_image_recipe_and_occasion(
-    recipe: Augment, occasion: object, resize: Resize
+    recipe: Augment, draw_key: object, resize: Resize
 ) -> None:
-    first = version(recipe, occasion, resize=resize)
+    first = version(recipe, draw_key, resize=resize)
     np.random.default_rng(0).random()
     version(Augment(**CHANGES), 9)
-    assert np.array_equal(version(dataclasses.replace(recipe), occasion, resize=resize), first)
+    assert np.array_equal(version(dataclasses.replace(recipe), draw_key, resize=resize), first)
 
 
 def test_threads_and_order_do_not_change_a_version() -> None:
     recipe = Augment(**CHANGES)
     contents = [encoded(picture(seed=seed)) for seed in range(4)]
-    tasks = [(content, occasion) for content in contents for occasion in (0, 1, 2, [0, 0], [0, 1], [1, 0])]
+    tasks = [(content, draw_key) for content in contents for draw_key in (0, 1, 2, [0, 0], [0, 1], [1, 0])]
     alone = {task[0] + str(task[1]).encode(): version(recipe, task[1], task[0]) for task in tasks}
     mixed = [tasks[i] for i in np.random.default_rng(0).permutation(np.tile(np.arange(len(tasks)), 4))]
     with ThreadPoolExecutor(8) as pool:
@@ -171,31 +171,31 @@ def test_every_image_recipe_seed_and_occasion_has_its_own_digest() -> None:
     variants = [Augment(**{**CHANGES, field: value}) for field, value in other.items()]
     choices = [Augment(), Augment(**CHANGES), Augment(**CHANGES, seed=1), Augment(**{**CHANGES, "flip": False})]
     digests = [
-        recipe.digest(image, occasion)
+        recipe.digest(image, draw_key)
         for recipe in (*choices, *variants)
         for image in (PICTURE, PICTURE + b"\0", b"")
-        for occasion in (0, 1, 10, [0, 0], [0, 1], [1, 0], [10, 1], [1, 10], [101])
+        for draw_key in (0, 1, 10, [0, 0], [0, 1], [1, 0], [10, 1], [1, 10], [101])
     ]
     assert {len(digest) for digest in digests} == {32}
     assert len(set(digests)) == len(digests) == 13 * 3 * 9
 
 
 @few
-@given(recipe=recipes, occasion=occasions)
-def test_how_batches_are_mixed_does_not_change_a_versions_digest(recipe: Augment, occasion: object) -> None:
+@given(recipe=recipes, draw_key=occasions)
+def test_how_batches_are_mixed_does_not_change_a_versions_digest(recipe: Augment, draw_key: object) -> None:
     mixing = dataclasses.replace(recipe, mixup=recipe.mixup + 0.1, cutmix=0.0)
-    assert mixing.digest(PICTURE, occasion) == recipe.digest(PICTURE, occasion)
+    assert mixing.digest(PICTURE, draw_key) == recipe.digest(PICTURE, draw_key)
 
 
-@pytest.mark.parametrize("changed", ["occasion", "epoch", "seed", "recipe", "image"])
+@pytest.mark.parametrize("changed", ["draw_key", "epoch", "seed", "recipe", "image"])
 def test_another_digest_is_another_version(changed: str) -> None:
     def drawn(number: int) -> np.ndarray:
         recipe = Augment(**LIGHT, seed=number if changed == "seed" else 0)
         if changed == "recipe":
             recipe = dataclasses.replace(recipe, rotate=1e-9 * number)  # too little to see: only the draw is another
-        occasion: object = {"occasion": number, "epoch": [0, number]}.get(changed, 0)
+        draw_key: object = {"draw_key": number, "epoch": [0, number]}.get(changed, 0)
         # Bytes behind a PNG's end are another file of the same picture.
-        return version(recipe, occasion, PICTURE + bytes(number if changed == "image" else 0))
+        return version(recipe, draw_key, PICTURE + bytes(number if changed == "image" else 0))
 
     assert len({drawn(number).tobytes() for number in range(6)}) == 6
 
@@ -206,7 +206,7 @@ def test_another_digest_is_another_version(changed: str) -> None:
 @pytest.mark.parametrize("resize", RESIZES)
 def test_flip_mirrors_half_of_the_images_exactly(resize: Resize) -> None:
     plain = decode_pixels(PICTURE, 32, resize)
-    found = [version(Augment(flip=True), occasion, resize=resize) for occasion in range(200)]
+    found = [version(Augment(flip=True), draw_key, resize=resize) for draw_key in range(200)]
     mirrored = [np.array_equal(pixels, plain[:, ::-1]) for pixels in found]
     assert all(mirror or np.array_equal(pixels, plain) for mirror, pixels in zip(mirrored, found, strict=True))
     assert 70 < sum(mirrored) < 130
@@ -277,7 +277,7 @@ def test_a_turn_is_within_its_range_either_way_and_shows_white_in_the_corners(mo
         Image.Image, "rotate", lambda self, angle, *a, **k: (angles.append(angle), rotate(self, angle, *a, **k))[1]
     )
     black = encoded(Image.new("RGB", (40, 40)))
-    found = np.stack([version(Augment(rotate=30), occasion, black) for occasion in range(100)])
+    found = np.stack([version(Augment(rotate=30), draw_key, black) for draw_key in range(100)])
     assert len(angles) == 100
     assert -30 <= min(angles) < -25
     assert 25 < max(angles) <= 30
@@ -300,7 +300,7 @@ def test_light_and_colour_are_scaled_within_their_range(field: str, enhancer: An
     image = Image.fromarray(np.asarray(picture(32, 32)) // 3 + 40)  # room on either side, so that nothing is clipped
     ends = [np.asarray(enhancer(image).enhance(factor), float) for factor in (1 - strength, 1 + strength)]
     low, high = np.minimum(*ends), np.maximum(*ends)
-    versions = [version(Augment(**{field: strength}), occasion, encoded(image)) for occasion in range(100)]
+    versions = [version(Augment(**{field: strength}), draw_key, encoded(image)) for draw_key in range(100)]
     for pixels in versions:
         assert (pixels >= low - 1).all()
         assert (pixels <= high + 1).all()
@@ -314,7 +314,7 @@ def test_light_and_colour_are_scaled_within_their_range(field: str, enhancer: An
 def test_hue_is_turned_either_way_around_greys_that_stay() -> None:
     grey, red = (encoded(Image.new("RGB", (32, 32), colour)) for colour in ((90, 90, 90), (150, 80, 80)))
     assert (version(Augment(hue=0.5), 0, grey) == 90).all()
-    turned = np.array([version(Augment(hue=0.1), occasion, red)[0, 0] for occasion in range(60)], float)
+    turned = np.array([version(Augment(hue=0.1), draw_key, red)[0, 0] for draw_key in range(60)], float)
     hues = np.array([colorsys.rgb_to_hsv(*pixel / 255)[0] for pixel in turned])
     hues = (hues + 0.5) % 1 - 0.5
     assert -0.13 < hues.min() < -0.07
@@ -379,7 +379,7 @@ def test_each_operation_is_drawn_as_often_as_any_other(monkeypatch: pytest.Monke
 
 def test_a_share_of_the_images_loses_a_rectangle_to_noise() -> None:
     black = encoded(Image.new("RGB", (32, 32)))
-    changed = [version(Augment(erase=0.3), occasion, black).any() for occasion in range(300)]
+    changed = [version(Augment(erase=0.3), draw_key, black).any() for draw_key in range(300)]
     assert 65 < sum(changed) < 115
 
 
@@ -408,8 +408,8 @@ def test_whatever_the_image_a_version_has_the_networks_shape(size: tuple[int, in
     most = {"brightness": 0.9, "contrast": 0.9, "saturation": 0.9, "hue": 0.5, "rand_magnitude": 30, "erase": 1}
     recipe = Augment(flip=True, crop=0.01, rotate=180, rand_augment=5, **most)
     content = encoded(picture(*size))
-    for occasion in range(4):
-        pixels = version(recipe, occasion, content, resize)
+    for draw_key in range(4):
+        pixels = version(recipe, draw_key, content, resize)
         assert pixels.dtype == np.uint8
         assert pixels.shape == (32, 32, 3)
     assert augmented_pixels(content, 1, resize, recipe, recipe.digest(content, 0)).shape == (1, 1, 3)
@@ -433,10 +433,10 @@ def data(colours: Path) -> DataModule:
 
 
 def test_an_example_is_augmented_by_its_content_and_the_occasion(data: DataModule) -> None:
-    for index, occasion in ((0, 2), (7, [3, 1])):
+    for index, draw_key in ((0, 2), (7, [3, 1])):
         content, digest = data.paths[index].read_bytes(), data.digests[index]
-        expected = augmented_pixels(content, 24, "squash", data.augment, data.augment.digest(digest, occasion))
-        assert np.array_equal(data.augmented(index, 24, occasion), expected)
+        expected = augmented_pixels(content, 24, "squash", data.augment, data.augment.digest(digest, draw_key))
+        assert np.array_equal(data.augmented(index, 24, draw_key), expected)
         assert not np.array_equal(expected, data.pixels(index, 24))
 
 
@@ -637,8 +637,8 @@ def test_without_views_a_head_that_learns_by_epochs_sees_new_versions_in_each(
     plain: set[int] = set()
     augmented, pixels = DataModule.augmented, DataModule.pixels
 
-    def recorded(self: DataModule, index: int, size: int, occasion: object) -> np.ndarray:
-        found = augmented(self, index, size, occasion)
+    def recorded(self: DataModule, index: int, size: int, draw_key: object) -> np.ndarray:
+        found = augmented(self, index, size, draw_key)
         seen[index].add(found.tobytes())
         return found
 
@@ -661,14 +661,14 @@ def test_a_backbone_that_learns_sees_new_versions_though_the_head_learned_from_k
     occasions: list[Any] = []
     augmented = DataModule.augmented
 
-    def recorded(self: DataModule, index: int, size: int, occasion: object) -> np.ndarray:
-        occasions.append(occasion)
-        return augmented(self, index, size, occasion)
+    def recorded(self: DataModule, index: int, size: int, draw_key: object) -> np.ndarray:
+        occasions.append(draw_key)
+        return augmented(self, index, size, draw_key)
 
     monkeypatch.setattr(DataModule, "augmented", recorded)
     run(tmp_path / "run", colours, *QUICK, "features.views=2", "transfer=finetune", "transfer.backbone.epochs=2")
-    assert {occasion for occasion in occasions if isinstance(occasion, int)} == {0, 1}
-    epochs = {tuple(occasion) for occasion in occasions if not isinstance(occasion, int)}
+    assert {draw_key for draw_key in occasions if isinstance(draw_key, int)} == {0, 1}
+    epochs = {tuple(draw_key) for draw_key in occasions if not isinstance(draw_key, int)}
     assert len(epochs) >= 2
     assert {seed for seed, _ in epochs} == {0}
 

@@ -103,14 +103,14 @@ def test_of_both_a_coin_chooses_one() -> None:
 
 
 @few
-@given(occasion=st.tuples(seeds, st.integers(0, 50), st.integers(0, 50)), seed=seeds)
-def test_a_batch_is_mixed_by_recipe_seed_epoch_and_number_alone(occasion: tuple[int, int, int], seed: int) -> None:
+@given(draw_key=st.tuples(seeds, st.integers(0, 50), st.integers(0, 50)), seed=seeds)
+def test_a_batch_is_mixed_by_recipe_seed_epoch_and_number_alone(draw_key: tuple[int, int, int], seed: int) -> None:
     given_ = batch(7, 3, 8)
     recipe = Augment(mixup=0.2, cutmix=1.0, seed=seed)
-    first = recipe.mix(*given_, occasion)
+    first = recipe.mix(*given_, draw_key)
     np.random.default_rng(0).random()
     recipe.mix(*given_, (0, 0, 1))
-    again = Augment(mixup=0.2, cutmix=1.0, seed=seed, flip=True).mix(*given_, occasion)
+    again = Augment(mixup=0.2, cutmix=1.0, seed=seed, flip=True).mix(*given_, draw_key)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
@@ -118,7 +118,7 @@ def test_every_seed_epoch_and_number_mixes_in_its_own_way() -> None:
     given_ = batch(16, 16, 8)
     occasions = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 2, 1), (2, 1, 0)]
     found: list[Any] = [
-        Augment(mixup=1.0, seed=seed).mix(*given_, occasion)[0].tobytes() for seed in (0, 1) for occasion in occasions
+        Augment(mixup=1.0, seed=seed).mix(*given_, draw_key)[0].tobytes() for seed in (0, 1) for draw_key in occasions
     ]
     assert len(set(found)) == len(found)
 

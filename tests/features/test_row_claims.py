@@ -75,7 +75,7 @@ class Filler:
         return rows_of(numbers)
 
     def run(self) -> None:
-        self.rows = self.table.rows(np.arange(len(self.numbers)))
+        self.rows = self.table.get(np.arange(len(self.numbers)))
 
     def has_all(self) -> None:
         assert self.rows is not None, "it has not ended"

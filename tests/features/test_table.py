@@ -269,12 +269,12 @@ def test_maps_are_the_same_bits_from_a_cold_store_a_warm_store_and_none(
     prefix: keras.Model, data: DataModule, tmp_path: Path
 ) -> None:
     tables = [table(prefix, data, store) for store in (tmp_path, tmp_path, None)]
-    cold, warm, off = (one.rows(EVERYTHING) for one in tables)
+    cold, warm, off = (one.get(EVERYTHING) for one in tables)
     assert (cold.shape, cold.dtype) == ((36, 16, 16, 16), np.float16)
     assert [(one.computed, one.hit) for one in tables] == [(36, 0), (0, 36), (36, 0)]
     np.testing.assert_array_equal(warm, cold)
     np.testing.assert_array_equal(off, cold)
-    exact = table(prefix, data, tmp_path, row_type="<f4").rows(EVERYTHING)
+    exact = table(prefix, data, tmp_path, row_type="<f4").get(EVERYTHING)
     np.testing.assert_array_equal(exact.astype(np.float16), cold)
     pixels = np.stack([data.pixels(i, 64) for i in range(36)]).astype(np.float32)
     np.testing.assert_allclose(exact, prefix(pixels, training=False), atol=1e-5)
@@ -285,23 +285,23 @@ def test_maps_are_the_same_bits_from_a_cold_store_a_warm_store_and_none(
 def test_a_batch_comes_from_memory_where_all_fit_and_from_the_store_otherwise(
     prefix: keras.Model, data: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = table(prefix, data, None).rows(EVERYTHING)
+    expected = table(prefix, data, None).get(EVERYTHING)
     small = table(prefix, data, tmp_path)
-    small.hold(EVERYTHING)
+    small.load(EVERYTHING)
     monkeypatch.setattr("tl_research.features.table.HELD_GB", 0.0)
     monkeypatch.setattr("tl_research.features.table.CHUNK_BYTES", small.row.itemsize * 20)  # 16 rows, then 16, then 4
     held = [small, table(prefix, data, tmp_path), table(prefix, data, tmp_path / "other"), table(prefix, data, None)]
     some = np.array([30, 2, 17])
     for one in held:
-        one.hold(EVERYTHING)
+        one.load(EVERYTHING)
         counted = one.computed, one.hit
-        np.testing.assert_array_equal(one.fetch(some), expected[some])
-        np.testing.assert_array_equal(one.fetch(some[::-1]), expected[some[::-1]])
+        np.testing.assert_array_equal(one.get_batch(some), expected[some])
+        np.testing.assert_array_equal(one.get_batch(some[::-1]), expected[some[::-1]])
         assert (one.computed, one.hit) == counted
     assert [bool(one._rows) for one in held] == [True, False, False, True]
     assert [(one.computed, one.hit) for one in held] == [(36, 0), (0, 36), (36, 0), (36, 0)]
     shutil.rmtree(held[2].store.folder)
-    np.testing.assert_array_equal(held[2].fetch(some), expected[some])
+    np.testing.assert_array_equal(held[2].get_batch(some), expected[some])
     assert held[2].computed == 39, "what was lost is computed anew"
 
 
@@ -314,9 +314,9 @@ def test_maps_stay_in_memory_when_the_disk_is_full(
     monkeypatch.setattr(feature_store._Writer, "append", full)
     monkeypatch.setattr("tl_research.features.table.HELD_GB", 0.0)
     one = table(prefix, data, tmp_path)
-    one.hold(EVERYTHING)
+    one.load(EVERYTHING)
     counted = one.computed
-    one.fetch(EVERYTHING)
+    one.get_batch(EVERYTHING)
     assert one.computed == counted
 
 
@@ -332,9 +332,9 @@ def test_features_that_do_not_fit_in_16_bits_are_told_and_never_kept(
     for store in (tmp_path, None):
         one = table(prefix, data, store)
         with pytest.raises(DtypeRangeError, match="float16 is no type for them"):
-            one.hold(EVERYTHING)
+            one.load(EVERYTHING)
         assert not stored(tmp_path)
-    wide = table(prefix, data, tmp_path, row_type="<f4").rows(EVERYTHING)
+    wide = table(prefix, data, tmp_path, row_type="<f4").get(EVERYTHING)
     assert np.isfinite(wide).all()
 
 

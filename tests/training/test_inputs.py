@@ -63,7 +63,7 @@ def an_epoch(
     else:
         kept = FeatureTable(backbone, data, Features(), "openvino", 2).maps(split_backbone(backbone, unfreeze)[0])
         kept = replace(kept, row_type=rows)
-        kept.hold(data.indices("train", "val"))
+        kept.load(data.indices("train", "val"))
         feed = feeds.on_maps(backbone, head, unfreeze, learning, kept, data, 8, 3)
     statistics = [variable for part in parts for variable in part.statistics]
     step = TrainStep(feed.forward, [Learning(variable) for variable in learning], statistics, keras.optimizers.SGD())
@@ -127,7 +127,7 @@ def test_an_epoch_begins_where_it_is_told_to(data: DataModule) -> None:
     backbone = recipe("tiny", image_size=32).build()
     head = Linear().build(32, 2)
     maps = FeatureTable(backbone, data, Features(), "keras", 2).maps(split_backbone(backbone, 1)[0])
-    maps.hold(data.indices("train", "val"))
+    maps.load(data.indices("train", "val"))
     pool = np.random.default_rng(0).normal(size=(20, 32)).astype(np.float32), data.labels[data.indices("train")]
     for feed in (
         feeds.on_images(backbone, head, 1, [], data, 8, 3, 2),

@@ -64,10 +64,10 @@ class DataModule:
         has changed since it was checked."""
         return self._decoded(index, lambda content: decode_pixels(content, image_size, self.resize))
 
-    def augmented(self, index: int, image_size: int, occasion: object) -> np.ndarray:
-        """`pixels` of an augmented version, a pure function of the image, `augment`, and the occasion: the number of a
+    def augmented(self, index: int, image_size: int, draw_key: object) -> np.ndarray:
+        """`pixels` of an augmented version, a pure function of the image, `augment`, and the draw_key: the number of a
         view, or (seed, epoch)."""
-        version = self.augment.digest(self.digests[index], occasion)
+        version = self.augment.digest(self.digests[index], draw_key)
         return self._decoded(
             index, lambda content: augmented_pixels(content, image_size, self.resize, self.augment, version)
         )

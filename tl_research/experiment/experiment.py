@@ -182,7 +182,7 @@ class Experiment:
             raise InputError(f"shard={self.shard} is for `python -m tl_research extract`; training needs all images")
         with self._claimed(directory, "resume" if self.resume else existing) as run:
             data = self._load(run, self.data.load)
-            if run.identify(identity(self.config, data, self.start.files())):
+            if run.adopt_or_restart(identity(self.config, data, self.start.files())):
                 describe.done_before(run.metrics, run.directory)
             else:
                 self._run(run, data)
@@ -203,7 +203,7 @@ class Experiment:
             with run.phase("build"):
                 table = self._table(self.start.build(), data, threads)
             with run.phase("features"):
-                table.fill(np.arange(len(data)), (ORIGINAL, *range(self.features.views or 0)))
+                table.ensure_stored(np.arange(len(data)), (ORIGINAL, *range(self.features.views or 0)))
             describe.features(table.computed, table.hit)
             self._record_features(run, table)
             run.write_json("metrics.json", run.metrics | versions())
@@ -217,7 +217,7 @@ class Experiment:
             self._ready(run, self._load(run, self.data.load)) as fitting,
         ):
             fitting.fits = fits
-            self._fit_stages(run, fitting)
+            self._run_stages(run, fitting)
 
     @contextmanager
     def _claimed(self, directory: str | Path | None, existing: Existing) -> Iterator[Run]:
@@ -266,7 +266,7 @@ class Experiment:
     def _run(self, run: Run, data: DataModule) -> None:
         self._warn_of_idle_keys()
         with self._ready(run, data) as fitting:
-            self._fit_stages(run, fitting)
+            self._run_stages(run, fitting)
             fitting.finish()
             self._end_as_frozen(run, fitting)
             run.metrics["num_parameters"] = fitting.classifier.count_params()
@@ -281,7 +281,7 @@ class Experiment:
             run.drop_checkpoints()
             describe.results(run.metrics, run.directory, len(run.history))
 
-    def _fit_stages(self, run: Run, fitting: StageRunner) -> None:
+    def _run_stages(self, run: Run, fitting: StageRunner) -> None:
         """All stages, or those that a checkpoint left to do."""
         checkpoint = run.read_checkpoint() if run.resumes else None
         first = fitting.restore(checkpoint) if checkpoint else 0
@@ -292,7 +292,7 @@ class Experiment:
             optimizer = stage.optimizer_for(self.optimizer)
             assert isinstance(optimizer, LBFGS | GradientOptimizer)
             try:
-                fitting.fit_stage(number, name, stage, optimizer, last=number == len(stages) - 1)
+                fitting.run_stage(number, name, stage, optimizer, last=number == len(stages) - 1)
             except DivergedError:
                 if fitting.has_best:
                     fitting.finish()

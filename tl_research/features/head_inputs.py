@@ -31,7 +31,7 @@ class HeadInputs:
         """Whether a head learns from views that are computed once, instead of from a new one each epoch."""
         return self.features.options.views is not None
 
-    def prepare(self, *, validation: bool) -> None:
+    def ensure(self, *, validation: bool) -> None:
         """All features that a stage and the evaluation need, in one pass over the images; with `validation` the head
         will learn from the validation images, too."""
         everything = np.arange(len(self.data))
@@ -42,20 +42,20 @@ class HeadInputs:
             wanted = [(self.data.indices("val", "test"), ORIGINAL), *((trained, view) for view in range(self.views))]
         computed, hit = self.features.computed, self.features.hit
         with self.run.phase("features"):
-            self.features.prepare(wanted)
+            self.features.ensure(wanted)
         if (computed, hit) != (self.features.computed, self.features.hit):
             describe.features(self.features.computed - computed, self.features.hit - hit)
 
-    def rows(self, indices: np.ndarray, view: int = ORIGINAL) -> np.ndarray:
+    def get(self, indices: np.ndarray, view: int = ORIGINAL) -> np.ndarray:
         """Features of one view of these examples: float32 `(n, d)`."""
         with self.run.phase("features"):
-            return self.features.rows(indices, view)
+            return self.features.get(indices, view)
 
     def learned(self, *splits: str) -> tuple[np.ndarray, np.ndarray]:
         """Features and labels that a head learns from: the views of an image one after the other."""
         indices = self.data.indices(*splits)
         views = range(self.views) if self.views_are_kept else [ORIGINAL]
-        rows = np.stack([self.features.rows(indices, view) for view in views], axis=1)
+        rows = np.stack([self.features.get(indices, view) for view in views], axis=1)
         return rows.reshape(-1, rows.shape[-1]), self.data.labels[indices].repeat(len(views))
 
     def groups(self, *splits: str) -> np.ndarray | None:
@@ -65,4 +65,4 @@ class HeadInputs:
     def plain(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Features and labels of the images as they are."""
         indices = self.data.indices(split)
-        return self.features.rows(indices), self.data.labels[indices]
+        return self.features.get(indices), self.data.labels[indices]

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 CHUNK = 8192  # images looked up at a time where rows are only to be stored, so that memory does not grow with the data
 CHUNK_BYTES = 2**28  # of rows, for the same reason where a row is a feature map
-HELD_GB = 1.0  # rows that `hold` keeps in memory; more are read from the store
+HELD_GB = 1.0  # rows that `load` keeps in memory; more are read from the store
 
 
 @recipe
@@ -139,25 +139,25 @@ class FeatureTable:
         """What so many rows take, in memory as in the store."""
         return num_rows * self.row.itemsize / 1e9
 
-    def rows(self, indices: np.ndarray, view: int = ORIGINAL) -> np.ndarray:
+    def get(self, indices: np.ndarray, view: int = ORIGINAL) -> np.ndarray:
         """Features of one view of these examples, in that order: `(n, d)` or `(n, h, w, c)`, of `row_type`."""
-        self.prepare([(indices, view)])
+        self.ensure([(indices, view)])
         return self._rows[view][indices]
 
-    def hold(self, indices: np.ndarray, views: Sequence[int] = (ORIGINAL,)) -> None:
-        """Has `fetch` find these examples' features: in memory if they fit in `HELD_GB`, else in the store. Without a
+    def load(self, indices: np.ndarray, views: Sequence[int] = (ORIGINAL,)) -> None:
+        """Has `get_batch` find these examples' features: in memory if they fit in `HELD_GB`, else in the store. Without a
         store that can be written they are held in memory whatever their size: ask `size_gb` before."""
         wanted = [(indices, view) for view in views if not self._held(indices, view)]
         fits = self.size_gb(len(indices) * len(wanted)) <= HELD_GB
         if not fits and self.store is not None and not self.store.broken:
-            self.fill(indices, [view for _, view in wanted])
+            self.ensure_stored(indices, [view for _, view in wanted])
             if not self.store.broken:
                 self.store.refresh()
                 return
-        self.prepare(wanted)
+        self.ensure(wanted)
 
-    def fetch(self, indices: np.ndarray, view: int = ORIGINAL) -> np.ndarray:
-        """`rows`, for a batch of what `hold` has made ready, and nothing that was read from the store stays in memory.
+    def get_batch(self, indices: np.ndarray, view: int = ORIGINAL) -> np.ndarray:
+        """`get`, for a batch of what `load` has made ready, and nothing that was read from the store stays in memory.
         What has meanwhile been lost there is computed anew."""
         if self._held(indices, view):
             return self._rows[view][indices]
@@ -173,7 +173,7 @@ class FeatureTable:
         """Whether all these rows are in memory."""
         return view in self._known and bool(self._known[view][indices].all())
 
-    def prepare(self, wanted: Sequence[tuple[np.ndarray, int]]) -> None:
+    def ensure(self, wanted: Sequence[tuple[np.ndarray, int]]) -> None:
         """Looks up or computes what is not there yet of `(indices, view)` pairs, all of it in one pass."""
         parts = []
         for indices, view in wanted:
@@ -194,7 +194,7 @@ class FeatureTable:
                     self._rows[view][some.indices[mine]] = rows[mine]
                     self._known[view][some.indices[mine]] = True
 
-    def fill(self, indices: np.ndarray, views: Sequence[int] = (ORIGINAL,)) -> None:
+    def ensure_stored(self, indices: np.ndarray, views: Sequence[int] = (ORIGINAL,)) -> None:
         """Has the store hold these examples' features, without holding them in memory."""
         step = min(CHUNK, self._chunk)
         with self._writing(len(indices) * len(views)) as advance:

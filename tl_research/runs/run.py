@@ -146,7 +146,7 @@ class Run:
         directory.mkdir(parents=True, exist_ok=True)
         cls(directory).set_status(state, reason)
 
-    def identify(self, identity: str) -> bool:
+    def adopt_or_restart(self, identity: str) -> bool:
         """Says which job this is. True if the run that was kept is this very job, whose metrics it then has; a run kept
         of another, or one to be resumed that has no checkpoint of this job, is begun anew."""
         self._identity = identity

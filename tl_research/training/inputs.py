@@ -90,7 +90,9 @@ def on_maps(
 
     def batches(split: str, epoch: int = 0, skip: int = 0, seed: int | None = None) -> Closable:
         numbered = numbered_batches(data.indices(split), batch_size, epoch=epoch, skip=skip, seed=seed)
-        return ((table.fetch(indices), one_hot(data.labels[indices], len(data.class_names))) for _, indices in numbered)
+        return (
+            (table.get_batch(indices), one_hot(data.labels[indices], len(data.class_names))) for _, indices in numbered
+        )
 
     return StageInputs(
         what="maps",

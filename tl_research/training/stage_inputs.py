@@ -56,7 +56,7 @@ class InputFactory:
             return None
         try:
             with self.inputs.run.phase("features"):
-                maps.hold(wanted)
+                maps.load(wanted)
         except DtypeRangeError as error:
             log.info("%s: %s", EVERY_EPOCH, error)
             return None

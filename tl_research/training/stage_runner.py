@@ -73,7 +73,7 @@ class StageRunner:
     _classifier: keras.Model | None = None
     _backbone_moved: bool = False
     _best: Snapshot | None = None
-    _moved: TrainedWeights = field(default_factory=TrainedWeights)
+    _trained: TrainedWeights = field(default_factory=TrainedWeights)
     _pending: CheckpointState | None = None
     """The fit that a checkpoint was taken from, until its stage goes on."""
     _began: float = field(default_factory=time.monotonic)
@@ -108,7 +108,7 @@ class StageRunner:
         """Side of the square that the network takes, in pixels."""
         return int(self.backbone.input_shape[1])
 
-    def fit_stage(
+    def run_stage(
         self, number: int, name: str, stage: Stage, optimizer: LBFGS | GradientOptimizer, *, last: bool
     ) -> None:
         """One stage: on features where only the head learns and what it sees can be kept, on images otherwise. `last`
@@ -127,7 +127,7 @@ class StageRunner:
         if on_features:
             if self._backbone_moved:
                 self.features = self.features.after_training()
-            self._inputs.prepare(validation=no_epochs and last)
+            self._inputs.ensure(validation=no_epochs and last)
         keras.utils.set_random_seed(self.seed)  # so that nothing depends on whether features had to be computed
         if not stage.trains_backbone and isinstance(self.recipe, DirectHead):
             self._make(name, self.recipe, use_val=last)
@@ -153,11 +153,11 @@ class StageRunner:
         if stage.unfreeze != "all" and stage.unfreeze > len(parts) - 1:
             there_are = f"transfer.{name}.unfreeze={stage.unfreeze}: there are {len(parts) - 1} blocks"
             log.warning("%s, all of which learn (python -m tl_research blocks lists them)", there_are)
-        self._moved.notice(self.classifier, parts)
+        self._trained.track(self.classifier, parts)
         return parts
 
     def _has_moved(self, part: keras.Model) -> bool:
-        return self._moved.touches(self.classifier, part)
+        return self._trained.includes(self.classifier, part)
 
     def logits(self, *splits: str) -> np.ndarray:
         """What the classifier, as it is now, says to the examples in these splits: float32 `(n, num_classes)`."""
@@ -176,12 +176,12 @@ class StageRunner:
                 engine, self.data, indices, self.image_size, threads=self.threads, describe="evaluating", view=view
             )
         assert self.head is not None
-        return np.asarray(self.head(self._inputs.rows(indices, view), training=False))
+        return np.asarray(self.head(self._inputs.get(indices, view), training=False))
 
     def finish(self) -> None:
         """Ends on the best of all stages, where the callbacks keep the best epoch of each."""
         if self._best is not None:
-            self._moved.go_back(self.classifier, self._best.weights)
+            self._trained.restore(self.classifier, self._best.weights)
             self.held_out = self._best.held_out
 
     @property
@@ -211,7 +211,7 @@ class StageRunner:
         """Gives the head that stage `name` solved on the backbone as it was loaded the validation images to learn from,
         which later stages were judged by, in vain: the run ends as it would have without them."""
         self.features, self._backbone_moved = self._untrained, False
-        self._inputs.prepare(validation=True)
+        self._inputs.ensure(validation=True)
         with self.run.phase(name):
             self._solved(options, use_val=True)
 
@@ -231,7 +231,7 @@ class StageRunner:
             result = fit_direct(self._inputs, recipe, use_val=use_val)
             self.head, self._classifier, self.held_out = result.fitted, None, result.held_out
         parts = set_trainable(self.classifier, 0)
-        self._moved.notice(self.classifier, parts)
+        self._trained.track(self.classifier, parts)
         self._describe(name, "made from features", parts)
         self._log_at_once(name, result.scores)
 
@@ -241,7 +241,7 @@ class StageRunner:
 
         callbacks = keras.callbacks.CallbackList(self._build_callbacks(), model=self.classifier)
         callbacks.set_params(
-            {"epochs": self._next_epoch + 1, "steps": 1, "moving": self._moved.variables(self.classifier)}
+            {"epochs": self._next_epoch + 1, "steps": 1, "moving": self._trained.variables(self.classifier)}
         )
         callbacks.on_train_begin()
         callbacks.on_epoch_begin(self._next_epoch)
@@ -276,7 +276,7 @@ class StageRunner:
                 validate=lambda: self._validate(feed),
                 callbacks=self._build_callbacks(),
                 save=lambda state, whole: self._checkpoint(number, state, whole=whole),
-                moving=self._moved.variables(self.classifier),
+                moving=self._trained.variables(self.classifier),
                 first_epoch=self._next_epoch,
                 accumulate=accumulate,
                 deadline=self.deadline,
@@ -314,7 +314,7 @@ class StageRunner:
                 self.strategy,
                 accumulates=accumulate > 1,
             )
-            if not auto or only_head or fits_in_memory(step, feed, self._moved.variables(self.classifier)):
+            if not auto or only_head or fits_in_memory(step, feed, self._trained.variables(self.classifier)):
                 self.run.metrics |= {"batch_size": size, "accumulate": accumulate}
                 return feed, step, accumulate
             size, accumulate = size // 2, 2 * accumulate
@@ -357,7 +357,7 @@ class StageRunner:
                 value = sign * row[callback.monitor]
                 equal_and_more = self._best is not None and value == self._best.value and self.held_out is not None
                 if self._best is None or value < self._best.value or equal_and_more:
-                    self._best = Snapshot(value, self._moved.now(self.classifier), self.held_out)
+                    self._best = Snapshot(value, self._trained.now(self.classifier), self.held_out)
                     self.run.metrics |= {"best_stage": row["stage"], "best_epoch": row["epoch"]}
 
     # Checkpoints: the run as it stands in the middle of a stage, or between two
@@ -381,7 +381,7 @@ class StageRunner:
         }
         parts = {"run": CheckpointState(facts, {} if self.held_out is None else {"held_out": self.held_out})}
         parts["moved"] = CheckpointState(
-            {}, {str(place): value for place, value in self._moved.now(self.classifier).items()}
+            {}, {str(place): value for place, value in self._trained.now(self.classifier).items()}
         )
         if self._best is not None:
             parts["best"] = self._best.state()
@@ -396,9 +396,9 @@ class StageRunner:
         parts = {name: state.part(name) for name in state.facts}
         if isinstance(self.recipe, DirectHead):  # its layers come from the features
             splits = ("train", "val") if "held_out" in parts["run"].arrays else ("train",)
-            self._inputs.prepare(validation="val" in splits)
+            self._inputs.ensure(validation="val" in splits)
             self.head, self._classifier = fit_direct_head(self._inputs, self.recipe, *splits), None
-        self._moved.restore(self.classifier, {int(place): v for place, v in parts["moved"].arrays.items()})
+        self._trained.restore_checkpoint(self.classifier, {int(place): v for place, v in parts["moved"].arrays.items()})
         facts = parts["run"].facts
         self.run.history = list(facts["history"])
         self.run.metrics |= facts["metrics"]

@@ -48,7 +48,7 @@ class TrainedWeights:
 
     before: Weights = field(default_factory=dict)
 
-    def notice(self, classifier: keras.Model, parts: Sequence[Part]) -> None:
+    def track(self, classifier: keras.Model, parts: Sequence[Part]) -> None:
         """Remembers how that which is going to move is now. Dropout's random state moves, too."""
         moving = {id(variable) for part in parts for variable in (*part.learning, *part.statistics)}
         weights = {id(variable) for variable in classifier.weights}
@@ -60,7 +60,7 @@ class TrainedWeights:
         """Those that have moved, or are about to."""
         return [classifier.variables[place] for place in self.before]
 
-    def touches(self, classifier: keras.Model, part: keras.Model) -> bool:
+    def includes(self, classifier: keras.Model, part: keras.Model) -> bool:
         """Whether anything in a part of the classifier has moved."""
         moved = {id(variable) for variable in self.variables(classifier)}
         return any(id(variable) in moved for variable in part.weights)
@@ -69,11 +69,11 @@ class TrainedWeights:
         """Their values."""
         return {place: np.array(classifier.variables[place]) for place in self.before}
 
-    def go_back(self, classifier: keras.Model, weights: Weights) -> None:
+    def restore(self, classifier: keras.Model, weights: Weights) -> None:
         """To the state in which `weights` were all that had moved."""
         assign_weights(classifier, {**self.before, **weights})
 
-    def restore(self, classifier: keras.Model, weights: Weights) -> None:
+    def restore_checkpoint(self, classifier: keras.Model, weights: Weights) -> None:
         """Puts a classifier that is as it was loaded where another was when it had these values."""
         self.before = {place: np.array(classifier.variables[place]) for place in weights}
         assign_weights(classifier, weights)

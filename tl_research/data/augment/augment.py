@@ -35,7 +35,7 @@ class Augment:
 
     Pillow does all this, image by image: Keras' own layers in `tf.data` take 1.7 times as long for what light.yaml
     does and ten times for strong.yaml, as their RandAugment computes every operation to keep one, the same for a whole
-    batch (`python -m benchmarks augment`); nor are they a pure function of an image and an occasion.
+    batch (`python -m benchmarks augment`); nor are they a pure function of an image and an draw_key.
     """
 
     flip: bool = False
@@ -67,17 +67,17 @@ class Augment:
         """Whether images of a training batch are mixed with each other, and their targets with them."""
         return self.mixup > 0 or self.cutmix > 0
 
-    def digest(self, image: bytes, occasion: object) -> bytes:
+    def digest(self, image: bytes, draw_key: object) -> bytes:
         """SHA-256 that stands for one augmented version of an image: what it is drawn from, and what it is stored
-        under. `occasion` is the number of the view, or (seed, epoch). Mixing comes later, and does not matter here."""
+        under. `draw_key` is the number of the view, or (seed, epoch). Mixing comes later, and does not matter here."""
         about = asdict(replace(self, mixup=0.0, cutmix=0.0))
-        told = json.dumps([code_hash(__file__, operations.__file__), about, occasion], sort_keys=True)
+        told = json.dumps([code_hash(__file__, operations.__file__), about, draw_key], sort_keys=True)
         return hashlib.sha256(image + told.encode()).digest()
 
-    def mix(self, pixels: np.ndarray, targets: np.ndarray, occasion: tuple[int, int, int]) -> Mixed:
+    def mix(self, pixels: np.ndarray, targets: np.ndarray, draw_key: tuple[int, int, int]) -> Mixed:
         """A training batch with its images mixed, and its targets float32 `(b, k)`, as a pure function of them and
-        `occasion`: (seed, epoch, number of the batch)."""
-        seed, epoch, number = occasion
+        `draw_key`: (seed, epoch, number of the batch)."""
+        seed, epoch, number = draw_key
         # Counted from 1: NumPy takes a seed that ends in 0 for the one without it, which is the order of another epoch.
         rng = np.random.default_rng((self.seed, seed, epoch, number + 1))
         return mix(pixels, targets, rng, mixup=self.mixup, cutmix=self.cutmix)
