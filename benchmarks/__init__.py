@@ -1,1 +1,1 @@
-"""Measurements: python -m benchmarks NAME. What README claims, these print."""
+"""Measurements: python -m benchmarks NAME. They print the tables of docs/benchmarks.md."""

@@ -337,7 +337,7 @@ def test_large_jpegs_are_decoded_at_a_reduced_scale_and_look_the_same(tmp_path: 
 
 
 def loader(path: Path, size: int) -> np.ndarray:
-    """README's three lines."""
+    """The lines that docs/using-a-model.md shows."""
     image = Image.open(path)
     image.draft("RGB", (2 * size, 2 * size))
     upright = ImageOps.exif_transpose(image).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)

@@ -145,7 +145,7 @@ class FeatureTable:
         return self._rows[view][indices]
 
     def load(self, indices: np.ndarray, views: Sequence[int] = (ORIGINAL,)) -> None:
-        """Has `get_batch` find these examples' features: in memory if they fit in `HELD_GB`, else in the store. Without a
+        """Make these examples available to `get_batch`: in memory up to `HELD_GB`, otherwise in the store. Without a
         store that can be written they are held in memory whatever their size: ask `size_gb` before."""
         wanted = [(indices, view) for view in views if not self._held(indices, view)]
         fits = self.size_gb(len(indices) * len(wanted)) <= HELD_GB
