@@ -171,7 +171,7 @@ def _resume(overrides: list[str]) -> int:
     """An earlier run, from its last checkpoint. Hydra has nothing to do here: the run's configuration is resolved."""
     experiment = resume.resumed(overrides)
     assert experiment.directory is not None
-    log_file = logging.FileHandler(Path(experiment.directory, "train.log"))
+    log_file = logging.FileHandler(Path(experiment.directory, "train.log"), delay=True)
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=[logging.StreamHandler(sys.stderr), log_file])
     experiment.run()
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
@@ -32,7 +33,7 @@ from tl_research.models.backbone import Backbone
 from tl_research.models.classifier import BatchNorm
 from tl_research.models.head import KNN, DirectHead, Head, Linear
 from tl_research.recipe import Positive, Seed, recipe
-from tl_research.runs.identity import identity
+from tl_research.runs.identity import compare, identity
 from tl_research.runs.run import Existing, Run, RunState, versions
 from tl_research.training.callbacks import Callback
 from tl_research.training.closed_form import needs_no_epochs
@@ -173,20 +174,32 @@ class Experiment:
             directory: the run directory, created if need be; default `self.directory`, else a new one under `outputs/`.
             existing: what if there is a run in it (see `Run.claim`). With `resume`, one that is done, of this very
                 configuration, data, weights and code, is returned as it is, and one that is not goes on from its last
-                checkpoint. `self.resume` asks for that, too.
+                checkpoint. `self.resume` asks for `continue`.
 
         Raises:
-            InputError: what was asked for cannot be done, in one line. The run's status says so, too.
+            InputError: what was asked for cannot be done, in one line. The run's status says so, too, but that of a
+                run that may not go on, of which nothing is touched.
         """
         if self.shard:
             raise InputError(f"shard={self.shard} is for `python -m tl_research extract`; training needs all images")
-        with self._claimed(directory, "resume" if self.resume else existing) as run:
+        with self._claimed(directory, "continue" if self.resume else existing) as run:
             data = self._load(run, self.data.load)
-            if run.adopt_or_restart(identity(self.config, data, self.start.files())):
+            if self._identify(run, data):
                 describe.done_before(run.metrics, run.directory)
             else:
                 self._run(run, data)
         return run
+
+    def _identify(self, run: Run, data: DataModule) -> bool:
+        """Whether the run has been done before."""
+        job = identity(self.config, data, self.start.files())
+        if not (run.kept or run.resumes):
+            return run.adopt_or_restart(job.as_dict())
+        found = compare(run, job, self.config, data)
+        is_done = run.adopt_or_restart(replace(job, opaque=found.opaque).as_dict(), found.changed)
+        for warning in found.warnings:
+            log.warning("%s: %s", run.directory, warning)
+        return is_done
 
     def extract(self, directory: str | Path | None = None, existing: Existing = "refuse") -> Run:
         """Has the store hold the features of all images, or of those of one `shard`, and trains nothing.
@@ -225,7 +238,7 @@ class Experiment:
         run = Run.claim(Path(chosen).expanduser().absolute(), "replace" if self.fresh else existing)
         began = time.time()
         with closing(run), _status_kept(run):
-            if not run.kept:
+            if not (run.kept or run.untouched):
                 run.write_config(self.config)
             self.preflight()
             yield run
@@ -251,7 +264,7 @@ class Experiment:
     @contextmanager
     def _ready(self, run: Run, data: DataModule) -> Iterator[StageRunner]:
         threads = self._begin(run, data)
-        job = f"{run.status['identity']} {run.resumes}"
+        job = json.dumps([run.status["identity"], run.resumes], sort_keys=True)
         with open_strategy(self.trainer.distribution, job) as devices:
             yield self._build(run, data, threads, devices)
 
@@ -351,7 +364,7 @@ def _status_kept(run: Run) -> Iterator[None]:
         yield
     except BaseException as error:
         interrupted = "KeyboardInterrupt" in f"{type(error).__name__} {error}"  # or a TensorFlow error around it
-        if not run.kept:
+        if not (run.kept or run.untouched):
             run.set_status(*(("interrupted", INTERRUPTED) if interrupted else _ended_by(error)))
         if interrupted and not isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt from error

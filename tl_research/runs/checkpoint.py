@@ -59,15 +59,20 @@ def write_checkpoint(folder: Path, state: CheckpointState, about: Mapping[str, A
         _path(folder, old).unlink(missing_ok=True)
 
 
-def read_checkpoint(folder: Path, about: Mapping[str, Any]) -> CheckpointState | None:
-    """The newest checkpoint of this very job that can be read; None if there is none. Nothing is unpickled."""
+def read_checkpoint(folder: Path, *about: Mapping[str, Any]) -> CheckpointState | None:
+    """The newest checkpoint that can be read and is of this very job; None if there is none. Nothing is unpickled.
+
+    Args:
+        folder: where `write` puts them.
+        about: what the job may be known as.
+    """
     for number in reversed(_numbers(folder)):
         path = _path(folder, number)
         with contextlib.suppress(FileNotFoundError):
             try:
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
                     told = json.loads(held["facts"].tobytes())
-                    if told["about"] == about:
+                    if told["about"] in about:
                         arrays = {name: held[name] for name in held.files if name != "facts"}
                         return CheckpointState(told["facts"], arrays)
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 RunState = Literal["running", "done", "failed", "diverged", "skipped", "pruned", "interrupted"]
 
-Existing = Literal["refuse", "resume", "replace"]
+Existing = Literal["refuse", "resume", "continue", "replace"]
 
 FILES = (
     "status.json",
@@ -94,7 +94,11 @@ class Run:
     """Whether it is an earlier one that is done, of which nothing has been touched."""
     resumes: bool = False
     """Whether it is an earlier one that has not come to its end, and may go on from its last checkpoint."""
-    _identity: str | None = None
+    untouched: bool = False
+    """Whether nothing has been written to an earlier one yet, which it may still turn out not to be."""
+    earlier_config: dict[str, Any] = field(default_factory=dict)
+    """What an earlier one was asked for, as far as that is known."""
+    _identity: dict[str, Any] | None = None
     _lock: Lock | None = None
 
     @classmethod
@@ -104,7 +108,8 @@ class Run:
         Args:
             directory: made if need be.
             existing: what if there is a run in it already: `refuse`; `resume`: one that is done is `kept`, any other
-                `resumes`; `replace`: it is begun anew in any case.
+                `resumes`; `continue`: so, too, but nothing is written before `identify` has found it to be the same
+                job; `replace`: it is begun anew in any case.
 
         Raises:
             InputError: there is a run already, another process is at work in it, or the folder cannot be written.
@@ -121,12 +126,14 @@ class Run:
             raise InputError(f"hydra.run.dir={directory}: there is a run in it already; name another directory")
         if run._lock is None:
             raise InputError(f"hydra.run.dir={directory}: another process is at work in it")
-        if there and existing == "resume":
+        if there and existing in ("resume", "continue"):
             run.kept = run.status["state"] == "done"
             run.resumes = not run.kept
+            run.untouched = existing == "continue"
+            run.earlier_config = run._read_config()
         else:
             run._begin()
-        if run.resumes:
+        if run.resumes and not run.untouched:
             run.set_status("running")
         return run
 
@@ -146,21 +153,37 @@ class Run:
         directory.mkdir(parents=True, exist_ok=True)
         cls(directory).set_status(state, reason)
 
-    def adopt_or_restart(self, identity: str) -> bool:
+    def adopt_or_restart(self, identity: Mapping[str, Any], changed: Sequence[str] = ()) -> bool:
         """Says which job this is. True if the run that was kept is this very job, whose metrics it then has; a run kept
-        of another, or one to be resumed that has no checkpoint of this job, is begun anew."""
-        self._identity = identity
+        of another, or one to be resumed that has no checkpoint of this job, is begun anew.
+
+        Args:
+            identity: the job's, in parts (`Identity.as_dict`).
+            changed: what has changed since an earlier run was begun (`identity.compare`).
+
+        Raises:
+            InputError: something has changed of a run that is to go on. Nothing has been written to it.
+        """
+        self._identity = dict(identity)
+        if self.untouched and changed:
+            what = " and ".join(filter(None, [", ".join(changed[:-1]), changed[-1]]))
+            raise InputError(
+                f"resume={self.directory}: changed since the run began: {what}; add fresh=true to begin it anew"
+            )
+        self.untouched = False
         if self.kept:
-            if self.status.get("identity") == identity:
+            if not changed:
                 self._read_metrics()
                 return True
             log.info("%s: data, weights or code have changed since it was done; it runs again", self.directory)
             self._begin()
-        elif self.resumes and self.read_checkpoint() is None:
-            if self.status.get("identity") not in (None, identity):
+        elif self.resumes and (changed or self.read_checkpoint() is None):
+            if changed:
                 log.info("%s: data, weights or code have changed since; it begins anew", self.directory)
             self._begin()
-        self.set_status("running", identity=identity)
+        if not self.resumes:
+            self._identity.pop("opaque", None)  # of what it was before nothing is left
+        self.set_status("running", identity=self._identity)
         return False
 
     def close(self) -> None:
@@ -207,7 +230,7 @@ class Run:
         except OSError:  # a run without a lock, or a file system without locks
             return status.get("host") != platform.node() or _alive(status["pid"])
 
-    def set_status(self, state: RunState, reason: str | None = None, identity: str | None = None) -> None:
+    def set_status(self, state: RunState, reason: str | None = None, identity: Mapping[str, Any] | None = None) -> None:
         """Records where the run stands. Never raises for a full disk: the error that it would hide matters more."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         before = self._stored_status()
@@ -259,11 +282,18 @@ class Run:
 
     def write_checkpoint(self, state: CheckpointState) -> None:
         """Keeps all that it takes to go on from here."""
-        write_checkpoint(self.directory / "checkpoints", state, {"identity": self._identity})
+        write_checkpoint(self.directory / "checkpoints", state, self._about)
 
     def read_checkpoint(self) -> CheckpointState | None:
         """The last one of this very job, if there is one."""
-        return read_checkpoint(self.directory / "checkpoints", {"identity": self._identity})
+        opaque = (self._identity or {}).get("opaque")
+        older = [{"identity": opaque}] if opaque else []
+        return read_checkpoint(self.directory / "checkpoints", self._about, *older)
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        """The job that a checkpoint is of. Packages of other versions can go on from it."""
+        return {part: value for part, value in (self._identity or {}).items() if part not in ("packages", "opaque")}
 
     def drop_checkpoints(self) -> None:
         """A run that has come to its end needs them no more."""
@@ -281,6 +311,16 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The resolved configuration; empty if it was not written, or cannot be read."""
+        return self._read_config()
+
+    @property
+    def noted_config(self) -> dict[str, Any]:
+        """The configuration as Hydra noted it when a command began the run, some values not yet resolved; empty if a
+        program began it."""
+        found = self._yaml(".hydra/config.yaml")
+        return found if isinstance(found, dict) else {}
+
+    def _read_config(self) -> dict[str, Any]:
         found = self._yaml("config.yaml")
         return found if isinstance(found, dict) else {}
 

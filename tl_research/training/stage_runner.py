@@ -398,7 +398,12 @@ class StageRunner:
             splits = ("train", "val") if "held_out" in parts["run"].arrays else ("train",)
             self._inputs.ensure(validation="val" in splits)
             self.head, self._classifier = fit_direct_head(self._inputs, self.recipe, *splits), None
-        self._trained.restore_checkpoint(self.classifier, {int(place): v for place, v in parts["moved"].arrays.items()})
+        moved = {int(place): value for place, value in parts["moved"].arrays.items()}
+        if not self._trained.fits(self.classifier, moved):  # only possible where an older version left it
+            raise InputError(
+                f"resume={self.run.directory}: its checkpoint is of another network; add fresh=true to begin it anew"
+            )
+        self._trained.restore_checkpoint(self.classifier, moved)
         facts = parts["run"].facts
         self.run.history = list(facts["history"])
         self.run.metrics |= facts["metrics"]

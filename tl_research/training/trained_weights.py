@@ -73,6 +73,12 @@ class TrainedWeights:
         """To the state in which `weights` were all that had moved."""
         assign_weights(classifier, {**self.before, **weights})
 
+    @staticmethod
+    def fits(classifier: keras.Model, weights: Weights) -> bool:
+        """Whether a classifier has variables of these shapes at these places."""
+        shapes = dict(enumerate(tuple(variable.shape) for variable in classifier.variables))
+        return all(shapes.get(place) == value.shape for place, value in weights.items())
+
     def restore_checkpoint(self, classifier: keras.Model, weights: Weights) -> None:
         """Puts a classifier that is as it was loaded where another was when it had these values."""
         self.before = {place: np.array(classifier.variables[place]) for place in weights}
