@@ -261,6 +261,22 @@ def test_changed_keys_are_those_that_make_another_job(config: dict[str, Any]) ->
 # What it is for
 
 
+def test_a_job_that_is_done_is_kept_with_other_packages(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def asked() -> Run:
+        options = ["backbone=tiny", "backbone.image_size=32", "data=folder", f"data.root={colours}", "callbacks=none"]
+        return compose(options).run(tmp_path / "run", "resume")
+
+    assert not asked().kept
+    found = module.versions()
+    monkeypatch.setattr(module, "versions", lambda: found | {"version_keras": "99"})
+    assert asked().kept
+    assert f"package versions have changed since: keras {found['version_keras']} -> 99" in caplog.text
+    monkeypatch.setattr(module, "CODE_VERSION", "another")
+    assert not asked().kept
+
+
 @pytest.mark.slow
 def test_a_job_that_is_done_is_kept_and_one_that_is_another_is_not(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch

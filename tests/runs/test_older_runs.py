@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
@@ -100,7 +101,9 @@ def test_rows_that_were_stored_are_found(older: Older, tmp_path: Path, monkeypat
     """What the key has of the machine and of packages is that of then; what it has of us must be so by itself."""
     (about_file,) = (older.root / "store").glob("*/about.json")
     about = json.loads(about_file.read_text())["about"]
-    environment = ("openvino", "tensorflow", "keras", "processor")
+    environment = ["openvino", "tensorflow", "keras", "processor"]
+    if keras.__version__ != about["keras"]:
+        environment.append("network")  # another version may describe its layers in other words
     engine_now, decoder_now = describe_engine, decode.version
 
     def engine(name: Any, threads: int) -> dict[str, Any]:
@@ -121,9 +124,9 @@ def test_files_that_were_checked_are_known(older: Older, monkeypatch: pytest.Mon
     folder, index = older.images / "test" / "red", older.root / "index"
     was = json.loads((older.root / "file_index.json").read_text().partition("\n")[2])
     assert was["folder"] == str(folder)
+    versions = {key: value for key, value in was["version"].items() if key not in ("code", "index")}
     ours = decode.version()["code"]
-    monkeypatch.setattr(decode, "version", lambda: {**was["version"], "code": ours})
-    was["version"] = {**was["version"], "index": was["version"]["index"]}
+    monkeypatch.setattr(decode, "version", lambda: {"code": ours, **versions})
     for name, entry in was["files"].items():
         found = (folder / name).stat()
         entry[0] = [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
@@ -188,7 +191,7 @@ def test_it_is_stopped_again_before_its_first_own_checkpoint(older: Older, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("tl_research.training.stage_runner.StageRunner.fit_stage", killed)
+        patched.setattr("tl_research.training.stage_runner.StageRunner.run_stage", killed)
         with pytest.raises(KeyboardInterrupt):
             compose([f"resume={older.unfinished}"]).run()
     assert compose([f"resume={older.unfinished}"]).run().metrics["resumed_at_epoch"] == 3

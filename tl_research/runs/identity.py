@@ -159,12 +159,12 @@ def _other_images(run: Run, data: DataModule) -> list[str]:
             return ["images (classes)"]
     except InputError:  # it did not get so far
         return []
-    counts = {f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")}
+    counts = {split: len(data.indices(split)) for split in ("train", "val", "test")}
     known = Run.open(run.directory).metrics
     if not known:
         state = read_checkpoint(run.directory / "checkpoints", {"identity": run.status["identity"]})
         known = state.facts["run"]["metrics"] if state else {}
-    other = [split for split, count in counts.items() if known.get(split, count) != count]
+    other = [split for split, count in counts.items() if known.get(f"num_{split}", count) != count]
     return [f"images ({', '.join(other)})"] if other else []
 
 
