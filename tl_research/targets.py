@@ -33,7 +33,7 @@ TARGETS = {
     "RMSprop": "tl_research.training.optimizer.RMSprop",
     "SGD": "tl_research.training.optimizer.SGD",
     "Stage": "tl_research.training.stage.Stage",
-    "Trainer": "tl_research.training.loop.TrainOptions",
+    "Trainer": "tl_research.training.options.TrainOptions",
     "Features": "tl_research.features.table.Features",
     "BestWeights": "tl_research.training.callbacks.BestWeights",
     "EarlyStopping": "tl_research.training.callbacks.EarlyStopping",
@@ -166,8 +166,8 @@ OLD_NAMES = {
     "predict.evaluate": "evaluation.predict.evaluate_on",
     "predict.predict": "evaluation.predict.predict_images",
     "probe.softmax": "metrics.probabilities.softmax",
-    "run.State": "runs.run.RunState",
-    "run.repeating": "runs.run.without_fresh",
+    "run.State": "runs.status.RunState",
+    "run.repeating": "runs.reader.without_fresh",
     "runtime.fresh": "backend.start.reset_keras",
     "runtime.start": "backend.start.start_backend",
     "schedule.factor": "training.schedule.rate_factor",
@@ -177,7 +177,7 @@ OLD_NAMES = {
     "stock.stocks": "features.store_admin.list_entries",
     "trainer.Fit": "training.loop.TrainLoop",
     "trainer.Row": "training.loop.EpochRow",
-    "trainer.Trainer": "training.loop.TrainOptions",
+    "trainer.Trainer": "training.options.TrainOptions",
 }
 """Names in those modules that are called otherwise now, or have gone elsewhere."""
 

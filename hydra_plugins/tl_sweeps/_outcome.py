@@ -63,7 +63,7 @@ def write_best(study: SearchStudy, best: FrozenTrial, folder: Path, options: Seq
 
     import yaml
 
-    from tl_research.runs.run import without_fresh
+    from tl_research.runs.reader import without_fresh
     from tl_research.system.files import write_atomically
 
     overrides = [*without_fresh(study.space.fixed), *study.space.values(best.params)]

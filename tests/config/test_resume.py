@@ -24,8 +24,8 @@ import pytest
 
 from tests.conftest import ROOT, draw_noise
 from tl_research import InputError, Run, compose
-from tl_research.runs.checkpoint import CheckpointState
-from tl_research.training import stage_runner
+from tl_research.runs.checkpoint import CheckpointFolder, CheckpointState
+from tl_research.training import run_checkpoints
 
 SHORT = ["transfer.backbone.epochs=4", "transfer.backbone.learning_rate=1e-3", "deterministic=true"]
 TIMES = ("seconds", "data_wait")
@@ -67,17 +67,17 @@ class Killed(BaseException):
 def counted(monkeypatch: pytest.MonkeyPatch, most: float = math.inf) -> Iterator[list[CheckpointState]]:
     """All checkpoints that are written inside, one after every epoch however short. After so many it is killed."""
     written: list[CheckpointState] = []
-    write = Run.write_checkpoint
+    write = CheckpointFolder.write
 
-    def noted(self: Run, state: CheckpointState) -> None:
+    def noted(self: CheckpointFolder, state: CheckpointState) -> None:
         write(self, state)
         written.append(state)
         if len(written) == most:
             raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "write_checkpoint", noted)
-        patched.setattr(stage_runner, "MOST_WRITING", math.inf)
+        patched.setattr(CheckpointFolder, "write", noted)
+        patched.setattr(run_checkpoints, "MOST_WRITING", math.inf)
         yield written
 
 
@@ -111,7 +111,7 @@ def test_a_head_that_has_learned_from_the_validation_images_is_that_one_again(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr("tl_research.experiment.experiment.evaluate_run", killed)
+        patched.setattr("tl_research.experiment.flow.evaluate_run", killed)
         with pytest.raises(Killed):
             compose(told).run(tmp_path / "cut")
     compose([f"resume={tmp_path / 'cut'}"]).run()
@@ -123,16 +123,16 @@ def test_the_time_limit_counts_what_earlier_processes_took(
 ) -> None:
     told = options(colours, "transfer=finetune", *SHORT, "trainer.time_limit=10")
     killed_after(2, monkeypatch, lambda: compose(told).run(tmp_path / "cut"))
-    read = Run.read_checkpoint
+    read = CheckpointFolder.read
 
-    def older(self: Run) -> CheckpointState | None:
+    def older(self: CheckpointFolder) -> CheckpointState | None:
         state = read(self)
         assert state is not None
         assert 0 < state.facts["run"]["used"] < 300
         state.facts["run"]["used"] += 600.0
         return state
 
-    monkeypatch.setattr(Run, "read_checkpoint", older)
+    monkeypatch.setattr(CheckpointFolder, "read", older)
     resumed = compose([f"resume={tmp_path / 'cut'}"]).run()
     assert len(history(resumed.directory)) == 3, "the head's row, an epoch, and the one under way"
 

@@ -89,7 +89,7 @@ def older(tmp_path: Path) -> Older:
 
 def options(older: Older, *more: str) -> list[str]:
     return [
-        *("backbone=tiny", "backbone.image_size=32", "data=folder", f"data.root={older.images}", "threads=1"),
+        *("backbone=tiny", "backbone.image_size=32", "data=folder", f"data.root={older.images}"),
         *("deterministic=true", "callbacks.tensorboard=null", f"features.store={older.root / 'store'}", *more),
     ]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_research.errors import InputError
-from tl_research.runs.checkpoint import read_checkpoint
+from tl_research.runs.checkpoint import CheckpointFolder
 from tl_research.runs.run import Run, versions
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _other_images(run: Run, data: DataModule) -> list[str]:
     counts = {split: len(data.indices(split)) for split in ("train", "val", "test")}
     known = Run.open(run.directory).metrics
     if not known:
-        state = read_checkpoint(run.directory / "checkpoints", {"identity": run.status["identity"]})
+        state = CheckpointFolder(run.directory / "checkpoints", {"identity": run.status["identity"]}).read()
         known = state.facts["run"]["metrics"] if state else {}
     other = [split for split, count in counts.items() if known.get(f"num_{split}", count) != count]
     return [f"images ({', '.join(other)})"] if other else []
