@@ -30,7 +30,8 @@ HIDDEN = {"_target_", "url", "cache", "store", "max_gb", "name", "min_size", "di
 def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tuple[dict[str, float], np.ndarray]:
     """Evaluate on validation and test and write the predictions; returns the metrics and the test logits
     `(n, num_classes)`. With `test_views` there are also `test_tta_...`, of the average over augmented views."""
-    data, metrics = state.data, {}
+    data = state.data
+    metrics: dict[str, float] = {}
     logits = {split: state.logits(split) for split in ("val", "test")}
     indices = np.concatenate([data.indices(split) for split in logits])
     run.write_csv("predictions.csv", *prediction_rows(data, indices, np.concatenate(list(logits.values()))))
