@@ -126,7 +126,7 @@ OLD_MODULES = {
     "schedule": "training.schedule",
     "step": "backend.train_step",
     "stock": "features.store_admin",
-    "supply": "training.stage_inputs",
+    "supply": "training.inputs",
     "trainer": "training.loop",
     "transfer": "training.stage",
     "trial": "training.pruning",

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import keras
 import numpy as np
 import pytest
 
 from tl_research.backend.train_step import Learning, StepOptions, TrainStep
-from tl_research.models.classifier import Part
+from tl_research.models.trainable_plan import TrainablePlan
 from tl_research.training import inputs
 
 
-def update(classifier: keras.Model, parts: Sequence[Part], unfreeze: int | Literal["all"], batches: np.ndarray) -> None:
-    """Updates of a classifier by the real step, on images `(k, b, s, s, 3)` whose labels alternate."""
-    backbone, head = classifier.get_layer("backbone"), classifier.get_layer("head")
-    learning = [Learning(variable, part.rate) for part in parts for variable in part.learning]
-    step = TrainStep(
-        inputs.forward_of(backbone, head, unfreeze, [item.variable for item in learning]),
-        learning,
-        [variable for part in parts for variable in part.statistics],
-        keras.optimizers.Adam(),
-    )
-    targets = np.eye(head.output_shape[-1], dtype=np.float32)[np.arange(batches.shape[1]) % 2]
+def update(plan: TrainablePlan, batches: np.ndarray) -> None:
+    """Train a classifier by the real step, on images `(k, b, s, s, 3)` whose labels alternate."""
+    learning = [Learning(variable, part.rate) for part in plan.parts for variable in part.learning]
+    step = TrainStep(inputs.training_forward(plan), learning, plan.statistics, keras.optimizers.Adam())
+    targets = np.eye(plan.head.output_shape[-1], dtype=np.float32)[np.arange(batches.shape[1]) % 2]
     for pixels in batches:
         step([(pixels, targets)], 1e-2)
 

@@ -16,7 +16,8 @@ import numpy as np
 from tl_research import compose
 from tl_research.backend.strategy import Distribution, open_strategy, sync_batch_norm
 from tl_research.backend.train_step import Learning, StepOptions, TrainStep
-from tl_research.models.classifier import build_classifier, set_trainable
+from tl_research.models.classifier import build_classifier
+from tl_research.models.trainable_plan import resolve_plan
 from tl_research.system.process import exit_now
 from tl_research.training import inputs
 
@@ -55,13 +56,12 @@ def trained(
 
     with open_strategy(name, "") as strategy:
         model = classifier()
-        parts = set_trainable(model, "all", batch_norm)
+        plan = resolve_plan(model, "all", batch_norm)
         with sync_batch_norm(strategy if synchronized else None, model):
-            learning = [variable for part in parts for variable in part.learning]
             step = TrainStep(
-                inputs.forward_of(model.get_layer("backbone"), model.get_layer("head"), "all", learning),
-                [Learning(variable) for variable in learning],
-                [variable for part in parts for variable in part.statistics],
+                inputs.training_forward(plan),
+                [Learning(variable) for variable in plan.learning],
+                plan.statistics,
                 keras.optimizers.SGD(momentum=0.9, weight_decay=0.01),
                 options,
                 strategy,

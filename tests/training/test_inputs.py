@@ -17,10 +17,11 @@ from tl_research import compose
 from tl_research.backend.train_step import Learning, TrainStep
 from tl_research.data.datamodule import DataModule
 from tl_research.features.table import Features, FeatureTable
-from tl_research.models.blocks import find_blocks, split_backbone
-from tl_research.models.classifier import BatchNorm, build_classifier, set_trainable
+from tl_research.models.blocks import find_blocks
+from tl_research.models.classifier import BatchNorm, build_classifier
 from tl_research.models.head import Linear
-from tl_research.training import inputs as feeds
+from tl_research.models.trainable_plan import resolve_plan
+from tl_research.training import inputs
 from tl_research.training.inputs import StageInputs
 
 HALF, SINGLE = 2**-11, 2**-20
@@ -56,32 +57,31 @@ def an_epoch(
     keras.utils.set_random_seed(0)
     head = Linear().build(32, 2)
     classifier = build_classifier(backbone, head)
-    parts = set_trainable(classifier, unfreeze, batch_norm)
-    learning = [variable for part in parts for variable in part.learning]
+    plan = resolve_plan(classifier, unfreeze, batch_norm)
     if rows == "images":
-        feed = feeds.on_images(backbone, head, unfreeze, learning, data, 8, 3, 2)
+        feed = inputs.image_inputs(plan, data, 8, 3, 2)
     else:
-        kept = FeatureTable(backbone, data, Features(), "openvino", 2).maps(split_backbone(backbone, unfreeze)[0])
+        kept = FeatureTable(backbone, data, Features(), "openvino", 2).maps(plan.prefix)
         kept = replace(kept, row_type=rows)
         kept.load(data.indices("train", "val"))
-        feed = feeds.on_maps(backbone, head, unfreeze, learning, kept, data, 8, 3)
-    statistics = [variable for part in parts for variable in part.statistics]
-    step = TrainStep(feed.forward, [Learning(variable) for variable in learning], statistics, keras.optimizers.SGD())
+        feed = inputs.map_inputs(plan, kept, data, 8, 3)
+    learning = [Learning(variable) for variable in plan.learning]
+    step = TrainStep(feed.forward, learning, plan.statistics, keras.optimizers.SGD())
 
     def weights() -> dict[str, np.ndarray]:
         return {weight.path: np.array(weight) for weight in classifier.weights}
 
     def logits() -> np.ndarray:
-        return np.concatenate([feed.answer(inputs) for inputs, _ in feed.validation()])
+        return np.concatenate([feed.logits(batch) for batch, _ in feed.validation()])
 
     start, before = weights(), logits()
     batches = list(feed.train(0, 0))
     assert len(batches) == feed.num_batches == 3
     for batch in batches:
         step([batch], rate)
-    below = find_blocks(backbone)[: len(find_blocks(backbone)) - unfreeze]
-    frozen = {weight.path for block in below for layer in block.layers for weight in layer.weights}
-    return Outcome(before, logits(), start, weights(), {variable.path for variable in learning}, frozen)
+    blocks = find_blocks(backbone)
+    frozen = {w.path for block in blocks[: len(blocks) - unfreeze] for layer in block.layers for w in layer.weights}
+    return Outcome(before, logits(), start, weights(), {variable.path for variable in plan.learning}, frozen)
 
 
 @pytest.mark.parametrize(
@@ -126,19 +126,20 @@ def demand_only_what_learns_moved(found: Outcome, batch_norm: BatchNorm) -> None
 def test_an_epoch_begins_where_it_is_told_to(data: DataModule) -> None:
     backbone = recipe("tiny", image_size=32).build()
     head = Linear().build(32, 2)
-    maps = FeatureTable(backbone, data, Features(), "keras", 2).maps(split_backbone(backbone, 1)[0])
+    plan = resolve_plan(build_classifier(backbone, head), 1)
+    maps = FeatureTable(backbone, data, Features(), "keras", 2).maps(plan.prefix)
     maps.load(data.indices("train", "val"))
     pool = np.random.default_rng(0).normal(size=(20, 32)).astype(np.float32), data.labels[data.indices("train")]
     for feed in (
-        feeds.on_images(backbone, head, 1, [], data, 8, 3, 2),
-        feeds.on_maps(backbone, head, 1, [], maps, data, 8, 3),
-        feeds.on_features(head, pool, pool, 2, 8, 3),
+        inputs.image_inputs(plan, data, 8, 3, 2),
+        inputs.map_inputs(plan, maps, data, 8, 3),
+        inputs.feature_inputs(head, pool, pool, 2, 8, 3),
     ):
         whole, rest = list(feed.train(1, 0)), list(feed.train(1, 1))
-        assert [len(inputs) for inputs, _ in whole] == [8, 8, 4]
-        for (inputs, targets), (others, told) in zip(rest, whole[1:], strict=True):
-            np.testing.assert_array_equal(inputs, others)
-            np.testing.assert_array_equal(targets, told)
+        assert [len(batch) for batch, _ in whole] == [8, 8, 4]
+        for batch, expected in zip(rest, whole[1:], strict=True):
+            np.testing.assert_array_equal(batch[0], expected[0])
+            np.testing.assert_array_equal(batch[1], expected[1])
         assert not np.array_equal(whole[0][0], next(iter(feed.train(2, 0)))[0])
 
 
@@ -148,7 +149,7 @@ def test_maps_that_would_take_too_much_room_are_made_in_every_epoch(
     made: list[str] = []
 
     def noted(name: str) -> Callable[..., StageInputs]:
-        make = getattr(feeds, name)
+        make = getattr(inputs, name)
 
         def noting(*given: Any) -> StageInputs:
             made.append(name)
@@ -156,8 +157,8 @@ def test_maps_that_would_take_too_much_room_are_made_in_every_epoch(
 
         return noting
 
-    for name in ("on_maps", "on_images"):
-        monkeypatch.setattr(feeds, name, noted(name))
+    for name in ("map_inputs", "image_inputs"):
+        monkeypatch.setattr(inputs, name, noted(name))
     caplog.set_level("INFO", "tl_research")
     options = ["transfer=finetune", "transfer.backbone.epochs=2", "callbacks=none"]
     losses = []
@@ -166,6 +167,6 @@ def test_maps_that_would_take_too_much_room_are_made_in_every_epoch(
         losses.append([float(row["val_loss"]) for row in table(done.directory / "history.csv")])
         told = [record.getMessage() for record in caplog.records if "max_map_gb" in record.getMessage()]
         assert len(told) == (room == 0)
-    assert made == ["on_maps", "on_images"]
+    assert made == ["map_inputs", "image_inputs"]
     assert told[0].startswith("frozen blocks run in every epoch, for what they make of images is not kept: they would")
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.01)

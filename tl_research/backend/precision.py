@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
+from tl_research.backend.devices import gpu_details
+
 if TYPE_CHECKING:
     import keras
 
@@ -18,10 +20,7 @@ def choose_policy(name: Precision) -> str:
     16 bits are slower, and on older GPUs float16 has turned losses into NaN."""
     if name != "auto":
         return name
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    able = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
+    able = [details.get("compute_capability", (0, 0)) for details in gpu_details()]
     return "mixed_bfloat16" if able and min(able) >= (8, 0) else "float32"
 
 

@@ -11,6 +11,11 @@ from tl_research.system.hardware import CORES_VARIABLE, cores
 from tl_research.system.process import gc_paused, suppress_stderr
 
 
+def import_backend() -> None:
+    """Import TensorFlow and nothing else: no device is touched and no thread is started."""
+    import tensorflow  # noqa: F401
+
+
 def start_backend(threads: int | None = None, deterministic: bool = False) -> int:
     """Imports TensorFlow and sets its thread pools; returns the number of threads in force.
 

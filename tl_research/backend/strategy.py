@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Distribution = Literal["none", "mirrored", "multi_worker"]
+Strategy: TypeAlias = "tf.distribute.Strategy"
+"""The devices of a run, for the annotations of other rooms; they only hand it on."""
 
 
 class WorkerLostError(RuntimeError):
@@ -33,7 +35,7 @@ class WorkerLostError(RuntimeError):
 
 
 @contextmanager
-def open_strategy(name: Distribution, job: str) -> Iterator[tf.distribute.Strategy | None]:
+def open_strategy(name: Distribution, job: str) -> Iterator[Strategy | None]:
     """TensorFlow's strategy; what is built inside is on each of its devices. None for one device. Enter it before
     anything else has used a device. `job` says what is to be done, which must be the same on all workers.
 
@@ -64,7 +66,7 @@ def open_strategy(name: Distribution, job: str) -> Iterator[tf.distribute.Strate
 
 
 @cache
-def _mirrored() -> tf.distribute.Strategy:
+def _mirrored() -> Strategy:
     """One for all runs of the process: a second would number its reductions as the first did, and TensorFlow mixes
     them up."""
     import tensorflow as tf
@@ -74,7 +76,7 @@ def _mirrored() -> tf.distribute.Strategy:
 
 
 @cache
-def _joined() -> tf.distribute.Strategy:
+def _joined() -> Strategy:
     """The strategy of all workers, when all have come."""
     import tensorflow as tf
 
@@ -114,7 +116,7 @@ def _loss_told() -> Iterator[None]:
         ) from error
 
 
-def _demand_same(strategy: tf.distribute.Strategy, job: str) -> None:
+def _demand_same(strategy: Strategy, job: str) -> None:
     told = np.zeros(len(cluster_members()[0]), np.int64)
     told[worker_rank()] = int.from_bytes(hashlib.sha256(job.encode()).digest()[:7])
     told = _summed(strategy, told)
@@ -126,7 +128,7 @@ def _demand_same(strategy: tf.distribute.Strategy, job: str) -> None:
         )
 
 
-def broadcast_from_chief(strategy: tf.distribute.Strategy | None, numbers: Mapping[str, float]) -> dict[str, float]:
+def broadcast_from_chief(strategy: Strategy | None, numbers: Mapping[str, float]) -> dict[str, float]:
     """Worker 0's numbers, on all workers: clocks and last bits may differ among machines, decisions may not."""
     if not _is_of_many(strategy):
         return dict(numbers)
@@ -162,7 +164,7 @@ def _summing(strategy: Any) -> Any:
 
 
 @contextmanager
-def sync_batch_norm(strategy: tf.distribute.Strategy | None, classifier: keras.Model) -> Iterator[None]:
+def sync_batch_norm(strategy: Strategy | None, classifier: keras.Model) -> Iterator[None]:
     """What is traced inside normalizes by the whole batch, not by each device's share, whose kept statistics would
     drift apart. Workers that have come here by sums in another order begin with the weights of the first."""
     import keras

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tl_research.backend.fused_adam import UpdateRule, update_rule
+from tl_research.backend.inference import Forward, trace_any_batch_size
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-Forward = Callable[[Any], Any]
-"""Inputs `(b, ...)` -> logits `(b, k)`, as in training."""
+
+class OutOfMemoryError(RuntimeError):
+    """The memory of a device is too small for a batch."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +110,22 @@ class TrainStep:
         return tf.add_n([loss for loss, _ in told]), tf.add_n([right for _, right in told])
 
     def rehearse(self, batch: tuple[np.ndarray, np.ndarray]) -> None:
-        """Computes a batch's gradient, for which nothing moves but statistics and the random state of dropout. Raises
-        TensorFlow's `ResourceExhaustedError` where memory is too small for it."""
+        """Compute a batch's gradient without an update; only statistics and the random state of dropout change.
+
+        Raises:
+            OutOfMemoryError: memory is too small for the batch.
+        """
         import tensorflow as tf
 
         def lengths(inputs: Any, targets: Any, share: Any) -> list[Any]:
             return [tf.reduce_sum(gradient) for gradient in self._gradients(inputs, targets, share)[2]]
 
-        self._traced(lengths)(*batch, tf.constant(1.0))
+        try:
+            self._traced(lengths)(*batch, tf.constant(1.0))
+        except tf.errors.ResourceExhaustedError as error:
+            raise OutOfMemoryError(str(error)) from error
 
     def _traced(self, function: Callable[..., Any]) -> Any:
-        import tensorflow as tf
-
         strategy = self.strategy
 
         def everywhere(*arguments: Any) -> Any:
@@ -128,8 +134,7 @@ class TrainStep:
             told = strategy.run(function, arguments)
             return None if told is None else [strategy.reduce("SUM", part, axis=None) for part in told]
 
-        # No XLA: on a CPU it makes depthwise convolutions eight times slower.
-        return trace_any_batch_size(tf.function(everywhere, autograph=False, jit_compile=False))
+        return trace_any_batch_size(everywhere)
 
     # What follows is traced; under a strategy, once for each replica.
 
@@ -270,24 +275,6 @@ class TrainStep:
         decay = tf.minimum(self.options.ema, (1 + steps) / (10 + steps))
         average, now = self.averages[i], self.averaged[i].value
         average.assign(average - (1 - decay) * (average - now))
-
-
-def trace_any_batch_size(traced: Any) -> Callable[..., Any]:
-    """A `tf.function` of arrays whose first dimension is the batch, traced when it is first called, and never again:
-    the last batch of an epoch is smaller than the others."""
-    import tensorflow as tf
-
-    made: list[Any] = []
-
-    def call(*arguments: Any) -> Any:
-        tensors = [tf.convert_to_tensor(argument) for argument in arguments]
-        if not made:
-            shapes = [[None, *tensor.shape[1:]] if tensor.shape.rank else [] for tensor in tensors]
-            specs = [tf.TensorSpec(shape, tensor.dtype) for shape, tensor in zip(shapes, tensors, strict=True)]
-            made.append(traced.get_concrete_function(*specs))
-        return made[0](*tensors)
-
-    return call
 
 
 def _like(variable: keras.Variable, start: keras.Variable | None) -> tf.Variable:

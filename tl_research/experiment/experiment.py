@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from tl_research import describe
 from tl_research.backend.start import start_backend
-from tl_research.backend.strategy import WorkerLostError, open_strategy
+from tl_research.backend.strategy import Strategy, WorkerLostError, open_strategy
 from tl_research.data.datamodule import DataModule
 from tl_research.data.file_index import FileIndex
 from tl_research.data.sources import Source
@@ -44,7 +44,6 @@ from tl_research.training.stage_runner import StageRunner
 
 if TYPE_CHECKING:
     import keras
-    import tensorflow as tf
 
 log = logging.getLogger(__name__)
 
@@ -307,7 +306,7 @@ class Experiment:
         if is_best and isinstance(optimizer, LBFGS) and isinstance(self.head, Linear) and fitting.held_out is None:
             fitting.solve_again(name, optimizer)
 
-    def _build(self, run: Run, data: DataModule, threads: int, devices: tf.distribute.Strategy | None) -> StageRunner:
+    def _build(self, run: Run, data: DataModule, threads: int, devices: Strategy | None) -> StageRunner:
         import keras
 
         with run.phase("build"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import logging
-import os
 import platform
 import tempfile
 import threading
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from tl_research.backend.devices import has_gpu, kernel_facts
+from tl_research.backend.inference import compile_network, export_graph
 from tl_research.data.decode import code_hash
 from tl_research.errors import InputError
 
@@ -37,12 +38,10 @@ def choose_engine(name: EngineName) -> Literal["openvino", "keras"]:
 
     Raises InputError for `openvino` where the package is not installed.
     """
-    import tensorflow as tf
-
     installed = importlib.util.find_spec("openvino") is not None
     if name == "openvino" and not installed:
         raise InputError("engine=openvino: the package is not installed: pip install openvino, or use engine=keras")
-    if name == "openvino" or (name == "auto" and installed and not tf.config.list_physical_devices("GPU")):
+    if name == "openvino" or (name == "auto" and installed and not has_gpu()):
         return "openvino"
     return "keras"
 
@@ -61,13 +60,7 @@ def describe_engine(name: EngineName, threads: int) -> dict[str, Any]:
     facts |= {package: _version(package) for package in packages}
     facts["processor"] = _processor()
     if chosen == "keras":
-        import tensorflow as tf
-        from tensorflow.python.framework.config import is_op_determinism_enabled  # there is no public way to ask
-
-        facts |= {"threads": threads, "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS")}
-        facts["deterministic"] = is_op_determinism_enabled()
-        gpus = tf.config.list_physical_devices("GPU")
-        facts["gpus"] = [tf.config.experimental.get_device_details(gpu).get("device_name") for gpu in gpus]
+        facts |= {"threads": threads, **kernel_facts()}
     return facts
 
 
@@ -91,9 +84,8 @@ def _processor() -> str:
 
 
 def keras_engine(network: keras.Model) -> Engine:
-    """The network as TensorFlow runs it, in inference mode, traced once."""
-    forward = _traced(network)
-    return lambda pixels: np.asarray(forward(pixels))
+    """Run a network by TensorFlow, in inference mode."""
+    return compile_network(network, BATCH)
 
 
 def openvino_engine(network: keras.Model, threads: int) -> Engine:
@@ -125,47 +117,19 @@ def openvino_engine(network: keras.Model, threads: int) -> Engine:
     return run
 
 
-def _traced(network: keras.Model) -> Any:
-    import tensorflow as tf
-
-    signature = [tf.TensorSpec((BATCH, *network.input_shape[1:]), tf.uint8)]
-    return tf.function(
-        lambda pixels: network(tf.cast(pixels, tf.float32), training=False),
-        input_signature=signature,
-        autograph=False,
-        jit_compile=False,
-    )
-
-
 def _read(core: Any, network: keras.Model) -> Any:
-    """The network's graph, read by OpenVINO's own TensorFlow reader, with its weights as constants.
-
-    The graph is traced with the weights as inputs, and constants are put in their place afterwards: TensorFlow's own
-    way to make constants of them copies and optimizes the whole graph, which takes ResNet50 four seconds more and gives
-    the same bits. OpenVINO's Python converter brings a telemetry package along.
-    """
+    """Read a network's graph by OpenVINO's own TensorFlow reader, and put constants in the place of the weights.
+    OpenVINO's Python converter would bring a telemetry package along."""
     import openvino.opset13 as operations
-    import tensorflow as tf
 
-    variables = [*network.trainable_variables, *network.non_trainable_variables]
-    split = len(network.trainable_variables)
-
-    def forward(pixels: Any, *weights: Any) -> Any:
-        pixels = tf.cast(pixels, tf.float32)
-        return network.stateless_call(weights[:split], weights[split:], pixels, training=False)[0]
-
-    specs = [tf.TensorSpec(variable.shape, variable.dtype) for variable in variables]
-    pixels = tf.TensorSpec((BATCH, *network.input_shape[1:]), tf.uint8)
-    traced = tf.function(forward, input_signature=[pixels, *specs], autograph=False, jit_compile=False)
-    concrete = traced.get_concrete_function()
+    graph = export_graph(network, BATCH)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.pb"
-        path.write_bytes(concrete.graph.as_graph_def().SerializeToString())
+        path.write_bytes(graph.definition)
         model = core.read_model(path)
     parameters = {name: parameter for parameter in model.get_parameters() for name in parameter.output(0).get_names()}
-    given = concrete.inputs[1 : 1 + len(variables)]  # behind them, the states of dropout, which does nothing here
-    for tensor, variable in zip(given, variables, strict=True):
-        parameter = parameters[tensor.name]
+    for name, variable in graph.variables.items():
+        parameter = parameters[name]
         parameter.output(0).replace(operations.constant(variable.numpy()).output(0))
         model.remove_parameter(parameter)
     return model

@@ -15,7 +15,7 @@ import numpy as np
 
 from tl_research import describe
 from tl_research.backend.precision import choose_policy, compute_in
-from tl_research.backend.strategy import broadcast_from_chief, sync_batch_norm
+from tl_research.backend.strategy import Strategy, broadcast_from_chief, sync_batch_norm
 from tl_research.backend.train_step import Learning, TrainStep
 from tl_research.data.datamodule import DataModule
 from tl_research.errors import DivergedError, InputError
@@ -27,21 +27,20 @@ from tl_research.metrics.classification import accuracy_and_loss, direction
 from tl_research.metrics.probabilities import softmax
 from tl_research.models.classifier import BatchNorm, Part, build_classifier, set_trainable, trainable_table
 from tl_research.models.head import DirectHead, Head
+from tl_research.models.trainable_plan import TrainablePlan, resolve_plan
 from tl_research.runs.checkpoint import CheckpointState
 from tl_research.runs.run import Run
 from tl_research.training.callbacks import BestWeights, Callback
 from tl_research.training.closed_form import fit_direct, fit_direct_head, needs_no_epochs, solve_linear
-from tl_research.training.inputs import StageInputs
+from tl_research.training.inputs import InputFactory, StageInputs, fits_in_memory
 from tl_research.training.loop import EpochRow, TrainLoop, TrainOptions
 from tl_research.training.optimizer import LBFGS, GradientOptimizer
 from tl_research.training.pruning import Trial, current_trial
 from tl_research.training.stage import Stage
-from tl_research.training.stage_inputs import InputFactory, fits_in_memory
 from tl_research.training.trained_weights import Snapshot, TrainedWeights
 
 if TYPE_CHECKING:
     import keras
-    import tensorflow as tf
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ class StageRunner:
     batch_norm: BatchNorm
     seed: int
     threads: int
-    strategy: tf.distribute.Strategy | None = None
+    strategy: Strategy | None = None
     held_out: np.ndarray | None = None
     trial: Trial | None = field(default_factory=current_trial)
     deadline: float = math.inf
@@ -100,8 +99,7 @@ class StageRunner:
 
     @property
     def _supply(self) -> InputFactory:
-        assert self.head is not None
-        return InputFactory(self._inputs, self.backbone, self.head, self.seed, self.threads)
+        return InputFactory(self._inputs, self.seed, self.threads)
 
     @property
     def image_size(self) -> int:
@@ -133,18 +131,19 @@ class StageRunner:
             self._make(name, self.recipe, use_val=last)
             self._save(number + 1)
             return
-        parts = self._thaw(name, stage)
+        plan = self._thaw(name, stage)
         if isinstance(optimizer, LBFGS):
-            self._describe(name, "solved on features by L-BFGS", parts)
+            self._describe(name, "solved on features by L-BFGS", plan.parts)
             self._solve(name, optimizer, use_val=last)
         else:
-            self._fit(number, name, stage, optimizer, parts, on_features)
+            self._fit(number, name, stage, optimizer, plan, on_features)
         self._save(number + 1)
 
-    def _thaw(self, name: str, stage: Stage) -> list[Part]:
-        parts = set_trainable(
+    def _thaw(self, name: str, stage: Stage) -> TrainablePlan:
+        plan = resolve_plan(
             self.classifier, stage.unfreeze, stage.bn or self.batch_norm, stage.parameters, stage.layer_decay
         )
+        parts = plan.parts
         if stage.trains_backbone and not any(part.learning for part in parts[:-1]):
             raise InputError(
                 f"transfer.{name}.parameters={stage.parameters}: the blocks that it unfreezes have none; "
@@ -154,7 +153,7 @@ class StageRunner:
             there_are = f"transfer.{name}.unfreeze={stage.unfreeze}: there are {len(parts) - 1} blocks"
             log.warning("%s, all of which learn (python -m tl_research blocks lists them)", there_are)
         self._trained.track(self.classifier, parts)
-        return parts
+        return plan
 
     def _has_moved(self, part: keras.Model) -> bool:
         return self._trained.includes(self.classifier, part)
@@ -250,18 +249,18 @@ class StageRunner:
         self._record([{"epoch": self._next_epoch, "stage": name, **row}])
 
     def _fit(
-        self, number: int, name: str, stage: Stage, optimizer: GradientOptimizer, parts: list[Part], only_head: bool
+        self, number: int, name: str, stage: Stage, optimizer: GradientOptimizer, plan: TrainablePlan, only_head: bool
     ) -> None:
         """A stage of epochs. `only_head`: on features."""
-        maps = None if only_head else self._supply.maps(stage, self._has_moved)
+        maps = None if only_head else self._supply.cache_maps(plan, self._has_moved)
         policy = "float32" if only_head else choose_policy(self.trainer.precision)
         whole = sync_batch_norm(self.strategy, self.classifier)
         with self.run.phase(name), compute_in(policy, self.backbone), whole:
-            feed, step, accumulate = self._ready(stage, optimizer, parts, only_head, maps, policy)
+            feed, step, accumulate = self._ready(stage, optimizer, plan, only_head, maps, policy)
             rate = float(step.optimizer.learning_rate.numpy())
-            how = f"{stage.epochs} epochs at most on {WHAT[feed.what]}, {type(optimizer).__name__}"
-            self._describe(name, how, parts, rate)
-            if feed.what == "images":
+            how = f"{stage.epochs} epochs at most on {WHAT[feed.kind]}, {type(optimizer).__name__}"
+            self._describe(name, how, plan.parts, rate)
+            if feed.kind == "images":
                 self._show(feed)
             self._backbone_moved = self._backbone_moved or stage.trains_backbone
             fit = self.fits.get(name, TrainLoop)(
@@ -293,7 +292,7 @@ class StageRunner:
         self,
         stage: Stage,
         optimizer: GradientOptimizer,
-        parts: Sequence[Part],
+        plan: TrainablePlan,
         only_head: bool,
         maps: FeatureTable | None,
         policy: str,
@@ -302,13 +301,13 @@ class StageRunner:
         batch until it fits into a GPU's memory, and leaves an update as many examples as before."""
         auto = self.trainer.batch_size == "auto"
         size, accumulate = 32 if auto else int(self.trainer.batch_size), self.trainer.accumulate
-        learning = [Learning(variable, part.rate) for part in parts for variable in part.learning]
+        learning = [Learning(variable, part.rate) for part in plan.parts for variable in part.learning]
         while True:
-            feed = self._supply.feed(stage, [item.variable for item in learning], only_head, maps, size)
+            feed = self._supply.build(plan, only_head, maps, size)
             step = TrainStep(
                 feed.forward,
                 learning,
-                [variable for part in parts for variable in part.statistics],
+                plan.statistics,
                 optimizer.build(stage.learning_rate),
                 self.trainer.options(loss_scale=policy == "mixed_float16"),
                 self.strategy,
@@ -331,7 +330,7 @@ class StageRunner:
 
     def _validate(self, feed: StageInputs) -> dict[str, float]:
         with closing(feed.validation()) as batches:
-            logits = np.concatenate([feed.answer(inputs) for inputs, _ in batches])
+            logits = np.concatenate([feed.logits(inputs) for inputs, _ in batches])
         scores = accuracy_and_loss(logits, self.data.labels[self.data.indices("val")])
         return {f"val_{key}": value for key, value in scores.items()}
 
