@@ -153,7 +153,7 @@ OLD_NAMES = {
     "engines.about": "features.engines.describe_engine",
     "engines.build": "features.engines.build_engine",
     "engines.choose": "features.engines.choose_engine",
-    "features.UnfitError": "features.table.DtypeRangeError",
+    "features.UnfitError": "features.row_source.DtypeRangeError",
     "fitting.Fitting": "training.stage_runner.StageRunner",
     "head.Probe": "models.head.DirectHead",
     "metrics.evaluate": "metrics.classification.classification_metrics",

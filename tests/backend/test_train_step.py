@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from tl_research.backend.train_step import Learning, StepOptions, TrainStep
+from tl_research.backend.train_step import Learning, OutOfMemoryError, StepOptions, TrainStep
 from tl_research.models.trainable_plan import TrainablePlan
 from tl_research.training import inputs
 
@@ -157,3 +158,12 @@ def test_any_number_of_examples_is_one_trace() -> None:
     for count in (12, 7, 1, 12):
         step([(ROWS[:count], TARGETS[:count])], 0.01)
     assert len(traced) == 1
+
+
+def test_a_batch_too_large_for_memory_is_out_of_memory() -> None:
+    def forward(_: object) -> object:
+        raise tf.errors.ResourceExhaustedError(None, None, "simulated")
+
+    step = TrainStep(forward, [Learning(v) for v in network().trainable_variables], [], keras.optimizers.Adam())
+    with pytest.raises(OutOfMemoryError, match="simulated"):
+        step.rehearse((ROWS, TARGETS))

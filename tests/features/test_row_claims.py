@@ -28,8 +28,9 @@ from tests.features.test_store import ABOUT, digests_of, fill, flipped, found_in
 from tl_research.features import row_claims as claims_module
 from tl_research.features import shared_fill
 from tl_research.features import store as feature_store
-from tl_research.features.engines import BATCH
+from tl_research.features.engines import BATCH, Engine
 from tl_research.features.row_claims import RowClaims
+from tl_research.features.row_source import RowSource
 from tl_research.features.shared_fill import SharedFill
 from tl_research.features.store import FeatureStore
 from tl_research.features.table import Features, FeatureTable
@@ -63,8 +64,12 @@ class Filler:
         network: Any = SimpleNamespace(output_shape=(None, 3), input_shape=(None, 1, 1, 3))
         data: Any = Images(numbers)
         self.table = FeatureTable(network, data, Features(), "auto", threads)
-        self.table.store = self.store
-        self.table._built = self.engine
+        self.put(self.engine)
+
+    def put(self, engine: Engine) -> None:
+        """Give the table this engine and the store of the process."""
+        data: Any = self.table.data
+        self.table.source = RowSource(self.store, engine, data, 1, self.table.row, self.table.threads)
 
     def engine(self, pixels: np.ndarray) -> np.ndarray:
         time.sleep(self.seconds)
@@ -207,7 +212,7 @@ def test_one_that_is_killed_half_way_leaves_its_rows_to_others(
     assert process.returncode == -number
     there = FeatureStore(tmp_path, ABOUT, row_type())
     assert found_in(there, numbers) == numbers
-    entries = sum(len(shard.entries) for shard in there._shards)
+    entries = sum(len(shard.entries) for shard in there.shards)
     assert entries == len(numbers), "no row is in the store twice"
     assert leftovers(tmp_path) == []
 
@@ -221,7 +226,7 @@ def test_one_that_ends_with_an_error_leaves_its_rows_to_others(tmp_path: Path) -
         raise RuntimeError("the engine broke")
 
     go_on = threading.Event()
-    broken.table._built = engine
+    broken.put(engine)
 
     def run() -> None:
         with pytest.raises(RuntimeError, match="the engine broke"):
@@ -289,7 +294,7 @@ def test_rows_that_a_living_process_stored_and_that_were_damaged_since_are_compu
     numbers = list(range(2 * BATCH))
     store = FeatureStore(tmp_path, ABOUT, row_type())
     claims = RowClaims(store.folder)
-    claims.take(len(numbers), lambda _: digests_of(numbers))
+    claim(claims, numbers, len(numbers))
     put(store, numbers)
     store.close()
     (rows,) = store.folder.glob("*.rows")
@@ -306,14 +311,14 @@ def test_those_whose_disk_is_full_do_not_wait_for_each_other(
 ) -> None:
     """Claims are a few bytes for which there may be room where there is none for rows."""
     fillers = [Filler(tmp_path, list(range(4 * BATCH)), 0.05) for _ in range(2)]
-    append = feature_store._Writer.append
+    append = feature_store.ShardWriter.append
 
-    def full(self: feature_store._Writer, *arguments: np.ndarray) -> None:
-        if who == "both" or (fillers[0].store is not None and self is fillers[0].store._writer):
+    def full(self: feature_store.ShardWriter, *arguments: np.ndarray) -> None:
+        if who == "both" or (fillers[0].store is not None and self is fillers[0].store.writer):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         append(self, *arguments)
 
-    monkeypatch.setattr(feature_store._Writer, "append", full)
+    monkeypatch.setattr(feature_store.ShardWriter, "append", full)
     together(fillers, seconds=5)
 
 
@@ -323,7 +328,7 @@ def test_a_disk_without_room_for_claims_keeps_nobody_from_computing(
     def full(self: RowClaims, digests: np.ndarray) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(RowClaims, "_note", full)
+    monkeypatch.setattr(RowClaims, "note", full)
     fillers = [Filler(tmp_path, list(range(3 * BATCH))) for _ in range(2)]
     together(fillers)
 
@@ -331,69 +336,70 @@ def test_a_disk_without_room_for_claims_keeps_nobody_from_computing(
 # Claims by themselves
 
 
-def wanting(numbers: list[int], looks: list[bool] | None = None) -> Callable[[bool], np.ndarray]:
-    def look(changed: bool) -> np.ndarray:
-        if looks is not None:
-            looks.append(changed)
-        return digests_of(numbers)
-
-    return look
+def claim(claims: RowClaims, numbers: list[int], count: int, looks: list[bool] | None = None) -> list[int]:
+    """Claim rows as a fill does; `looks` records whether it had to read the store first."""
+    positions = claims.take(digests_of(numbers), count)
+    if looks is not None:
+        looks.append(positions is None)
+    while positions is None:
+        positions = claims.take(digests_of(numbers), count)
+    return positions.tolist()
 
 
 def test_what_one_has_claimed_another_does_not_get_while_it_lives(tmp_path: Path) -> None:
     first, second = RowClaims(tmp_path), RowClaims(tmp_path)
-    assert first.take(3, wanting([0, 1, 2, 3, 4])).tolist() == [0, 1, 2]
-    assert second.take(3, wanting([4, 3, 2, 1, 0])).tolist() == [0, 1]
-    assert second.take(3, wanting([0, 1, 2])).tolist() == []
+    assert claim(first, [0, 1, 2, 3, 4], 3) == [0, 1, 2]
+    assert claim(second, [4, 3, 2, 1, 0], 3) == [0, 1]
+    assert claim(second, [0, 1, 2], 3) == []
     first.close()
-    assert second.take(3, wanting([0, 1, 2])).tolist() == [0, 1, 2]
+    assert claim(second, [0, 1, 2], 3) == [0, 1, 2]
 
 
 def test_one_may_claim_again_what_it_has_claimed(tmp_path: Path) -> None:
     claims = RowClaims(tmp_path)
-    assert claims.take(2, wanting([0, 1])).tolist() == [0, 1]
-    assert claims.take(2, wanting([1, 2, 3])).tolist() == [0, 1]
+    assert claim(claims, [0, 1], 2) == [0, 1]
+    assert claim(claims, [1, 2, 3], 2) == [0, 1]
 
 
 @pytest.mark.parametrize("ends", ["closes", "is killed"])
 def test_one_that_came_and_went_between_two_looks_is_noticed(tmp_path: Path, ends: str) -> None:
     ours, theirs = RowClaims(tmp_path), RowClaims(tmp_path)
     looks: list[bool] = []
-    ours.take(1, wanting([0], looks))
-    ours.take(1, wanting([1], looks))
+    claim(ours, [0], 1, looks)
+    claim(ours, [1], 1, looks)
     assert looks == [True, False], "the first time all is new"
-    theirs.take(1, wanting([2]))
-    ours.take(1, wanting([3], looks))
+    claim(theirs, [2], 1)
+    claim(ours, [3], 1, looks)
     assert looks[-1] is False, "who is at work has left nothing yet"
     if ends == "closes":
         theirs.close()
     else:
-        assert theirs._lock is not None
-        theirs._lock.close()
-    ours.take(1, wanting([4], looks))
-    ours.take(1, wanting([5], looks))
+        assert theirs.lock is not None
+        theirs.lock.close()
+    claim(ours, [4], 1, looks)
+    claim(ours, [5], 1, looks)
     assert looks[-2:] == [True, False]
 
 
 def test_a_death_that_one_has_noticed_the_others_notice_too(tmp_path: Path) -> None:
     ours, dead, third = (RowClaims(tmp_path) for _ in range(3))
     looks: list[bool] = []
-    ours.take(1, wanting([0], looks))
-    dead.take(1, wanting([1]))
-    assert dead._lock is not None
-    dead._lock.close()
-    third.take(1, wanting([2]))
+    claim(ours, [0], 1, looks)
+    claim(dead, [1], 1)
+    assert dead.lock is not None
+    dead.lock.close()
+    claim(third, [2], 1)
     assert len(list(tmp_path.glob("*.claims"))) == 2, "the dead is buried"
-    ours.take(1, wanting([3], looks))
+    claim(ours, [3], 1, looks)
     assert looks == [True, True]
 
 
 def test_a_claim_that_is_half_written_counts_as_far_as_it_goes(tmp_path: Path) -> None:
     first, second = RowClaims(tmp_path), RowClaims(tmp_path)
-    first.take(2, wanting([0, 1]))
-    with first._path.open("r+b") as file:
+    claim(first, [0, 1], 2)
+    with first.path.open("r+b") as file:
         file.truncate(12)
-    assert second.take(5, wanting([0, 1, 2])).tolist() == [1, 2]
+    assert claim(second, [0, 1, 2], 5) == [1, 2]
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"-3", b"\xff\xfe", b"12\n"])
@@ -401,10 +407,10 @@ def test_a_damaged_count_of_the_dead_keeps_nobody_from_claiming(tmp_path: Path, 
     (tmp_path / "claims.lock").write_bytes(content)
     first, second = RowClaims(tmp_path), RowClaims(tmp_path)
     looks: list[bool] = []
-    assert first.take(1, wanting([0, 1], looks)).tolist() == [0]
-    assert second.take(2, wanting([0, 1])).tolist() == [1]
+    assert claim(first, [0, 1], 1, looks) == [0]
+    assert claim(second, [0, 1], 2) == [1]
     second.close()
-    first.take(1, wanting([0], looks))
+    claim(first, [0], 1, looks)
     assert looks == [True, True]
 
 
@@ -449,9 +455,7 @@ class Process:
     def put(self) -> None:
         if self.taken:
             places = self.taken.pop(0)
-            values = rows_of([self.numbers[place] for place in places])
-            self.filling.rows[places] = values
-            self.store.append(self.filling.digests[places], values)
+            self.filling.put(places, rows_of([self.numbers[place] for place in places]))
 
     @property
     def done(self) -> bool:
@@ -462,8 +466,8 @@ class Process:
         self.store.close()
 
     def die(self) -> None:
-        if self.filling._claims is not None and self.filling._claims._lock is not None:
-            self.filling._claims._lock.close()
+        if self.filling.claims is not None and self.filling.claims.lock is not None:
+            self.filling.claims.lock.close()
         self.store.close()
 
 
@@ -531,5 +535,5 @@ def test_one_that_is_killed_while_it_claims_keeps_nobody_from_claiming(
     with monkeypatch.context() as patch:
         patch.setattr(claims_module, point, die)
         with pytest.raises(KilledError):
-            RowClaims(tmp_path).take(5, wanting([0, 1, 2]))
-    assert RowClaims(tmp_path).take(5, wanting([0, 1, 2])).tolist() == [0, 1, 2]
+            claim(RowClaims(tmp_path), [0, 1, 2], 5)
+    assert claim(RowClaims(tmp_path), [0, 1, 2], 5) == [0, 1, 2]

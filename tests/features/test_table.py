@@ -28,8 +28,9 @@ from tl_research.features import engines
 from tl_research.features import store as feature_store
 from tl_research.features.engines import BATCH, EngineName, build_engine, keras_engine, openvino_engine
 from tl_research.features.extraction import extract_features
+from tl_research.features.row_source import DtypeRangeError
 from tl_research.features.store_admin import list_entries
-from tl_research.features.table import DtypeRangeError, Features, FeatureTable
+from tl_research.features.table import Features, FeatureTable
 from tl_research.models.blocks import find_blocks, split_backbone
 
 
@@ -219,17 +220,17 @@ def test_a_full_disk_costs_the_store_and_not_the_run(
     monkeypatch.setattr("tl_research.features.engines.BATCH", 8)
     monkeypatch.setattr("tl_research.features.shared_fill.BATCH", 8)
     monkeypatch.setattr("tl_research.features.extraction.BATCH", 8)
-    append = feature_store._Writer.append
+    append = feature_store.ShardWriter.append
     calls = iter(range(100))
 
-    def full(self: feature_store._Writer, digests: np.ndarray, checksums: np.ndarray, rows: np.ndarray) -> None:
+    def full(self: feature_store.ShardWriter, digests: np.ndarray, checksums: np.ndarray, rows: np.ndarray) -> None:
         if next(calls) == 2:
             append(self, digests[:1], checksums[:1], rows[:1])
             raise OSError(28, "No space left on device")
         append(self, digests, checksums, rows)
 
     with monkeypatch.context() as limited:
-        limited.setattr(feature_store._Writer, "append", full)
+        limited.setattr(feature_store.ShardWriter, "append", full)
         run = trained(tmp_path / "1", colours)
     assert numbers(run).keys() == numbers(good).keys()
     assert counts(run) == (36, 0)
@@ -298,9 +299,9 @@ def test_a_batch_comes_from_memory_where_all_fit_and_from_the_store_otherwise(
         np.testing.assert_array_equal(one.get_batch(some), expected[some])
         np.testing.assert_array_equal(one.get_batch(some[::-1]), expected[some[::-1]])
         assert (one.computed, one.hit) == counted
-    assert [bool(one._rows) for one in held] == [True, False, False, True]
+    assert [one.in_memory(EVERYTHING) for one in held] == [True, False, False, True]
     assert [(one.computed, one.hit) for one in held] == [(36, 0), (0, 36), (36, 0), (36, 0)]
-    shutil.rmtree(held[2].store.folder)
+    shutil.rmtree(held[2].source.store.folder)
     np.testing.assert_array_equal(held[2].get_batch(some), expected[some])
     assert held[2].computed == 39, "what was lost is computed anew"
 
@@ -311,7 +312,7 @@ def test_maps_stay_in_memory_when_the_disk_is_full(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(feature_store._Writer, "append", full)
+    monkeypatch.setattr(feature_store.ShardWriter, "append", full)
     monkeypatch.setattr("tl_research.features.table.HELD_GB", 0.0)
     one = table(prefix, data, tmp_path)
     one.load(EVERYTHING)

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from tests.experiment.test_experiment import run, table
 from tl_research import InputError, Run, compose
-from tl_research.backend.train_step import Learning, TrainStep
+from tl_research.backend.train_step import Learning, OutOfMemoryError, TrainStep
 from tl_research.data.loader import Batch, rows_epoch
 from tl_research.errors import DivergedError
 from tl_research.metrics.classification import accuracy_and_loss
@@ -363,7 +363,7 @@ def limit(monkeypatch: pytest.MonkeyPatch, most: int) -> list[list[int]]:
 
     def limited(self: TrainStep, batch: Batch) -> None:
         if len(batch[0]) > most:
-            raise tf.errors.ResourceExhaustedError(None, None, "simulated")
+            raise OutOfMemoryError("simulated")
         rehearse(self, batch)
 
     def noted(self: TrainStep, batches: list[Batch], rate: float) -> Any:

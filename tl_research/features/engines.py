@@ -51,6 +51,20 @@ def build_engine(name: EngineName, network: keras.Model, threads: int) -> Engine
     return openvino_engine(network, threads) if choose_engine(name) == "openvino" else keras_engine(network)
 
 
+def lazy_engine(name: EngineName, network: keras.Model, threads: int) -> Engine:
+    """Build the engine when it gets its first batch: other processes may have filled the store meanwhile."""
+    lock = threading.Lock()
+    built: list[Engine] = []
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        with lock:
+            if not built:
+                built.append(build_engine(name, network, threads))
+        return built[0](pixels)
+
+    return run
+
+
 def describe_engine(name: EngineName, threads: int) -> dict[str, Any]:
     """What may change the last bits of what an engine gives: its name and versions, the batch shape, the processor; for
     TensorFlow also threads and kernels. OpenVINO gives the same bits for all thread counts."""

@@ -121,11 +121,11 @@ class FeatureStore:
         self.row = row
         self.note = dict(note or {})
         self._salt = zlib.crc32(self.key.encode())
-        self._writer: _Writer | None = None
+        self.writer: ShardWriter | None = None
         self._told: set[Path] = set()
         self.broken = False
         """Whether nothing can be written any more."""
-        self._shards: list[Shard] = []
+        self.shards: list[Shard] = []
         self.look_seconds = 0.0
         """What the last `refresh` took."""
         self.refresh()
@@ -137,7 +137,7 @@ class FeatureStore:
         for index in sorted(self.folder.glob("*.index"), reverse=True):  # the newest first: it may mend an older one
             with contextlib.suppress(OSError):  # removed meanwhile, or not ours to read
                 found.append(Shard.read(index, self.row))
-        self._shards = found
+        self.shards = found
         prefixes = np.concatenate([np.empty(0, "<u8"), *(shard.entries["digest"][:, 0] for shard in found)])
         self._order = np.argsort(prefixes, kind="stable")
         self._prefixes = prefixes[self._order]
@@ -182,7 +182,7 @@ class FeatureStore:
         """Tries for each wanted position one place, counted over all shards."""
         numbers = np.searchsorted(self._ends, places, "right")
         for number in np.unique(numbers):
-            shard, chosen = self._shards[number], numbers == number
+            shard, chosen = self.shards[number], numbers == number
             first = self._ends[number] - len(shard.entries)
             try:
                 rows = shard.rows()
@@ -208,11 +208,11 @@ class FeatureStore:
         if self.broken:
             return
         try:
-            if self._writer is None or self._writer.num_bytes >= LARGEST_SHARD:
+            if self.writer is None or self.writer.num_bytes >= LARGEST_SHARD:
                 self.close()
-                self._writer = _Writer.create(self.folder, {"about": self.about, **self.note})
+                self.writer = ShardWriter.create(self.folder, {"about": self.about, **self.note})
             checks = [checksum(digest, row, self._salt) for digest, row in zip(digests, rows, strict=True)]
-            self._writer.append(digests, np.array(checks, "<u4"), rows)
+            self.writer.append(digests, np.array(checks, "<u4"), rows)
         except OSError as error:
             self.broken = True
             log.warning("features.store=%s: %s; the run goes on without", self.folder.parent, error.strerror)
@@ -220,18 +220,21 @@ class FeatureStore:
 
     def close(self) -> None:
         """Ends the shard that is being written, if there is one."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
 
 
-class _Writer:
+class ShardWriter:
+    """Appends to one shard of its own."""
+
     def __init__(self, rows: IO[bytes], index: IO[bytes]):
         self._rows, self._index = rows, index
         self.num_bytes = 0
 
     @classmethod
-    def create(cls, folder: Path, about: Mapping[str, Any]) -> _Writer:
+    def create(cls, folder: Path, about: Mapping[str, Any]) -> ShardWriter:
+        """Begin a shard in `folder`, with `about.json` if it is the first. Raises `OSError`."""
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "about.json").exists():
             write_atomically(folder / "about.json", json.dumps(about, indent=2) + "\n")
@@ -244,6 +247,7 @@ class _Writer:
             raise
 
     def append(self, digests: Digests, checksums: np.ndarray, rows: np.ndarray) -> None:
+        """Write rows, then their entries. Raises `OSError`."""
         entries = np.empty(len(rows), ENTRY)
         entries["digest"], entries["checksum"] = digests, checksums
         self._rows.write(np.ascontiguousarray(rows).data)
@@ -253,6 +257,7 @@ class _Writer:
         self.num_bytes += rows.nbytes
 
     def close(self) -> None:
+        """End the shard."""
         for file in (self._rows, self._index):
             with contextlib.suppress(OSError):  # what a full disk has not taken it will not take now
                 file.close()

@@ -18,7 +18,8 @@ from tl_research.backend.inference import Forward, compile_forward
 from tl_research.backend.train_step import OutOfMemoryError, TrainStep
 from tl_research.data.loader import Batch, numbered_batches, one_hot, rows_epoch
 from tl_research.features.head_inputs import HeadInputs
-from tl_research.features.table import DtypeRangeError, FeatureTable
+from tl_research.features.row_source import DtypeRangeError
+from tl_research.features.table import FeatureTable
 from tl_research.models.trainable_plan import TrainablePlan
 
 if TYPE_CHECKING:
