@@ -25,7 +25,7 @@ from tests.config.test_entry import Door, door  # noqa: F401 - a fixture
 from tests.conftest import ROOT, draw_noise
 from tl_research import InputError, Run, compose
 from tl_research.backend import workers as cluster
-from tl_research.backend.workers import _is_there, wait_for_workers
+from tl_research.backend.workers import is_listening, wait_for_workers
 
 CLOSE = 1e-5
 MULTI = "trainer.distribution=multi_worker"
@@ -203,7 +203,7 @@ def test_ctrl_c_ends_the_waiting_for_others(workers: Workers, noise: Path, tmp_p
     for number in (0, 1):
         both = addresses(2)
         started = workers.start(number, both, *SMALL, f"data.root={noise}", MULTI, "hydra.run.dir=run")
-        wait(lambda: _is_there(both[number]))  # noqa: B023
+        wait(lambda: is_listening(both[number]))  # noqa: B023
         started.send_signal(signal.SIGINT)
         began = time.monotonic()
         status, text = workers.end(number)

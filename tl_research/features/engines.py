@@ -1,4 +1,4 @@
-"""Engines run the frozen part of a network: batches of pixels in, features out, nothing learns."""
+"""Inference engines for the frozen part of a network: batches of pixels in, features out."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ BATCH = 16
 
 
 def choose_engine(name: EngineName) -> Literal["openvino", "keras"]:
-    """`auto` is OpenVINO where only a CPU is there, TensorFlow on a GPU.
+    """Return the engine that a name stands for: `auto` is TensorFlow if there is a GPU, else OpenVINO.
 
-    Raises InputError for `openvino` where the package is not installed.
+    Raises:
+        InputError: `openvino`, and the package is not installed.
     """
     installed = importlib.util.find_spec("openvino") is not None
     if name == "openvino" and not installed:
@@ -47,7 +48,7 @@ def choose_engine(name: EngineName) -> Literal["openvino", "keras"]:
 
 
 def build_engine(name: EngineName, network: keras.Model, threads: int) -> Engine:
-    """The engine of that name, as `choose` reads it, for a network."""
+    """Build the engine of that name for a network."""
     return openvino_engine(network, threads) if choose_engine(name) == "openvino" else keras_engine(network)
 
 
@@ -66,8 +67,8 @@ def lazy_engine(name: EngineName, network: keras.Model, threads: int) -> Engine:
 
 
 def describe_engine(name: EngineName, threads: int) -> dict[str, Any]:
-    """What may change the last bits of what an engine gives: its name and versions, the batch shape, the processor; for
-    TensorFlow also threads and kernels. OpenVINO gives the same bits for all thread counts."""
+    """Return all facts that may change the last bits of features: the engine's name and versions, the batch shape, the
+    processor; for TensorFlow also threads and kernels. OpenVINO gives the same bits for all thread counts."""
     chosen = choose_engine(name)
     packages = ("openvino", "tensorflow", "keras") if chosen == "openvino" else ("tensorflow", "keras")
     facts: dict[str, Any] = {"engine": chosen, "code": code_hash(__file__), "batch": BATCH}
@@ -81,20 +82,20 @@ def describe_engine(name: EngineName, threads: int) -> dict[str, Any]:
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # of another name: tensorflow-cpu
+    except importlib.metadata.PackageNotFoundError:  # installed under another name: tensorflow-cpu
         return str(getattr(importlib.import_module(package), "__version__", "unknown"))
 
 
 def _processor() -> str:
-    """The CPU's model and its vector instructions: kernels are chosen by them."""
+    """Return the CPU's model and its vector instructions, by which kernels are chosen."""
     try:
-        facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
+        lines = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
     except (OSError, ValueError):
         return platform.processor() or platform.machine()
-    told = {key.strip(): value.strip() for key, value in facts.items()}
-    flags = told.get("flags", told.get("Features", "")).split()
+    facts = {key.strip(): value.strip() for key, value in lines.items()}
+    flags = facts.get("flags", facts.get("Features", "")).split()
     vector = [flag for flag in flags if flag.startswith(("avx", "amx", "fma", "asimd", "sve", "bf16"))]
-    return " ".join([platform.machine(), told.get("model name", platform.processor()), *sorted(vector)])
+    return " ".join([platform.machine(), facts.get("model name", platform.processor()), *sorted(vector)])
 
 
 def keras_engine(network: keras.Model) -> Engine:
@@ -103,8 +104,8 @@ def keras_engine(network: keras.Model) -> Engine:
 
 
 def openvino_engine(network: keras.Model, threads: int) -> Engine:
-    """The network as OpenVINO runs it on a CPU, in float32, one stream a thread, so that what a batch gives depends
-    neither on their number nor on what runs beside it."""
+    """Run a network by OpenVINO on a CPU, in float32, one stream a thread, so that the features of a batch depend
+    neither on the number of threads nor on other batches."""
     import openvino as ov
 
     core = ov.Core()
@@ -112,7 +113,7 @@ def openvino_engine(network: keras.Model, threads: int) -> Engine:
         "PERFORMANCE_HINT": "THROUGHPUT",
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",  # on a CPU with bfloat16 the hint alone would give up half the digits
+        "INFERENCE_PRECISION_HINT": "f32",  # a CPU with bfloat16 would lose half of the digits
     }
     try:
         compiled = core.compile_model(_read(core, network), "CPU", options)
@@ -126,7 +127,7 @@ def openvino_engine(network: keras.Model, threads: int) -> Engine:
             requests.own = compiled.create_infer_request()
         return np.array(requests.own.infer({0: pixels})[0])
 
-    # The first call sets up OpenVINO's Python side. Two threads that do so at once wait for each other for ever.
+    # The first call sets up OpenVINO's Python side; two threads that do so at once deadlock.
     run(np.zeros((BATCH, *network.input_shape[1:]), np.uint8))
     return run
 

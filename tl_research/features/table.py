@@ -101,19 +101,7 @@ class FeatureTable:
         """The store and the engine behind the table. The store is opened at the first use: a run that trains on images
         alone has none."""
         engine = lazy_engine(self.engine, self.network, self.threads)
-        return RowSource(self._open_store(), engine, self.data, self.image_size, self.row, self.threads)
-
-    def _open_store(self) -> FeatureStore | None:
-        if self.options.root is None:
-            return None
-        about = {
-            "network": network_digest(self.network),
-            "image_size": self.image_size,
-            "resize": self.data.resize,
-            "decoder": decode.version(),
-            **describe_engine(self.engine, self.threads),
-        }
-        return FeatureStore(self.options.root, about, self.row, {"note": self.note})
+        return RowSource(_open_store(self), engine, self.data, self.image_size, self.row, self.threads)
 
     def after_training(self) -> FeatureTable:
         """Return a table of the same network with its present weights, and without a store: no other run will have
@@ -177,7 +165,7 @@ class FeatureTable:
             return
         items = ImageViews.joined(parts)
         with self.source.filling(len(items)) as advance:
-            for part in items.in_parts(self._chunk):
+            for part in items.in_parts(_chunk_size(self.row)):
                 rows = self._read(part, advance)
                 for view in set(map(int, part.views)):
                     chosen = part.views == view
@@ -186,22 +174,35 @@ class FeatureTable:
 
     def ensure_stored(self, indices: np.ndarray, views: Sequence[int] = (ORIGINAL,)) -> None:
         """Compute the rows of these examples that the store lacks, without keeping them in memory."""
-        step = min(CHUNK, self._chunk)
+        step = min(CHUNK, _chunk_size(self.row))
         with self.source.filling(len(indices) * len(views)) as advance:
             for start in range(0, len(indices), step):
                 part = indices[start : start + step]
                 self._read(ImageViews.joined([ImageViews.of(self.data, part, view) for view in views]), advance)
-
-    @property
-    def _chunk(self) -> int:
-        """The number of rows that are read at a time: as many as `CHUNK_BYTES` hold, in whole batches."""
-        return max(CHUNK_BYTES // self.row.itemsize // BATCH, 1) * BATCH
 
     def _read(self, items: ImageViews, advance: Callable[[int], None]) -> np.ndarray:
         rows, computed = self.source.read(items, advance)
         self.computed += computed
         self.hit += len(items) - computed
         return rows
+
+
+def _open_store(table: FeatureTable) -> FeatureStore | None:
+    if table.options.root is None:
+        return None
+    about = {
+        "network": network_digest(table.network),
+        "image_size": table.image_size,
+        "resize": table.data.resize,
+        "decoder": decode.version(),
+        **describe_engine(table.engine, table.threads),
+    }
+    return FeatureStore(table.options.root, about, table.row, {"note": table.note})
+
+
+def _chunk_size(row: np.dtype) -> int:
+    """Return the number of rows to read at a time: as many as `CHUNK_BYTES` hold, in whole batches."""
+    return max(CHUNK_BYTES // row.itemsize // BATCH, 1) * BATCH
 
 
 def network_digest(network: keras.Model) -> str:
