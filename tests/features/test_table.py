@@ -1,4 +1,4 @@
-"""Features come in the order of the images, each image is computed once per store, and a hit changes nothing."""
+"""Features (table, row_source, extraction, head_inputs) come in the order of the images, and a hit changes nothing."""
 
 from __future__ import annotations
 
