@@ -593,13 +593,13 @@ def test_a_head_that_learns_by_epochs_learns_from_all_views(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[tuple[np.ndarray, np.ndarray]] = []
-    on_features = inputs.on_features
+    feature_inputs = inputs.feature_inputs
 
     def recorded(head: Any, train: Any, validation: Any, *args: Any) -> Any:
         given.extend([train, validation])
-        return on_features(head, train, validation, *args)
+        return feature_inputs(head, train, validation, *args)
 
-    monkeypatch.setattr(inputs, "on_features", recorded)
+    monkeypatch.setattr(inputs, "feature_inputs", recorded)
     options = [*QUICK, "features.views=3", "optimizer=adam", "optimizer.learning_rate=0.05", "transfer.head.epochs=10"]
     first = run(tmp_path / "a", colours, *options)
     again = run(tmp_path / "b", colours, *options)

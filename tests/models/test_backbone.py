@@ -18,6 +18,7 @@ from tl_research.models.blocks import find_blocks
 from tl_research.models.classifier import build_classifier as put_together
 from tl_research.models.classifier import set_trainable
 from tl_research.models.head import Linear
+from tl_research.models.trainable_plan import TrainablePlan
 
 SHIPPED = sorted(path.stem for path in (ROOT / "conf" / "backbone").glob("*.yaml"))
 NETWORKS = [name for name in SHIPPED if name not in ("saved", "custom")]
@@ -123,7 +124,7 @@ def test_a_fit_moves_what_its_table_says_and_no_other_bit(name: str, unfreeze: A
     classifier = put_together(backbone, Linear().build(backbone.output_shape[-1], 2))
     parts = set_trainable(classifier, unfreeze)
     before = [np.array(w) for w in classifier.get_weights()]
-    update(classifier, parts, unfreeze, np.stack([pictures(backbone.input_shape[1], 2).astype(np.uint8)] * 2))
+    update(TrainablePlan(classifier, parts), np.stack([pictures(backbone.input_shape[1], 2).astype(np.uint8)] * 2))
     learning = {id(variable) for part in parts for variable in part.learning}
     moved = [not np.array_equal(a, b) for a, b in zip(before, classifier.get_weights(), strict=True)]
     for variable, changed in zip(classifier.weights, moved, strict=True):

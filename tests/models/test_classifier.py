@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import keras
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from tl_research.models.backbone import Custom
 from tl_research.models.blocks import find_blocks
 from tl_research.models.classifier import BatchNorm, Parameters, Part, build_classifier, set_trainable, trainable_table
 from tl_research.models.head import MLP, Linear
+from tl_research.models.trainable_plan import TrainablePlan
 
 TINY = Custom(
     name="tiny", build="tl_research.models.networks.tiny:Tiny", image_size=32, weights=None, preprocessing="tf"
@@ -25,11 +24,11 @@ def classifier() -> keras.Model:
     return build_classifier(backbone, Linear().build(32, 2))
 
 
-def fit(classifier: keras.Model, parts: list[Part], unfreeze: int | Literal["all"] = "all") -> dict[str, bool]:
+def fit(classifier: keras.Model, parts: list[Part]) -> dict[str, bool]:
     """Two updates by the real step; which variables moved, by path."""
     before = {v.path: np.array(v) for v in classifier.variables}
     rng = np.random.default_rng(0)
-    update(classifier, parts, unfreeze, rng.integers(0, 256, (2, 8, 32, 32, 3), np.uint8))
+    update(TrainablePlan(classifier, parts), rng.integers(0, 256, (2, 8, 32, 32, 3), np.uint8))
     return {v.path: not np.array_equal(before[v.path], v) for v in classifier.variables if v.path in before}
 
 
@@ -42,7 +41,7 @@ def is_norm(path: str) -> bool:
 
 
 def test_frozen_moves_the_head_and_nothing_else(classifier: keras.Model) -> None:
-    moved = fit(classifier, set_trainable(classifier, 0), 0)
+    moved = fit(classifier, set_trainable(classifier, 0))
     assert {path for path, changed in moved.items() if changed} == {p for p in moved if "logits" in p}
 
 
@@ -110,13 +109,13 @@ def test_batch_norm_within_models_and_layers_follows_the_policy_too(function: st
     assert {moved[p] for p in moved if is_norm(p) and not is_statistic(p)} == {policy == "train"}
     assert {row.batch_norm for row in trainable_table(parts)[:-1]} == {policy}
     assert len(parts) == (4 if function == "nested" else 3)
-    frozen = fit(classifier, set_trainable(classifier, 0), 0)
+    frozen = fit(classifier, set_trainable(classifier, 0))
     assert {path for path, changed in frozen.items() if changed} == {p for p in frozen if "logits" in p}
 
 
 @pytest.mark.parametrize("unfreeze", [1, 2])
 def test_blocks_unfreeze_from_the_top(classifier: keras.Model, unfreeze: int) -> None:
-    moved = fit(classifier, set_trainable(classifier, unfreeze, "train"), unfreeze)
+    moved = fit(classifier, set_trainable(classifier, unfreeze, "train"))
     parts = find_blocks(classifier.get_layer("backbone"))
     for number, block in enumerate(parts):
         paths = [w.path for layer in block.layers for w in layer.weights]
@@ -135,7 +134,7 @@ def test_parameters_of_one_kind_move_with_the_head_though_batch_norm_is_frozen(
 
 def test_freezing_again_after_a_fit_holds(classifier: keras.Model) -> None:
     fit(classifier, set_trainable(classifier, "all", "adapt"))
-    moved = fit(classifier, set_trainable(classifier, 0), 0)
+    moved = fit(classifier, set_trainable(classifier, 0))
     assert {path for path, changed in moved.items() if changed} == {
         v.path for v in classifier.get_layer("head").weights
     }
@@ -146,7 +145,7 @@ def test_freezing_again_after_a_fit_holds(classifier: keras.Model) -> None:
 @pytest.mark.parametrize("parameters", ["all", "batch_norm", "bias"])
 def test_the_table_says_what_moves(classifier: keras.Model, policy: BatchNorm, parameters: Parameters) -> None:
     parts = set_trainable(classifier, 1, policy, parameters, layer_decay=0.5)
-    moved = fit(classifier, parts, 1)
+    moved = fit(classifier, parts)
     size = {v.path: int(np.prod(v.shape)) for v in classifier.variables}
     rows = trainable_table(parts)
     assert sum(row.trainable for row in rows) == sum(

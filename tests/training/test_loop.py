@@ -18,12 +18,12 @@ import tensorflow as tf
 
 from tests.experiment.test_experiment import run, table
 from tl_research import InputError, Run, compose
-from tl_research.backend.train_step import Learning, TrainStep
+from tl_research.backend.train_step import Learning, OutOfMemoryError, TrainStep
 from tl_research.data.loader import Batch, rows_epoch
 from tl_research.errors import DivergedError
 from tl_research.metrics.classification import accuracy_and_loss
 from tl_research.runs.checkpoint import CheckpointState
-from tl_research.training import stage_inputs
+from tl_research.training import inputs
 from tl_research.training.callbacks import BestWeights, EarlyStopping
 from tl_research.training.loop import TrainLoop
 from tl_research.training.options import TrainOptions
@@ -364,7 +364,7 @@ def limit(monkeypatch: pytest.MonkeyPatch, most: int) -> list[list[int]]:
 
     def limited(self: TrainStep, batch: Batch) -> None:
         if len(batch[0]) > most:
-            raise tf.errors.ResourceExhaustedError(None, None, "simulated")
+            raise OutOfMemoryError("simulated")
         rehearse(self, batch)
 
     def noted(self: TrainStep, batches: list[Batch], rate: float) -> Any:
@@ -409,14 +409,14 @@ def test_trying_a_batch_changes_nothing(monkeypatch: pytest.MonkeyPatch, most: i
     step = TrainStep(lambda rows: model(rows, training=True), learning, [], keras.optimizers.Adam())
     feed = SimpleNamespace(train=lambda epoch, skip: rows_epoch(ROWS, LABELS, 3, 12, seed=0))
     before = [np.array(variable) for variable in [*model.variables, *step.variables]]
-    assert stage_inputs.fits_in_memory(step, feed, model.variables) == (most >= 12)  # type: ignore[arg-type]
+    assert inputs.fits_in_memory(step, feed, model.variables) == (most >= 12)  # type: ignore[arg-type]
     assert equal([np.array(variable) for variable in [*model.variables, *step.variables]], before)
 
 
 def test_a_cpu_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, 0)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [])
-    assert stage_inputs.fits_in_memory(None, None, [])  # type: ignore[arg-type]
+    assert inputs.fits_in_memory(None, None, [])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("other", ["deterministic=true", "trainer.distribution=multi_worker"])

@@ -37,6 +37,7 @@ class Part:
     """Moving means and variances that follow the images."""
     rate: float
     """What the stage's learning rate is multiplied by."""
+    unfrozen: bool
 
 
 def set_trainable(
@@ -61,15 +62,15 @@ def set_trainable(
     first = 0 if unfreeze == "all" else max(len(parts) - unfreeze, 0)
     found = []
     for number, block in enumerate(parts):
-        depth = len(parts) - number
-        moving = [_moving(layer, number >= first, batch_norm, parameters) for layer in block.layers]
+        depth, unfrozen = len(parts) - number, number >= first
+        moving = [_moving(layer, unfrozen, batch_norm, parameters) for layer in block.layers]
         learning = [variable for part, _ in moving for variable in part]
         statistics = [variable for _, part in moving for variable in part]
-        found.append(Part(block.name, block.layers, learning, statistics, layer_decay**depth))
+        found.append(Part(block.name, block.layers, learning, statistics, layer_decay**depth, unfrozen))
     head = classifier.get_layer("head")
     head.trainable = True
     statistics = [v for layer in head.layers for norm in _norms(layer) for v in norm.non_trainable_variables]
-    return [*found, Part("head", head.layers, head.trainable_variables, statistics, 1.0)]
+    return [*found, Part("head", head.layers, head.trainable_variables, statistics, 1.0, True)]
 
 
 def _moving(
