@@ -168,7 +168,7 @@ class InputFactory:
             log.info("%s: they would take %.1f GB, more than features.max_map_gb allows", EVERY_EPOCH, size_gb)
             return None
         try:
-            with self.features.run.phase("features"):
+            with self.features.phase("features"):
                 maps.load(indices)
         except DtypeRangeError as error:
             log.info("%s: %s", EVERY_EPOCH, error)
