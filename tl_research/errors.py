@@ -14,15 +14,15 @@ class InputError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
-class LackingError(InputError):
-    """What a run needs from outside is not there. In a sweep such a job is skipped, and the others run."""
+class MissingResourceError(InputError):
+    """A run's images or weights are missing. A sweep skips such a job and runs the others."""
 
     def __init__(self, what: str, message: str):
         super().__init__(message)
         self.what = what
         """`data` or `weights`."""
 
-    def __reduce__(self) -> tuple[type[LackingError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[MissingResourceError], tuple[str, str]]:
         return type(self), (self.what, str(self))
 
 

@@ -145,6 +145,7 @@ OLD_NAMES = {
     "classifier.thaw": "models.classifier.set_trainable",
     "data.datamodule.assemble": "data.datamodule.split_dataset",
     "data.datamodule.unsplit": "data.datamodule.unsplit_dataset",
+    "data.mixing.mix": "data.augment.mixing.mix_batch",
     "data.stream.Kept": "data.loader.PixelCache",
     "data.stream.Loaded": "data.loader.Prefetcher",
     "data.tree.Tree": "data.class_folders.ClassFolders",
@@ -153,11 +154,13 @@ OLD_NAMES = {
     "engines.about": "features.engines.describe_engine",
     "engines.build": "features.engines.build_engine",
     "engines.choose": "features.engines.choose_engine",
+    "errors.LackingError": "errors.MissingResourceError",
     "features.UnfitError": "features.table.DtypeRangeError",
     "fitting.Fitting": "training.stage_runner.StageRunner",
     "head.Probe": "models.head.DirectHead",
     "metrics.evaluate": "metrics.classification.classification_metrics",
     "metrics.quick": "metrics.classification.accuracy_and_loss",
+    "networks.efficientnet_lite.Stage": "models.networks.efficientnet_lite.BlockGroup",
     "passes.Items": "features.extraction.ImageViews",
     "passes.PLAIN": "features.extraction.ORIGINAL",
     "passes.extract": "features.extraction.extract_features",
@@ -168,7 +171,6 @@ OLD_NAMES = {
     "probe.softmax": "metrics.probabilities.softmax",
     "run.State": "runs.run.RunState",
     "run.repeating": "runs.run.without_fresh",
-    "runtime.fresh": "backend.start.reset_keras",
     "runtime.start": "backend.start.start_backend",
     "schedule.factor": "training.schedule.rate_factor",
     "step.Step": "backend.train_step.TrainStep",
@@ -240,6 +242,7 @@ class OldModules(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Make old modules importable."""
+    """Make old modules importable, and old names of `errors`, which stays where it was."""
     if not any(isinstance(finder, OldModules) for finder in sys.meta_path):
         sys.meta_path.append(OldModules())
+    import_module("tl_research.errors").__getattr__ = old_names("tl_research.errors")  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tl_research.data.augment.augment import Augment
-from tl_research.data.augment.mixing import Mixed, mix
+from tl_research.data.augment.mixing import Mixed, mix_batch
 from tl_research.reports import figures
 
 few = settings(deadline=None, max_examples=60)
@@ -30,7 +30,7 @@ batches = st.builds(batch, st.integers(1, 9), st.integers(1, 5), st.integers(1, 
 
 
 def mixed(given: Mixed, seed: int, **alphas: float) -> Mixed:
-    return mix(*given, np.random.default_rng(seed), **{"mixup": 0.0, "cutmix": 0.0, **alphas})
+    return mix_batch(*given, np.random.default_rng(seed), **{"mixup": 0.0, "cutmix": 0.0, **alphas})
 
 
 @few

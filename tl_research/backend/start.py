@@ -43,14 +43,3 @@ def start_backend(threads: int | None = None, deterministic: bool = False) -> in
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     return wanted
-
-
-def reset_keras(seed: int) -> None:
-    """Forgets the models and names that Keras has given in this process, and seeds: what is built next does not depend
-    on what was built before."""
-    import keras
-    import tensorflow as tf
-
-    if not tf.distribute.has_strategy():  # whose scope would be forgotten, too; `distribution.devices` did this before
-        keras.utils.clear_session(free_memory=False)
-    keras.utils.set_random_seed(seed)

@@ -23,7 +23,7 @@ from tl_research.backend.strategy import WorkerLostError, open_strategy
 from tl_research.data.datamodule import DataModule
 from tl_research.data.file_index import FileIndex
 from tl_research.data.sources import Source
-from tl_research.errors import DivergedError, InputError, LackingError
+from tl_research.errors import DivergedError, InputError, MissingResourceError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
 from tl_research.features.engines import EngineName
 from tl_research.features.extraction import ORIGINAL
@@ -159,12 +159,12 @@ class Experiment:
         return int(number), int(count)
 
     def preflight(self) -> None:
-        """Raises `LackingError` when images or weights are known not to be there. Imports no TensorFlow."""
+        """Raises `MissingResourceError` when images or weights are known not to be there. Imports no TensorFlow."""
         for what, part in (("data", self.data), ("weights", self.start)):
             try:
                 part.preflight()
             except InputError as error:
-                raise LackingError(what, str(error)) from None
+                raise MissingResourceError(what, str(error)) from None
 
     def run(self, directory: str | Path | None = None, existing: Existing = "refuse") -> Run:
         """Trains, evaluates and records; returns the run.
@@ -311,7 +311,7 @@ class Experiment:
         import keras
 
         with run.phase("build"):
-            backbone = self.start.build()
+            backbone = self.start.build(keep_session=devices is not None)
             keras.utils.set_random_seed(self.seed)
             width, num_classes = backbone.output_shape[-1], len(data.class_names)
             head = None if isinstance(self.head, DirectHead) else self.head.build(width, num_classes)
@@ -367,7 +367,7 @@ def _ended_by(error: BaseException) -> tuple[RunState, str]:
     """State and reason."""
     if isinstance(error, PrunedError):
         return "pruned", str(error)
-    if isinstance(error, LackingError):
+    if isinstance(error, MissingResourceError):
         return "skipped", f"no {error.what}: {error}"
     if isinstance(error, WorkerLostError):
         return "failed", str(error)

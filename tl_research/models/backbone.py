@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from tl_research.backend.start import reset_keras
 from tl_research.errors import InputError
 from tl_research.models import weights
 from tl_research.recipe import Positive, Seed, recipe
@@ -103,10 +102,21 @@ class Backbone:
         """The network alone, weights loaded: preprocessed pixels -> feature map `(h, w, c)`, or vector if it pools."""
         raise NotImplementedError
 
-    def build(self) -> keras.Model:
-        """`keras.Model` named `backbone`: pixels `(n, image_size, image_size, 3)`, RGB 0-255 -> features `(n, d)`,
-        float32. One flat graph of built-in layers. Raises `InputError` for weights that do not fit."""
-        reset_keras(self.seed)
+    def build(self, keep_session: bool = False) -> keras.Model:
+        """Build the `keras.Model` named `backbone`, one flat graph of built-in layers: pixels `(n, image_size,
+        image_size, 3)`, RGB 0-255 -> features `(n, d)`, float32.
+
+        Clears Keras' session first, so that names do not depend on models built before; pass `keep_session` within a
+        distribution strategy's scope, which clearing would forget, too.
+
+        Raises:
+            InputError: the weights do not fit.
+        """
+        import keras
+
+        if not keep_session:
+            keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(self.seed)
         with gc_paused():
             return self._whole(self.network())
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 from pydantic import Field
 
 from tl_research.data.augment import rand_augment as operations
-from tl_research.data.augment.mixing import Mixed, mix
+from tl_research.data.augment.mixing import Mixed, mix_batch
 from tl_research.data.augment.rand_augment import MAX_MAGNITUDE, rand_augment
 from tl_research.data.decode import BACKGROUND, Resize, code_hash, decode_image, fit
 from tl_research.recipe import Count, Seed, Share, recipe
@@ -80,7 +80,7 @@ class Augment:
         seed, epoch, number = draw_key
         # Counted from 1: NumPy takes a seed that ends in 0 for the one without it, which is the order of another epoch.
         rng = np.random.default_rng((self.seed, seed, epoch, number + 1))
-        return mix(pixels, targets, rng, mixup=self.mixup, cutmix=self.cutmix)
+        return mix_batch(pixels, targets, rng, mixup=self.mixup, cutmix=self.cutmix)
 
     def apply(self, image: Image.Image, size: int, resize: Resize, version: bytes) -> Image.Image:
         """The version of an upright RGB image that a digest stands for, `size` x `size`."""

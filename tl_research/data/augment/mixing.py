@@ -8,7 +8,9 @@ Mixed = tuple[np.ndarray, np.ndarray]
 """Pixels uint8 `(b, s, s, 3)` and targets float32 `(b, k)`, whose rows sum to 1."""
 
 
-def mix(pixels: np.ndarray, targets: np.ndarray, rng: np.random.Generator, *, mixup: float, cutmix: float) -> Mixed:
+def mix_batch(
+    pixels: np.ndarray, targets: np.ndarray, rng: np.random.Generator, *, mixup: float, cutmix: float
+) -> Mixed:
     """A batch mixed in the one way whose alpha is above 0; of both, in the one that a coin chooses. Every image gets a
     partner from the batch and one share from Beta(alpha, alpha) is drawn for all, as in both papers."""
     by_boxes = rng.random() < 0.5 if mixup and cutmix else bool(cutmix)

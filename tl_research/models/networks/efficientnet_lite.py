@@ -21,7 +21,7 @@ STEM, HEAD = 32, 1280
 BN_EPSILON = 1e-3  # TensorFlow's, which the published weights were trained with
 
 
-class Stage(NamedTuple):
+class BlockGroup(NamedTuple):
     """Blocks in a row; the first one changes resolution and width."""
 
     blocks: int
@@ -32,13 +32,13 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(1, 3, 1, 1, 16),
-    Stage(2, 3, 2, 6, 24),
-    Stage(2, 5, 2, 6, 40),
-    Stage(3, 3, 2, 6, 80),
-    Stage(3, 5, 1, 6, 112),
-    Stage(4, 5, 2, 6, 192),
-    Stage(1, 3, 1, 6, 320),
+    BlockGroup(1, 3, 1, 1, 16),
+    BlockGroup(2, 3, 2, 6, 24),
+    BlockGroup(2, 5, 2, 6, 40),
+    BlockGroup(3, 3, 2, 6, 80),
+    BlockGroup(3, 5, 1, 6, 112),
+    BlockGroup(4, 5, 2, 6, 192),
+    BlockGroup(1, 3, 1, 6, 320),
 )
 
 
@@ -81,7 +81,7 @@ EfficientNetLite1 = partial(efficientnet_lite, width=1.0, depth=1.1, size=240, n
 EfficientNetLite2 = partial(efficientnet_lite, width=1.1, depth=1.2, size=260, name="efficientnet_lite2")
 
 
-def _block(x: keras.KerasTensor, stage: Stage, stride: int, width: int, name: str) -> keras.KerasTensor:
+def _block(x: keras.KerasTensor, stage: BlockGroup, stride: int, width: int, name: str) -> keras.KerasTensor:
     """Inverted residual: expand, filter each channel, project; added to its input where the shapes agree."""
     import keras
 
