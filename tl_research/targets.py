@@ -180,6 +180,7 @@ OLD_NAMES = {
     "trainer.Fit": "training.loop.TrainLoop",
     "trainer.Row": "training.loop.EpochRow",
     "trainer.Trainer": "training.loop.TrainOptions",
+    "weights.keras_fetches": "models.weights.keras_download",
 }
 """Names in those modules that are called otherwise now, or have gone elsewhere."""
 
