@@ -1,5 +1,5 @@
-"""Names that stay for ever: those that configurations give to `_target_`, wherever their classes move, and those that
-modules and classes had before, which warn and go on working in old runs, users' YAML and users' code."""
+"""Keep names stable: those used by `_target_` in configurations, wherever their classes are defined, and former names
+of modules and classes, which warn and keep working in old runs, users' YAML and users' code."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TARGETS = {
     "EarlyStopping": "tl_research.training.callbacks.EarlyStopping",
     "TensorBoard": "tl_research.training.callbacks.TensorBoard",
 }
-"""Where each class is defined; its module is imported when it is first asked for."""
+"""Where each class is defined; the module is imported on first access."""
 
 
 def __getattr__(name: str) -> Any:
@@ -132,8 +132,8 @@ OLD_MODULES = {
     "trial": "training.pruning",
     "weights": "models.weights",
 }
-"""Modules below `tl_research` by their name in version 0.1: the module that defines their public names now. A module
-inside a package that has moved, such as `weights`, moved along."""
+"""Modules below `tl_research` by their name in version 0.1, and the module that defines their public names now.
+Modules inside a moved package, such as `weights`, moved with it."""
 
 OLD_NAMES = {
     "blocks.blocks": "models.blocks.find_blocks",
@@ -146,6 +146,7 @@ OLD_NAMES = {
     "data.datamodule.assemble": "data.datamodule.split_dataset",
     "data.datamodule.unsplit": "data.datamodule.unsplit_dataset",
     "data.mixing.mix": "data.augment.mixing.mix_batch",
+    "data.stream.KEPT_BYTES": "data.loader.CACHE_BYTES",
     "data.stream.Kept": "data.loader.PixelCache",
     "data.stream.Loaded": "data.loader.Prefetcher",
     "data.tree.Tree": "data.class_folders.ClassFolders",
@@ -182,10 +183,10 @@ OLD_NAMES = {
     "trainer.Trainer": "training.loop.TrainOptions",
     "weights.keras_fetches": "models.weights.keras_download",
 }
-"""Names in those modules that are called otherwise now, or have gone elsewhere."""
+"""Names of version 0.1 that were renamed, or moved to another module than their neighbours."""
 
 STABLE = {"networks.tiny"}
-"""Old modules that conf/ and old runs name as values (`backbone.build`): they raise no warning."""
+"""Old modules that conf/ and old runs use as values (`backbone.build`); they raise no warning."""
 
 
 def current_name(old: str) -> str | None:
@@ -226,24 +227,24 @@ def old_names(module: str) -> Callable[[str], Any]:
 
 
 class OldModules(MetaPathFinder, Loader):
-    """Imports modules by the names they had in version 0.1."""
+    """Import modules by their names in version 0.1."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find a module that has moved; None for all others."""
+        """Return a spec for a moved module, None for all others."""
         old = fullname.removeprefix("tl_research.")
         if old == fullname or _current_module(old) is None:
             return None
         return ModuleSpec(fullname, self, is_package=old in ("weights", "networks", "configure"))
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module the public names of its successor."""
+        """Give an old module the public names of its successor."""
         module.__getattr__ = old_names(module.__name__)  # type: ignore[method-assign]
 
 
 def install() -> None:
-    """Make old modules importable, and old names of `errors`, which stays where it was."""
+    """Make old modules importable, and old names of `errors`, which has not moved."""
     if not any(isinstance(finder, OldModules) for finder in sys.meta_path):
         sys.meta_path.append(OldModules())
     import_module("tl_research.errors").__getattr__ = old_names("tl_research.errors")  # type: ignore[method-assign]

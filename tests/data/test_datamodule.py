@@ -393,7 +393,7 @@ def test_images_as_they_are_are_decoded_once_while_there_is_room(data: DataModul
 
 def test_kept_pixels_are_bounded_and_what_was_there_first_stays() -> None:
     asked: list[int] = []
-    kept = PixelCache(most_bytes=3 * 12)
+    kept = PixelCache(max_bytes=3 * 12)
 
     def load(index: int, size: int) -> np.ndarray:
         asked.append(index)
