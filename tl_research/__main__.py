@@ -142,7 +142,7 @@ def report(
 
 def _enter(command: Literal["train", "extract"], overrides: list[str]) -> NoReturn:
     """Through the door of `python train.py`, which reads the command line itself."""
-    from tl_research.config import main as door
+    from tl_research.config.entry import main as door
     from tl_research.system.process import exit_now
 
     sys.argv = ["train.py", *overrides]
@@ -220,6 +220,7 @@ def main() -> None:
     """Runs a command. Bad input is one line on standard error and exit status 2."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", r"tl_research\.", FutureWarning)  # an old name is in use
     try:
         app()
     except InputError as error:

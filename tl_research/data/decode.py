@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import io
 import warnings
 from collections.abc import Iterator
@@ -16,6 +14,11 @@ import PIL
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 Resize = Literal["squash", "crop", "pad"]
+
+DECODER_VERSION = "7d5b110b7d584438"
+"""Change it to any other text whenever a file's pixels change, or which files are unreadable: stored features are then
+no longer used, and files are checked again. (The first value is the hash of this file at commit aeace94, so that
+features stored then remain valid.)"""
 
 BACKGROUND = (255, 255, 255)
 """Colour behind transparent pixels, and around an image with `resize=pad`: white, the most common paper."""
@@ -44,17 +47,10 @@ class UndecodableError(Exception):
     """A file cannot be decoded; the message is a short reason."""
 
 
-@functools.cache  # asked for with every augmented version of an image
-def code_hash(*sources: str) -> str:
-    """A hash of Python files' text: what another version of the code computed is never taken for this one's."""
-    text = b"".join(Path(source).read_bytes() for source in sources)
-    return hashlib.sha256(text).hexdigest()[:16]
-
-
 def version() -> dict[str, str]:
-    """What the pixels of a file depend on, beside the file: this module's code, Pillow, and its JPEG decoder."""
+    """What the pixels of a file depend on, beside the file: this module's version, Pillow, and its JPEG decoder."""
     return {
-        "code": code_hash(__file__),
+        "code": DECODER_VERSION,
         "pillow": PIL.__version__,
         **{name: str(features.version(name)) for name in ("jpg", "libjpeg_turbo", "webp", "libtiff")},
     }
