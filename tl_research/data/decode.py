@@ -48,7 +48,7 @@ class UndecodableError(Exception):
 
 
 def version() -> dict[str, str]:
-    """What the pixels of a file depend on, beside the file: this module's version, Pillow, and its JPEG decoder."""
+    """Return what pixels depend on besides the file: this module's version, Pillow, and its image libraries."""
     return {
         "code": DECODER_VERSION,
         "pillow": PIL.__version__,
