@@ -149,13 +149,11 @@ def test_a_file_that_is_also_a_folder(tmp_path: Path) -> None:
     assert "'a' is a file and a folder" in refused(path, tmp_path / "data")
 
 
-def test_names_that_differ_in_case_are_two_files_where_they_can_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_that_differ_in_case_are_two_files_if_possible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_zip(tmp_path / "case.zip", {"cat/a.jpg": b"1", "Cat/a.jpg": b"2"})
-    if not archive._folds_case(tmp_path):
+    if not archive.ignores_case(tmp_path):
         assert tree(unpack(path, tmp_path / "two")) == {"cat/a.jpg": b"1", "Cat/a.jpg": b"2"}
-    monkeypatch.setattr(archive, "_folds_case", lambda folder: True)
+    monkeypatch.setattr(archive, "ignores_case", lambda folder: True)
     assert "'cat/a.jpg' and 'Cat/a.jpg' are one name" in refused(path, tmp_path / "one")
 
 
@@ -319,13 +317,13 @@ def test_an_interrupted_unpacking_is_taken_up_again(
     (staging / "train" / "c").mkdir()
     (staging / "train" / "c" / "other.jpg").write_bytes(b"of another archive")
     extracted: list[str] = []
-    extract = archive._extract
+    extract = archive.extract_entry
 
     def noted(source: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, path: Path) -> None:
         extracted.append(info.filename)
         extract(source, info, target, path)
 
-    monkeypatch.setattr(archive, "_extract", noted)
+    monkeypatch.setattr(archive, "extract_entry", noted)
     assert tree(unpack(good, tmp_path / "data")) == FILES
     assert extracted == [names[0], names[1], *names[5:]]
     assert sorted(p.name for p in (tmp_path / "data" / "train").iterdir()) == ["a", "b"]
@@ -351,7 +349,7 @@ def test_a_disk_that_fails_midway(
     def fail(*args: object) -> None:
         raise OSError(number, os.strerror(number), "x")
 
-    monkeypatch.setattr(archive, "_extract", fail)
+    monkeypatch.setattr(archive, "extract_entry", fail)
     with pytest.raises(InputError, match=words) as caught:
         unpack(good, tmp_path / "data")
     assert not isinstance(caught.value, BadArchiveError)  # the archive is not to blame, and not to be thrown away
@@ -361,9 +359,9 @@ def test_a_disk_that_fails_midway(
 def test_two_at_once_both_end_fine(good: Path, tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from tl_research.data.kaggle import archive\n"
-        "extract = archive._extract\n"
+        "extract = archive.extract_entry\n"
         "def slow(*args):\n    print(1, flush=True); time.sleep(0.05); extract(*args)\n"
-        "archive._extract = slow\n"
+        "archive.extract_entry = slow\n"
         "archive.unpack(Path(sys.argv[1]), Path(sys.argv[2]))\n"
     )
     command = [sys.executable, "-W", "error", "-c", code, str(good), str(tmp_path / "data")]

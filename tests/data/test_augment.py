@@ -99,7 +99,7 @@ def test_as_it_stands_nothing_changes(kind: str, resize: Resize) -> None:
 
 
 @pytest.mark.parametrize("field", CHANGES)
-def test_each_key_alone_makes_versions_that_differ_from_the_image_and_from_each_other(field: str) -> None:
+def test_each_key_alone_changes_images_differently_each_time(field: str) -> None:
     recipe = Augment(**{field: CHANGES[field]})
     plain = decode_pixels(PICTURE, 32)
     versions = [version(recipe, draw_key) for draw_key in range(12)]
@@ -145,9 +145,7 @@ def test_a_recipe_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
 
 @few
 @given(recipe=recipes, draw_key=occasions, resize=st.sampled_from(RESIZES))
-def test_a_version_is_a_pure_function_of_image_recipe_and_occasion(
-    recipe: Augment, draw_key: object, resize: Resize
-) -> None:
+def test_a_version_depends_on_image_recipe_and_draw_key_only(recipe: Augment, draw_key: object, resize: Resize) -> None:
     first = version(recipe, draw_key, resize=resize)
     np.random.default_rng(0).random()
     version(Augment(**CHANGES), 9)
@@ -271,7 +269,7 @@ def test_of_an_image_that_is_to_be_cut_more_is_decoded(monkeypatch: pytest.Monke
     assert asked == [64, 128, 640]
 
 
-def test_a_turn_is_within_its_range_either_way_and_shows_white_in_the_corners(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotation_stays_in_range_and_fills_corners_with_white(monkeypatch: pytest.MonkeyPatch) -> None:
     angles: list[float] = []
     rotate = Image.Image.rotate
     monkeypatch.setattr(
@@ -386,7 +384,7 @@ def test_a_share_of_the_images_loses_a_rectangle_to_noise() -> None:
 
 @many
 @given(seed=seeds, size=st.integers(1, 300))
-def test_what_is_erased_is_2_to_33_percent_in_one_rectangle_of_noise(seed: int, size: int) -> None:
+def test_erasing_fills_2_to_33_percent_in_one_rectangle(seed: int, size: int) -> None:
     erased = np.asarray(_erased(Image.new("RGB", (size, size), (0, 0, 0)), np.random.default_rng(seed)))
     rows, columns = (np.flatnonzero(erased.any(axis=(axis, 2))) for axis in (1, 0))
     if not len(rows):  # a pixel of noise may be black
@@ -441,7 +439,7 @@ def test_an_example_is_augmented_by_its_content_and_the_occasion(data: DataModul
         assert not np.array_equal(expected, data.pixels(index, 24))
 
 
-def test_a_copy_of_a_file_has_the_same_versions_and_its_name_does_not_matter(colours: Path, tmp_path: Path) -> None:
+def test_versions_depend_on_content_not_on_the_files_name(colours: Path, tmp_path: Path) -> None:
     root = shutil.copytree(colours, tmp_path / "own")
     shutil.copy(root / "train/red/003.jpg", root / "train/red/zzz.jpg")
     data = load(root, **CHANGES)
@@ -490,7 +488,7 @@ def test_what_is_judged_is_neither_augmented_nor_mixed(colours: Path) -> None:
         assert np.array_equal(targets, np.eye(2)[data.labels[chosen]])
 
 
-def test_what_is_trained_on_is_augmented_anew_in_each_epoch_by_seed_and_epoch(data: DataModule) -> None:
+def test_training_images_are_augmented_by_seed_and_epoch(data: DataModule) -> None:
     chosen = data.indices("train")
     seen: dict[int, set[bytes]] = defaultdict(set)
     for seed in (0, 6):
@@ -507,9 +505,7 @@ def test_what_is_trained_on_is_augmented_anew_in_each_epoch_by_seed_and_epoch(da
 
 
 @pytest.mark.parametrize("mixes", [{}, MIXES], ids=["plain", "mixed"])
-def test_an_epoch_is_the_same_whatever_was_read_before_and_wherever_it_begins(
-    colours: Path, mixes: dict[str, Any]
-) -> None:
+def test_an_epoch_does_not_depend_on_earlier_reads_or_its_start(colours: Path, mixes: dict[str, Any]) -> None:
     data = load(colours, **LIGHT, **mixes)
     chosen = data.indices("train")
     epochs = [whole(data, chosen, seed=2, epoch=epoch) for epoch in range(2)]
@@ -534,7 +530,7 @@ def test_batches_are_mixed_after_their_images_were_augmented(colours: Path) -> N
     assert any(((targets > 0) & (targets < 1)).any() for _, targets in mixed)
 
 
-def test_without_augmentation_training_sees_the_images_themselves(colours: Path) -> None:
+def test_without_augmentation_training_uses_unchanged_images(colours: Path) -> None:
     data = load(colours, seed=5)
     chosen = data.indices("train")
     pixels, _ = whole(data, chosen, seed=3)
@@ -560,7 +556,7 @@ def views_of(data: DataModule, indices: np.ndarray, views: Sequence[int]) -> np.
 
 
 @pytest.mark.slow
-def test_a_head_is_solved_on_all_views_and_a_second_run_finds_them(
+def test_a_head_is_solved_on_all_views_which_are_stored(
     tmp_path: Path, noise: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[tuple[Any, ...]] = []
@@ -620,9 +616,7 @@ def test_a_head_that_learns_by_epochs_learns_from_all_views(
 
 
 @pytest.mark.slow
-def test_another_seed_of_the_run_finds_the_views_and_another_of_the_recipe_does_not(
-    tmp_path: Path, colours: Path
-) -> None:
+def test_stored_views_depend_on_the_recipes_seed_not_the_runs(tmp_path: Path, colours: Path) -> None:
     options = [*QUICK, "features.views=2", "data.split_seed=0"]
     first = run(tmp_path / "a", colours, *options).metrics
     assert run(tmp_path / "b", colours, *options, "seed=1").metrics["features_computed"] == 0
@@ -631,7 +625,7 @@ def test_another_seed_of_the_run_finds_the_views_and_another_of_the_recipe_does_
 
 
 @pytest.mark.slow
-def test_without_views_a_head_that_learns_by_epochs_sees_new_versions_in_each(
+def test_without_views_every_epoch_trains_on_new_versions(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[int, set[bytes]] = defaultdict(set)
@@ -656,7 +650,7 @@ def test_without_views_a_head_that_learns_by_epochs_sees_new_versions_in_each(
     assert losses[-1] < losses[0]
 
 
-def test_a_backbone_that_learns_sees_new_versions_though_the_head_learned_from_kept_views(
+def test_a_trained_backbone_sees_new_versions_despite_views(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     occasions: list[Any] = []
@@ -675,7 +669,7 @@ def test_a_backbone_that_learns_sees_new_versions_though_the_head_learned_from_k
 
 
 @pytest.mark.parametrize("head", ["linear", "prototype", "knn"])
-def test_a_head_that_would_never_see_an_augmented_image_is_refused_in_one_line(colours: Path, head: str) -> None:
+def test_augmentation_that_no_head_would_see_is_refused(colours: Path, head: str) -> None:
     with pytest.raises(InputError, match=r"add features\.views=4") as caught:
         compose(["data=folder", f"data.root={colours}", "data/augment=light", f"head={head}"])
     assert "\n" not in str(caught.value)
@@ -684,14 +678,14 @@ def test_a_head_that_would_never_see_an_augmented_image_is_refused_in_one_line(c
 
 
 @pytest.mark.parametrize("key", ["views", "test_views"])
-def test_views_without_augmentation_are_refused_for_all_would_be_equal(key: str) -> None:
+def test_views_without_augmentation_are_refused(key: str) -> None:
     with pytest.raises(InputError, match=rf"^features\.{key}: all views would be equal"):
         compose([f"features.{key}=3", "optimizer=adam"])
     with pytest.raises(InputError, match=f"features.{key}"):
         compose([f"features.{key}=0", "optimizer=adam", "data/augment=light"])
 
 
-def test_test_views_are_averaged_beside_the_plain_answer_which_stays(tmp_path: Path, noise: Path) -> None:
+def test_test_views_are_averaged_in_addition_to_the_plain_result(tmp_path: Path, noise: Path) -> None:
     options = [*QUICK, "features.views=1", "optimizer.l2=1e-3"]  # so weak a penalty that answers are sure of themselves
     plain = run(tmp_path / "plain", noise, *options).metrics
     done = run(tmp_path / "run", noise, *options, "features.test_views=2")
@@ -750,7 +744,7 @@ def test_equal_views_choose_what_one_would(monkeypatch: pytest.MonkeyPatch, most
 
 
 @pytest.mark.slow
-def test_views_of_one_image_stay_together_also_where_the_penalty_is_chosen_on_a_part(
+def test_cross_validated_penalties_do_not_divide_views(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logistic_regression, "MOST_FOR_CHOOSING", 180)

@@ -121,7 +121,7 @@ def test_foreign_files_are_listed_as_ignored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no_suffix", "download.php", "photo.JPG.1", "IMG_0001.dat"])
-def test_an_image_without_an_images_suffix_is_known_by_its_first_bytes(tmp_path: Path, name: str) -> None:
+def test_an_image_without_a_suffix_is_recognized_by_its_bytes(tmp_path: Path, name: str) -> None:
     make(tmp_path, *images("cat", "dog"))
     (tmp_path / "cat" / "1.jpg").rename(tmp_path / "cat" / name)
     assert name in names(read_class_folders(tmp_path))["all"]["cat"]

@@ -63,7 +63,7 @@ def test_splits_cover_a_flat_tree_and_share_nothing(flat: Path, val: float, test
     assert all(count >= 1 for counts in data.counts().values() for count in counts.values())
 
 
-def test_shares_are_of_the_whole_for_test_and_of_the_rest_for_val(flat: Path) -> None:
+def test_test_is_a_share_of_all_and_val_of_the_rest(flat: Path) -> None:
     counts = load(flat, val=0.2, test=0.3).counts()
     assert counts["test"] == {"blue": 3, "green": 1, "red": 4}
     assert counts["val"] == {"blue": 1, "green": 1, "red": 2}
@@ -105,7 +105,7 @@ def test_where_the_folder_lies_does_not_matter(flat: Path, tmp_path: Path) -> No
     assert np.array_equal(here.split_of, there.split_of)
 
 
-def test_examples_are_ordered_by_class_and_path_and_labelled_by_their_folder(flat: Path) -> None:
+def test_examples_are_ordered_by_class_and_path_and_labelled(flat: Path) -> None:
     data = load(flat)
     assert list(data.class_names) == ["blue", "green", "red"]
     assert data.paths == sorted(data.paths)
@@ -262,7 +262,7 @@ def order(seed: int | None, epoch: int, count: int = 23, batch: int = 5) -> list
     return [int(i) for _, indices in numbered for i in indices]
 
 
-def test_the_order_of_an_epoch_is_a_pure_function_of_seed_and_epoch() -> None:
+def test_an_epochs_order_depends_on_seed_and_epoch_only() -> None:
     np.random.default_rng(3).random()
     orders = {(seed, epoch): order(seed, epoch) for seed in (7, 8) for epoch in range(4)}
     assert all(order(*at) == found for at, found in reversed(orders.items()))
@@ -285,7 +285,7 @@ def test_an_epoch_may_begin_at_any_batch(count: int, batch: int, skip: int, epoc
 
 
 @pytest.mark.parametrize("skip", [1, 4, 9])
-def test_images_of_an_epoch_that_begins_later_are_those_of_the_whole(data: DataModule, skip: int) -> None:
+def test_an_epoch_that_skips_batches_has_the_same_images(data: DataModule, skip: int) -> None:
     chosen = data.indices("train")
     whole, rest = (list(data.epoch(chosen, 16, 4, epoch=2, skip=k, seed=9)) for k in (0, skip))
     assert len(rest) == max(len(whole) - skip, 0)
@@ -360,7 +360,7 @@ def test_an_epoch_can_be_left_at_any_time(data: DataModule, decoded: Counter[str
     assert loaders() <= before, "nor does one that is read to its end leave threads behind"
 
 
-def test_of_two_epochs_that_are_read_in_turn_neither_disturbs_the_other(data: DataModule) -> None:
+def test_two_epochs_read_alternately_are_independent(data: DataModule) -> None:
     alone = [list(data.epoch(np.arange(12), 16, 2, seed=1, epoch=epoch)) for epoch in (0, 1)]
     turns = zip(*(data.epoch(np.arange(12), 16, 2, seed=1, epoch=epoch) for epoch in (0, 1)), strict=True)
     for number, pair in enumerate(turns):
@@ -368,7 +368,7 @@ def test_of_two_epochs_that_are_read_in_turn_neither_disturbs_the_other(data: Da
             assert np.array_equal(pair[epoch][0], alone[epoch][number][0])
 
 
-def test_an_image_that_vanishes_is_named_where_its_batch_would_have_come(own: Path) -> None:
+def test_a_deleted_image_is_named_in_place_of_its_batch(own: Path) -> None:
     data, before = load(own), loaders()
     data.paths[9].unlink()
     stream = data.epoch(np.arange(12), 16, 4)
@@ -453,7 +453,7 @@ def test_folds_share_out_what_is_not_tested(colours: Path) -> None:
         assert data.counts()["val"] == {"blue": 3, "red": 3}
 
 
-def test_a_part_of_the_training_images_leaves_the_others_as_they_are(colours: Path) -> None:
+def test_a_training_fraction_leaves_other_splits_unchanged(colours: Path) -> None:
     options = ["data=folder", f"data.root={colours}"]
     whole, part = (compose([*options, *more]).data.load() for more in ([], ["data.per_class=3"]))
     assert part.counts()["train"] == {"blue": 3, "red": 3}

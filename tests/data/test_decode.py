@@ -260,7 +260,7 @@ def test_every_exif_orientation_of_a_jpeg_comes_out_upright(tmp_path: Path, orie
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
-def test_an_orientation_that_does_not_exist_leaves_the_image_as_it_is(tmp_path: Path, value: int) -> None:
+def test_an_invalid_orientation_is_ignored(tmp_path: Path, value: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = value
     (tmp_path / "image.png").write_bytes(encoded(photo(), "PNG", exif=exif))
@@ -326,9 +326,7 @@ def test_any_shape_fits(size: tuple[int, int], resize: str) -> None:
 
 @settings(few, max_examples=40)
 @given(width=st.integers(8, 700), height=st.integers(8, 700), size=st.integers(8, 128))
-def test_a_reduced_decode_never_falls_below_twice_the_networks_size(
-    tmp_path: Path, width: int, height: int, size: int
-) -> None:
+def test_reduced_decoding_keeps_twice_the_networks_size(tmp_path: Path, width: int, height: int, size: int) -> None:
     Image.new("RGB", (width, height)).save(tmp_path / "image.jpg")
     found = open_image(tmp_path / "image.jpg", at_least=2 * size).size
     if min(width, height) >= 2 * size:
@@ -337,7 +335,7 @@ def test_a_reduced_decode_never_falls_below_twice_the_networks_size(
         assert found == (width, height)
 
 
-def test_large_jpegs_are_decoded_at_a_reduced_scale_and_look_the_same(tmp_path: Path) -> None:
+def test_large_jpegs_decoded_at_reduced_scale_look_the_same(tmp_path: Path) -> None:
     photo(1600, 1200).save(tmp_path / "image.jpg", quality=92)
     full = open_image(tmp_path / "image.jpg")
     reduced = open_image(tmp_path / "image.jpg", at_least=2 * 128)
@@ -369,7 +367,7 @@ def test_readmes_three_line_loader_gives_the_same_pixels(
     assert np.array_equal(read_pixels(tmp_path / "image", 96), loader(tmp_path / "image", 96))
 
 
-def test_readmes_three_line_loader_gives_the_same_pixels_for_photographs(photos: Path) -> None:
+def test_readmes_three_line_loader_gives_the_same_pixels_for_photos(photos: Path) -> None:
     for path in sorted(photos.glob("test/*/*.jpg"))[:8]:
         assert np.array_equal(read_pixels(path, 224), loader(path, 224))
 

@@ -51,24 +51,22 @@ def test_a_picture_depends_on_seed_split_class_and_number_alone(tmp_path: Path, 
 
 
 def test_what_is_there_is_not_drawn_again(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_draw_all", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(demo, "draw_all", lambda *_: pytest.fail("drawn again"))
     assert demo.draw(drawn, SIZES, seed=0) == drawn
 
 
-def test_a_drawing_that_fails_leaves_nothing_and_the_next_one_completes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    draw_all: Callable[..., None] = demo._draw_all
+def test_a_failed_drawing_leaves_nothing_and_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_all: Callable[..., None] = demo.draw_all
 
     def half(folder: Path, *rest: object) -> None:
         (folder / "train" / "hot_dog" / "0000.jpg").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "_draw_all", half)
+    monkeypatch.setattr(demo, "draw_all", half)
     with pytest.raises(KeyboardInterrupt):
         demo.draw(tmp_path / "a", SIZES, seed=0)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(demo, "_draw_all", draw_all)
+    monkeypatch.setattr(demo, "draw_all", draw_all)
     assert len(contents(demo.draw(tmp_path / "a", SIZES, seed=0))) == 18
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 

@@ -217,7 +217,7 @@ def test_a_file_that_changes_while_it_is_read_is_inspected_again(
     assert opened == [path]
 
 
-def test_a_file_that_is_too_fresh_is_not_remembered_until_it_has_settled(
+def test_a_recently_modified_file_is_not_remembered(
     tmp_path: Path, place: Path, opened: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = draw(tmp_path / "a.bmp")
@@ -377,9 +377,7 @@ def test_what_is_learned_is_added_to_what_was_known(tmp_path: Path, place: Path,
 
 
 @old_files
-def test_two_that_write_one_after_the_other_keep_what_the_other_learned(
-    tmp_path: Path, place: Path, opened: list[Path]
-) -> None:
+def test_two_indexes_saved_in_turn_keep_each_others_entries(tmp_path: Path, place: Path, opened: list[Path]) -> None:
     paths = [draw(tmp_path / f"{i}.bmp") for i in range(4)]
     one, two = FileIndex(place), FileIndex(place)
     for index in (one, two):

@@ -284,9 +284,9 @@ def test_bytes_of_another_version_are_never_joined(change: dict[str, str], serve
 @pytest.mark.usefixtures("signed_in")
 def test_a_server_that_ignores_ranges(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.ends = [50_000]
-    partial = kaggle_client._rest
+    partial = kaggle_client.request_rest
     monkeypatch.setattr(
-        kaggle_client, "_rest", lambda *args: (server.headers.update(ETag='"new"'), partial(*args))[1]
+        kaggle_client, "request_rest", lambda *args: (server.headers.update(ETag='"new"'), partial(*args))[1]
     )  # changed between the two requests: If-Range does not hold
     assert tree(kaggle.fetch(NAME, cache)) == FILES
     assert len(server.of("/storage")) == 3
@@ -336,7 +336,7 @@ def test_what_kaggle_refuses(status: int, words: str, server: Server, cache: Pat
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_another_data_set_is_fetched_by_hand_with_another_command(server: Server, cache: Path) -> None:
+def test_the_command_for_a_zip_names_the_data_set(server: Server, cache: Path) -> None:
     server.status = 404
     assert "python train.py data=kaggle data.dataset=a/b data.archive=" in failure(cache, "a/b")
 

@@ -35,9 +35,7 @@ def mixed(given: Mixed, seed: int, **alphas: float) -> Mixed:
 
 @few
 @given(given_=batches, seed=seeds, mixup=alphas, cutmix=alphas)
-def test_targets_sum_to_one_and_pixels_lie_between_those_that_were_mixed(
-    given_: Mixed, seed: int, mixup: float, cutmix: float
-) -> None:
+def test_mixed_targets_sum_to_one_and_pixels_lie_between(given_: Mixed, seed: int, mixup: float, cutmix: float) -> None:
     if not mixup and not cutmix:
         return
     before = [array.copy() for array in given_]
@@ -130,7 +128,7 @@ def test_soft_targets_are_mixed_as_hard_ones(targets: np.ndarray) -> None:
     np.testing.assert_allclose(mixed((batch(4, 3, 2)[0], targets), 1, mixup=1.0)[1].sum(1), 1, atol=1e-5)
 
 
-def test_a_page_of_a_batch_names_the_classes_and_what_each_has_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_figure_of_a_batch_names_classes_and_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     titles: list[str] = []
     page = figures._page
     monkeypatch.setattr(

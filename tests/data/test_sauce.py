@@ -52,7 +52,7 @@ def test_lines_cross_run_side_by_side_or_stand_alone() -> None:
             assert (np.abs(np.diff(np.sign(apart))).sum() > 0) == (name == "crossed")
 
 
-def test_a_line_is_as_wide_as_it_is_said_to_be_also_where_it_leaves_the_picture() -> None:
+def test_a_line_has_its_width_also_at_the_pictures_edge() -> None:
     canvas = Canvas(np.zeros((60, 80, 3), np.float32), np.random.default_rng(0))
     patch = canvas.patch(70, 30, 0.3, 20, 1.5)
     along = np.linspace(-2, 2, 400)

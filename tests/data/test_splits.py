@@ -99,9 +99,7 @@ def test_a_class_too_small_to_split_is_named(count: int, keep: int) -> None:
 
 @few
 @given(counts=st.lists(st.integers(5, 30), min_size=2, max_size=5), folds=st.integers(2, 5), seed=seeds)
-def test_over_all_folds_each_example_is_held_out_once_and_each_class_evenly(
-    counts: list[int], folds: int, seed: int
-) -> None:
+def test_each_example_is_held_out_once_over_all_folds(counts: list[int], folds: int, seed: int) -> None:
     labels, names = labels_of(counts), [str(i) for i in range(len(counts))]
     parts = [held_fold(labels, fold, folds, seed, names=names) for fold in range(folds)]
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))

@@ -101,7 +101,7 @@ def test_blocks_hold_each_layer_once_and_cut_no_path(name: str) -> None:
 
 @each_network
 @pytest.mark.slow
-def test_a_saved_classifier_loads_with_keras_alone_and_answers_the_same(name: str, tmp_path: Path) -> None:
+def test_a_saved_classifier_predicts_the_same_with_keras_alone(name: str, tmp_path: Path) -> None:
     import keras
 
     backbone = recipe(name, image_size=smallest(name)).build()
@@ -208,7 +208,7 @@ def test_weights_from_a_file_and_one_that_does_not_fit(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_b0"])
-def test_a_file_of_keras_own_put_somewhere_by_hand_equals_what_keras_would_load(name: str, tmp_path: Path) -> None:
+def test_keras_own_file_in_another_folder_loads_as_keras_would(name: str, tmp_path: Path) -> None:
     import h5py
     import keras
     from keras.src.legacy.saving import legacy_h5_format

@@ -129,7 +129,7 @@ def keys(of: list[str]) -> list[str]:
     return found
 
 
-def test_a_prefix_has_one_key_whatever_was_built_before_and_is_frozen() -> None:
+def test_a_prefix_is_frozen_and_its_key_independent_of_history() -> None:
     expected = keys(["tiny"])
     keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(1, 3), layers.ReLU()])
     backbone = recipe("tiny", image_size=64).build()
@@ -200,7 +200,7 @@ def test_where_a_block_ends(parts: list[keras.Layer], expected: list[str]) -> No
     assert [o for block in find_blocks(backbone) for o in block.operations] == backbone.operations
 
 
-def test_a_layer_used_twice_and_one_used_elsewhere_are_no_cuts_and_no_hindrance() -> None:
+def test_shared_layers_are_no_cuts_and_do_not_prevent_others() -> None:
     shared = conv("shared")
 
     def body(x: keras.KerasTensor) -> keras.KerasTensor:
@@ -279,7 +279,7 @@ def test_the_command_lists_the_blocks_from_the_top(
 
 
 @pytest.mark.slow
-def test_the_command_takes_a_saved_networks_structure_from_its_file(tmp_path: Path) -> None:
+def test_the_blocks_command_reads_a_saved_networks_structure(tmp_path: Path) -> None:
     recipe("tiny", image_size=48).build().save(tmp_path / "mine.keras")
     options = ["backbone=saved", "backbone.image_size=48", f"backbone.weights={tmp_path / 'mine.keras'}"]
     result = CliRunner().invoke(app, ["blocks", *options])

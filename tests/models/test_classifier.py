@@ -96,7 +96,7 @@ def same_names(include_top: bool, weights: None, input_shape: tuple[int, int, in
 
 @pytest.mark.parametrize("policy", ["frozen", "adapt", "train"])
 @pytest.mark.parametrize("function", ["nested", "same_names"])
-def test_batch_norm_within_models_and_layers_follows_the_policy_too(function: str, policy: BatchNorm) -> None:
+def test_nested_batch_norm_follows_the_policy(function: str, policy: BatchNorm) -> None:
     build = f"tests.models.test_classifier:{function}"
     recipe = Custom(name="x", build=build, image_size=32, weights=None, preprocessing="tf")  # type: ignore[call-arg]
     backbone = recipe.build()
@@ -124,7 +124,7 @@ def test_blocks_unfreeze_from_the_top(classifier: keras.Model, unfreeze: int) ->
 
 
 @pytest.mark.parametrize(("parameters", "names"), [("batch_norm", {"gamma", "beta"}), ("bias", {"bias", "beta"})])
-def test_parameters_of_one_kind_move_with_the_head_though_batch_norm_is_frozen(
+def test_selected_parameters_train_even_if_batch_norm_is_frozen(
     classifier: keras.Model, parameters: Parameters, names: set[str]
 ) -> None:
     moved = fit(classifier, set_trainable(classifier, "all", parameters=parameters))

@@ -77,7 +77,7 @@ def built(head: Head, d: int = 6, k: int = 3) -> keras.Model:
 
 
 @pytest.mark.parametrize("head", [*LEARNED, *MADE], ids=str)
-def test_a_head_turns_features_into_logits_and_is_made_of_what_keras_has(head: Head, tmp_path: Path) -> None:
+def test_a_head_maps_features_to_logits_with_built_in_layers(head: Head, tmp_path: Path) -> None:
     model = built(head)
     assert model.name == "head"
     assert model.input_shape == (None, 6)
@@ -125,7 +125,7 @@ def test_the_bases_make_nothing() -> None:
 # Heads that learn
 
 
-def test_a_linear_head_is_one_dense_layer_with_dropout_before_it_if_wanted() -> None:
+def test_a_linear_head_is_a_dense_layer_after_optional_dropout() -> None:
     plain, dropped = Linear().build(6, 3), Linear(dropout=0.4).build(6, 3)
     assert [layer.name for layer in plain.layers] == ["logits"]
     assert [layer.name for layer in dropped.layers] == ["dropout", "logits"]
@@ -174,7 +174,7 @@ def test_a_prototype_head_answers_with_the_nearest_class_mean(n: int, d: int, k:
     np.testing.assert_allclose(falls, s * differences, rtol=1e-2, atol=1e-3 * np.abs(falls).max())
 
 
-def test_only_a_normalizing_prototype_head_does_not_care_for_length() -> None:
+def test_only_a_normalizing_prototype_head_ignores_length() -> None:
     features, labels = blobs(30, 5, 3)
     for normalize in (True, False):
         head = Prototype(normalize=normalize).fit(features, labels, 3)
@@ -218,7 +218,7 @@ def test_neighbours_vote_as_by_hand(n: int, d: int, classes: int, k: int, temper
 
 @pytest.mark.parametrize("given_", [{}, {"k": 4}, {"temperature": 0.5}], ids=str)
 @pytest.mark.parametrize("views", [1, 3])
-def test_what_is_not_given_is_chosen_with_the_views_of_an_image_apart(views: int, given_: dict[str, Any]) -> None:
+def test_leave_one_out_choice_leaves_out_all_views_of_an_image(views: int, given_: dict[str, Any]) -> None:
     features, labels = blobs(20, 6, 2, spread=2)
     features, labels = features.repeat(views, axis=0), labels.repeat(views)
     features += 0.05 * others(6, len(features))
@@ -328,9 +328,7 @@ def in_split(done: Run, split: str, name: str = "predictions.csv") -> float:
 
 @pytest.mark.parametrize("head", ["prototype", "knn"])
 @pytest.mark.slow
-def test_a_run_makes_its_head_and_records_what_the_saved_one_answers(
-    tmp_path: Path, colours: Path, noise: Path, head: str
-) -> None:
+def test_a_run_records_the_predictions_of_its_saved_head(tmp_path: Path, colours: Path, noise: Path, head: str) -> None:
     done = run(tmp_path / "colours", colours, f"head={head}")
     assert done.status["state"] == "done"
     assert done.metrics["test_accuracy"] > 0.9
@@ -344,9 +342,7 @@ def test_a_run_makes_its_head_and_records_what_the_saved_one_answers(
     assert numbers(adam) == numbers(doubtful), "whatever the optimizer: nothing is trained"
 
 
-def test_the_head_that_is_kept_knows_the_validation_images_and_the_one_that_is_judged_does_not(
-    tmp_path: Path, noise: Path
-) -> None:
+def test_the_saved_head_uses_validation_images_the_scored_not(tmp_path: Path, noise: Path) -> None:
     done = run(tmp_path / "run", noise, "head=knn", "head.k=1", "callbacks=none")
     train, val = done.metrics["num_train"], done.metrics["num_val"]
     bank, votes = done.model().get_layer("head").get_weights()
@@ -422,9 +418,7 @@ def test_later_stages_train_a_prototype_head_on(tmp_path: Path, noise: Path, mon
 
 @pytest.mark.parametrize("head", ["linear", "prototype", "knn"])
 @pytest.mark.slow
-def test_two_frozen_stages_keep_a_head_that_knows_the_validation_images_as_one_does(
-    tmp_path: Path, noise: Path, head: str
-) -> None:
+def test_two_frozen_stages_refit_on_validation_images_too(tmp_path: Path, noise: Path, head: str) -> None:
     options = [f"head={head}", "callbacks.tensorboard=null"]
     second = "+transfer.again={_target_: tl_research.training.stage.Stage, epochs: 1}"
     one, two = run(tmp_path / "one", noise, *options), run(tmp_path / "two", noise, *options, second)

@@ -79,7 +79,7 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, share):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_damaged_file_never_ends_in_anything_but_an_input_error(tmp_path, suffix):
+def test_a_damaged_file_raises_only_input_errors(tmp_path, suffix):
     whole = save(fill(small()), tmp_path / f"whole{suffix}").read_bytes()
     path = tmp_path / f"file{suffix}"
     rng = np.random.default_rng(0)

@@ -80,7 +80,7 @@ def refused(tensors, model=None):
     return str(caught.value)
 
 
-def test_a_shape_that_differs_names_both_and_how_many_are_left_over():
+def test_a_shape_mismatch_names_both_and_the_number_left_over():
     other = {"kernel": (3, 3, 3, 5), "bias": (5,)}
     message = refused(stored(("a", other), ("n", BN), ("b", LAST)))
     assert "its a/kernel (3, 3, 3, 5) stands where a/kernel (3, 3, 3, 4) belongs, 8 left over" in message
@@ -91,7 +91,7 @@ def test_a_kind_that_differs_is_no_match_though_the_shape_is():
     assert "y/moving_variance (4,) stands where n/gamma (4,) belongs" in message
 
 
-def test_a_file_that_ends_too_early_names_the_first_weight_without_a_tensor():
+def test_a_short_file_names_the_first_weight_without_a_tensor():
     assert "holds nothing for b/kernel (1, 1, 4, 4)" in refused(stored(("a", CONV), ("n", BN)))
     assert "holds nothing for b/bias (4,)" in refused(stored(("a", CONV), ("n", BN), ("b", {"kernel": (1, 1, 4, 4)})))
 
@@ -119,7 +119,7 @@ def test_layers_of_one_name_in_two_models_are_not_mixed_up():
     assert {name[:3] for name in names(left)} == {"two"}
 
 
-def test_ranks_of_automatic_names_do_not_reach_into_another_model():
+def test_ranks_of_automatic_names_are_counted_per_model():
     """Conv2d before the model inside is the file's first, and not the network's."""
     before = stored(("conv2d", CONV))
     model = network("conv2d_7", "n", "conv2d_8")
@@ -129,7 +129,7 @@ def test_ranks_of_automatic_names_do_not_reach_into_another_model():
     assert names(found)[0] == "net/conv2d_1/kernel"
 
 
-def test_without_names_for_all_an_order_that_fits_is_taken_even_if_names_do_not():
+def test_order_decides_if_some_names_are_missing():
     tensors = stored(("b", CONV), ("n", BN), ("a", LAST))
     found, _ = match(network("a", "n", "b"), tensors, PATH)
     assert names(found)[0] == "b/kernel"

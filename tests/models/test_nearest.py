@@ -137,9 +137,7 @@ def test_logits_fall_with_the_squared_distance(normalize: bool) -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("views", [1, 3])
-def test_logits_fall_as_fast_as_is_best_where_each_image_is_judged_by_the_others(
-    views: int, normalize: bool, seed: int
-) -> None:
+def test_the_scale_of_logits_minimizes_leave_one_out_loss(views: int, normalize: bool, seed: int) -> None:
     features, labels = blobs(25, 8, 3, views, spread=2, seed=seed)
     kernel, _ = prototypes(features, labels, 3, views, normalize=normalize)
     rows = long(features, normalize)
@@ -158,9 +156,7 @@ def test_logits_fall_as_fast_as_is_best_where_each_image_is_judged_by_the_others
 )
 @example(counts=[1, 4], d=5, views=1, seed=0)
 @example(counts=[1, 4, 2], d=5, views=3, seed=0)
-def test_an_image_that_is_alone_in_its_class_does_not_decide_how_fast(
-    counts: list[int], d: int, views: int, seed: int
-) -> None:
+def test_the_only_image_of_a_class_does_not_affect_the_scale(counts: list[int], d: int, views: int, seed: int) -> None:
     assume(max(counts) > 1)
     labels = np.arange(len(counts)).repeat(counts).repeat(views)
     features = np.random.default_rng(seed).normal(size=(len(labels), d)).astype(np.float32)
@@ -175,11 +171,11 @@ def test_an_image_that_is_alone_in_its_class_does_not_decide_how_fast(
 
 
 @pytest.mark.parametrize("views", [2, 3])
-def test_distances_without_the_own_image_leave_out_all_of_its_views(views: int) -> None:
+def test_leave_one_out_distances_leave_out_all_views(views: int) -> None:
     features, labels = blobs(13, 4, 3, views)
     labels[:views] = 3  # one image alone in its class
     rows = long(features, False)
-    found = nearest._without_own_image(rows, labels, means_of(rows, labels, 4), views)
+    found = nearest.leave_one_out_distances(rows, labels, means_of(rows, labels, 4), views)
     expected = without_own(rows, labels, 4, views)[np.arange(len(labels)), labels]
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
@@ -188,8 +184,10 @@ def test_many_rows_have_the_distances_of_few() -> None:
     features, labels = blobs(30, 7, 4, shared=5)
     rows = long(features, False)
     means = means_of(rows, labels, 4)
-    np.testing.assert_allclose(nearest._distances(rows, means), ((rows[:, None] - means) ** 2).sum(axis=2), rtol=1e-9)
-    assert (nearest._distances(means, means) >= 0).all()
+    np.testing.assert_allclose(
+        nearest.squared_distances(rows, means), ((rows[:, None] - means) ** 2).sum(axis=2), rtol=1e-9
+    )
+    assert (nearest.squared_distances(means, means) >= 0).all()
 
 
 @pytest.mark.parametrize("views", [1, 3])
@@ -298,7 +296,7 @@ def test_few_rows_are_no_trouble(images: int, views: int, d: int, classes: int, 
     assert losses[min(found[0], others), found[1]] <= min(losses.values()) + 1e-5
 
 
-def test_what_is_given_is_kept_and_never_more_than_the_rows_there_are() -> None:
+def test_given_values_are_used_and_k_is_at_most_the_rows() -> None:
     features, labels = blobs(6, 4, 2)
     assert choose_k(features, labels, 2, 1, 3, 0.7) == (3, 0.7)
     assert choose_k(features, labels, 2, 1, 100, 0.7) == (6, 0.7)
@@ -331,8 +329,8 @@ def test_among_many_rows_some_are_judged_and_all_are_neighbours(monkeypatch: pyt
     features, labels = blobs(90, 6, 3, views, spread=1.5)
     everything = choose_k(features, labels, 3, views, None, None)
     seen: list[tuple[int, ...]] = []
-    vote_loss = nearest._vote_loss
-    monkeypatch.setattr(nearest, "_vote_loss", lambda near, *rest: (seen.append(near.shape), vote_loss(near, *rest))[1])
+    vote_loss = nearest.vote_loss
+    monkeypatch.setattr(nearest, "vote_loss", lambda near, *rest: (seen.append(near.shape), vote_loss(near, *rest))[1])
     monkeypatch.setattr(nearest, "MOST_FOR_CHOOSING", 60)
     part = choose_k(features, labels, 3, views, None, None)
     assert {shape[0] for shape in seen} == {60}

@@ -122,7 +122,7 @@ def test_a_model_without_a_feature_map_is_refused():
         feature_extractor(keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]))
 
 
-def test_several_inputs_and_unbuilt_or_subclassed_models_are_refused():
+def test_unsuitable_models_are_refused():
     import keras
 
     class Mine(keras.Model):
@@ -173,7 +173,7 @@ def test_a_lambda_is_refused_and_not_run(tmp_path, suffix, deep):
     assert not ran.exists()
 
 
-def test_a_class_of_the_users_is_refused_and_its_module_not_imported(tmp_path, monkeypatch):
+def test_a_custom_class_is_refused_and_not_imported(tmp_path, monkeypatch):
     (tmp_path / "trap_layers.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -240,7 +240,7 @@ def test_how_a_model_inside_was_compiled_is_not_looked_at(tmp_path):
     assert len(weights.load_file(small(), path)) == 2
 
 
-def test_a_config_that_does_not_agree_with_the_weights_is_refused(tmp_path):
+def test_a_config_that_contradicts_the_weights_is_refused(tmp_path):
     def change(config):
         next(layer for layer in config["config"]["layers"] if layer["class_name"] == "Conv2D")["config"]["filters"] = 9
 

@@ -125,7 +125,7 @@ def test_a_file_that_does_not_fit_leaves_the_model_as_it_was(tmp_path, suffix):
         np.testing.assert_array_equal(now, then)
 
 
-def test_numbers_that_are_none_are_refused_before_anything_is_set(tmp_path):
+def test_nan_and_infinity_are_refused_before_any_assignment(tmp_path):
     source = fill(small())
     source.get_layer("first_bn").gamma.assign(np.full(4, np.nan))
     path = save(source, tmp_path / "file.weights.h5")
@@ -151,7 +151,7 @@ def test_an_unknown_kind_of_file_is_refused_with_the_known_ones(tmp_path, name):
         weights.load_file(SimpleNamespace(name="any"), tmp_path / name)
 
 
-def test_a_real_network_takes_its_weights_from_a_nested_classifier(tmp_path):
+def test_a_real_network_loads_from_a_nested_classifier(tmp_path):
     import keras
 
     def mobilenet():
@@ -201,7 +201,7 @@ def test_a_torch_file_goes_by_its_suffix(tmp_path, lite0):
     np.testing.assert_array_equal(lite0.get_layer("stem_conv").kernel.numpy(), stored.transpose(2, 3, 1, 0))
 
 
-def test_torch_weights_of_another_size_name_the_first_tensor_that_does_not_fit():
+def test_torch_weights_of_another_size_name_the_first_misfit():
     from tl_research.models.networks.efficientnet_lite import EfficientNetLite1
 
     model = EfficientNetLite1(include_top=False, input_shape=(32, 32, 3))
@@ -215,7 +215,7 @@ def test_torch_weights_of_another_size_name_the_first_tensor_that_does_not_fit()
         np.testing.assert_array_equal(now, then)
 
 
-def test_torch_weights_with_more_than_a_classifier_left_over_are_refused(tmp_path, lite0):
+def test_torch_weights_with_unused_tensors_are_refused(tmp_path, lite0):
     stored = weights.read_torch(weights.package_file(LITE)) | {"extra.weight": np.zeros((2, 2), np.float32)}
     path = tmp_path / "more.pth"
     path.write_bytes(legacy(tensors(stored), list(stored.values())))
@@ -304,14 +304,14 @@ def test_a_published_file_that_is_damaged_is_fetched_again(keras_home, monkeypat
     assert calls == [(URL, keras_home / "models" / "net_no_top.h5", {"algorithm": "md5", "digest": wanted})]
 
 
-def test_without_keras_home_the_file_is_kept_where_keras_keeps_it(tmp_path, monkeypatch):
+def test_without_keras_home_keras_default_folder_is_used(tmp_path, monkeypatch):
     fetched(monkeypatch)
     monkeypatch.delenv("KERAS_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert weights.imagenet(URL) == Path(tmp_path, ".keras", "models", "net_no_top.h5")
 
 
-def test_offline_the_error_names_the_file_its_source_its_place_and_what_works(keras_home, monkeypatch):
+def test_offline_the_error_says_what_is_missing_and_what_works(keras_home, monkeypatch):
     def offline(url, target, **_):
         raise InputError(f"{url} cannot be downloaded: no network")
 

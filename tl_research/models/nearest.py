@@ -30,14 +30,16 @@ def prototypes(
     that all classes share. `s` minimizes the leave-one-out log loss: each image is compared to means without it."""
     rows = (unit(features) if normalize else features).astype(np.float64)
     means = np.stack([rows[labels == c].mean(axis=0) for c in range(num_classes)])
-    distances = ((rows[:, None] - means) ** 2).sum(axis=2) if rows.size * num_classes < 1e8 else _distances(rows, means)
+    distances = (
+        ((rows[:, None] - means) ** 2).sum(axis=2) if rows.size * num_classes < 1e8 else squared_distances(rows, means)
+    )
     own = (np.arange(len(labels)), labels)
     counts = np.bincount(labels, minlength=num_classes)[labels] / views  # images per class
     single = counts <= 1
     if views == 1:  # x - mean without x = (x - mean) * n / (n - 1)
         distances[own] *= np.where(single, 1, (counts / np.maximum(counts - 1, 1)) ** 2)
     else:
-        distances[own] = _without_own_image(rows, labels, means, views)
+        distances[own] = leave_one_out_distances(rows, labels, means, views)
     scale = 1 / max(float(distances.mean()), 1e-12)
     scored = ~single if not single.all() else np.ones(len(labels), bool)
     losses = [_log_loss(-distances[scored] * scale * s, labels[scored]) for s in SHARPNESS]
@@ -47,12 +49,13 @@ def prototypes(
     return kernel.astype(np.float32), bias.astype(np.float32)
 
 
-def _distances(rows: np.ndarray, means: np.ndarray) -> np.ndarray:
+def squared_distances(rows: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """Compute squared distances `(n, k)` of rows `(n, d)` from means `(k, d)` by matrix multiplication."""
     squares = (rows**2).sum(axis=1)[:, None] - 2 * rows @ means.T + (means**2).sum(axis=1)
     return np.maximum(squares, 0)
 
 
-def _without_own_image(rows: np.ndarray, labels: np.ndarray, means: np.ndarray, views: int) -> np.ndarray:
+def leave_one_out_distances(rows: np.ndarray, labels: np.ndarray, means: np.ndarray, views: int) -> np.ndarray:
     """Compute each row's squared distance to its class mean over the other images."""
     counts = np.bincount(labels, minlength=len(means))[labels][:, None]
     image = rows.reshape(-1, views, rows.shape[1]).sum(axis=1).repeat(views, axis=0)
@@ -83,7 +86,7 @@ def choose_k(
     near = np.take_along_axis(cosines, nearest, axis=1)
     votes = np.eye(num_classes)[labels[nearest]]
     losses = {
-        (kk, t): _vote_loss(near[:, :kk], votes[:, :kk], t, labels[scored])
+        (kk, t): vote_loss(near[:, :kk], votes[:, :kk], t, labels[scored])
         for kk in ([min(k, others)] if k else [n for n in NEIGHBOURS if n <= others])
         for t in ([temperature] if temperature else TEMPERATURES)
     }
@@ -91,7 +94,8 @@ def choose_k(
     return min(k, most) if k else best_k, best_t
 
 
-def _vote_loss(cosines: np.ndarray, votes: np.ndarray, temperature: float, labels: np.ndarray) -> float:
+def vote_loss(cosines: np.ndarray, votes: np.ndarray, temperature: float, labels: np.ndarray) -> float:
+    """Compute the log loss of votes `(n, k, classes)` of neighbours with cosines `(n, k)`."""
     weights = np.exp((cosines - cosines[:, :1]) / temperature)
     totals = (weights[:, :, None] * votes).sum(axis=1) + PSEUDO_VOTE / votes.shape[2]
     return _log_loss(np.log(totals), labels)

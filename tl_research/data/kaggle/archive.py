@@ -198,11 +198,11 @@ def _fill(staging: Path, source: zipfile.ZipFile, entries: dict[str, zipfile.Zip
             "Free some space, or choose another folder with data.cache=FOLDER"
         )
     for name in track(missing, f"unpacking {archive.name}"):
-        _extract(source, entries[name], staging / name, archive)
+        extract_entry(source, entries[name], staging / name, archive)
 
 
 def _demand_distinct(staging: Path, entries: dict[str, zipfile.ZipInfo], archive: Path) -> None:
-    if not _folds_case(staging):
+    if not ignores_case(staging):
         return
     seen: dict[str, str] = {}
     for name in entries:
@@ -212,7 +212,8 @@ def _demand_distinct(staging: Path, entries: dict[str, zipfile.ZipInfo], archive
                 raise BadArchiveError(f"{archive}: {other!r} and {path!r} are one name to this file system. {BY_HAND}")
 
 
-def _folds_case(staging: Path) -> bool:
+def ignores_case(staging: Path) -> bool:
+    """Tell whether the file system treats names that differ in case as one."""
     return staging.with_name(staging.name.swapcase()).exists()
 
 
@@ -237,7 +238,7 @@ def _is_complete(path: Path, info: zipfile.ZipInfo) -> bool:
     return crc == info.CRC
 
 
-def _extract(source: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, archive: Path) -> None:
+def extract_entry(source: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, archive: Path) -> None:
     """Unpack one entry, counting its size, which the entry may misstate; Python checks the CRC at its end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0

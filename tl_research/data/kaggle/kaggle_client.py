@@ -183,7 +183,7 @@ def _receive(client: Any, dataset: str, part: Path) -> tuple[int, int | None]:
         response.close()
         return have, total
     if have:
-        response, have = _within(ANSWER_SECONDS, lambda: _rest(client, response, have))
+        response, have = _within(ANSWER_SECONDS, lambda: request_rest(client, response, have))
     with response, part.open("ab" if have else "wb") as file, bar() as progress:
         _stamp_file(part).write_text(stamp)  # only after bytes of another version were truncated
         _demand_space(part, (total or 0) - have)
@@ -211,7 +211,7 @@ def _ask(client: Any, dataset: str) -> requests.Response:
     return response
 
 
-def _rest(client: Any, response: requests.Response, start: int) -> tuple[requests.Response, int]:
+def request_rest(client: Any, response: requests.Response, start: int) -> tuple[requests.Response, int]:
     """Request the file from byte `start` on if it is unchanged, else from its beginning."""
     response.close()
     request = response.request.copy()  # the last of the redirects, with its signature

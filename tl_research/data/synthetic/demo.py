@@ -62,7 +62,7 @@ def draw(folder: Path, sizes: dict[str, int], seed: int, processes: int | None =
         for split in sizes:
             for name in drawing.classes:
                 (unfinished / split / name).mkdir(parents=True)
-        _draw_all(unfinished, sizes, seed, processes or os.cpu_count() or 1, drawing)
+        draw_all(unfinished, sizes, seed, processes or os.cpu_count() or 1, drawing)
         unfinished.chmod(0o755)
         try:
             unfinished.rename(folder)
@@ -80,7 +80,7 @@ def jobs(sizes: dict[str, int], classes: tuple[str, ...] = CLASSES) -> list[Job]
     return [(split, classes[i % many], i // many) for split, size in sizes.items() for i in range(size)]
 
 
-def _draw_all(folder: Path, sizes: dict[str, int], seed: int, processes: int, drawing: Drawing) -> None:
+def draw_all(folder: Path, sizes: dict[str, int], seed: int, processes: int, drawing: Drawing) -> None:
     """Start the worker processes and count the pictures they report.
 
     Each runs this module as a script: `multiprocessing` would rerun the caller's script, or copy a process in which
