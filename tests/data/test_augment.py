@@ -92,7 +92,7 @@ def version(recipe: Augment, draw_key: object, content: bytes = PICTURE, resize:
 
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_as_it_stands_nothing_changes(kind: str, resize: Resize) -> None:
+def test_the_defaults_change_nothing(kind: str, resize: Resize) -> None:
     content = encoded(picture(900, 600), kind)  # a JPEG so large that it is decoded at a reduced scale
     for draw_key in (0, 1, [3, 5]):
         assert np.array_equal(version(Augment(seed=4), draw_key, content, resize), decode_pixels(content, 32, resize))
@@ -107,7 +107,7 @@ def test_each_key_alone_changes_images_differently_each_time(field: str) -> None
     assert len({pixels.tobytes() for pixels in versions}) >= 2
 
 
-def test_only_a_recipe_without_changes_changes_nothing() -> None:
+def test_changes_nothing_is_false_if_any_key_is_set() -> None:
     fields = {field.name for field in dataclasses.fields(Augment)}
     assert {*CHANGES, *MIXES, "rand_magnitude", "seed"} == fields, "or test the new one, too"
     idle = {"seed": 7, "rand_magnitude": 20}
@@ -123,7 +123,7 @@ def test_only_a_recipe_without_changes_changes_nothing() -> None:
 
 @few
 @given(recipe=recipes, draw_key=occasions)
-def test_a_recipe_that_says_it_changes_nothing_does_not(recipe: Augment, draw_key: object) -> None:
+def test_changes_nothing_is_true(recipe: Augment, draw_key: object) -> None:
     identity = dataclasses.replace(recipe, **{field: getattr(Augment(), field) for field in CHANGES})
     assert not identity.changes_images
     assert recipe.changes_images == (recipe != identity)
@@ -164,7 +164,7 @@ def test_threads_and_order_do_not_change_a_version() -> None:
         assert np.array_equal(pixels, alone[task[0] + str(task[1]).encode()])
 
 
-def test_every_image_recipe_seed_and_occasion_has_its_own_digest() -> None:
+def test_every_image_recipe_seed_and_draw_key_has_its_digest() -> None:
     other = {"crop": 0.7, "rotate": 30.0, "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.1}
     other |= {"rand_augment": 1, "rand_magnitude": 10, "erase": 0.4}
     variants = [Augment(**{**CHANGES, field: value}) for field, value in other.items()]
@@ -260,7 +260,7 @@ def test_crops_are_of_all_sizes_shapes_and_places() -> None:
         assert abs(np.mean(low + high) / 2 - end / 2) < 0.02 * end
 
 
-def test_of_an_image_that_is_to_be_cut_more_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_to_be_cropped_is_decoded_at_larger_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     decode = module.decode_image
     monkeypatch.setattr(module, "decode_image", lambda content, at_least: (asked.append(at_least), decode(content))[1])
@@ -310,7 +310,7 @@ def test_light_and_colour_are_scaled_within_their_range(field: str, enhancer: An
     assert 0.4 < np.mean(shares) < 0.6
 
 
-def test_hue_is_turned_either_way_around_greys_that_stay() -> None:
+def test_hue_shifts_either_way_and_keeps_greys() -> None:
     grey, red = (encoded(Image.new("RGB", (32, 32), colour)) for colour in ((90, 90, 90), (150, 80, 80)))
     assert (version(Augment(hue=0.5), 0, grey) == 90).all()
     turned = np.array([version(Augment(hue=0.1), draw_key, red)[0, 0] for draw_key in range(60)], float)
@@ -327,7 +327,7 @@ WITHOUT_STRENGTH = {"identity", "autocontrast", "equalize"}
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_changes_more_the_stronger_it_is(name: str) -> None:
+def test_a_stronger_operation_changes_more(name: str) -> None:
     def change(strength: float) -> float:
         changed = OPERATIONS[name](SMOOTH, strength)
         assert (changed.mode, changed.size) == ("RGB", SMOOTH.size)
@@ -344,7 +344,7 @@ def test_an_operation_changes_more_the_stronger_it_is(name: str) -> None:
     assert bool(apart.any()) == (name in SIGNED)
 
 
-def test_the_strongest_operations_are_the_papers() -> None:
+def test_the_strongest_operations_are_those_of_the_paper() -> None:
     ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (256, 1, 3)))
     found = {name: np.asarray(operation(ramp, 1)) for name, operation in OPERATIONS.items()}
     assert len(found) == 14
@@ -358,7 +358,7 @@ def test_the_strongest_operations_are_the_papers() -> None:
     np.testing.assert_allclose(found["brightness"], np.minimum(1.9 * np.asarray(ramp), 255), atol=1)
 
 
-def test_each_operation_is_drawn_as_often_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_are_drawn_uniformly(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, float]] = []
 
     def noted(name: str, image: Image.Image, strength: float) -> Image.Image:
@@ -376,7 +376,7 @@ def test_each_operation_is_drawn_as_often_as_any_other(monkeypatch: pytest.Monke
     assert {strength for _, strength in seen} == {-0.3, 0.3}
 
 
-def test_a_share_of_the_images_loses_a_rectangle_to_noise() -> None:
+def test_erase_is_the_share_of_images_with_a_rectangle() -> None:
     black = encoded(Image.new("RGB", (32, 32)))
     changed = [version(Augment(erase=0.3), draw_key, black).any() for draw_key in range(300)]
     assert 65 < sum(changed) < 115
@@ -403,7 +403,7 @@ def test_erasing_fills_2_to_33_percent_in_one_rectangle(seed: int, size: int) ->
 
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 3000), (3000, 1), (3, 700), (90, 60)], ids=str)
-def test_whatever_the_image_a_version_has_the_networks_shape(size: tuple[int, int], resize: Resize) -> None:
+def test_every_version_has_the_networks_shape(size: tuple[int, int], resize: Resize) -> None:
     most = {"brightness": 0.9, "contrast": 0.9, "saturation": 0.9, "hue": 0.5, "rand_magnitude": 30, "erase": 1}
     recipe = Augment(flip=True, crop=0.01, rotate=180, rand_augment=5, **most)
     content = encoded(picture(*size))
@@ -414,7 +414,7 @@ def test_whatever_the_image_a_version_has_the_networks_shape(size: tuple[int, in
     assert augmented_pixels(content, 1, resize, recipe, recipe.digest(content, 0)).shape == (1, 1, 3)
 
 
-def test_a_file_that_is_no_image_is_said_to_be_none() -> None:
+def test_augmenting_a_file_that_is_no_image_raises() -> None:
     with pytest.raises(UndecodableError, match="not an image"):
         version(Augment(**LIGHT), 0, b"no image")
 
@@ -431,7 +431,7 @@ def data(colours: Path) -> DataModule:
     return load(colours, **CHANGES)
 
 
-def test_an_example_is_augmented_by_its_content_and_the_occasion(data: DataModule) -> None:
+def test_augmentation_depends_on_content_and_draw_key(data: DataModule) -> None:
     for index, draw_key in ((0, 2), (7, [3, 1])):
         content, digest = data.paths[index].read_bytes(), data.digests[index]
         expected = augmented_pixels(content, 24, "squash", data.augment, data.augment.digest(digest, draw_key))
@@ -448,7 +448,7 @@ def test_versions_depend_on_content_not_on_the_files_name(colours: Path, tmp_pat
     assert np.array_equal(data.augmented(first, 24, 1), data.augmented(copy, 24, 1))
 
 
-def test_resize_is_handed_on_to_versions(tmp_path: Path) -> None:
+def test_resize_applies_to_augmented_versions(tmp_path: Path) -> None:
     draw_tree(tmp_path, {"red": 3, "blue": 3})
     Image.new("RGB", (60, 20), "black").save(tmp_path / "blue" / "wide.png")
     for resize in RESIZES:
@@ -457,7 +457,7 @@ def test_resize_is_handed_on_to_versions(tmp_path: Path) -> None:
         assert (wide[0] == 255).all() == (resize == "pad")
 
 
-def test_a_file_that_has_changed_or_gone_since_is_named(colours: Path, tmp_path: Path) -> None:
+def test_a_changed_or_deleted_file_is_named(colours: Path, tmp_path: Path) -> None:
     data = load(shutil.copytree(colours, tmp_path / "own"), **CHANGES)
     data.paths[0].write_bytes(data.paths[1].read_bytes())
     data.paths[2].unlink()
@@ -479,7 +479,7 @@ def order(indices: np.ndarray, seed: int, epoch: int) -> list[int]:
     return [int(i) for _, batch in numbered_batches(indices, 5, seed=seed, epoch=epoch) for i in batch]
 
 
-def test_what_is_judged_is_neither_augmented_nor_mixed(colours: Path) -> None:
+def test_evaluation_neither_augments_nor_mixes(colours: Path) -> None:
     data = load(colours, **CHANGES, **MIXES)
     chosen = data.indices("val", "test")
     for epoch in (0, 1):
@@ -519,7 +519,7 @@ def test_an_epoch_does_not_depend_on_earlier_reads_or_its_start(colours: Path, m
         assert np.array_equal(whole(data, chosen, seed=2, batch_size=7)[0], epochs[0][0]), "nor the batch size"
 
 
-def test_batches_are_mixed_after_their_images_were_augmented(colours: Path) -> None:
+def test_batches_are_mixed_after_augmentation(colours: Path) -> None:
     data, apart = load(colours, **LIGHT, **MIXES), load(colours, **LIGHT)
     chosen = data.indices("train")
     mixed = list(data.epoch(chosen, 16, 5, seed=4, epoch=1))
@@ -730,7 +730,7 @@ def test_views_of_one_image_are_held_out_together() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("most", [1000, 30])
-def test_equal_views_choose_what_one_would(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def test_equal_views_choose_the_penalty_of_one(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     features, labels = noise_rows(40, 30, classes=3)
     features[:, 0] += 4 * labels
     monkeypatch.setattr(logistic_regression, "MOST_FOR_CHOOSING", most)
@@ -758,7 +758,7 @@ def test_cross_validated_penalties_do_not_divide_views(
 
 @pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("more", [1, 2, 5])
-def test_a_few_images_more_than_are_chosen_on_are_no_trouble(
+def test_slightly_more_images_than_are_used_to_choose_work(
     monkeypatch: pytest.MonkeyPatch, views: int, more: int
 ) -> None:
     monkeypatch.setattr(logistic_regression, "MOST_FOR_CHOOSING", 120)
@@ -766,7 +766,7 @@ def test_a_few_images_more_than_are_chosen_on_are_no_trouble(
     assert solve(features, labels, LBFGS(), 0, views).cv_accuracy is not None
 
 
-def test_among_many_images_a_class_with_one_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_of_one_among_many_images_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logistic_regression, "MOST_FOR_CHOOSING", 100)
     features, labels = noise_rows(150, 5)
     labels[0] = 2
@@ -827,7 +827,7 @@ def short(pixels: np.ndarray) -> str:
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_whoever_changes_augmented_images_changes_the_version(name: str) -> None:
+def test_changed_augmented_images_need_a_new_version(name: str) -> None:
     """Drawn from digests that do not depend on the version, nor on how Pillow packs a file."""
     recipe, image = Augment(**FIELDS[name]), Image.fromarray(SQUARES)
     versions = [recipe.apply(image, 32, "crop", hashlib.sha256(bytes([number])).digest()) for number in range(4)]
@@ -835,13 +835,13 @@ def test_whoever_changes_augmented_images_changes_the_version(name: str) -> None
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_whoever_changes_an_operation_changes_the_version(name: str) -> None:
+def test_a_changed_operation_needs_a_new_version(name: str) -> None:
     changed = [OPERATIONS[name](Image.fromarray(SQUARES), strength) for strength in (-0.6, 0.4)]
     assert short(np.stack(changed)) == OPERATED[name], CHANGED
 
 
 @pytest.mark.parametrize("alphas", [{"mixup": 1.0}, {"cutmix": 1.0}, MIXES], ids=["mixup", "cutmix", "both"])
-def test_whoever_mixes_in_another_way_changes_the_version(alphas: dict[str, float]) -> None:
+def test_changed_mixing_needs_a_new_version(alphas: dict[str, float]) -> None:
     batch = np.stack([np.roll(SQUARES, shift, axis=0)[:32, :32] for shift in range(6)])
     pixels, targets = Augment(**alphas).mix(batch, np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]], (0, 1, 2))
     assert not np.array_equal(pixels, batch)

@@ -71,7 +71,7 @@ def test_test_is_a_share_of_all_and_val_of_the_rest(flat: Path) -> None:
 
 
 @pytest.mark.parametrize("brought", [("train", "test"), ("train", "val"), ("train", "val", "test")], ids="+".join)
-def test_a_split_that_the_folder_brings_is_kept(tmp_path: Path, brought: tuple[str, ...]) -> None:
+def test_split_folders_are_kept(tmp_path: Path, brought: tuple[str, ...]) -> None:
     draw_tree(tmp_path, {f"{split}/{name}": 6 for split in brought for name in ("red", "blue")})
     data = load(tmp_path, split_seed=3)
     assert sorted(set(data.split_of)) == sorted(SPLITS)
@@ -99,7 +99,7 @@ def test_the_order_on_disk_does_not_matter(flat: Path, monkeypatch: pytest.Monke
     assert np.array_equal(straight.labels, shuffled.labels)
 
 
-def test_where_the_folder_lies_does_not_matter(flat: Path, tmp_path: Path) -> None:
+def test_the_folders_location_does_not_matter(flat: Path, tmp_path: Path) -> None:
     here, there = load(flat), load(shutil.copytree(flat, tmp_path / "elsewhere"))
     assert [p.relative_to(flat) for p in here.paths] == [p.relative_to(tmp_path / "elsewhere") for p in there.paths]
     assert np.array_equal(here.split_of, there.split_of)
@@ -179,7 +179,7 @@ def test_bad_files_are_set_aside_with_their_reasons(own: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "max_bad", "works"), [(0, 0.0, True), (1, 0.0, False), (1, 0.05, True), (2, 0.05, False), (9, 0.25, True)]
 )
-def test_more_bad_files_than_max_bad_end_the_run(own: Path, bad: int, max_bad: float, works: bool) -> None:
+def test_more_unreadable_files_than_max_bad_are_refused(own: Path, bad: int, max_bad: float, works: bool) -> None:
     spoil(own, *(f"train/red/{index:03d}.jpg" for index in range(bad)))
     if works:
         assert len(load(own, max_bad=max_bad).quarantined) == bad
@@ -192,7 +192,7 @@ def test_more_bad_files_than_max_bad_end_the_run(own: Path, bad: int, max_bad: f
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_class_whose_images_are_all_bad_is_named(own: Path, split: str) -> None:
+def test_a_class_without_readable_images_is_named(own: Path, split: str) -> None:
     spoil(own, *(str(path.relative_to(own)) for path in (own / split / "red").iterdir()))
     with pytest.raises(InputError, match="found 0 readable") as caught:
         load(own, max_bad=0.9)
@@ -200,7 +200,7 @@ def test_a_class_whose_images_are_all_bad_is_named(own: Path, split: str) -> Non
     assert split in str(caught.value)
 
 
-def test_files_passed_over_are_listed(own: Path) -> None:
+def test_ignored_files_are_listed(own: Path) -> None:
     (own / "train/red/notes.txt").write_text("no image")
     assert [path.name for path in load(own).ignored] == ["notes.txt"]
 
@@ -239,7 +239,7 @@ def test_pixels_are_the_networks_input_and_targets_one_hot(data: DataModule) -> 
 
 
 @pytest.mark.parametrize("seed", [None, 5])
-def test_an_epoch_is_each_example_once_with_its_label(data: DataModule, seed: int | None) -> None:
+def test_an_epoch_has_each_example_once_with_its_label(data: DataModule, seed: int | None) -> None:
     chosen = data.indices("train", "val")
     table = {data.pixels(int(i), 32).tobytes(): int(data.labels[i]) for i in chosen}
     assert len(table) == len(chosen)
@@ -331,7 +331,7 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def test_images_are_loaded_a_few_batches_ahead_and_no_more(data: DataModule, decoded: Counter[str]) -> None:
+def test_only_a_few_batches_are_loaded_ahead(data: DataModule, decoded: Counter[str]) -> None:
     own = dataclasses.replace(data, augment=Augment(flip=True))  # so that nothing is kept
     many = np.tile(np.arange(len(data)), 20)
     with own.epoch(many, 16, 4, seed=1) as stream:
@@ -346,7 +346,7 @@ def loaders() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("load")}
 
 
-def test_an_epoch_can_be_left_at_any_time(data: DataModule, decoded: Counter[str]) -> None:
+def test_an_epoch_can_be_abandoned_at_any_time(data: DataModule, decoded: Counter[str]) -> None:
     before = loaders()
     stream = dataclasses.replace(data).epoch(np.tile(np.arange(len(data)), 20), 16, 4)
     next(stream)
@@ -380,7 +380,7 @@ def test_a_deleted_image_is_named_in_place_of_its_batch(own: Path) -> None:
     assert list(stream) == []
 
 
-def test_images_as_they_are_are_decoded_once_while_there_is_room(data: DataModule, decoded: Counter[str]) -> None:
+def test_unchanged_images_are_decoded_once_if_there_is_room(data: DataModule, decoded: Counter[str]) -> None:
     own = dataclasses.replace(data)
     chosen = np.arange(10)
     first = drawn(own.epoch(chosen, 16, 4))[0]

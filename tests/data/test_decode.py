@@ -412,7 +412,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     [lambda path: measure(read_bytes(path)), open_image, lambda path: read_pixels(path, 32)],
     ids=["measure", "open", "read"],
 )
-def test_a_bad_file_is_undecodable_for_a_reason(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
+def test_an_undecodable_file_has_a_reason(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
     data, reason = BAD_FILES[name]
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UndecodableError) as caught:
@@ -427,7 +427,7 @@ def test_a_bomb_is_a_small_file() -> None:
     assert len(png_claiming(30_000, 30_000)) < 1000
 
 
-def test_what_is_no_file_is_undecodable_for_a_reason(tmp_path: Path) -> None:
+def test_a_path_that_is_no_file_has_a_reason(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
@@ -451,7 +451,7 @@ def test_a_file_without_permission_is_undecodable(tmp_path: Path) -> None:
         read_pixels(tmp_path / "mine.jpg", 32)
 
 
-def test_a_permission_error_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_permission_error_is_reported_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.jpg").write_bytes(encoded(photo(), "JPEG"))
 
     def refuse(*args: object, **kwargs: object) -> None:
@@ -473,7 +473,7 @@ def test_an_image_that_does_not_fit_in_memory_is_undecodable(tmp_path: Path, mon
         measure(read_bytes(tmp_path / "huge.jpg"))
 
 
-def test_measure_tells_the_size_as_stored(tmp_path: Path) -> None:
+def test_measure_returns_the_stored_size(tmp_path: Path) -> None:
     photo(1600, 1200).save(tmp_path / "image.jpg")
     assert measure(read_bytes(tmp_path / "image.jpg")) == (1600, 1200)
 
@@ -493,7 +493,7 @@ MAGIC = [b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"RIF
 
 @few
 @given(magic=st.sampled_from(MAGIC), data=st.binary(max_size=300), resize=st.sampled_from(["squash", "crop", "pad"]))
-def test_any_bytes_are_pixels_or_undecodable(tmp_path: Path, magic: bytes, data: bytes, resize: str) -> None:
+def test_any_bytes_give_pixels_or_are_undecodable(tmp_path: Path, magic: bytes, data: bytes, resize: str) -> None:
     is_pixels_or_undecodable(tmp_path / "image", magic + data, resize)
 
 
@@ -514,7 +514,7 @@ VALID = [
     in_header=st.booleans(),
     cut=st.floats(0.05, 1),
 )
-def test_any_damage_to_an_image_gives_pixels_or_undecodable(
+def test_damaged_images_give_pixels_or_are_undecodable(
     tmp_path: Path, data: bytes, changes: list[tuple[float, int]], in_header: bool, cut: float
 ) -> None:
     damaged = bytearray(data)
@@ -594,11 +594,11 @@ def short(pixels: np.ndarray) -> str:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_whoever_changes_decoded_pixels_changes_the_version(name: str) -> None:
+def test_changed_decoded_pixels_need_a_new_version(name: str) -> None:
     image, kind, options = FILES[name]
     assert short(np.asarray(decode_image(encoded(image, kind, **options)))) == DIGESTS[name], CHANGED
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
-def test_whoever_changes_fitted_pixels_changes_the_version(resize: Resize) -> None:
+def test_changed_resized_pixels_need_a_new_version(resize: Resize) -> None:
     assert short(decode_pixels(encoded(RGB, "PNG"), 32, resize)) == FITTED[resize], CHANGED

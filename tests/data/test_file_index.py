@@ -89,7 +89,7 @@ old_files = pytest.mark.usefixtures("_old_files")
 
 
 @old_files
-def test_a_file_that_has_not_been_touched_is_not_opened_again(tmp_path: Path, place: Path, opened: list[Path]) -> None:
+def test_an_unmodified_file_is_not_opened_again(tmp_path: Path, place: Path, opened: list[Path]) -> None:
     paths = [draw(tmp_path / f"{i}.bmp", COLOURS[i], (i + 1, 7)) for i in range(4)]
     index = FileIndex(place)
     first = inspect_all(paths, index)
@@ -135,7 +135,7 @@ def appended(path: Path) -> None:
 @old_files
 @pytest.mark.parametrize("keeps_times", [False, True])
 @pytest.mark.parametrize("change", [rewritten, rewritten_in_place, replaced, swapped, appended, Path.touch])
-def test_a_file_that_has_been_touched_is_inspected_again(
+def test_a_modified_file_is_inspected_again(
     tmp_path: Path, place: Path, opened: list[Path], change: Callable[[Path], None], keeps_times: bool
 ) -> None:
     path, other = draw(tmp_path / "a.bmp"), draw(tmp_path / "b.bmp")
@@ -158,7 +158,7 @@ def test_a_file_that_has_been_touched_is_inspected_again(
 
 @old_files
 @pytest.mark.parametrize("field", ["st_size", "st_ino", "st_mtime_ns", "st_ctime_ns"])
-def test_an_entry_holds_as_long_as_size_inode_and_both_times_do(
+def test_an_entry_is_valid_until_size_inode_or_times_change(
     tmp_path: Path, place: Path, field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = draw(tmp_path / "a.bmp")
@@ -179,7 +179,7 @@ def test_an_entry_holds_as_long_as_size_inode_and_both_times_do(
 
 
 @old_files
-def test_a_link_that_points_elsewhere_is_inspected_again(tmp_path: Path, place: Path, opened: list[Path]) -> None:
+def test_a_redirected_link_is_inspected_again(tmp_path: Path, place: Path, opened: list[Path]) -> None:
     link = tmp_path / "link.bmp"
     link.symlink_to(draw(tmp_path / "a.bmp"))
     look([link], place)
@@ -190,7 +190,7 @@ def test_a_link_that_points_elsewhere_is_inspected_again(tmp_path: Path, place: 
 
 
 @old_files
-def test_a_file_that_has_moved_is_inspected_where_it_is(tmp_path: Path, place: Path, opened: list[Path]) -> None:
+def test_a_moved_file_is_inspected_again(tmp_path: Path, place: Path, opened: list[Path]) -> None:
     path = draw(tmp_path / "a.bmp")
     look([path], place)
     moved = [path.rename(tmp_path / "b.bmp"), tmp_path / "a.bmp"]
@@ -229,7 +229,7 @@ def test_a_recently_modified_file_is_not_remembered(
         assert len(opened) == times_opened
 
 
-def test_an_old_file_that_was_copied_just_now_is_not_remembered(
+def test_a_fresh_copy_of_an_old_file_is_not_remembered(
     tmp_path: Path, place: Path, opened: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_index, "SETTLED_NS", 3600 * 10**9)
@@ -249,7 +249,7 @@ changes = st.tuples(
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(changes, st.sampled_from(COLOURS)), max_size=12))
-def test_whatever_becomes_of_files_the_truth_is_told(sequence: list[tuple[tuple[str, int], str]]) -> None:
+def test_the_index_is_right_after_any_changes(sequence: list[tuple[tuple[str, int], str]]) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         aged(patch)
         place, paths = Path(folder) / "index", [Path(folder) / "images" / f"{i}.bmp" for i in range(3)]
@@ -285,7 +285,7 @@ def test_whatever_becomes_of_files_the_truth_is_told(sequence: list[tuple[tuple[
     [(b"no image", "not an image that can be read"), (b"", "empty file"), (None, "truncated")],
     ids=["text", "empty", "cut"],
 )
-def test_a_bad_file_is_remembered_with_its_reason(
+def test_an_undecodable_file_is_remembered_with_its_reason(
     tmp_path: Path, place: Path, opened: list[Path], content: bytes | None, reason: str
 ) -> None:
     path = draw(tmp_path / "a.bmp", size=(50, 50))
@@ -302,7 +302,7 @@ def test_a_bad_file_is_remembered_with_its_reason(
 
 
 @old_files
-def test_a_file_that_is_not_there_is_not_remembered(tmp_path: Path, place: Path, opened: list[Path]) -> None:
+def test_a_missing_file_is_not_remembered(tmp_path: Path, place: Path, opened: list[Path]) -> None:
     path, folder = tmp_path / "a.bmp", tmp_path / "folder.bmp"
     folder.mkdir()
     for _ in range(2):
@@ -314,7 +314,7 @@ def test_a_file_that_is_not_there_is_not_remembered(tmp_path: Path, place: Path,
 
 @old_files
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), PermissionError(), MemoryError()])
-def test_a_file_that_could_not_be_read_is_not_remembered(
+def test_a_read_error_is_not_remembered(
     tmp_path: Path, place: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
@@ -329,7 +329,7 @@ def test_a_file_that_could_not_be_read_is_not_remembered(
 
 
 @old_files
-def test_results_come_in_the_order_of_paths_known_or_not(tmp_path: Path, place: Path, opened: list[Path]) -> None:
+def test_results_are_in_the_order_of_the_paths(tmp_path: Path, place: Path, opened: list[Path]) -> None:
     paths = [draw(tmp_path / f"{i % 3}" / f"{i:02d}.bmp", COLOURS[i % 4], (i + 1, 1)) for i in range(20)]
     paths[13].write_bytes(b"no image")
     known = [3, 13, 0, 19, 8, 7]
@@ -348,7 +348,7 @@ def test_results_come_in_the_order_of_paths_known_or_not(tmp_path: Path, place: 
     ["größer.bmp", "图.bmp", "e\u0301.bmp", "a\nb.bmp", "\U0001f600.bmp", b"\xff.bmp", b"\xf0\x9f\x98\x80\xff\xed.bmp"],
 )
 @pytest.mark.parametrize("of", ["file", "folder"])
-def test_names_may_be_any(tmp_path: Path, place: Path, opened: list[Path], name: str | bytes, of: str) -> None:
+def test_any_file_name_works(tmp_path: Path, place: Path, opened: list[Path], name: str | bytes, of: str) -> None:
     named = tmp_path / os.fsdecode(name)
     path = draw(named if of == "file" else named / "a.bmp")
     first = look([path], place)
@@ -367,7 +367,7 @@ def test_files_of_one_name_in_many_folders_are_not_mixed_up(tmp_path: Path, plac
 
 
 @old_files
-def test_what_is_learned_is_added_to_what_was_known(tmp_path: Path, place: Path, opened: list[Path]) -> None:
+def test_new_entries_are_added_to_known_ones(tmp_path: Path, place: Path, opened: list[Path]) -> None:
     paths = [draw(tmp_path / f"{i}.bmp") for i in range(6)]
     for start in (0, 2, 4):
         look(paths[start : start + 2], place)
@@ -390,7 +390,9 @@ def test_two_indexes_saved_in_turn_keep_each_others_entries(tmp_path: Path, plac
 
 
 @old_files
-def test_no_folder_remembers_nothing(tmp_path: Path, opened: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_folder_nothing_is_remembered(
+    tmp_path: Path, opened: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = draw(tmp_path / "images" / "a.bmp")
     index = FileIndex(None)
@@ -435,7 +437,7 @@ def test_an_index_with_a_flipped_byte_is_ignored(told: tuple[list[Path], Path], 
         assert ignored(paths, file.parent), (position, mask)
 
 
-def test_an_index_that_was_cut_short_is_ignored(told: tuple[list[Path], Path]) -> None:
+def test_a_truncated_index_is_ignored(told: tuple[list[Path], Path]) -> None:
     paths, file = told
     whole = file.read_bytes()
     for length in range(len(whole)):
@@ -445,7 +447,7 @@ def test_an_index_that_was_cut_short_is_ignored(told: tuple[list[Path], Path]) -
     assert ignored(paths, file.parent)
 
 
-def test_a_damaged_index_is_written_anew(told: tuple[list[Path], Path], opened: list[Path]) -> None:
+def test_a_damaged_index_is_rewritten(told: tuple[list[Path], Path], opened: list[Path]) -> None:
     paths, file = told
     file.write_bytes(file.read_bytes()[:-9])
     for _ in range(2):
@@ -467,7 +469,7 @@ def test_a_foreign_index_is_ignored(told: tuple[list[Path], Path], content: str,
 
 
 @pytest.mark.parametrize("missing", ["folder", "version", "files"])
-def test_an_index_without_one_of_its_parts_is_ignored(told: tuple[list[Path], Path], missing: str) -> None:
+def test_an_incomplete_index_is_ignored(told: tuple[list[Path], Path], missing: str) -> None:
     paths, file = told
     content = json.loads(file.read_text().partition("\n")[2])
     del content[missing]
@@ -487,7 +489,7 @@ def test_an_index_of_another_folder_is_ignored(told: tuple[list[Path], Path], op
 
 
 @pytest.mark.parametrize("part", sorted(decode.version()))
-def test_an_index_of_another_decoder_is_ignored_and_written_anew(
+def test_an_index_of_another_decoder_is_rewritten(
     told: tuple[list[Path], Path], opened: list[Path], part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths, file = told
@@ -500,7 +502,7 @@ def test_an_index_of_another_decoder_is_ignored_and_written_anew(
 
 @old_files
 @pytest.mark.parametrize("below", [".", "deeper", "deeper/still"])
-def test_a_folder_that_cannot_be_written_costs_time_and_no_more(tmp_path: Path, opened: list[Path], below: str) -> None:
+def test_an_unwritable_folder_is_no_error(tmp_path: Path, opened: list[Path], below: str) -> None:
     (tmp_path / "file").write_text("no folder")
     path = draw(tmp_path / "a.bmp")
     for _ in range(2):
@@ -510,7 +512,7 @@ def test_a_folder_that_cannot_be_written_costs_time_and_no_more(tmp_path: Path, 
 
 @old_files
 @pytest.mark.parametrize("step", ["write", "replace"])
-def test_a_full_disk_costs_time_and_leaves_nothing(
+def test_a_full_disk_is_no_error_and_leaves_nothing(
     tmp_path: Path, place: Path, opened: list[Path], step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
@@ -529,7 +531,7 @@ def test_a_full_disk_costs_time_and_leaves_nothing(
 
 
 @old_files
-def test_an_index_whose_file_is_a_folder_costs_time_and_no_more(told: tuple[list[Path], Path]) -> None:
+def test_an_index_file_that_is_a_folder_is_no_error(told: tuple[list[Path], Path]) -> None:
     paths, file = told
     file.unlink()
     file.mkdir()
@@ -539,7 +541,7 @@ def test_an_index_whose_file_is_a_folder_costs_time_and_no_more(told: tuple[list
 
 
 @old_files
-def test_writing_replaces_the_index_as_a_whole(told: tuple[list[Path], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_is_replaced_atomically(told: tuple[list[Path], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     paths, file = told
     reader = file.open()
     later(lambda: draw(paths[0], "blue"), paths[0])

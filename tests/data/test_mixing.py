@@ -89,7 +89,7 @@ def test_shares_are_drawn_from_beta(kind: str, mean: float, spread: float) -> No
     assert nearly_one > ((uniform > 0.95) | (uniform < 0.05)).mean() + 0.1, "a small alpha leaves most nearly pure"
 
 
-def test_of_both_a_coin_chooses_one() -> None:
+def test_with_both_methods_one_is_chosen_at_random() -> None:
     images = np.broadcast_to(np.array([0, 200], np.uint8)[:, None, None, None], (2, 16, 16, 3))
     cut = blended = 0
     for seed in range(300):
@@ -102,7 +102,7 @@ def test_of_both_a_coin_chooses_one() -> None:
 
 @few
 @given(draw_key=st.tuples(seeds, st.integers(0, 50), st.integers(0, 50)), seed=seeds)
-def test_a_batch_is_mixed_by_recipe_seed_epoch_and_number_alone(draw_key: tuple[int, int, int], seed: int) -> None:
+def test_mixing_depends_on_recipe_seed_epoch_and_number_only(draw_key: tuple[int, int, int], seed: int) -> None:
     given_ = batch(7, 3, 8)
     recipe = Augment(mixup=0.2, cutmix=1.0, seed=seed)
     first = recipe.mix(*given_, draw_key)
@@ -112,7 +112,7 @@ def test_a_batch_is_mixed_by_recipe_seed_epoch_and_number_alone(draw_key: tuple[
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_every_seed_epoch_and_number_mixes_in_its_own_way() -> None:
+def test_every_seed_epoch_and_number_mixes_differently() -> None:
     given_ = batch(16, 16, 8)
     occasions = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 2, 1), (2, 1, 0)]
     found: list[Any] = [

@@ -63,7 +63,7 @@ def smallest(name: str) -> int:
 
 
 @pytest.mark.parametrize("name", marked(n for n in NETWORKS if n != "tiny" and "lite" not in n))
-def test_preprocessing_inside_equals_the_originals_own(name: str) -> None:
+def test_built_in_preprocessing_equals_the_originals(name: str) -> None:
     import keras
 
     backbone = recipe(name)
@@ -115,7 +115,7 @@ def test_a_saved_classifier_predicts_the_same_with_keras_alone(name: str, tmp_pa
 
 @each_network
 @pytest.mark.parametrize("unfreeze", [1, "all"])
-def test_a_fit_moves_what_its_table_says_and_no_other_bit(name: str, unfreeze: Any) -> None:
+def test_training_changes_exactly_what_the_table_lists(name: str, unfreeze: Any) -> None:
     import keras
 
     keras.utils.set_random_seed(0)
@@ -134,15 +134,13 @@ def test_a_fit_moves_what_its_table_says_and_no_other_bit(name: str, unfreeze: A
     assert not learning & {id(weight) for layer in norms for weight in layer.weights}
 
 
-def test_random_weights_depend_on_the_backbones_seed_alone() -> None:
+def test_random_weights_depend_on_the_backbones_seed_only() -> None:
     first, again, other = (recipe("tiny", seed=s).build().get_weights() for s in (3, 3, 4))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0])
 
 
-def test_a_custom_function_is_built_and_a_wrong_name_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_custom_function_is_built_and_a_wrong_one_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_networks.py").write_text("from tl_research.models.networks.tiny import Tiny as small\n")
     monkeypatch.chdir(tmp_path)
     experiment = compose(["backbone=custom", "backbone.build=my_networks:small", "backbone.image_size=32"])
@@ -161,7 +159,7 @@ def test_a_custom_function_is_built_and_a_wrong_name_is_one_line(
         ("import keras as k\ndef make(**_):\n return k.Sequential([k.Input((32, 32, 3)), k.layers.Flatten()])", "3072"),
     ],
 )  # fmt: skip
-def test_a_custom_function_that_gives_no_feature_map_is_one_line(
+def test_a_custom_function_without_a_feature_map_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, told: str
 ) -> None:
     module = f"mine_{abs(hash(body))}"
@@ -173,7 +171,7 @@ def test_a_custom_function_that_gives_no_feature_map_is_one_line(
     assert told in str(caught.value)
 
 
-def test_a_sequential_with_an_input_is_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sequential_with_an_input_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = "import keras\ndef make(input_shape, **_):\n    conv = keras.layers.Conv2D(4, 3, 2)\n"
     (tmp_path / "chain.py").write_text(body + "    return keras.Sequential([keras.Input(input_shape), conv])\n")
     monkeypatch.chdir(tmp_path)
@@ -181,7 +179,7 @@ def test_a_sequential_with_an_input_is_a_network(tmp_path: Path, monkeypatch: py
     assert backbone.build().output_shape == (None, 4)
 
 
-def test_a_saved_network_gives_its_features(tmp_path: Path) -> None:
+def test_a_saved_network_computes_its_features(tmp_path: Path) -> None:
     source = recipe("tiny", image_size=48).build()
     classifier = put_together(source, Linear().build(32, 2))
     classifier.save(tmp_path / "mine.keras")
@@ -192,7 +190,7 @@ def test_a_saved_network_gives_its_features(tmp_path: Path) -> None:
     np.testing.assert_allclose(backbone(pixels), source(pixels), atol=1e-6)
 
 
-def test_weights_from_a_file_and_one_that_does_not_fit(tmp_path: Path) -> None:
+def test_weights_load_from_a_file_unless_they_do_not_fit(tmp_path: Path) -> None:
     source = recipe("tiny", seed=5).build()
     source.save_weights(tmp_path / "good.weights.h5")
     source.save(tmp_path / "good.keras")
@@ -236,7 +234,7 @@ def test_keras_own_file_in_another_folder_loads_as_keras_would(name: str, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("tiny",) and "lite" not in name])
-def test_the_url_in_the_yaml_is_the_file_that_keras_asks_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_url_in_the_yaml_is_the_one_keras_downloads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import keras
     from keras.src.utils import file_utils
 

@@ -59,7 +59,7 @@ def test_blocks_are_the_stages_of_the_papers(name: str) -> None:
 
 
 @only_tiny_quick
-def test_a_split_backbone_gives_the_same_bits_and_stays_as_it_is(name: str, tmp_path: Path) -> None:
+def test_a_split_backbone_is_bit_equal_and_unchanged(name: str, tmp_path: Path) -> None:
     backbone = recipe(name, image_size=smallest(name)).build()
     parts, architecture = find_blocks(backbone), backbone.to_json()
     assert names(backbone) == ENDS[name].split(), "as at its own size"
@@ -78,7 +78,7 @@ def test_a_split_backbone_gives_the_same_bits_and_stays_as_it_is(name: str, tmp_
     assert backbone.to_json() == architecture
 
 
-def test_a_backbone_is_saved_the_same_after_it_was_split(tmp_path: Path) -> None:
+def test_splitting_does_not_change_how_a_backbone_is_saved(tmp_path: Path) -> None:
     def content(path: Path) -> tuple[bytes, bytes]:
         backbone.save(path)
         with zipfile.ZipFile(path) as file:
@@ -90,7 +90,7 @@ def test_a_backbone_is_saved_the_same_after_it_was_split(tmp_path: Path) -> None
     assert content(tmp_path / "after.keras") == before
 
 
-def test_what_the_tail_learns_the_backbone_has_learned() -> None:
+def test_training_the_tail_trains_the_backbone() -> None:
     backbone = recipe("tiny").build()
     prefix, tail = split_backbone(backbone, 1)
     pixels = pictures(64)
@@ -102,7 +102,7 @@ def test_what_the_tail_learns_the_backbone_has_learned() -> None:
     np.testing.assert_array_equal(after, tail(prefix(pixels, training=False), training=False))
 
 
-def test_both_parts_have_a_block() -> None:
+def test_both_parts_need_a_block() -> None:
     backbone = recipe("tiny").build()
     for unfreeze in (0, 3, 4):
         with pytest.raises(ValueError, match=f"unfreeze={unfreeze}: backbone has 3 blocks"):
@@ -258,7 +258,7 @@ def test_multiply_accumulates_of_a_layer(layer: keras.Layer, expected: int) -> N
         ("inception_resnet_v2", 13.1, 13.3),
     ],
 )
-def test_multiply_accumulates_are_the_known_ones(name: str, low: float, high: float) -> None:
+def test_multiply_accumulates_match_published_figures(name: str, low: float, high: float) -> None:
     assert low < sum(multiply_accumulates(recipe(name).build())) / 1e9 < high
 
 
@@ -292,7 +292,7 @@ def test_the_blocks_command_reads_a_saved_networks_structure(tmp_path: Path) -> 
     [["backbone=saved"], ["backbone=custom"], ["backbone=resnet51"], ["backbone=tiny", "backbone.image_size=3"]],
     ids=lambda wrong: wrong[0],
 )
-def test_a_backbone_that_cannot_be_built_is_one_line(wrong: list[str]) -> None:
+def test_a_backbone_that_cannot_be_built_is_refused(wrong: list[str]) -> None:
     refused = CliRunner().invoke(app, ["blocks", *wrong])
     assert isinstance(refused.exception, InputError)
     assert str(refused.exception).startswith("backbone")

@@ -41,7 +41,7 @@ def is_norm(path: str) -> bool:
     return "_bn/" in path
 
 
-def test_frozen_moves_the_head_and_nothing_else(classifier: keras.Model) -> None:
+def test_frozen_trains_the_head_only(classifier: keras.Model) -> None:
     moved = fit(classifier, set_trainable(classifier, 0), 0)
     assert {path for path, changed in moved.items() if changed} == {p for p in moved if "logits" in p}
 
@@ -133,7 +133,7 @@ def test_selected_parameters_train_even_if_batch_norm_is_frozen(
     assert backbone
 
 
-def test_freezing_again_after_a_fit_holds(classifier: keras.Model) -> None:
+def test_freezing_again_after_training_works(classifier: keras.Model) -> None:
     fit(classifier, set_trainable(classifier, "all", "adapt"))
     moved = fit(classifier, set_trainable(classifier, 0), 0)
     assert {path for path, changed in moved.items() if changed} == {
@@ -144,7 +144,7 @@ def test_freezing_again_after_a_fit_holds(classifier: keras.Model) -> None:
 
 @pytest.mark.parametrize("policy", ["frozen", "adapt", "train"])
 @pytest.mark.parametrize("parameters", ["all", "batch_norm", "bias"])
-def test_the_table_says_what_moves(classifier: keras.Model, policy: BatchNorm, parameters: Parameters) -> None:
+def test_the_table_lists_what_is_trained(classifier: keras.Model, policy: BatchNorm, parameters: Parameters) -> None:
     parts = set_trainable(classifier, 1, policy, parameters, layer_decay=0.5)
     moved = fit(classifier, parts, 1)
     size = {v.path: int(np.prod(v.shape)) for v in classifier.variables}
@@ -160,7 +160,7 @@ def test_the_table_says_what_moves(classifier: keras.Model, policy: BatchNorm, p
     assert any(moved[p] for p in moved if is_statistic(p)) == (policy != "frozen")
 
 
-def test_heads_give_float32_logits_with_the_data_s_class_count() -> None:
+def test_heads_return_float32_logits_for_the_datas_classes() -> None:
     for head in (Linear(), MLP(layers=2, units=8)):
         model = head.build(5, 3)
         assert model.name == "head"

@@ -25,13 +25,13 @@ def refusal(path):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><html>", b"\x89PNG\r\n\x1a\n", b"PK\x03\x04", bytes(2000)])
-def test_what_is_no_keras_file_is_refused(tmp_path, suffix, content):
+def test_other_files_than_keras_files_are_refused(tmp_path, suffix, content):
     path = tmp_path / f"file{suffix}"
     path.write_bytes(content)
     refusal(path)
 
 
-def test_the_reason_tells_what_the_file_is_instead(tmp_path):
+def test_the_error_says_what_the_file_is_instead(tmp_path):
     path = tmp_path / "file.h5"
     for content, word in [
         (b"", "empty"),
@@ -44,7 +44,7 @@ def test_the_reason_tells_what_the_file_is_instead(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_missing_path_and_a_directory_are_told(tmp_path, suffix):
+def test_a_missing_path_and_a_directory_are_refused(tmp_path, suffix):
     path = tmp_path / f"file{suffix}"
     assert "does not exist" in refusal(path)
     path.mkdir()
@@ -62,7 +62,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_pickle_is_not_run(tmp_path, suffix):
+def test_a_pickle_is_not_executed(tmp_path, suffix):
     path, ran = tmp_path / f"file{suffix}", tmp_path / "ran"
     path.write_bytes(pickle.dumps(Payload(ran)))
     refusal(path)

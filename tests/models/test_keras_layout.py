@@ -19,7 +19,7 @@ def test_links_out_of_the_file_are_not_followed(tmp_path, link):
     assert "leads elsewhere" in refusal(path)
 
 
-def test_a_layer_kept_in_another_file_is_not_followed(tmp_path):
+def test_a_layer_in_another_file_is_not_followed(tmp_path):
     save(fill(small()), tmp_path / "other.weights.h5")
     path = save(fill(small()), tmp_path / "file.weights.h5")
     with h5py.File(path, "a") as file:
@@ -28,7 +28,7 @@ def test_a_layer_kept_in_another_file_is_not_followed(tmp_path):
     assert "holds nothing for conv2d" in refusal(path)
 
 
-def test_numbers_kept_in_another_file_are_not_read(tmp_path):
+def test_numbers_in_another_file_are_not_read(tmp_path):
     path = save(fill(small()), tmp_path / "file.weights.h5")
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(3 * 3 * 3 * 4 * 4))

@@ -86,7 +86,7 @@ def test_a_shape_mismatch_names_both_and_the_number_left_over():
     assert "its a/kernel (3, 3, 3, 5) stands where a/kernel (3, 3, 3, 4) belongs, 8 left over" in message
 
 
-def test_a_kind_that_differs_is_no_match_though_the_shape_is():
+def test_another_kind_of_the_same_shape_is_no_match():
     message = refused(stored(("x", CONV), ("y", dict(reversed(BN.items()))), ("z", LAST)))
     assert "y/moving_variance (4,) stands where n/gamma (4,) belongs" in message
 
@@ -135,7 +135,7 @@ def test_order_decides_if_some_names_are_missing():
     assert names(found)[0] == "b/kernel"
 
 
-def test_a_network_that_is_longer_than_the_file_is_told(tmp_path):
+def test_a_network_larger_than_the_file_is_refused(tmp_path):
     import keras
 
     source = small()
@@ -154,7 +154,7 @@ def wrapped(network, before):
 
 
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5", ".keras"])
-def test_weights_before_a_network_inside_are_no_head(tmp_path, suffix):
+def test_weights_before_a_nested_network_are_no_head(tmp_path, suffix):
     import keras
 
     for before in (keras.layers.Conv2D(3, 1), keras.layers.Normalization()):
@@ -173,7 +173,7 @@ def test_a_second_network_in_a_file_without_order_is_no_head(tmp_path):
         weights.load_file(small(), path)
 
 
-def test_a_weightless_network_and_file_are_told(tmp_path):
+def test_a_network_and_a_file_without_weights_are_refused(tmp_path):
     import keras
 
     path = save(keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten()]), tmp_path / "file.weights.h5")

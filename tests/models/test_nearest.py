@@ -51,7 +51,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 @few
 @given(arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=st.floats(-1000, 1000, width=32)))
-def test_rows_are_brought_to_length_one_in_their_own_direction(features: np.ndarray) -> None:
+def test_rows_are_scaled_to_length_one(features: np.ndarray) -> None:
     assume(not ((features != 0) & (np.abs(features) < 1e-9)).any())  # whose squares are no number of float32
     before = features.copy()
     rows = unit(features)
@@ -63,7 +63,7 @@ def test_rows_are_brought_to_length_one_in_their_own_direction(features: np.ndar
         np.testing.assert_allclose(row * length, original, rtol=1e-5, atol=1e-5)
 
 
-def test_a_row_of_zeros_stays_as_it_is() -> None:
+def test_a_row_of_zeros_stays_zero() -> None:
     assert np.array_equal(unit(np.array([[0, 0], [3, 4]], np.float32)), np.array([[0, 0], [0.6, 0.8]], np.float32))
 
 
@@ -123,7 +123,7 @@ def test_the_largest_logit_is_the_nearest_class_mean(features: np.ndarray, k: in
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_logits_fall_with_the_squared_distance(normalize: bool) -> None:
+def test_logits_decrease_with_the_squared_distance(normalize: bool) -> None:
     features, labels = blobs(40, 6, 3, spread=2)
     kernel, bias = prototypes(features, labels, 3, 1, normalize=normalize)
     rows = long(features, normalize)
@@ -180,7 +180,7 @@ def test_leave_one_out_distances_leave_out_all_views(views: int) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-def test_many_rows_have_the_distances_of_few() -> None:
+def test_fast_distances_equal_direct_ones() -> None:
     features, labels = blobs(30, 7, 4, shared=5)
     rows = long(features, False)
     means = means_of(rows, labels, 4)
@@ -191,7 +191,7 @@ def test_many_rows_have_the_distances_of_few() -> None:
 
 
 @pytest.mark.parametrize("views", [1, 3])
-def test_noise_is_answered_with_doubt(views: int) -> None:
+def test_noise_gives_uncertain_predictions(views: int) -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(30, 300)).repeat(views, axis=0).astype(np.float32)
     labels = (np.arange(30) % 2).repeat(views)
@@ -204,7 +204,7 @@ def test_noise_is_answered_with_doubt(views: int) -> None:
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("views", [1, 3])
-def test_one_image_a_class_is_enough(views: int, normalize: bool) -> None:
+def test_one_image_per_class_is_enough(views: int, normalize: bool) -> None:
     features, labels = blobs(4, 6, 4, views, spread=0.1)
     kernel, bias = prototypes(features, labels, 4, views, normalize=normalize)
     rows = long(features, normalize)
@@ -215,7 +215,7 @@ def test_one_image_a_class_is_enough(views: int, normalize: bool) -> None:
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("value", [0.0, 0.1, 7.0])
-def test_rows_that_do_not_differ_are_answered_with_doubt(value: float, normalize: bool) -> None:
+def test_equal_rows_give_uncertain_predictions(value: float, normalize: bool) -> None:
     labels = np.array([0] * 5 + [1] * 7 + [2] * 3)
     features = np.full((15, 8), value, np.float32)
     kernel, bias = prototypes(features, labels, 3, 1, normalize=normalize)
@@ -224,7 +224,7 @@ def test_rows_that_do_not_differ_are_answered_with_doubt(value: float, normalize
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_what_all_features_share_does_not_blur_where_they_differ(normalize: bool) -> None:
+def test_a_common_offset_does_not_cost_precision(normalize: bool) -> None:
     features, labels = blobs(60, 16, 3, spread=2, shared=100)
     kernel, bias = prototypes(features, labels, 3, 1, normalize=normalize)
     rows = long(features, normalize)
@@ -264,7 +264,7 @@ def losses_by_hand(
     ("views", "k", "temperature"),
     [(1, None, None), (3, None, None), (1, 7, None), (3, 7, None), (1, None, 0.3), (3, None, 0.3)],
 )
-def test_what_is_not_given_is_chosen_as_by_hand(
+def test_k_and_temperature_are_chosen_as_by_direct_computation(
     views: int, k: int | None, temperature: float | None, seed: int
 ) -> None:
     features, labels = blobs(20, 5, 3, views, spread=1.5, seed=seed)
@@ -283,7 +283,9 @@ def test_what_is_not_given_is_chosen_as_by_hand(
     images=st.integers(2, 9), views=st.integers(1, 3), d=st.integers(2, 5), classes=st.integers(2, 3),
     k=st.one_of(st.none(), st.integers(1, 40)), seed=st.integers(0, 1000),
 )  # fmt: skip
-def test_few_rows_are_no_trouble(images: int, views: int, d: int, classes: int, k: int | None, seed: int) -> None:
+def test_few_rows_are_enough_to_choose_k(
+    images: int, views: int, d: int, classes: int, k: int | None, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(images * views, d)).astype(np.float32)
     labels = (np.arange(images) % classes).repeat(views)
@@ -308,7 +310,7 @@ def test_given_values_are_used_and_k_is_at_most_the_rows() -> None:
 
 
 @pytest.mark.parametrize("views", [1, 3])
-def test_of_one_image_nothing_can_be_left_out(views: int) -> None:
+def test_a_single_image_gives_default_values(views: int) -> None:
     features, labels = np.ones((views, 4), np.float32), np.zeros(views, int)
     k, temperature = choose_k(features, labels, 1, views, None, None)
     assert (k, temperature in TEMPERATURES) == (1, True)
@@ -316,7 +318,7 @@ def test_of_one_image_nothing_can_be_left_out(views: int) -> None:
     assert choose_k(features, labels, 1, views, None, 0.4) == (1, 0.4)
 
 
-def test_views_of_an_image_do_not_vouch_for_it() -> None:
+def test_views_are_not_neighbours_of_their_own_image() -> None:
     rng = np.random.default_rng(1)
     features = rng.normal(size=(60, 20)).repeat(3, axis=0).astype(np.float32)
     labels = rng.permutation(np.arange(60) % 2).repeat(3)
@@ -325,7 +327,7 @@ def test_views_of_an_image_do_not_vouch_for_it() -> None:
 
 
 @pytest.mark.parametrize("views", [1, 3])
-def test_among_many_rows_some_are_judged_and_all_are_neighbours(monkeypatch: pytest.MonkeyPatch, views: int) -> None:
+def test_of_many_rows_a_part_is_scored_against_all(monkeypatch: pytest.MonkeyPatch, views: int) -> None:
     features, labels = blobs(90, 6, 3, views, spread=1.5)
     everything = choose_k(features, labels, 3, views, None, None)
     seen: list[tuple[int, ...]] = []
@@ -339,7 +341,7 @@ def test_among_many_rows_some_are_judged_and_all_are_neighbours(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3])
-def test_rows_that_do_not_differ_choose_something(value: float) -> None:
+def test_equal_rows_give_valid_values(value: float) -> None:
     features = np.full((9, 4), value, np.float32)
     k, temperature = choose_k(features, np.arange(9) % 2, 2, 1, None, None)
     assert 1 <= k <= 9

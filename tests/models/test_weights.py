@@ -96,7 +96,7 @@ def answers(model):
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("classifier", [None, flat, sequential, nested, nested_frozen, nested_with_model_head])
-def test_every_format_with_or_without_a_head_gives_the_backbone(tmp_path, suffix, classifier):
+def test_the_backbone_loads_from_every_format(tmp_path, suffix, classifier):
     source = fill(small())
     expected = answers(source)
     path = save(classifier(source) if classifier else source, tmp_path / f"file{suffix}")
@@ -109,7 +109,7 @@ def test_every_format_with_or_without_a_head_gives_the_backbone(tmp_path, suffix
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_a_file_that_does_not_fit_leaves_the_model_as_it_was(tmp_path, suffix):
+def test_a_misfit_leaves_the_model_unchanged(tmp_path, suffix):
     import keras
 
     source = fill(small())
@@ -136,7 +136,7 @@ def test_nan_and_infinity_are_refused_before_any_assignment(tmp_path):
     np.testing.assert_array_equal(answers(target), before)
 
 
-def test_the_home_directory_may_be_abbreviated(tmp_path, monkeypatch):
+def test_a_tilde_means_the_home_folder(tmp_path, monkeypatch):
     source = fill(small())
     save(source, tmp_path / "file.weights.h5")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -146,7 +146,7 @@ def test_the_home_directory_may_be_abbreviated(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["weights.npz", "weights", "weights.h5.txt"])
-def test_an_unknown_kind_of_file_is_refused_with_the_known_ones(tmp_path, name):
+def test_an_unknown_suffix_is_refused_naming_known_ones(tmp_path, name):
     with pytest.raises(InputError, match=r"\.weights\.h5, \.h5, \.keras or \.pth"):
         weights.load_file(SimpleNamespace(name="any"), tmp_path / name)
 
@@ -168,7 +168,7 @@ def test_a_real_network_loads_from_a_nested_classifier(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_inception_whose_names_count_on_takes_every_format(tmp_path, suffix):
+def test_inception_with_numbered_names_loads_every_format(tmp_path, suffix):
     import keras
 
     def inception():
@@ -193,7 +193,7 @@ def lite0():
     return EfficientNetLite0(include_top=False, input_shape=(32, 32, 3))
 
 
-def test_a_torch_file_goes_by_its_suffix(tmp_path, lite0):
+def test_a_torch_file_is_recognized_by_its_suffix(tmp_path, lite0):
     path = shutil.copy(weights.package_file(LITE), tmp_path / "mine.pth")
     lite0.get_layer("stem_conv").kernel.assign(np.zeros((3, 3, 3, 32)))
     assert weights.load_file(lite0, path) == ["_fc.weight", "_fc.bias"]
@@ -232,7 +232,7 @@ def test_torch_weights_fit_no_other_network(tmp_path):
 # Packages
 
 
-def test_the_package_is_not_imported_to_find_its_file(monkeypatch):
+def test_a_packages_file_is_found_without_importing_it(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, LITE.replace("-", "_"), None)  # importing it would now fail
@@ -244,7 +244,7 @@ def test_a_missing_package_is_named_with_the_command():
         weights.package_file("efficientnet-lite9-pytorch-model")
 
 
-def test_a_package_that_lost_its_file_is_told(monkeypatch, tmp_path):
+def test_a_package_without_its_file_is_refused(monkeypatch, tmp_path):
     lost = metadata.PackagePath("package/models/weights.pth")
     lost.dist = SimpleNamespace(locate_file=lambda path: tmp_path / path)
     monkeypatch.setattr(metadata, "files", lambda _: [lost])
@@ -252,7 +252,7 @@ def test_a_package_that_lost_its_file_is_told(monkeypatch, tmp_path):
         weights.package_file(LITE)
 
 
-def test_pythons_own_pth_files_are_not_taken_for_weights(monkeypatch, tmp_path):
+def test_pythons_pth_files_are_not_mistaken_for_weights(monkeypatch, tmp_path):
     (tmp_path / "weights.pth").touch()
     files = [metadata.PackagePath(name) for name in ("paths.pth", "package/weights.pth")]
     for file in files:
@@ -285,7 +285,7 @@ def fetched(monkeypatch, content=b"new"):
     return calls
 
 
-def test_a_published_file_that_keras_has_is_used(keras_home, monkeypatch):
+def test_a_file_in_keras_cache_is_used(keras_home, monkeypatch):
     calls = fetched(monkeypatch)
     (keras_home / "models").mkdir()
     (keras_home / "models" / "net_no_top.h5").write_bytes(b"old")
@@ -295,7 +295,7 @@ def test_a_published_file_that_keras_has_is_used(keras_home, monkeypatch):
     assert calls == []
 
 
-def test_a_published_file_that_is_damaged_is_fetched_again(keras_home, monkeypatch):
+def test_a_damaged_file_in_keras_cache_is_downloaded_again(keras_home, monkeypatch):
     calls = fetched(monkeypatch)
     (keras_home / "models").mkdir()
     (keras_home / "models" / "net_no_top.h5").write_bytes(b"old")
