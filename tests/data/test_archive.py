@@ -1,4 +1,4 @@
-"""A zip is unpacked whole or not at all, and nothing is ever written outside the folder."""
+"""Test that a zip is unpacked completely or not at all, and never outside its folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILES = {f"train/{name}/{i}.jpg": random.Random(f"{name}{i}").randbytes(3000) fo
 
 
 def make_zip(path: Path, files: dict[str, bytes], change: Callable[[zipfile.ZipInfo], None] | None = None) -> Path:
-    """Entry names go in as they are; `change` may make the entries lie."""
+    """Write a zip with these entry names; `change` may falsify entries."""
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as target:
         warnings.simplefilter("ignore")  # a duplicate name
         for name, content in files.items():
@@ -49,7 +49,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def refused(path: Path, folder: Path) -> str:
-    """The one line a refusal says; nothing may be left behind."""
+    """Return the message of a refusal; assert that nothing is left on disk."""
     before = sorted(folder.parent.iterdir())
     with pytest.raises(BadArchiveError) as caught:
         unpack(path, folder)
@@ -173,7 +173,7 @@ def test_a_bomb_is_recognized_by_its_size(good: Path, tmp_path: Path, monkeypatc
 
 
 def test_a_bomb_of_overlapping_entries_is_recognized(tmp_path: Path) -> None:
-    """Many entries that share one stream: each is modest, the directory alone shows the sum."""
+    """Many entries share one stream: each is small, only the directory shows the sum."""
     path = make_zip(tmp_path / "overlap.zip", {"a": os.urandom(30_000)})
     raw = path.read_bytes()
     start = raw.rindex(b"PK\1\2")
@@ -193,7 +193,7 @@ def test_an_entry_with_a_false_size_is_refused(claim: int, tmp_path: Path) -> No
 
 
 def test_bytes_are_counted_while_reading(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if Python's reader were to give more than the entry says."""
+    """Python's reader might return more than the entry's size."""
     monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda self, n: bytes(n))
     assert "not as long as it says" in refused(good, tmp_path / "data")
 
@@ -310,8 +310,8 @@ def test_an_interrupted_unpacking_is_continued(good: Path, tmp_path: Path, monke
     assert not (tmp_path / "data").exists()
     staging = tmp_path / ".data.unpacking"
     names = list(FILES)
-    (staging / names[0]).write_bytes(FILES[names[0]][:1000])  # as a kill leaves it
-    (staging / names[1]).write_bytes(bytes(3000))  # the right size, not the right bytes
+    (staging / names[0]).write_bytes(FILES[names[0]][:1000])  # as after a kill
+    (staging / names[1]).write_bytes(bytes(3000))  # right size, wrong bytes
     (staging / "train" / "c").mkdir()
     (staging / "train" / "c" / "other.jpg").write_bytes(b"of another archive")
     extracted: list[str] = []
@@ -350,7 +350,7 @@ def test_a_disk_error_while_unpacking_is_reported(
     monkeypatch.setattr(archive, "extract_entry", fail)
     with pytest.raises(InputError, match=words) as caught:
         unpack(good, tmp_path / "data")
-    assert not isinstance(caught.value, BadArchiveError)  # the archive is not to blame, and not to be thrown away
+    assert not isinstance(caught.value, BadArchiveError)  # the archive is good and must be kept
     assert not (tmp_path / "data").exists()
 
 

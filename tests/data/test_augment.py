@@ -1,5 +1,5 @@
-"""A version of an image depends on the image, the recipe and the draw_key alone; training sees versions, judging none;
-and the views of one image stay together."""
+"""Test that augmentation depends on image, recipe and draw key only, applies to training only, and that the views of an
+image are never divided."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ occasions = st.one_of(st.integers(0, 5), st.tuples(st.integers(0, 2**32 - 1), st
 
 
 def picture(width: int = 90, height: int = 60, seed: int = 0) -> Image.Image:
-    """Patches of colour: no two rows, columns or halves alike."""
+    """Draw patches of colour; no two rows, columns or halves are alike."""
     patches = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return Image.fromarray(patches).resize((width, height))
 
@@ -87,13 +87,13 @@ def version(recipe: Augment, draw_key: object, content: bytes = PICTURE, resize:
     return augmented_pixels(content, 32, resize, recipe, recipe.digest(content, draw_key))
 
 
-# What a version depends on
+# Dependence on image, recipe and draw key
 
 
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_the_defaults_change_nothing(kind: str, resize: Resize) -> None:
-    content = encoded(picture(900, 600), kind)  # a JPEG so large that it is decoded at a reduced scale
+    content = encoded(picture(900, 600), kind)  # a JPEG large enough to be decoded at reduced scale
     for draw_key in (0, 1, [3, 5]):
         assert np.array_equal(version(Augment(seed=4), draw_key, content, resize), decode_pixels(content, 32, resize))
 
@@ -191,15 +191,15 @@ def test_another_digest_is_another_version(changed: str) -> None:
     def drawn(number: int) -> np.ndarray:
         recipe = Augment(**LIGHT, seed=number if changed == "seed" else 0)
         if changed == "recipe":
-            recipe = dataclasses.replace(recipe, rotate=1e-9 * number)  # too little to see: only the draw is another
+            recipe = dataclasses.replace(recipe, rotate=1e-9 * number)  # too small to see: only the draw differs
         draw_key: object = {"draw_key": number, "epoch": [0, number]}.get(changed, 0)
-        # Bytes behind a PNG's end are another file of the same picture.
+        # Bytes after a PNG's end make another file of the same picture.
         return version(recipe, draw_key, PICTURE + bytes(number if changed == "image" else 0))
 
     assert len({drawn(number).tobytes() for number in range(6)}) == 6
 
 
-# What may happen to an image
+# The changes
 
 
 @pytest.mark.parametrize("resize", RESIZES)
@@ -249,7 +249,7 @@ def test_crops_are_of_all_sizes_shapes_and_places() -> None:
     area = width * height / 500_000
     assert 0.24 < area.min() < 0.27
     assert area.max() > 0.95
-    assert 0.55 < area.mean() < 0.68  # even between 0.25 and 1
+    assert 0.55 < area.mean() < 0.68  # uniform between 0.25 and 1
     ratio = width / 2 / height
     assert ratio.min() < 0.78
     assert ratio.max() > 1.28
@@ -296,7 +296,7 @@ def test_rotation_stays_in_range_and_fills_corners_with_white(monkeypatch: pytes
     ],
 )
 def test_light_and_colour_are_scaled_within_their_range(field: str, enhancer: Any, strength: float) -> None:
-    image = Image.fromarray(np.asarray(picture(32, 32)) // 3 + 40)  # room on either side, so that nothing is clipped
+    image = Image.fromarray(np.asarray(picture(32, 32)) // 3 + 40)  # away from both ends, so that nothing is clipped
     ends = [np.asarray(enhancer(image).enhance(factor), float) for factor in (1 - strength, 1 + strength)]
     low, high = np.minimum(*ends), np.maximum(*ends)
     versions = [version(Augment(**{field: strength}), draw_key, encoded(image)) for draw_key in range(100)]
@@ -470,7 +470,7 @@ def test_a_changed_or_deleted_file_is_named(colours: Path, tmp_path: Path) -> No
 
 
 def whole(data: DataModule, chosen: np.ndarray, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels and targets of an epoch in batches of 5, unless told otherwise."""
+    """Return pixels and targets of an epoch, by default in batches of 5."""
     pixels, targets = zip(*data.epoch(chosen, 16, options.pop("batch_size", 5), **options), strict=True)
     return np.concatenate(pixels), np.concatenate(targets)
 
@@ -545,12 +545,12 @@ QUICK = ("callbacks=none", "data/augment=light")
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes that do not differ, so that answers are unsure."""
+    """Draw two classes that do not differ, so that predictions are uncertain."""
     return draw_noise(tmp_path_factory.mktemp("noise"), ("train", "test"), 10)
 
 
 def views_of(data: DataModule, indices: np.ndarray, views: Sequence[int]) -> np.ndarray:
-    """Features `(n, views, d)`, computed here and now."""
+    """Compute features `(n, views, d)` directly."""
     engine = keras_engine(compose(["backbone=tiny", "backbone.image_size=32"]).backbone.build())
     return np.stack([extract_features(engine, data, indices, 32, threads=2, view=view) for view in views], axis=1)
 
@@ -686,7 +686,7 @@ def test_views_without_augmentation_are_refused(key: str) -> None:
 
 
 def test_test_views_are_averaged_in_addition_to_the_plain_result(tmp_path: Path, noise: Path) -> None:
-    options = [*QUICK, "features.views=1", "optimizer.l2=1e-3"]  # so weak a penalty that answers are sure of themselves
+    options = [*QUICK, "features.views=1", "optimizer.l2=1e-3"]  # a penalty weak enough for confident predictions
     plain = run(tmp_path / "plain", noise, *options).metrics
     done = run(tmp_path / "run", noise, *options, "features.test_views=2")
     assert not [key for key in plain if "tta" in key]
@@ -775,7 +775,7 @@ def test_a_class_of_one_among_many_images_works(monkeypatch: pytest.MonkeyPatch)
     assert math.isfinite(solution.l2)
 
 
-# The images of today
+# Pixels of the current version
 
 ROW, COLUMN = np.mgrid[:40, :60]
 SQUARES = np.stack([(COLUMN // 8 * 50 + ROW // 6 * 30 * n) % 256 for n in (1, 2, 3)], axis=-1).astype(np.uint8)
@@ -828,7 +828,7 @@ def short(pixels: np.ndarray) -> str:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_changed_augmented_images_need_a_new_version(name: str) -> None:
-    """Drawn from digests that do not depend on the version, nor on how Pillow packs a file."""
+    """Digests that depend neither on the version nor on how Pillow writes a file."""
     recipe, image = Augment(**FIELDS[name]), Image.fromarray(SQUARES)
     versions = [recipe.apply(image, 32, "crop", hashlib.sha256(bytes([number])).digest()) for number in range(4)]
     assert short(np.stack(versions)) == DRAWN[name], CHANGED

@@ -1,4 +1,4 @@
-"""Which folders are taken for a data set, what is passed over, and what is said about all the others."""
+"""Test which folders are accepted as a data set, what is ignored, and what is said about all others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLASSES = ("cat", "dog")
 
 
 def make(root: Path, *files: str) -> Path:
-    """Files below `root`, by name: images by their suffix, folders by a slash at the end, a few words otherwise."""
+    """Create files below `root`, by name: images by suffix, folders by a trailing slash, else text."""
     for name in files:
         path = root / name
         if name.endswith("/"):
@@ -48,7 +48,7 @@ def refusal(root: Path, key: str = "data.root") -> str:
     return message
 
 
-# What is taken
+# Accepted trees
 
 
 def test_classes_alone_are_one_split(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_visible_sorts_and_hides() -> None:
     assert visible(paths) == [Path("C"), Path("a"), Path("b")]
 
 
-# What is refused: the message names the folder, what was found, and what is expected
+# Refusals: the message names the folder, its contents, and what is expected
 
 
 @pytest.mark.parametrize(

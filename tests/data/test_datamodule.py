@@ -1,4 +1,4 @@
-"""What becomes of a tree: bad files set aside, splits that cover it, and streams that repeat themselves exactly."""
+"""Test that unreadable files are set aside, splits cover a tree, and streams are exactly repeatable."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def load(root: Path, **options: Any) -> DataModule:
 
 @pytest.fixture(scope="module")
 def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes and no splits: 14, 9 and 3 images."""
+    """Draw three classes of 14, 9 and 3 images, without splits."""
     return draw_tree(tmp_path_factory.mktemp("flat"), {"red": 14, "green": 3, "blue": 9})
 
 
 @pytest.fixture
 def own(colours: Path, tmp_path: Path) -> Path:
-    """A copy of `colours`, to be damaged."""
+    """Copy `colours`, to damage it."""
     return shutil.copytree(colours, tmp_path / "own")
 
 
@@ -223,7 +223,7 @@ def data(colours: Path) -> DataModule:
 
 
 def drawn(stream: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
-    """All batches as one."""
+    """Join all batches."""
     pixels, targets = zip(*stream, strict=True)
     return np.concatenate(pixels), np.concatenate(targets)
 
@@ -317,7 +317,7 @@ def test_a_slow_image_does_not_change_the_order(data: DataModule, monkeypatch: p
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each file has been read since."""
+    """Count how often each file is read."""
     count: Counter[str] = Counter()
     read = datamodule.read_bytes
     monkeypatch.setattr(datamodule, "read_bytes", lambda path: (count.update([str(path)]), read(path))[1])
@@ -332,10 +332,12 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 
 def test_only_a_few_batches_are_loaded_ahead(data: DataModule, decoded: Counter[str]) -> None:
-    own = dataclasses.replace(data, augment=Augment(flip=True))  # so that nothing is kept
+    own = dataclasses.replace(data, augment=Augment(flip=True))  # so that nothing is cached
     many = np.tile(np.arange(len(data)), 20)
     with own.epoch(many, 16, 4, seed=1) as stream:
-        wait_for(lambda: sum(decoded.values()) == 4 * AHEAD)  # before anyone asks, so that an epoch can begin early
+        wait_for(
+            lambda: sum(decoded.values()) == 4 * AHEAD
+        )  # before the first batch is requested, so that an epoch starts early
         next(stream)
         wait_for(lambda: sum(decoded.values()) == 4 * (AHEAD + 1))
         time.sleep(0.02)

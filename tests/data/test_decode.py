@@ -1,4 +1,4 @@
-"""Whatever an image file holds becomes upright RGB of the right shape, or there is a reason why not."""
+"""Test that any image file becomes upright RGB of the right shape, or has a reason why not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ few = settings(deadline=None, max_examples=60, suppress_health_check=[HealthChec
 
 
 def photo(width: int = 90, height: int = 60, seed: int = 0) -> Image.Image:
-    """Smooth patches and some noise: what JPEG keeps well, with detail in all three channels."""
+    """Draw smooth patches and some noise, which JPEG keeps well, with detail in all three channels."""
     rng = np.random.default_rng(seed)
     patches = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((width, height))
     return Image.fromarray(np.clip(np.asarray(patches) + rng.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8))
@@ -50,7 +50,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A PNG of a few hundred bytes whose header promises `width` x `height` pixels."""
+    """Write a PNG of a few hundred bytes whose header claims `width` x `height` pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     rows = zlib.compress(bytes(100_000))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
@@ -60,7 +60,7 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(open_image(path)).astype(int)
 
 
-# What the formats hold
+# Formats
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
         assert np.abs(pixels(tmp_path / kind) - (255, 0, 0)).max() <= 3
 
 
-# What shows through
+# Transparency
 
 
 def on_white(value: float, alpha: float) -> int:
@@ -220,7 +220,7 @@ def test_a_colour_declared_transparent_is_white(tmp_path: Path, mode: str, colou
     assert (pixels(tmp_path / "image.png") == 255).all()
 
 
-# Upright
+# Orientation
 
 
 AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -229,7 +229,7 @@ AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     3: lambda upright: upright[::-1, ::-1],
     4: lambda upright: upright[::-1],
     5: lambda upright: upright.swapaxes(0, 1),
-    6: lambda upright: np.rot90(upright, 1),  # a camera held on its side: to be turned clockwise by a quarter
+    6: lambda upright: np.rot90(upright, 1),  # camera held on its side: rotate clockwise by 90 degrees
     7: lambda upright: np.rot90(upright, 2).swapaxes(0, 1),
     8: lambda upright: np.rot90(upright, -1),
 }
@@ -267,7 +267,7 @@ def test_an_invalid_orientation_is_ignored(tmp_path: Path, value: int) -> None:
     assert np.array_equal(pixels(tmp_path / "image.png"), np.asarray(photo()))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as at the door: a damaged EXIF block is nobody's concern
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as on the command line: damaged EXIF blocks are ignored
 @settings(few, max_examples=150)
 @given(changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=6))
 @example(changes=[(11, 0)])
@@ -289,7 +289,7 @@ def test_an_exif_block_of_junk_takes_nothing_from_the_picture(tmp_path: Path) ->
     assert np.array_equal(pixels(tmp_path / "image.png"), np.asarray(photo()))
 
 
-# To the network's size
+# Resizing
 
 
 def test_squash_fills_the_square_and_ignores_the_aspect() -> None:
@@ -347,7 +347,7 @@ def test_large_jpegs_decoded_at_reduced_scale_look_the_same(tmp_path: Path) -> N
 
 
 def loader(path: Path, size: int) -> np.ndarray:
-    """The lines that docs/using-a-model.md shows."""
+    """Load pixels by the lines in docs/using-a-model.md."""
     image = Image.open(path)
     image.draft("RGB", (2 * size, 2 * size))
     upright = ImageOps.exif_transpose(image).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
@@ -372,7 +372,7 @@ def test_readmes_three_line_loader_gives_the_same_pixels_for_photos(photos: Path
         assert np.array_equal(read_pixels(path, 224), loader(path, 224))
 
 
-# What cannot be read
+# Undecodable files
 
 
 def truncated(kind: str, share: float = 0.6) -> bytes:
@@ -523,11 +523,11 @@ def test_damaged_images_give_pixels_or_are_undecodable(
     is_pixels_or_undecodable(tmp_path / "image", bytes(damaged[: int(cut * len(damaged))]))
 
 
-# The pixels of today
+# Pixels of the current version
 
 
 def ramps(*channels: int) -> np.ndarray:
-    """A picture of 24 x 16 pixels without two equal rows or columns, a channel for each number: uint8 `(16, 24, n)`."""
+    """Draw 24 x 16 pixels without two equal rows or columns, one channel per number: uint8 `(16, 24, n)`."""
     y, x = np.mgrid[:16, :24]
     return np.stack([(x * (7 + n) + y * (13 * n + 5) + x * y) % 256 for n in channels], axis=-1).astype(np.uint8)
 
@@ -589,7 +589,7 @@ CHANGED = "other pixels than before: change DECODER_VERSION in decode.py (and CO
 
 
 def short(pixels: np.ndarray) -> str:
-    """A digest of pixels and their shape."""
+    """Hash pixels and their shape."""
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:16]
 
 

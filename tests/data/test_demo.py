@@ -1,4 +1,4 @@
-"""The drawn data set: the same bytes every time, whole or not there at all, and not to be told apart by colour."""
+"""Test that drawings are repeatable, complete or absent, and that colour does not separate the classes."""
 
 from __future__ import annotations
 

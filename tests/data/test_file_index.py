@@ -1,4 +1,4 @@
-"""The file index: a file that nobody has touched is not opened again, one that anybody has touched is."""
+"""Test that the file index reopens modified files and no others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLOURS = ("red", "green", "blue", "black")
 
 
 def draw(path: Path, colour: str = "red", size: tuple[int, int] = (5, 4)) -> Path:
-    """A bitmap: of equal size in bytes whatever its colour."""
+    """Write a bitmap, of the same size in bytes whatever its colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         Image.new("RGB", size, colour).save(file, "BMP")
@@ -32,7 +32,7 @@ def draw(path: Path, colour: str = "red", size: tuple[int, int] = (5, 4)) -> Pat
 
 
 def later(change: Callable[[], object], path: Path) -> None:
-    """Does something to a file once its file system's clock has moved on."""
+    """Modify a file once its file system's clock has advanced."""
     before = path.stat().st_ctime_ns
     change()
     while path.stat().st_ctime_ns == before:
@@ -40,7 +40,7 @@ def later(change: Callable[[], object], path: Path) -> None:
 
 
 def aged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files of tests count as old enough to be remembered."""
+    """Make new files count as old enough to be remembered."""
     monkeypatch.setattr(file_index, "SETTLED_NS", -(10**9))
 
 
@@ -51,7 +51,7 @@ def _old_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that have been read since this list was last cleared."""
+    """Record the files that are read."""
     return watched(monkeypatch)
 
 
@@ -68,7 +68,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def look(paths: Iterable[Path], place: Path | None) -> list[Inspection]:
-    """What a new process would find; that it is the truth is asserted."""
+    """Inspect as a new process would; assert that the result is right."""
     paths = list(paths)
     found = inspect_all(paths, FileIndex(place))
     assert found == [inspect_untold(path) for path in paths]
@@ -76,7 +76,7 @@ def look(paths: Iterable[Path], place: Path | None) -> list[Inspection]:
 
 
 def inspect_untold(path: Path) -> Inspection:
-    """`inspect` behind the back of `opened`."""
+    """Inspect without recording in `opened`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inspection, "read_bytes", decode.read_bytes)
         return inspect(path)
@@ -85,7 +85,7 @@ def inspect_untold(path: Path) -> Inspection:
 old_files = pytest.mark.usefixtures("_old_files")
 
 
-# Untouched and touched files
+# Unmodified and modified files
 
 
 @old_files
@@ -381,7 +381,7 @@ def test_two_indexes_saved_in_turn_keep_each_others_entries(tmp_path: Path, plac
     paths = [draw(tmp_path / f"{i}.bmp") for i in range(4)]
     one, two = FileIndex(place), FileIndex(place)
     for index in (one, two):
-        index.get(paths[0])  # both have read the file of their folder
+        index.get(paths[0])  # both have read their folder's index
     inspect_all(paths[:2], one)
     inspect_all(paths[2:], two)
     opened.clear()
@@ -411,7 +411,7 @@ def test_without_a_folder_nothing_is_remembered(
 
 @pytest.fixture
 def told(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Path], Path]:
-    """Two images, and the index that knows them."""
+    """Return two images and the index file that contains them."""
     aged(monkeypatch)
     paths = [draw(tmp_path / "images" / "a.bmp"), tmp_path / "images" / "b.bmp"]
     paths[1].write_bytes(b"no image")

@@ -1,4 +1,4 @@
-"""The real Kaggle client against a server on this machine: what arrives, what is asked, and what a failure says."""
+"""Test the real Kaggle client against a local server: downloads, requests, and error messages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 class Server(ThreadingHTTPServer):
-    """Kaggle as the client knows it: the API redirects to a storage host, which knows ranges."""
+    """Simulate Kaggle: the API redirects to a storage host, which supports ranges."""
 
     daemon_threads = True
 
@@ -54,13 +54,13 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = zipped(FILES)
         self.headers = {"ETag": '"one"', "Accept-Ranges": "bytes"}
-        self.status = 200  # what the API answers
-        self.ends: list[int | None] = []  # where in the file each next answer breaks off, None for not at all
-        self.stalls = False  # an answer that broke off keeps its connection open
+        self.status = 200  # of the API
+        self.ends: list[int | None] = []  # where each response breaks off, None for complete
+        self.stalls = False  # a broken response keeps its connection open
         self.over = threading.Event()
         self.delay = 0.0
         self.prefix = b""  # of the body
-        self.direct = False  # the API itself sends the file
+        self.direct = False  # the API sends the file itself
         self.asked: list[tuple[str, dict[str, str], bytes]] = []
 
     def paths(self) -> list[str]:
@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def file(self) -> None:
-        """The content, or what is left of it; nothing is left of a file that the client has whole."""
+        """Send the content or its requested range; the range of a complete file is empty."""
         time.sleep(self.server.delay)
         content, start, wanted = self.server.content, 0, self.headers.get("Range")
         if wanted and self.headers.get("If-Range") == self.server.headers.get("ETag"):
@@ -122,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
             if end and self.server.stalls:
                 self.server.over.wait(20)
         except ConnectionError:
-            pass  # the client hangs up once it knows that it needs the rest only
+            pass  # the client disconnects when it only needs a range
 
     def log_message(self, *args: object) -> None: ...
 
@@ -138,7 +138,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's own test environment, on a port that is surely free."""
+    """Start the server as the client's test environment, on a free port."""
     from kagglesdk import kaggle_env  # type: ignore[import-untyped]
 
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")
@@ -147,13 +147,13 @@ def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home without credentials of anybody's."""
+    """Set a home folder without credentials."""
     for name in list(os.environ):
         if name.startswith("KAGGLE_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(kaggle_client, "CHUNK", 1000)  # so that the places where a download breaks off are exact
+    monkeypatch.setattr(kaggle_client, "CHUNK", 1000)  # so that downloads break off at exact positions
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
 
@@ -170,7 +170,7 @@ def signed_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def failure(cache: Path, name: str = NAME) -> str:
-    """What a failed `fetch` says: one line with the ways out; nothing under a final name."""
+    """Return the message of a failed `fetch`: one line with alternatives; assert that nothing has its final name."""
     with pytest.raises(InputError) as caught:
         kaggle.fetch(name, cache)
     message = str(caught.value)
@@ -195,10 +195,10 @@ def test_a_data_set_is_downloaded_once(
     assert folder == cache / "kaggle" / NAME
     assert tree(cache) == {f"kaggle/{NAME}/{name}": content for name, content in FILES.items()}
     assert server.paths() == [ASK, "/storage"]
-    assert server.of("/storage")[0]["Accept-Encoding"] == "identity"  # or bytes could not be counted
+    assert server.of("/storage")[0]["Accept-Encoding"] == "identity"  # or bytes would be those of compressed data
     asked = json.loads(server.asked[0][2])
     assert (asked["ownerSlug"], asked["datasetSlug"]) == tuple(NAME.split("/"))
-    monkeypatch.setattr(kaggle, "claim", None)  # nor is anything written then: the cache may be read-only
+    monkeypatch.setattr(kaggle, "claim", None)  # nothing is written: the cache may be read-only
     assert kaggle.fetch(NAME, cache) == folder
     assert len(server.asked) == 2
     assert capfd.readouterr() == ("", "")
@@ -285,7 +285,7 @@ def test_a_server_that_ignores_ranges_sends_the_whole_file(
     partial = kaggle_client.request_rest
     monkeypatch.setattr(
         kaggle_client, "request_rest", lambda *args: (server.headers.update(ETag='"new"'), partial(*args))[1]
-    )  # changed between the two requests: If-Range does not hold
+    )  # changed between the two requests: If-Range does not match
     assert tree(kaggle.fetch(NAME, cache)) == FILES
     assert len(server.of("/storage")) == 3
 
@@ -435,7 +435,7 @@ def test_preflight_uses_no_network(server: Server, cache: Path, home: Path, monk
     assert server.asked == []
     kaggle.fetch(NAME, cache)
     monkeypatch.delenv("KAGGLE_API_TOKEN")
-    assert kaggle.available(NAME, cache) is None  # it is there
+    assert kaggle.available(NAME, cache) is None  # it exists
 
 
 def put(path: Path, content: object, mode: int = 0o600) -> Path:
@@ -558,7 +558,7 @@ def test_of_two_processes_one_downloads(server: Server, cache: Path) -> None:
         "from tl_research.data.kaggle import kaggle; print(kaggle.fetch(sys.argv[2], pathlib.Path(sys.argv[3])))\n"
         "assert not {'tensorflow', 'keras', 'kaggle'} & set(sys.modules)"
     )
-    server.delay = 0.5  # so that the second comes while the first is at it
+    server.delay = 0.5  # so that the second starts during the first's download
     url = f"http://127.0.0.1:{server.server_port}"
     command = [sys.executable, "-W", "error", "-c", code, url, NAME, str(cache)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

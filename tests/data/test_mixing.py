@@ -1,4 +1,4 @@
-"""Mixed batches: targets and pixels by the same shares, as a pure function of the batch and what it is drawn for."""
+"""Test that mixing uses the same shares for targets and pixels, and depends on batch and draw key only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def batch(b: int, k: int, side: int, seed: int = 0) -> Mixed:
-    """Random pixels, and one-hot targets."""
+    """Draw random pixels and one-hot targets."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (b, side, side, 3), dtype=np.uint8)
     return pixels, np.eye(k, dtype=np.float32)[rng.integers(0, k, b)]
@@ -53,7 +53,7 @@ def test_mixed_targets_sum_to_one_and_pixels_lie_between(given_: Mixed, seed: in
 @given(given_=st.builds(batch, st.integers(2, 9), st.just(9), st.integers(2, 12), seeds), seed=seeds)
 def test_blended_pixels_are_the_targets_mean_of_two_images(given_: Mixed, seed: int) -> None:
     images = given_[0]
-    targets = np.eye(9, dtype=np.float32)[: len(images)]  # who is who
+    targets = np.eye(9, dtype=np.float32)[: len(images)]  # one class per image
     pixels, shares = mixed((images, targets), seed, mixup=1.0)
     assert ((shares > 0).sum(1) <= 2).all()
     expected = np.tensordot(shares[:, : len(images)], images.astype(float), axes=1)
@@ -81,9 +81,9 @@ def test_shares_are_drawn_from_beta(kind: str, mean: float, spread: float) -> No
     uniform, rare = (
         np.array([mixed(given_, seed, **{kind: alpha})[1][0, 0] for seed in range(1500)]) for alpha in (1.0, 0.1)
     )
-    own = uniform[uniform < 1]  # a half of the permutations of two leaves everyone with itself
+    own = uniform[uniform < 1]  # half of the permutations of two are the identity
     assert 600 < len(own) < 900
-    assert abs(own.mean() - mean) < 0.06  # what a box loses beyond the edge is the image's own
+    assert abs(own.mean() - mean) < 0.06  # the clipped part of a box remains the image's own
     assert abs(own.std() - spread) < 0.05
     nearly_one = ((rare > 0.95) | (rare < 0.05)).mean()
     assert nearly_one > ((uniform > 0.95) | (uniform < 0.05)).mean() + 0.1, "a small alpha leaves most nearly pure"
@@ -96,7 +96,7 @@ def test_with_both_methods_one_is_chosen_at_random() -> None:
         values = set(mixed((images, np.eye(2, dtype=np.float32)), seed, mixup=1.0, cutmix=1.0)[0][0].ravel().tolist())
         cut += values == {0, 200}
         blended += len(values) == 1 and not values <= {0, 200}
-    assert 50 < cut < 100  # the other half was its own partner
+    assert 50 < cut < 100  # in the other half each is its own partner
     assert 50 < blended < 100
 
 

@@ -1,4 +1,4 @@
-"""Drawn hot dogs told apart by the course of their sauce: even, repeatable, and no other sign of the class."""
+"""Test that sauce drawings are balanced and repeatable, and that nothing but the sauce reveals the class."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_line_has_its_width_also_at_the_pictures_edge() -> None:
 
 
 def looks(count: int, split: int) -> tuple[np.ndarray, np.ndarray]:
-    """Thumbnails and mean colours `(3 * count, 16 * 16 * 3 + 3)`, and the classes."""
+    """Draw thumbnails and mean colours `(3 * count, 16 * 16 * 3 + 3)`, with their classes."""
     rows = []
     for label, name in enumerate(COURSES):
         for number in range(count):

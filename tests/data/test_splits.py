@@ -1,4 +1,4 @@
-"""What is held out: of each class its share, by the seed and by nothing else."""
+"""Test that splits take each class's share and depend on the seed only."""
 
 from __future__ import annotations
 

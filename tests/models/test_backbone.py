@@ -1,4 +1,4 @@
-"""Each shipped backbone: the right preprocessing, blocks that cut no path, weights that survive saving."""
+"""Test every shipped backbone: preprocessing, blocks that cut no path, saving and loading."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ QUICK = ("tiny", "efficientnet_lite0")
 
 
 def marked(names: Iterable[str]) -> list[Any]:
-    """All but the quick ones belong to the slow tier."""
+    """Mark all but the quick networks as slow."""
     return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 

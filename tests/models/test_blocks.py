@@ -1,4 +1,4 @@
-"""Blocks are where one would cut by hand, a backbone that was split gives the same bits, and what a block costs."""
+"""Test where blocks end, that splitting a backbone keeps every bit, and what a block costs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tl_research.models.blocks import find_blocks, multiply_accumulates, split_b
 
 layers = keras.layers
 
-# Where the papers' figures begin a new stage; a stem's pooling belongs to the stem.
+# Where the papers' figures start a new stage; a stem's pooling belongs to the stem.
 ENDS = {
     "convnext_tiny": "add_2 add_5 add_14 layer_normalization",
     "densenet121": "pool1 pool2_pool pool3_pool pool4_pool avg_pool",
@@ -109,7 +109,7 @@ def test_both_parts_need_a_block() -> None:
             split_backbone(backbone, unfreeze)
 
 
-# The key that a prefix's maps are stored under
+# Keys of a prefix's stored maps
 
 KEYS = """
 import sys
@@ -159,7 +159,7 @@ def test_a_prefix_has_one_key_in_all_processes() -> None:
     assert len(set(one)) == len(one)
 
 
-# Graphs of our own
+# Handmade graphs
 
 
 def model(body: Callable[[keras.KerasTensor], keras.KerasTensor], size: int = 32) -> keras.Model:
@@ -219,7 +219,7 @@ def test_shared_layers_are_no_cuts_and_do_not_prevent_others() -> None:
     assert multiply_accumulates(backbone) == [32 * 32 * (27 * 8 + 2 * 72 * 8), 16 * 16 * 72 * 8]
 
 
-# What a block computes
+# Cost of a block
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_multiply_accumulates_of_a_layer(layer: keras.Layer, expected: int) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "low", "high"),  # billions, as the papers and torchvision tell them for one image of 224 x 224
+    ("name", "low", "high"),  # billions, as papers and torchvision report for one image of 224 x 224
     [
         ("resnet50", 3.8, 4.1),
         ("mobilenet_v2", 0.29, 0.31),

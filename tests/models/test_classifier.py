@@ -1,4 +1,4 @@
-"""What moves in a fit and what does not, through the real step, bit for bit."""
+"""Test which variables training changes, bit for bit, with the real train step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def classifier() -> keras.Model:
 
 
 def fit(classifier: keras.Model, parts: list[Part], unfreeze: int | Literal["all"] = "all") -> dict[str, bool]:
-    """Two updates by the real step; which variables moved, by path."""
+    """Train for two updates; return the paths of changed variables."""
     before = {v.path: np.array(v) for v in classifier.variables}
     rng = np.random.default_rng(0)
     update(classifier, parts, unfreeze, rng.integers(0, 256, (2, 8, 32, 32, 3), np.uint8))
@@ -58,7 +58,7 @@ def test_batch_norm_policies_in_unfrozen_blocks(classifier: keras.Model, policy:
 
 
 class Unit(keras.layers.Layer):
-    """A layer made of others, as users write them."""
+    """A layer that contains others, as users write them."""
 
     def __init__(self, filters: int, name: str) -> None:
         super().__init__(name=name)
@@ -74,7 +74,7 @@ class Unit(keras.layers.Layer):
 
 
 def nested(include_top: bool, weights: None, input_shape: tuple[int, int, int]) -> keras.Model:
-    """A model in a model, two with layers of the same names, and layers in a layer."""
+    """Build a model in a model, two with layers of the same names, and layers in a layer."""
     image = keras.Input(input_shape)
     maps = image
     for name in ("a", "b"):
@@ -85,7 +85,7 @@ def nested(include_top: bool, weights: None, input_shape: tuple[int, int, int]) 
 
 
 def same_names(include_top: bool, weights: None, input_shape: tuple[int, int, int]) -> keras.Model:
-    """Two models inside whose layers have the same names: they cannot be laid flat."""
+    """Build two nested models whose layers have the same names, which cannot be flattened."""
     image = keras.Input(input_shape)
     maps = image
     for name in ("a", "b"):

@@ -30,7 +30,7 @@ def check_against_timm(model, name, image):
     golden = GOLDEN["images"][name]
     same_pixels = hashlib.sha256(image.tobytes()).hexdigest() == golden["pixels_sha256"]
     ours = logits(model, image)
-    # Another JPEG decoder may differ in single grey levels; the answers then differ by more than arithmetic does.
+    # Another JPEG decoder may differ in single grey levels; logits then differ more than by rounding.
     np.testing.assert_allclose(ours, golden["logits"], rtol=0, atol=1e-4 if same_pixels else 0.2)
     assert np.argsort(-ours)[: 5 if same_pixels else 1].tolist() == golden["top5"][: 5 if same_pixels else 1]
 
@@ -74,7 +74,7 @@ def test_larger_variants_load_and_recognize_a_banana(number, photos):
     assert logits(model, np.asarray(image)).argmax() == BANANA
 
 
-# Trainable and moving numbers of the published networks, less their 1000-class head.
+# Trainable and moving parameters of the published networks without their 1000-class head.
 @pytest.mark.parametrize(("number", "tensors", "parameters"), [(0, 247, 4694024), (1, 322, 5470344), (2, 322, 6150168)])
 def test_number_of_tensors_and_parameters(number, tensors, parameters):
     model = getattr(efficientnet_lite, f"EfficientNetLite{number}")()

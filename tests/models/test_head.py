@@ -1,4 +1,4 @@
-"""Heads are plain Keras models: what they answer is what a slow count by hand does, also from a file and in a run."""
+"""Test heads against slow direct computations, also from a file and in whole runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def blobs(n: int, d: int, k: int, seed: int = 0, spread: float = 1.0) -> tuple[n
 
 
 def others(d: int, n: int = 20, seed: int = 99) -> np.ndarray:
-    """Features that no head was made from."""
+    """Draw features that no head was fitted to."""
     return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
 
 
@@ -67,7 +67,7 @@ def policy(name: str) -> Iterator[None]:
         keras.config.set_dtype_policy("float32")
 
 
-# What all heads are
+# All heads
 
 
 def built(head: Head, d: int = 6, k: int = 3) -> keras.Model:
@@ -122,7 +122,7 @@ def test_base_classes_are_abstract() -> None:
         DirectHead().fit(*blobs(4, 2, 2), 2)
 
 
-# Heads that learn
+# Trained heads
 
 
 def test_a_linear_head_is_a_dense_layer_after_optional_dropout() -> None:
@@ -189,7 +189,7 @@ def test_only_a_normalizing_prototype_head_ignores_length() -> None:
 def votes_by_hand(
     features: np.ndarray, labels: np.ndarray, classes: int, queries: np.ndarray, k: int, temperature: float
 ) -> np.ndarray:
-    """Log-probabilities `(n, classes)`: the `k` nearest by cosine vote, and one vote is spread over all classes."""
+    """Compute log-probabilities `(n, classes)` of votes of the `k` nearest by cosine, plus one vote for all classes."""
     rows, found = unit(features), []
     for query in unit(queries):
         cosines = [float(row @ query) for row in rows]
@@ -264,7 +264,7 @@ def test_equidistant_neighbours_of_two_classes_tie() -> None:
         np.testing.assert_allclose(found, np.log(0.5), atol=1e-5)
 
 
-# Odd features
+# Unusual features
 
 
 ODD = {
@@ -304,7 +304,7 @@ def test_one_image_per_class_is_enough(head: DirectHead, views: int) -> None:
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes that do not differ, so that answers are unsure."""
+    """Draw two classes that do not differ, so that predictions are uncertain."""
     return draw_noise(tmp_path_factory.mktemp("noise"), ("train", "test"), 12)
 
 
@@ -321,7 +321,7 @@ def assert_saved_model_answers_as_recorded(done: Run, root: Path) -> None:
 
 
 def in_split(done: Run, split: str, name: str = "predictions.csv") -> float:
-    """Accuracy of what a table of answers says."""
+    """Compute the accuracy of a table of predictions."""
     rows = [row for row in table(done.directory / name) if row["split"] == split]
     return float(np.mean([row["label"] == row["prediction"] for row in rows]))
 

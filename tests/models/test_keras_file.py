@@ -52,7 +52,7 @@ def test_a_missing_path_and_a_directory_are_refused(tmp_path, suffix):
 
 
 class Payload:
-    """Unpickling it would create a file."""
+    """Create a file when unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -89,7 +89,7 @@ def test_a_damaged_file_raises_only_input_errors(tmp_path, suffix):
         start = int(rng.integers(8, len(whole) - 64))
         damaged[start : start + 64] = rng.bytes(64)
         path.write_bytes(damaged)
-        with contextlib.suppress(InputError):  # the damage may lie where nothing is read: then it loads
+        with contextlib.suppress(InputError):  # it loads if the damage is where nothing is read
             weights.load_file(model, path)
 
 

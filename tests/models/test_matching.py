@@ -1,4 +1,4 @@
-"""Which tensor of a file goes where: by names, by order, and what is no match."""
+"""Test matching of tensors by name and by order, and what is no match."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ PATH = Path("file.h5")
 
 
 def stored(*layers):
-    """Tensors from (layer, {kind: shape})."""
+    """Make tensors from (layer, {kind: shape})."""
     return [
         Tensor("", layer, f"{layer}/{kind}", kind, shape, np.zeros(shape))
         for layer, kinds in layers
@@ -30,7 +30,7 @@ HEAD = {"kernel": (4, 2), "bias": (2,)}
 
 
 def network(*names):
-    """conv -> bn -> conv of the given names."""
+    """Build conv -> bn -> conv with the given names."""
     import keras
 
     image = keras.Input((8, 8, 3))
@@ -64,7 +64,7 @@ def test_unknown_names_are_matched_by_order():
 
 @pytest.mark.parametrize("first", [0, 1, 93])
 def test_automatic_names_are_matched_by_rank(first):
-    """The network's own names overlap with the file's by chance: conv2d_1 is its second, and the file's first."""
+    """Names overlap by chance: conv2d_1 is the network's second layer and the file's first."""
     model = network("conv2d", "n", "conv2d_1")
     file_names = [f"conv2d_{first + i}" if first + i else "conv2d" for i in range(3)]
     tensors = stored((file_names[0], CONV), ("n", BN), (file_names[1], LAST), (file_names[2], LAST))
@@ -120,7 +120,7 @@ def test_layers_of_one_name_in_two_models_are_not_mixed_up():
 
 
 def test_ranks_of_automatic_names_are_counted_per_model():
-    """Conv2d before the model inside is the file's first, and not the network's."""
+    """The conv2d before the nested model is the file's first, and not the network's."""
     before = stored(("conv2d", CONV))
     model = network("conv2d_7", "n", "conv2d_8")
     network_inside = inside("net", stored(("conv2d_1", CONV), ("n", BN), ("conv2d_2", LAST)))
@@ -146,7 +146,7 @@ def test_a_network_larger_than_the_file_is_refused(tmp_path):
 
 
 def wrapped(network, before):
-    """A layer of weights before the network, which then is no head."""
+    """Build a layer with weights before the network, which is no head."""
     import keras
 
     image = keras.Input((16, 16, 3))

@@ -1,4 +1,4 @@
-"""Class means and neighbours are what a slow count by hand finds, and no image has a part in judging itself."""
+"""Test class means and neighbours against slow direct computations that leave each image out."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ few = settings(deadline=None, max_examples=40)
 def blobs(
     images: int, d: int, k: int, views: int = 1, spread: float = 1.0, seed: int = 0, shared: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features `(images * views, d)` and labels: images lie about the centre of their class, views about their
-    image."""
+    """Draw features `(images * views, d)` and labels: images around their class's centre, views around their image."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(images) % k)
     rows = rng.normal(size=(k, d))[labels] + spread * rng.normal(size=(images, d))
@@ -29,7 +28,7 @@ def blobs(
 
 
 def long(features: np.ndarray, normalize: bool) -> np.ndarray:
-    """Rows in float64, each divided by its length if wanted."""
+    """Convert rows to float64, optionally scaled to length 1."""
     rows = features.astype(np.float64)
     if normalize:
         for row in rows:
@@ -52,7 +51,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 @few
 @given(arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=st.floats(-1000, 1000, width=32)))
 def test_rows_are_scaled_to_length_one(features: np.ndarray) -> None:
-    assume(not ((features != 0) & (np.abs(features) < 1e-9)).any())  # whose squares are no number of float32
+    assume(not ((features != 0) & (np.abs(features) < 1e-9)).any())  # whose squares underflow in float32
     before = features.copy()
     rows = unit(features)
     assert rows.dtype == np.float32
@@ -71,7 +70,7 @@ def test_a_row_of_zeros_stays_zero() -> None:
 
 
 def without_own(rows: np.ndarray, labels: np.ndarray, k: int, views: int) -> np.ndarray:
-    """Squared distances of each row from each class's mean over other images, or over all where there is no other."""
+    """Compute squared distances of rows from class means over other images, or over all if there is no other."""
     image = np.arange(len(rows)) // views
     found = np.empty((len(rows), k))
     for i, row in enumerate(rows):
@@ -83,7 +82,7 @@ def without_own(rows: np.ndarray, labels: np.ndarray, k: int, views: int) -> np.
 
 
 def mean_losses(distances: np.ndarray, labels: np.ndarray, views: int) -> np.ndarray:
-    """Log loss for each of `SHARPNESS`, over images that are not alone in their class if there are any."""
+    """Compute the log loss for each of `SHARPNESS`, over images that are not the only one of their class, if any."""
     images = np.bincount(labels)[labels] // views
     judged = images > 1 if (images > 1).any() else np.ones(len(labels), bool)
     scaled = -distances[judged] / distances.mean()
@@ -92,7 +91,7 @@ def mean_losses(distances: np.ndarray, labels: np.ndarray, views: int) -> np.nda
 
 
 def sharpness_of(kernel: np.ndarray, means: np.ndarray) -> float:
-    """The `s` of a kernel `2 * s * means.T`, which it must be, but for what all classes share."""
+    """Return the `s` of a kernel `2 * s * means.T`; assert that form, up to what all classes share."""
     means = means - means.mean(axis=0)
     s = float(np.sum(kernel * means.T) / np.sum(means**2)) / 2
     np.testing.assert_allclose(kernel, 2 * s * means.T, rtol=1e-4, atol=1e-5 * np.abs(kernel).max())
@@ -173,7 +172,7 @@ def test_the_only_image_of_a_class_does_not_affect_the_scale(counts: list[int], 
 @pytest.mark.parametrize("views", [2, 3])
 def test_leave_one_out_distances_leave_out_all_views(views: int) -> None:
     features, labels = blobs(13, 4, 3, views)
-    labels[:views] = 3  # one image alone in its class
+    labels[:views] = 3  # the only image of its class
     rows = long(features, False)
     found = nearest.leave_one_out_distances(rows, labels, means_of(rows, labels, 4), views)
     expected = without_own(rows, labels, 4, views)[np.arange(len(labels)), labels]
@@ -242,7 +241,7 @@ def test_a_common_offset_does_not_cost_precision(normalize: bool) -> None:
 def losses_by_hand(
     features: np.ndarray, labels: np.ndarray, classes: int, views: int, ks: Sequence[int], ts: Sequence[float]
 ) -> dict[tuple[int, float], float]:
-    """Leave-one-out log loss of every choice, an image's own views never among its neighbours."""
+    """Compute the leave-one-out log loss of every choice; an image's own views are never its neighbours."""
     rows = long(features, True)
     losses: dict[tuple[int, float], float] = {}
     for k in ks:

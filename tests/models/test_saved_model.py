@@ -26,7 +26,7 @@ SHAPES = [flat, sequential, nested, nested_with_model_head]
 
 
 def refusal(path):
-    """What both ways into a file say of it."""
+    """Return the error message of both loading functions."""
     with pytest.raises(InputError) as caught:
         load_model(path)
     message = str(caught.value)
@@ -64,7 +64,7 @@ def test_features_are_computed_by_one_flat_graph(classifier):
     kinds = [type(operation).__name__ for operation in features.operations if "Divide" not in type(operation).__name__]
     expected = "InputLayer Rescaling Normalization Conv2D BatchNormalization DepthwiseConv2D Conv2D Add"
     assert kinds == expected.split()
-    # Each layer is called once, so that its output is the graph's.
+    # Each layer is called once, so its output belongs to the graph.
     for layer in features.layers:
         keras.Model(features.input, layer.output)
 
@@ -92,7 +92,7 @@ def test_a_size_too_small_for_the_network_is_refused():
 
 
 def test_a_map_pooled_to_one_pixel_is_no_feature_map():
-    """MobileNet's classifier keeps four dimensions behind its pooling; ResNet's of old pooled with a window."""
+    """MobileNet's classifier keeps four dimensions after pooling; old ResNets pooled with a window."""
     import keras
 
     layers = keras.layers
@@ -140,11 +140,11 @@ def test_unsuitable_models_are_refused():
             feature_extractor(model)
 
 
-# What is refused
+# Refusals
 
 
 def edited(source, path, change):
-    """A copy of a .keras file with its config changed."""
+    """Copy a .keras file with a changed config."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
         config = json.loads(old.read("config.json"))
         change(config)
@@ -167,7 +167,7 @@ def test_a_lambda_is_refused_and_not_executed(tmp_path, suffix, deep):
         model = keras.Model(again, model(again))
     path = save(model, tmp_path / f"model{suffix}")
     answers(model)
-    ran.unlink()  # it was there: whoever runs the function leaves a trace
+    ran.unlink()  # executing the function leaves this file
     message = refusal(path)
     assert "Lambda" in message
     assert not ran.exists()
@@ -267,7 +267,7 @@ def test_a_path_that_is_no_model_is_refused(tmp_path, name):
 
 
 def test_a_model_of_keras_2_is_loaded(tmp_path):
-    """Its config names no modules and writes the graph as lists."""
+    """A config of Keras 2 names no modules and describes the graph by lists."""
     source = fill(small())
     conv = source.get_layer(index=3)
     initializer = {"class_name": "GlorotUniform", "config": {"seed": None}}

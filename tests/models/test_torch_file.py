@@ -19,7 +19,7 @@ KINDS = {np.dtype(np.float32): "FloatStorage", np.dtype(np.float64): "DoubleStor
 
 
 class Global:
-    """Pickled as the name of something in a module that need not exist."""
+    """Pickled as a name in a module that need not exist."""
 
     def __init__(self, module, name):
         self.module, self.name = module, name
@@ -38,7 +38,7 @@ class Storage:
 
 
 class Pickler(pickle._Pickler):
-    """Writes the same bytes as torch does, without torch."""
+    """Write the same bytes as torch, without torch."""
 
     def persistent_id(self, value):
         if isinstance(value, Storage):
@@ -145,7 +145,7 @@ def test_modules_named_by_a_pickle_are_not_imported(tmp_path, monkeypatch):
 
 def test_a_pickle_cannot_modify_the_reader(tmp_path):
     rebuild = Global("torch._utils", "_rebuild_tensor_v2")
-    # BUILD with a state of (None, {...}) sets attributes of the object on the stack, here a function.
+    # BUILD with the state (None, {...}) sets attributes of the object on the stack, here a function.
     attack = pickled(rebuild)[:-1] + pickled((None, {"__defaults__": (1,)}))[2:-1] + pickle.BUILD + pickle.STOP
     start = [MAGIC, PROTOCOL, {"little_endian": True}]
     (tmp_path / "a.pth").write_bytes(b"".join(pickle.dumps(value, 2) for value in start) + attack)

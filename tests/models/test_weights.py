@@ -17,7 +17,7 @@ FORMATS = (".weights.h5", ".h5", ".keras")
 
 
 def small(name="small"):
-    """A network with what matching has to get right: automatic names, a branch, moving statistics, a scalar weight."""
+    """Build a network that is hard to match: automatic names, a branch, moving statistics, a scalar weight."""
     import keras
 
     layers = keras.layers
@@ -32,7 +32,7 @@ def small(name="small"):
 
 
 def fill(model, seed=0):
-    """Other weights in every tensor."""
+    """Randomize every tensor."""
     from tl_research.models.weights.keras_layout import finish
 
     rng = np.random.default_rng(seed)
@@ -235,7 +235,7 @@ def test_torch_weights_fit_no_other_network(tmp_path):
 def test_a_packages_file_is_found_without_importing_it(monkeypatch):
     import sys
 
-    monkeypatch.setitem(sys.modules, LITE.replace("-", "_"), None)  # importing it would now fail
+    monkeypatch.setitem(sys.modules, LITE.replace("-", "_"), None)  # importing it now fails
     assert weights.package_file(LITE).name.startswith("efficientnet-lite0")
 
 
@@ -273,7 +273,7 @@ def keras_home(tmp_path, monkeypatch):
 
 
 def fetched(monkeypatch, content=b"new"):
-    """Replaces the download; returns the list of its calls."""
+    """Replace the download; return the list of its calls."""
     calls = []
 
     def download(url, target, **options):
