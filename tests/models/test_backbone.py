@@ -151,7 +151,7 @@ def test_a_custom_function_is_built_and_a_wrong_one_refused(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         ("def make():\n    pass", "include_top"),
         ("def make(**_):\n    return 3", "int"),
@@ -160,7 +160,7 @@ def test_a_custom_function_is_built_and_a_wrong_one_refused(tmp_path: Path, monk
     ],
 )  # fmt: skip
 def test_a_custom_function_without_a_feature_map_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
 ) -> None:
     module = f"mine_{abs(hash(body))}"
     (tmp_path / f"{module}.py").write_text(body)
@@ -168,7 +168,7 @@ def test_a_custom_function_without_a_feature_map_is_refused(
     backbone = compose(["backbone=custom", f"backbone.build={module}:make", "backbone.image_size=32"]).backbone
     with pytest.raises(InputError, match=r"^backbone\.build=") as caught:
         backbone.build()
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_sequential_with_an_input_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,7 @@ def test_a_prefix_is_frozen_and_its_key_independent_of_history() -> None:
 
 @pytest.mark.slow
 def test_a_prefix_has_one_key_in_all_processes() -> None:
-    def told(how: str, of: list[str]) -> list[str]:
+    def printed_keys(how: str, of: list[str]) -> list[str]:
         return subprocess.run(
             [sys.executable, "-c", KEYS, how, *of],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -154,7 +154,7 @@ def test_a_prefix_has_one_key_in_all_processes() -> None:
         ).stdout.split()
 
     some = ["inception_v3", "convnext_tiny", "efficientnet_b0", "mobilenet_v3_large", "resnet50", "tiny", "vgg16"]
-    one, other = told("first", some), told("alone", some[::-1])
+    one, other = printed_keys("first", some), printed_keys("alone", some[::-1])
     assert one == [key for n in range(len(some))[::-1] for key in other[2 * n : 2 * n + 2]]
     assert len(set(one)) == len(one)
 

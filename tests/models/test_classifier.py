@@ -102,9 +102,9 @@ def test_nested_batch_norm_follows_the_policy(function: str, policy: BatchNorm) 
     backbone = recipe.build()
     classifier = build_classifier(backbone, Linear().build(backbone.output_shape[-1], 2))
     parts = set_trainable(classifier, "all", policy)
-    told = {id(variable) for part in parts for variable in (*part.learning, *part.statistics)}
+    listed = {id(variable) for part in parts for variable in (*part.learning, *part.statistics)}
     moved = fit(classifier, parts)
-    expected = {variable.path for variable in classifier.variables if id(variable) in told}
+    expected = {variable.path for variable in classifier.variables if id(variable) in listed}
     assert {path for path, changed in moved.items() if changed} == expected
     assert {moved[p] for p in moved if is_statistic(p)} == {policy != "frozen"}
     assert {moved[p] for p in moved if is_norm(p) and not is_statistic(p)} == {policy == "train"}

@@ -164,9 +164,9 @@ def test_the_only_image_of_a_class_does_not_affect_the_scale(counts: list[int], 
     distances = without_own(rows, labels, len(counts), views)
     losses = mean_losses(distances, labels, views)
     chosen = sharpness_of(kernel, means_of(rows, labels, len(counts))) * distances.mean()
-    place = int(np.abs(np.log(SHARPNESS / chosen)).argmin())
-    assert chosen == pytest.approx(SHARPNESS[place], rel=1e-3)
-    assert losses[place] <= losses.min() + 1e-9
+    nearest_index = int(np.abs(np.log(SHARPNESS / chosen)).argmin())
+    assert chosen == pytest.approx(SHARPNESS[nearest_index], rel=1e-3)
+    assert losses[nearest_index] <= losses.min() + 1e-9
 
 
 @pytest.mark.parametrize("views", [2, 3])
@@ -246,15 +246,15 @@ def losses_by_hand(
     losses: dict[tuple[int, float], float] = {}
     for k in ks:
         for t in ts:
-            told = []
+            image_losses = []
             for i, row in enumerate(rows):
                 others = [j for j in range(len(rows)) if j // views != i // views]
                 others = sorted(others, key=lambda j: -rows[j] @ row)[:k]
                 votes = np.full(classes, 1 / classes)
                 for j in others:
                     votes[labels[j]] += np.exp((rows[j] @ row - rows[others[0]] @ row) / t)
-                told.append(-np.log(votes[labels[i]] / votes.sum()))
-            losses[k, t] = float(np.mean(told))
+                image_losses.append(-np.log(votes[labels[i]] / votes.sum()))
+            losses[k, t] = float(np.mean(image_losses))
     return losses
 
 

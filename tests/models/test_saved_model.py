@@ -82,8 +82,8 @@ def test_the_image_may_have_another_size():
     features = feature_extractor(flat(network), size=24)
     assert features.input_shape == (None, 24, 24, 3)
     assert features.output_shape == (None, 9, 9, 4)
-    for ours, theirs in zip(features.get_weights(), network.get_weights(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for actual, expected_weights in zip(features.get_weights(), network.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected_weights)
 
 
 def test_a_size_too_small_for_the_network_is_refused():

@@ -162,8 +162,8 @@ def test_a_real_network_loads_from_a_nested_classifier(tmp_path):
     keras.Model(image, head(source(image))).save(tmp_path / "classifier.keras")
     target = mobilenet()
     assert len(weights.load_file(target, tmp_path / "classifier.keras")) == 2
-    for ours, theirs in zip(target.get_weights(), source.get_weights(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for actual, expected_weights in zip(target.get_weights(), source.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected_weights)
 
 
 @pytest.mark.slow
@@ -179,8 +179,8 @@ def test_inception_with_numbered_names_loads_every_format(tmp_path, suffix):
     target = inception()
     assert {layer.name for layer in target.layers} != {layer.name for layer in source.layers}
     assert len(weights.load_file(target, path)) == 2
-    for ours, theirs in zip(target.get_weights(), source.get_weights(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for actual, expected_weights in zip(target.get_weights(), source.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected_weights)
 
 
 # Torch files
