@@ -1,4 +1,4 @@
-"""A zip is unpacked whole or not at all, and nothing is ever written outside the folder."""
+"""Test that a zip is unpacked completely or not at all, and never outside its folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILES = {f"train/{name}/{i}.jpg": random.Random(f"{name}{i}").randbytes(3000) fo
 
 
 def make_zip(path: Path, files: dict[str, bytes], change: Callable[[zipfile.ZipInfo], None] | None = None) -> Path:
-    """Entry names go in as they are; `change` may make the entries lie."""
+    """Write a zip with these entry names; `change` may falsify entries."""
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as target:
         warnings.simplefilter("ignore")  # a duplicate name
         for name, content in files.items():
@@ -49,7 +49,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def refused(path: Path, folder: Path) -> str:
-    """The one line a refusal says; nothing may be left behind."""
+    """Return the message of a refusal; assert that nothing is left on disk."""
     before = sorted(folder.parent.iterdir())
     with pytest.raises(BadArchiveError) as caught:
         unpack(path, folder)
@@ -65,12 +65,12 @@ def good(tmp_path: Path) -> Path:
     return make_zip(tmp_path / "good.zip", FILES)
 
 
-def test_a_zip_becomes_a_folder(good: Path, tmp_path: Path) -> None:
+def test_a_zip_is_unpacked_into_a_folder(good: Path, tmp_path: Path) -> None:
     assert unpack(good, tmp_path / "deep" / "data") == tmp_path / "deep" / "data"
     assert tree(tmp_path / "deep") == {f"data/{name}": content for name, content in FILES.items()}
 
 
-def test_a_complete_folder_is_returned_as_it_is(good: Path, tmp_path: Path) -> None:
+def test_a_complete_folder_is_returned_unchanged(good: Path, tmp_path: Path) -> None:
     folder = unpack(good, tmp_path / "data")
     good.unlink()
     assert unpack(good, folder) == folder
@@ -100,7 +100,7 @@ def test_junk_is_left_out(tmp_path: Path) -> None:
         "__MACOSX/../x",
     ],
 )
-def test_entries_that_leave_the_folder(name: str, tmp_path: Path) -> None:
+def test_entries_outside_the_folder_are_refused(name: str, tmp_path: Path) -> None:
     path = make_zip(tmp_path / "evil.zip", {"fine.jpg": b"1", name: b"2"})
     message = refused(path, tmp_path / "data")
     assert repr(name) in message
@@ -110,12 +110,12 @@ def test_entries_that_leave_the_folder(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"), [("a\0.jpg", "no file can have"), ("a" * 300, "no file can have"), (".", "no name")]
 )
-def test_impossible_names(name: str, words: str, tmp_path: Path) -> None:
+def test_impossible_names_are_refused(name: str, words: str, tmp_path: Path) -> None:
     assert words in refused(make_zip(tmp_path / "evil.zip", {name: b"1"}), tmp_path / "data")
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK])
-def test_links_and_special_files(kind: int, tmp_path: Path) -> None:
+def test_links_and_special_files_are_refused(kind: int, tmp_path: Path) -> None:
     def change(info: zipfile.ZipInfo) -> None:
         info.external_attr = (kind | 0o777) << 16
 
@@ -123,19 +123,19 @@ def test_links_and_special_files(kind: int, tmp_path: Path) -> None:
     assert "'link' is a link or a special file" in refused(path, tmp_path / "data")
 
 
-def test_encrypted(tmp_path: Path) -> None:
+def test_encrypted_entries_are_refused(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "secret.zip", {"a.jpg": b"1"})
     set_in_directory(path, 8, struct.pack("<H", 1))  # the flags
     assert "'a.jpg' is encrypted" in refused(path, tmp_path / "data")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_methods_that_cannot_be_bounded(method: int, tmp_path: Path) -> None:
+def test_unbounded_compression_methods_are_refused(method: int, tmp_path: Path) -> None:
     path = make_zip(tmp_path / "odd.zip", {"a.jpg": b"1"}, lambda info: setattr(info, "compress_type", method))
     assert "'a.jpg' is compressed by an unusual method" in refused(path, tmp_path / "data")
 
 
-def test_a_name_twice(tmp_path: Path) -> None:
+def test_duplicate_names_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "twice.zip"
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as target:
         warnings.simplefilter("ignore")
@@ -144,22 +144,20 @@ def test_a_name_twice(tmp_path: Path) -> None:
     assert "is there twice" in refused(path, tmp_path / "data")
 
 
-def test_a_file_that_is_also_a_folder(tmp_path: Path) -> None:
+def test_a_file_that_is_also_a_folder_is_refused(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "odd.zip", {"a/b.jpg": b"1", "a": b"2"})
     assert "'a' is a file and a folder" in refused(path, tmp_path / "data")
 
 
-def test_names_that_differ_in_case_are_two_files_where_they_can_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_that_differ_in_case_are_two_files_if_possible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_zip(tmp_path / "case.zip", {"cat/a.jpg": b"1", "Cat/a.jpg": b"2"})
-    if not archive._folds_case(tmp_path):
+    if not archive.ignores_case(tmp_path):
         assert tree(unpack(path, tmp_path / "two")) == {"cat/a.jpg": b"1", "Cat/a.jpg": b"2"}
-    monkeypatch.setattr(archive, "_folds_case", lambda folder: True)
+    monkeypatch.setattr(archive, "ignores_case", lambda folder: True)
     assert "'cat/a.jpg' and 'Cat/a.jpg' are one name" in refused(path, tmp_path / "one")
 
 
-def test_a_bomb_by_ratio(tmp_path: Path) -> None:
+def test_a_bomb_is_recognized_by_its_ratio(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "bomb.zip", {"a.bmp": bytes(20_000_000)})
     assert "looks like a bomb" in refused(path, tmp_path / "data")
 
@@ -169,13 +167,13 @@ def test_a_small_archive_may_compress_well(tmp_path: Path) -> None:
     assert unpack(path, tmp_path / "data").is_dir()
 
 
-def test_a_bomb_by_size(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bomb_is_recognized_by_its_size(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "MAX_BYTES", 23_999)
     assert "0.0 GB in 8 files" in refused(good, tmp_path / "data")
 
 
-def test_a_bomb_of_overlapping_entries(tmp_path: Path) -> None:
-    """Many entries that share one stream: each is modest, the directory alone shows the sum."""
+def test_a_bomb_of_overlapping_entries_is_recognized(tmp_path: Path) -> None:
+    """Many entries share one stream: each is small, only the directory shows the sum."""
     path = make_zip(tmp_path / "overlap.zip", {"a": os.urandom(30_000)})
     raw = path.read_bytes()
     start = raw.rindex(b"PK\1\2")
@@ -188,14 +186,14 @@ def test_a_bomb_of_overlapping_entries(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("claim", [2_999, 3_001, 10])
-def test_an_entry_that_lies_about_its_size(claim: int, tmp_path: Path) -> None:
+def test_an_entry_with_a_false_size_is_refused(claim: int, tmp_path: Path) -> None:
     path = make_zip(tmp_path / "liar.zip", {"a.jpg": random.Random(0).randbytes(3000)})
     set_in_directory(path, 24, struct.pack("<L", claim))
     assert refused(path, tmp_path / "data")
 
 
-def test_what_is_read_is_counted(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if Python's reader were to give more than the entry says."""
+def test_bytes_are_counted_while_reading(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's reader might return more than the entry's size."""
     monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda self, n: bytes(n))
     assert "not as long as it says" in refused(good, tmp_path / "data")
 
@@ -208,19 +206,19 @@ def set_in_directory(path: Path, offset: int, value: bytes) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\3\4" + bytes(100)])
-def test_not_a_zip(content: bytes, tmp_path: Path) -> None:
+def test_other_files_than_zips_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.zip"
     path.write_bytes(content)
     assert "not a zip" in refused(path, tmp_path / "data")
 
 
-def test_no_file_a_folder_and_nothing_inside(tmp_path: Path) -> None:
+def test_a_missing_file_a_folder_and_an_empty_zip_are_refused(tmp_path: Path) -> None:
     assert "No such file" in refused(tmp_path / "none.zip", tmp_path / "data")
     assert "is a folder" in refused(tmp_path, tmp_path / "data")
     assert "holds no files" in refused(make_zip(tmp_path / "empty.zip", {"a/": b""}), tmp_path / "data")
 
 
-def test_an_entry_that_begins_before_the_archive(good: Path, tmp_path: Path) -> None:
+def test_an_entry_before_the_archives_start_is_refused(good: Path, tmp_path: Path) -> None:
     raw = bytearray(good.read_bytes())
     start = raw.rindex(b"PK\5\6") + 16
     (offset,) = struct.unpack_from("<L", raw, start)
@@ -230,7 +228,7 @@ def test_an_entry_that_begins_before_the_archive(good: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
-def test_cut_short(share: float, good: Path, tmp_path: Path) -> None:
+def test_a_truncated_zip_is_refused(share: float, good: Path, tmp_path: Path) -> None:
     raw = good.read_bytes()
     good.write_bytes(raw[: int(len(raw) * share)])
     assert "cut short" in refused(good, tmp_path / "data")
@@ -304,9 +302,7 @@ def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "track", track)
 
 
-def test_an_interrupted_unpacking_is_taken_up_again(
-    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_unpacking_is_continued(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         interrupt_after(5, patched)
         with pytest.raises(KeyboardInterrupt):
@@ -314,25 +310,25 @@ def test_an_interrupted_unpacking_is_taken_up_again(
     assert not (tmp_path / "data").exists()
     staging = tmp_path / ".data.unpacking"
     names = list(FILES)
-    (staging / names[0]).write_bytes(FILES[names[0]][:1000])  # as a kill leaves it
-    (staging / names[1]).write_bytes(bytes(3000))  # the right size, not the right bytes
+    (staging / names[0]).write_bytes(FILES[names[0]][:1000])  # as after a kill
+    (staging / names[1]).write_bytes(bytes(3000))  # right size, wrong bytes
     (staging / "train" / "c").mkdir()
     (staging / "train" / "c" / "other.jpg").write_bytes(b"of another archive")
     extracted: list[str] = []
-    extract = archive._extract
+    extract = archive.extract_entry
 
     def noted(source: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, path: Path) -> None:
         extracted.append(info.filename)
         extract(source, info, target, path)
 
-    monkeypatch.setattr(archive, "_extract", noted)
+    monkeypatch.setattr(archive, "extract_entry", noted)
     assert tree(unpack(good, tmp_path / "data")) == FILES
     assert extracted == [names[0], names[1], *names[5:]]
     assert sorted(p.name for p in (tmp_path / "data" / "train").iterdir()) == ["a", "b"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "good.zip"]
 
 
-def test_too_little_space_is_found_before_anything_is_unpacked(
+def test_too_little_space_is_noticed_before_unpacking(
     good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
@@ -345,25 +341,25 @@ def test_too_little_space_is_found_before_anything_is_unpacked(
 @pytest.mark.parametrize(
     ("number", "words"), [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "cannot be written: Permission denied")]
 )
-def test_a_disk_that_fails_midway(
+def test_a_disk_error_while_unpacking_is_reported(
     number: int, words: str, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:
         raise OSError(number, os.strerror(number), "x")
 
-    monkeypatch.setattr(archive, "_extract", fail)
+    monkeypatch.setattr(archive, "extract_entry", fail)
     with pytest.raises(InputError, match=words) as caught:
         unpack(good, tmp_path / "data")
-    assert not isinstance(caught.value, BadArchiveError)  # the archive is not to blame, and not to be thrown away
+    assert not isinstance(caught.value, BadArchiveError)  # the archive is good and must be kept
     assert not (tmp_path / "data").exists()
 
 
-def test_two_at_once_both_end_fine(good: Path, tmp_path: Path) -> None:
+def test_of_two_processes_one_unpacks(good: Path, tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from tl_research.data.kaggle import archive\n"
-        "extract = archive._extract\n"
+        "extract = archive.extract_entry\n"
         "def slow(*args):\n    print(1, flush=True); time.sleep(0.05); extract(*args)\n"
-        "archive._extract = slow\n"
+        "archive.extract_entry = slow\n"
         "archive.unpack(Path(sys.argv[1]), Path(sys.argv[2]))\n"
     )
     command = [sys.executable, "-W", "error", "-c", code, str(good), str(tmp_path / "data")]
@@ -374,7 +370,7 @@ def test_two_at_once_both_end_fine(good: Path, tmp_path: Path) -> None:
     assert tree(tmp_path) == {"good.zip": good.read_bytes()} | {f"data/{n}": c for n, c in FILES.items()}
 
 
-def test_the_fingerprint_is_of_the_content(good: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_content(good: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copy(good, tmp_path / "copy.zip"))
     assert fingerprint(copy) == fingerprint(good)
     assert fingerprint(make_zip(tmp_path / "other.zip", FILES | {"train/a/0.jpg": bytes(3000)})) != fingerprint(good)

@@ -1,4 +1,4 @@
-"""The real Kaggle client against a server on this machine: what arrives, what is asked, and what a failure says."""
+"""Test the real Kaggle client against a local server: downloads, requests, and error messages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 class Server(ThreadingHTTPServer):
-    """Kaggle as the client knows it: the API redirects to a storage host, which knows ranges."""
+    """Simulate Kaggle: the API redirects to a storage host, which supports ranges."""
 
     daemon_threads = True
 
@@ -54,13 +54,13 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = zipped(FILES)
         self.headers = {"ETag": '"one"', "Accept-Ranges": "bytes"}
-        self.status = 200  # what the API answers
-        self.ends: list[int | None] = []  # where in the file each next answer breaks off, None for not at all
-        self.stalls = False  # an answer that broke off keeps its connection open
+        self.status = 200  # of the API
+        self.ends: list[int | None] = []  # where each response breaks off, None for complete
+        self.stalls = False  # a broken response keeps its connection open
         self.over = threading.Event()
         self.delay = 0.0
         self.prefix = b""  # of the body
-        self.direct = False  # the API itself sends the file
+        self.direct = False  # the API sends the file itself
         self.asked: list[tuple[str, dict[str, str], bytes]] = []
 
     def paths(self) -> list[str]:
@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def file(self) -> None:
-        """The content, or what is left of it; nothing is left of a file that the client has whole."""
+        """Send the content or its requested range; the range of a complete file is empty."""
         time.sleep(self.server.delay)
         content, start, wanted = self.server.content, 0, self.headers.get("Range")
         if wanted and self.headers.get("If-Range") == self.server.headers.get("ETag"):
@@ -122,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
             if end and self.server.stalls:
                 self.server.over.wait(20)
         except ConnectionError:
-            pass  # the client hangs up once it knows that it needs the rest only
+            pass  # the client disconnects when it only needs a range
 
     def log_message(self, *args: object) -> None: ...
 
@@ -138,7 +138,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's own test environment, on a port that is surely free."""
+    """Start the server as the client's test environment, on a free port."""
     from kagglesdk import kaggle_env  # type: ignore[import-untyped]
 
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")
@@ -147,13 +147,13 @@ def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home without credentials of anybody's."""
+    """Set a home folder without credentials."""
     for name in list(os.environ):
         if name.startswith("KAGGLE_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(kaggle_client, "CHUNK", 1000)  # so that the places where a download breaks off are exact
+    monkeypatch.setattr(kaggle_client, "CHUNK", 1000)  # so that downloads break off at exact positions
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
 
@@ -170,7 +170,7 @@ def signed_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def failure(cache: Path, name: str = NAME) -> str:
-    """What a failed `fetch` says: one line with the ways out; nothing under a final name."""
+    """Return the message of a failed `fetch`: one line with alternatives; assert that nothing has its final name."""
     with pytest.raises(InputError) as caught:
         kaggle.fetch(name, cache)
     message = str(caught.value)
@@ -188,24 +188,24 @@ def basic(name: str, key: str) -> str:
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_a_data_set_arrives_once(
+def test_a_data_set_is_downloaded_once(
     server: Server, cache: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = kaggle.fetch(NAME, cache)
     assert folder == cache / "kaggle" / NAME
     assert tree(cache) == {f"kaggle/{NAME}/{name}": content for name, content in FILES.items()}
     assert server.paths() == [ASK, "/storage"]
-    assert server.of("/storage")[0]["Accept-Encoding"] == "identity"  # or bytes could not be counted
+    assert server.of("/storage")[0]["Accept-Encoding"] == "identity"  # or bytes would be those of compressed data
     asked = json.loads(server.asked[0][2])
     assert (asked["ownerSlug"], asked["datasetSlug"]) == tuple(NAME.split("/"))
-    monkeypatch.setattr(kaggle, "claim", None)  # nor is anything written then: the cache may be read-only
+    monkeypatch.setattr(kaggle, "claim", None)  # nothing is written: the cache may be read-only
     assert kaggle.fetch(NAME, cache) == folder
     assert len(server.asked) == 2
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_the_key_goes_to_kaggle_and_to_nobody_else(server: Server, cache: Path) -> None:
+def test_the_key_is_sent_to_kaggle_only(server: Server, cache: Path) -> None:
     server.ends = [100_000]
     kaggle.fetch(NAME, cache)
     assert [headers.get("Authorization") for headers in server.of(ASK)] == [basic("me", "secret")] * 2
@@ -214,7 +214,7 @@ def test_the_key_goes_to_kaggle_and_to_nobody_else(server: Server, cache: Path) 
 
 @pytest.mark.usefixtures("signed_in")
 @pytest.mark.parametrize("direct", [False, True])
-def test_a_download_that_breaks_off_goes_on(direct: bool, server: Server, cache: Path) -> None:
+def test_an_interrupted_download_is_continued(direct: bool, server: Server, cache: Path) -> None:
     server.direct = direct
     server.ends = [100_000]
     assert tree(kaggle.fetch(NAME, cache)) == FILES
@@ -223,7 +223,7 @@ def test_a_download_that_breaks_off_goes_on(direct: bool, server: Server, cache:
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_the_next_run_goes_on_too(server: Server, cache: Path) -> None:
+def test_the_next_run_continues_the_download(server: Server, cache: Path) -> None:
     server.ends = [50_000, None, 60_000, None, 70_000]
     message = failure(cache)
     assert f"broke off after 70,000 of {len(server.content):,} bytes; run again to go on" in message
@@ -235,9 +235,7 @@ def test_the_next_run_goes_on_too(server: Server, cache: Path) -> None:
 
 @pytest.mark.usefixtures("signed_in")
 @pytest.mark.parametrize("headers", [{"ETag": 'W/"one"'}, {"ETag": ""}, {"Accept-Ranges": ""}])
-def test_without_a_proof_of_the_version_nothing_is_resumed(
-    headers: dict[str, str], server: Server, cache: Path
-) -> None:
+def test_without_a_version_nothing_is_resumed(headers: dict[str, str], server: Server, cache: Path) -> None:
     server.headers |= headers
     server.ends = [50_000]
     assert tree(kaggle.fetch(NAME, cache)) == FILES
@@ -246,7 +244,7 @@ def test_without_a_proof_of_the_version_nothing_is_resumed(
 
 @pytest.mark.usefixtures("signed_in")
 @pytest.mark.parametrize("length", ["all", "more"])
-def test_a_download_that_was_killed_at_its_end(length: str, server: Server, cache: Path) -> None:
+def test_a_download_killed_at_its_end_is_completed(length: str, server: Server, cache: Path) -> None:
     server.ends = [50_000, None, 60_000, None, 70_000]
     failure(cache)
     (part,) = cache.rglob("*.part")
@@ -257,9 +255,7 @@ def test_a_download_that_was_killed_at_its_end(length: str, server: Server, cach
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_a_whole_file_that_was_not_unpacked_is_not_fetched_again(
-    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_complete_zip_is_not_downloaded_again(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(cache.parent)
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda path: usage._replace(free=len(server.content) + 10))
@@ -282,24 +278,26 @@ def test_bytes_of_another_version_are_never_joined(change: dict[str, str], serve
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_a_server_that_ignores_ranges(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_ignores_ranges_sends_the_whole_file(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.ends = [50_000]
-    partial = kaggle_client._rest
+    partial = kaggle_client.request_rest
     monkeypatch.setattr(
-        kaggle_client, "_rest", lambda *args: (server.headers.update(ETag='"new"'), partial(*args))[1]
-    )  # changed between the two requests: If-Range does not hold
+        kaggle_client, "request_rest", lambda *args: (server.headers.update(ETag='"new"'), partial(*args))[1]
+    )  # changed between the two requests: If-Range does not match
     assert tree(kaggle.fetch(NAME, cache)) == FILES
     assert len(server.of("/storage")) == 3
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_a_length_that_is_not_told(server: Server, cache: Path) -> None:
+def test_a_download_without_a_length_works(server: Server, cache: Path) -> None:
     server.headers = {"Content-Length": ""}
     assert tree(kaggle.fetch(NAME, cache)) == FILES
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_a_stream_that_breaks_off(server: Server, cache: Path) -> None:
+def test_a_broken_stream_without_a_length_is_reported(server: Server, cache: Path) -> None:
     server.headers = {"Content-Length": "", "Transfer-Encoding": "chunked"}
     server.prefix, server.ends = b"FFFFF\r\n", [50_000]
     assert "the download broke off; run again" in failure(cache)
@@ -307,7 +305,7 @@ def test_a_stream_that_breaks_off(server: Server, cache: Path) -> None:
 
 @pytest.mark.usefixtures("signed_in")
 @pytest.mark.parametrize("content", [b"<html>", zipped(FILES)[:-400]])
-def test_what_is_no_zip_is_thrown_away(content: bytes, server: Server, cache: Path) -> None:
+def test_a_download_that_is_no_zip_is_deleted(content: bytes, server: Server, cache: Path) -> None:
     good, server.content = server.content, content
     assert "not a zip" in failure(cache)
     assert tree(cache) == {}
@@ -326,7 +324,7 @@ def test_what_is_no_zip_is_thrown_away(content: bytes, server: Server, cache: Pa
         (503, "try again later"),
     ],
 )
-def test_what_kaggle_refuses(status: int, words: str, server: Server, cache: Path) -> None:
+def test_kaggles_refusals_are_explained(status: int, words: str, server: Server, cache: Path) -> None:
     server.status = status
     message = failure(cache)
     assert words in message
@@ -336,19 +334,19 @@ def test_what_kaggle_refuses(status: int, words: str, server: Server, cache: Pat
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_another_data_set_is_fetched_by_hand_with_another_command(server: Server, cache: Path) -> None:
+def test_the_command_for_a_zip_names_the_data_set(server: Server, cache: Path) -> None:
     server.status = 404
     assert "python train.py data=kaggle data.dataset=a/b data.archive=" in failure(cache, "a/b")
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_a_page_that_wants_a_login(server: Server, cache: Path) -> None:
+def test_a_networks_login_page_is_recognized(server: Server, cache: Path) -> None:
     server.headers = {"Content-Type": "text/html; charset=utf-8"}
     assert "is a web page" in failure(cache)
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_network_is_reported(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         point_at(f"http://127.0.0.1:{unused.getsockname()[1]}", monkeypatch)
@@ -363,7 +361,7 @@ def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("signed_in")
 @pytest.mark.slow
-def test_a_server_that_never_answers(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_server_is_given_up(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         point_at(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
         began = time.monotonic()
@@ -373,7 +371,7 @@ def test_a_server_that_never_answers(cache: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_a_name_that_is_looked_up_forever(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_name_lookup_is_given_up(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     monkeypatch.setattr(kaggle_client, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: over.wait(20) and [])
@@ -383,7 +381,7 @@ def test_a_name_that_is_looked_up_forever(cache: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_a_download_that_stands_still(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stalled_download_is_given_up(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kaggle_client, "STALL_SECONDS", 0.2)
     server.stalls = True
     server.ends = [50_000, None, 60_000, None, 70_000]
@@ -391,7 +389,7 @@ def test_a_download_that_stands_still(server: Server, cache: Path, monkeypatch: 
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_a_full_disk(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(cache.parent)
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
@@ -405,25 +403,25 @@ def test_a_full_disk(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_a_cache_that_is_a_file(server: Server, tmp_path: Path) -> None:
+def test_a_cache_that_is_a_file_is_reported(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "data.cache=FOLDER" in failure(tmp_path / "file")
 
 
 @pytest.mark.parametrize("name", ["", "hot-dog", "a/b/c", "/a", "../x", "a/..", "a/b c", "a/b\n", "https://x/y"])
-def test_names_that_are_none(name: str, cache: Path) -> None:
+def test_invalid_data_set_names_are_refused(name: str, cache: Path) -> None:
     with pytest.raises(InputError, match="not of the form OWNER/NAME"):
         kaggle.fetch(name, cache)
     assert "not of the form OWNER/NAME" in (kaggle.available(name, cache) or "")
     assert not cache.exists()
 
 
-def test_the_address_of_the_page_is_understood(cache: Path) -> None:
+def test_a_pages_address_suggests_the_name(cache: Path) -> None:
     said = kaggle.available(f"https://www.kaggle.com/datasets/{NAME}/data", cache) or ""
     assert f"did you mean {NAME}?" in said
 
 
-def test_no_credentials(server: Server, cache: Path) -> None:
+def test_missing_credentials_are_explained(server: Server, cache: Path) -> None:
     message = failure(cache)
     assert "no Kaggle credentials" in message
     assert "~/.kaggle/kaggle.json" in message
@@ -431,13 +429,13 @@ def test_no_credentials(server: Server, cache: Path) -> None:
     assert kaggle.available(NAME, cache) == message
 
 
-def test_preflight_asks_nobody(server: Server, cache: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preflight_uses_no_network(server: Server, cache: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAGGLE_API_TOKEN", "t")
     assert kaggle.available(NAME, cache) is None
     assert server.asked == []
     kaggle.fetch(NAME, cache)
     monkeypatch.delenv("KAGGLE_API_TOKEN")
-    assert kaggle.available(NAME, cache) is None  # it is there
+    assert kaggle.available(NAME, cache) is None  # it exists
 
 
 def put(path: Path, content: object, mode: int = 0o600) -> Path:
@@ -478,7 +476,7 @@ KEY = {"username": "file", "key": "k"}
         ),
     ],
 )
-def test_credentials_are_found_where_the_client_has_them(
+def test_credentials_are_found_where_the_client_looks(
     files: dict[str, object],
     variables: dict[str, str],
     expected: str,
@@ -499,13 +497,15 @@ def test_credentials_are_found_where_the_client_has_them(
 
 
 @pytest.mark.parametrize("name", ["kaggle.json", "access_token", "credentials.json"])
-def test_a_key_that_others_can_read(name: str, home: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_key_that_others_can_read_is_warned_about(
+    name: str, home: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = put(home / ".kaggle" / name, {**KEY, "refresh_token": "r"}, mode=0o644)
     kaggle.available(NAME, cache)
     assert [record.getMessage().split(": ")[1] for record in caplog.records] == [f"chmod 600 {path}"]
 
 
-def test_credentials_that_are_none(home: Path, cache: Path, server: Server) -> None:
+def test_invalid_credentials_are_reported(home: Path, cache: Path, server: Server) -> None:
     path = put(home / ".kaggle" / "kaggle.json", "no json")
     assert f"{path} is not a kaggle.json" in failure(cache)
     put(path, {"username": "me", "key": "\u201ckey\u201d"})
@@ -516,7 +516,7 @@ def test_credentials_that_are_none(home: Path, cache: Path, server: Server) -> N
     assert server.asked == []
 
 
-def test_the_stale_file_is_named(home: Path, cache: Path, server: Server) -> None:
+def test_the_file_of_stale_credentials_is_named(home: Path, cache: Path, server: Server) -> None:
     server.status = 401
     path = put(home / ".kaggle" / "access_token", "old")
     assert f"does not accept the credentials in {path}" in failure(cache)
@@ -543,20 +543,22 @@ def test_in_colab_the_key_is_uploaded(home: Path, server: Server, cache: Path, m
 
 
 @pytest.mark.parametrize("upload", [dict, lambda: {"x": b"{}"}, lambda: None.kernel])  # type: ignore[attr-defined]
-def test_in_colab_without_an_upload(upload: Any, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_colab_a_missing_upload_is_explained(
+    upload: Any, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     colab(monkeypatch, upload)
     assert "no Kaggle credentials" in failure(cache)
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_two_at_once_download_once(server: Server, cache: Path) -> None:
+def test_of_two_processes_one_downloads(server: Server, cache: Path) -> None:
     code = (
         "import sys, pathlib; from kagglesdk import kaggle_env as e\n"
         "e._env_to_endpoint[e.KaggleEnv.TEST] = sys.argv[1]\n"
         "from tl_research.data.kaggle import kaggle; print(kaggle.fetch(sys.argv[2], pathlib.Path(sys.argv[3])))\n"
         "assert not {'tensorflow', 'keras', 'kaggle'} & set(sys.modules)"
     )
-    server.delay = 0.5  # so that the second comes while the first is at it
+    server.delay = 0.5  # so that the second starts during the first's download
     url = f"http://127.0.0.1:{server.server_port}"
     command = [sys.executable, "-W", "error", "-c", code, url, NAME, str(cache)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -566,7 +568,7 @@ def test_two_at_once_download_once(server: Server, cache: Path) -> None:
     assert tree(cache / "kaggle" / NAME) == FILES
 
 
-def test_a_zip_fetched_by_hand(home: Path, cache: Path, server: Server) -> None:
+def test_a_zip_downloaded_by_hand_is_unpacked(home: Path, cache: Path, server: Server) -> None:
     path = home / "hot dogs.zip"
     path.write_bytes(server.content)
     folder = kaggle.fetch(NAME, cache, Path("~/hot dogs.zip"))
@@ -582,7 +584,7 @@ def test_a_zip_fetched_by_hand(home: Path, cache: Path, server: Server) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"no zip"])
-def test_a_zip_that_is_not_there(content: bytes | None, tmp_path: Path, cache: Path) -> None:
+def test_a_missing_or_damaged_zip_is_reported(content: bytes | None, tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "x.zip"
     if content:
         path.write_bytes(content)
@@ -615,11 +617,11 @@ def grow(root: Path, *images: str) -> Path:
         (["a/1.txt", "b/1.txt", "c/cat/1.jpg", "c/dog/1.jpg"], "c"),
     ],
 )
-def test_the_root_of_a_data_set(images: list[str], root: str, tmp_path: Path) -> None:
+def test_the_root_of_a_data_set_is_found(images: list[str], root: str, tmp_path: Path) -> None:
     assert kaggle.find_root(grow(tmp_path / "data", *images)) == tmp_path / "data" / root
 
 
-def test_images_that_lost_their_suffix(tmp_path: Path, colours: Path) -> None:
+def test_images_without_a_suffix_are_found(tmp_path: Path, colours: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "data" / name).mkdir(parents=True)
         shutil.copy(next((colours / "train" / "red").iterdir()), tmp_path / "data" / name / "picture")
@@ -635,14 +637,14 @@ def test_another_copy_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "ignored" in message
 
 
-def test_folders_inside_a_class_are_no_copy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_folders_inside_a_class_are_not_a_copy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     grow(tmp_path, "cat/1.jpg", "cat/old/1.jpg", "cat/new/1.jpg", "dog/1.jpg")
     with caplog.at_level(logging.INFO, kaggle.log.name):
         assert kaggle.find_root(tmp_path) == tmp_path
     assert caplog.messages == []
 
 
-def test_no_root(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"found docs/, one/, one/two/\. .*data=folder data\.root="):
         kaggle.find_root(grow(tmp_path / "x", "docs/a.txt", "one/two/1.jpg"))
     with pytest.raises(InputError, match="found no folders"):
@@ -651,7 +653,7 @@ def test_no_root(tmp_path: Path) -> None:
         kaggle.find_root(grow(tmp_path / "y", "test/cat/1.jpg", "test/dog/1.jpg"))
 
 
-def test_two_data_sets_side_by_side(tmp_path: Path) -> None:
+def test_two_data_sets_side_by_side_are_refused(tmp_path: Path) -> None:
     grow(tmp_path, "large/train/a/1.jpg", "small/train/a/1.jpg")
     with pytest.raises(InputError, match="more than one data set") as caught:
         kaggle.find_root(tmp_path)

@@ -1,6 +1,6 @@
 """The only room that imports TensorFlow. Other rooms use these functions and classes, and Keras:
 
-    start       start_backend, reset_keras, import_backend: threads, determinism, seeds
+    start       start_backend, import_backend: threads, determinism
     devices     has_gpu, kernel_facts: what decides the last bits of a kernel
     inference   compile_forward, compile_network, export_graph: traced functions outside training
     train_step  TrainStep, OutOfMemoryError: one update of the variables that learn

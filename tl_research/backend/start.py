@@ -50,13 +50,3 @@ def start_backend(threads: int | None = None, deterministic: bool = False) -> in
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     return wanted
-
-
-def reset_keras(seed: int) -> None:
-    """Reset Keras' counters of names and set all seeds, so that the next model does not depend on earlier ones."""
-    import keras
-    import tensorflow as tf
-
-    if not tf.distribute.has_strategy():  # it would end the strategy's scope; `open_strategy` has reset Keras already
-        keras.utils.clear_session(free_memory=False)
-    keras.utils.set_random_seed(seed)

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from tl_research.data.sources import Source
-from tl_research.errors import InputError, LackingError
+from tl_research.errors import InputError, MissingResourceError
 from tl_research.experiment.rules import check_rules
 from tl_research.features.engines import EngineName
 from tl_research.features.table import Features
@@ -85,12 +85,12 @@ class Experiment:
         return int(number), int(count)
 
     def preflight(self) -> None:
-        """Raises `LackingError` when images or weights are known not to be there. Imports no TensorFlow."""
+        """Raises `MissingResourceError` when images or weights are known not to be there. Imports no TensorFlow."""
         for what, part in (("data", self.data), ("weights", self.start)):
             try:
                 part.preflight()
             except InputError as error:
-                raise LackingError(what, str(error)) from None
+                raise MissingResourceError(what, str(error)) from None
 
     def run(self, directory: str | Path | None = None, existing: Existing = "refuse") -> Run:
         """Train, evaluate and record; returns the run.

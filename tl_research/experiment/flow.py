@@ -209,7 +209,7 @@ def _build(
     import keras
 
     with run.phase("build"):
-        backbone = experiment.start.build()
+        backbone = experiment.start.build(keep_session=strategy is not None)
         keras.utils.set_random_seed(experiment.seed)
         width, num_classes = backbone.output_shape[-1], len(data.class_names)
         is_direct = isinstance(experiment.head, DirectHead)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tl_research.backend.strategy import WorkerLostError
-from tl_research.errors import DivergedError, InputError, LackingError
+from tl_research.errors import DivergedError, InputError, MissingResourceError
 from tl_research.runs.run import Run
 from tl_research.runs.status import RunState
 from tl_research.training.pruning import PrunedError
@@ -34,7 +34,7 @@ def describe_error(error: BaseException) -> tuple[RunState, str]:
     """State and reason for an error that ended a run."""
     if isinstance(error, PrunedError):
         return "pruned", str(error)
-    if isinstance(error, LackingError):
+    if isinstance(error, MissingResourceError):
         return "skipped", f"no {error.what}: {error}"
     if isinstance(error, WorkerLostError):
         return "failed", str(error)

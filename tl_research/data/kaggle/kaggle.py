@@ -1,4 +1,4 @@
-"""A data set from Kaggle, once: downloaded with the user's credentials, or from a zip fetched by hand."""
+"""Get a data set from Kaggle once: download it with the user's credentials, or unpack a zip downloaded by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tl_research.data.class_folders import SPLIT_NAMES
 from tl_research.data.inspection import IMAGE_SUFFIXES, is_image_name, visible
@@ -17,20 +16,17 @@ from tl_research.data.kaggle.archive import BadArchiveError, claim, fingerprint,
 from tl_research.data.kaggle.kaggle_client import credentials, download, in_colab, no_credentials, uploaded
 from tl_research.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*/[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def fetch(dataset: str, cache: Path, archive: Path | None = None) -> Path:
-    """The folder with the unpacked data set `owner/name`; a second call finds it there and asks nobody.
+    """Return the folder of the unpacked data set `owner/name`; once it exists, no network is used.
 
-    `archive` is a zip fetched by hand: the folder is then named after it and its content. Otherwise the zip comes from
-    Kaggle, an interrupted download is continued, and of several processes one downloads. Raises InputError with what
-    is missing, where it would come from, how to fetch it by hand, and what works without it.
+    `archive` is a zip downloaded by hand: the folder is then named after it and its content. Otherwise the zip comes
+    from Kaggle, an interrupted download is continued, and of several processes one downloads. The InputError says what
+    is missing, where to get it, how to download it by hand, and what works without it.
     """
     if archive:
         return unpack(archive, cache / "kaggle" / f"{archive.stem}-{fingerprint(archive)[:12]}")
@@ -44,14 +40,14 @@ def fetch(dataset: str, cache: Path, archive: Path | None = None) -> Path:
         try:
             unpack(target, folder)
         except BadArchiveError:
-            target.unlink(missing_ok=True)  # or every later run would trip over it
+            target.unlink(missing_ok=True)  # or every later run would fail on it
             raise
         target.unlink(missing_ok=True)
     return folder
 
 
 def available(dataset: str, cache: Path, archive: Path | None = None) -> str | None:
-    """One line that says what `fetch` would miss, None when it can be tried. Touches neither network nor images."""
+    """Say in one line why `fetch` cannot work, None if it may. Uses neither network nor images."""
     try:
         if archive:
             fingerprint(archive)
@@ -65,28 +61,28 @@ def available(dataset: str, cache: Path, archive: Path | None = None) -> str | N
 
 
 def find_root(folder: Path) -> Path:
-    """The shallowest folder with `train/CLASS/` images, or with two or more class folders of images.
+    """Find the shallowest folder with `train/CLASS/` images, or with two or more class folders of images.
 
-    Archives may hold the same tree twice; a deeper one is ignored and logged. Raises InputError where there is none,
-    or several side by side.
+    Archives may contain the same tree twice; a deeper one is ignored and logged. Raises InputError if there is none, or
+    several at the same depth.
     """
-    found: list[tuple[int, Path]] = []
+    roots: list[tuple[int, Path]] = []
     waiting, seen = [(0, folder)], []
     while waiting:
-        depth, place = waiting.pop(0)
-        inner = [path for path in visible(place.iterdir()) if path.is_dir()]
+        depth, candidate = waiting.pop(0)
+        inner = [path for path in visible(candidate.iterdir()) if path.is_dir()]
         seen += inner
         parts = _data_folders(inner)
         if parts:
-            found.append((depth, place))
+            roots.append((depth, candidate))
         waiting += [(depth + 1, path) for path in inner if path not in parts and path.name.lower() not in SPLIT_NAMES]
-    if not found:
+    if not roots:
         names = ", ".join(f"{path.relative_to(folder)}/" for path in seen[:8]) or "no folders"
         raise InputError(
             f"{folder}: holds no train/CLASS/*.jpg and no two folders CLASS/*.jpg side by side; found {names}. "
             "Put the images in such folders by hand and use data=folder data.root=FOLDER"
         )
-    (depth, root), *others = found
+    (depth, root), *others = roots
     rivals = [path for level, path in others if level == depth]
     if rivals:
         names = " or ".join(f"data.root={path}" for path in (root, *rivals))
@@ -97,7 +93,7 @@ def find_root(folder: Path) -> Path:
 
 
 def _data_folders(inner: list[Path]) -> list[Path]:
-    """Those of a folder's folders that make it a data set: its splits where it has `train/`, else its classes."""
+    """Select the subfolders that form a data set: splits if there is a `train/`, else classes."""
     splits = [path for path in inner if path.name.lower() in SPLIT_NAMES]
     for path in splits:
         if SPLIT_NAMES[path.name.lower()] == "train" and any(_has_images(p) for p in path.iterdir() if p.is_dir()):
@@ -109,9 +105,7 @@ def _data_folders(inner: list[Path]) -> list[Path]:
 def _has_images(folder: Path) -> bool:
     paths = visible(folder.iterdir())
     named = any(path.suffix.lower() in IMAGE_SUFFIXES for path in paths)
-    return named or any(
-        path.is_file() and is_image_name(path) for path in paths[:20]
-    )  # those are opened: a few will do
+    return named or any(path.is_file() and is_image_name(path) for path in paths[:20])  # opens them: a few suffice
 
 
 def _folder(dataset: str, cache: Path) -> Path:
@@ -148,7 +142,7 @@ def _explained(dataset: str, cache: Path) -> Iterator[None]:
 
 
 def _words(error: OSError, cache: Path) -> str:
-    """Requests' errors are OSErrors too."""
+    """Describe an OSError, which requests' errors are, too."""
     import requests
 
     if isinstance(error, (TimeoutError, requests.Timeout)):

@@ -1,7 +1,7 @@
-"""Asking Kaggle: the user's credentials, and a download that goes on where it broke off.
+"""Find the user's Kaggle credentials and download data sets, continuing interrupted downloads.
 
-The client's own SDK (`kagglesdk`) asks, not `import kaggle`: that import signs in at once, over a connection without a
-time limit, and prints a page of advice where it finds no credentials.
+Uses the SDK (`kagglesdk`), because `import kaggle` signs in at once, without a time limit, and prints a page of advice
+if there are no credentials.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SETTINGS = "https://www.kaggle.com/settings/api"
-ANSWER_SECONDS = 7.0  # until the first byte, looking up the name and signing in included
+ANSWER_SECONDS = 7.0  # until the first byte, including name lookup and signing in
 CONNECT_SECONDS, STALL_SECONDS = 4.0, 30.0
-ATTEMPTS = 3  # each goes on where the one before broke off
-CHUNK = 1 << 16  # what the last read held when the connection broke is lost
+ATTEMPTS = 3  # each continues where the last one stopped
+CHUNK = 1 << 16  # at most this is lost when a connection breaks
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """A token, or a name and a key; with neither, those that `kaggle auth login` left are asked for a token."""
+    """A token, or a name and a key; with neither, `kaggle auth login`'s file provides a token."""
 
     origin: str
     token: str | None = None
@@ -46,7 +46,7 @@ class Credentials:
 
 
 def credentials() -> Credentials | None:
-    """From where the client looks, in its order."""
+    """Find credentials where Kaggle's client looks for them, in its order."""
     from kagglesdk import get_access_token_from_env  # type: ignore[import-untyped]
 
     home = Path.home() / ".kaggle"
@@ -82,7 +82,7 @@ def _config_folder() -> Path:
 
 
 def _key(content: bytes, name: str) -> dict[str, str]:
-    """The name and key in a kaggle.json; it may hold settings and neither of them."""
+    """Read name and key from a kaggle.json, which may have settings only."""
     try:
         values = json.loads(content)
         return {field: str(values[field]) for field in ("username", "key") if values.get(field)}
@@ -97,7 +97,7 @@ def _warn_if_shared(*paths: Path) -> None:
 
 
 def in_colab() -> bool:
-    """Whether this is a Colab notebook, where a key can be uploaded."""
+    """Tell whether this is a Colab notebook, where a key can be uploaded."""
     try:
         return importlib.util.find_spec("google.colab") is not None
     except ModuleNotFoundError:
@@ -105,13 +105,13 @@ def in_colab() -> bool:
 
 
 def uploaded() -> Credentials:
-    """In Google Colab, the kaggle.json that the user picks in the browser; kept for the session."""
+    """Let the user of Google Colab upload a kaggle.json, and save it for the session."""
     files: dict[str, bytes] = {}
     if in_colab():
         log.warning("no Kaggle credentials: choose your kaggle.json (from %s)", SETTINGS)
         try:
             files = importlib.import_module("google.colab").files.upload()
-        except Exception:  # outside a notebook cell there is no browser to ask
+        except Exception:  # outside a notebook cell there is no browser
             log.debug("Colab's upload failed", exc_info=True)
     if not files:
         raise InputError(no_credentials())
@@ -126,7 +126,7 @@ def uploaded() -> Credentials:
 
 
 def download(dataset: str, credentials: Credentials, target: Path) -> None:
-    """Leaves `target` whole, or `target.part` for another time."""
+    """Download to `target`; if interrupted, keep `target.part` to continue from."""
     import requests
 
     part = target.with_name(f"{target.name}.part")
@@ -147,7 +147,7 @@ def download(dataset: str, credentials: Credentials, target: Path) -> None:
 
 
 def _client(credentials: Credentials) -> Any:
-    """A signed-in client whose requests never wait without end."""
+    """Sign in and return a client whose requests have time limits."""
     from kagglesdk import KaggleClient, KaggleCredentials
 
     def bounded(**secrets: str | None) -> Any:
@@ -156,7 +156,7 @@ def _client(credentials: Credentials) -> Any:
         send = session.send
         limits = {"timeout": (CONNECT_SECONDS, STALL_SECONDS), "stream": True}
         session.send = lambda request, **options: send(request, **{**options, **limits})
-        session.headers["Accept-Encoding"] = "identity"  # or byte counts would mean something else
+        session.headers["Accept-Encoding"] = "identity"  # or byte counts would be those of compressed data
         return client
 
     if credentials.token or credentials.key:
@@ -170,7 +170,7 @@ def _client(credentials: Credentials) -> Any:
 
 
 def _receive(client: Any, dataset: str, part: Path) -> tuple[int, int | None]:
-    """Appends what comes before the connection ends; how many bytes there are now, and of how many."""
+    """Append to `part` until the connection ends; return the bytes received so far and the total."""
     import requests
 
     response = _within(ANSWER_SECONDS, lambda: _ask(client, dataset))
@@ -183,9 +183,9 @@ def _receive(client: Any, dataset: str, part: Path) -> tuple[int, int | None]:
         response.close()
         return have, total
     if have:
-        response, have = _within(ANSWER_SECONDS, lambda: _rest(client, response, have))
+        response, have = _within(ANSWER_SECONDS, lambda: request_rest(client, response, have))
     with response, part.open("ab" if have else "wb") as file, bar() as progress:
-        _stamp_file(part).write_text(stamp)  # once the bytes of any other version are gone
+        _stamp_file(part).write_text(stamp)  # only after bytes of another version were truncated
         _demand_space(part, (total or 0) - have)
         task = progress.add_task(f"downloading {dataset} (MB)", total=total and total >> 20, completed=have >> 20)
         try:
@@ -211,10 +211,10 @@ def _ask(client: Any, dataset: str) -> requests.Response:
     return response
 
 
-def _rest(client: Any, response: requests.Response, start: int) -> tuple[requests.Response, int]:
-    """The same file from byte `start` on, if it is still the same; else from its beginning."""
+def request_rest(client: Any, response: requests.Response, start: int) -> tuple[requests.Response, int]:
+    """Request the file from byte `start` on if it is unchanged, else from its beginning."""
     response.close()
-    request = response.request.copy()  # the last one of the redirects, with what it was signed by
+    request = response.request.copy()  # the last of the redirects, with its signature
     request.headers["Range"] = f"bytes={start}-"
     request.headers["If-Range"] = response.headers.get("ETag") or response.headers["Last-Modified"]
     answer = client.http_client()._session.send(request)
@@ -224,7 +224,7 @@ def _rest(client: Any, response: requests.Response, start: int) -> tuple[request
 
 
 def _stamp(response: requests.Response) -> str:
-    """Which version of the file this is, empty where the server does not say or cannot resume."""
+    """Identify the file's version; empty if the server does not state it or cannot resume."""
     version = response.headers.get("ETag") or response.headers.get("Last-Modified")
     if not version or version.startswith("W/") or response.headers.get("Accept-Ranges") != "bytes":
         return ""
@@ -246,7 +246,7 @@ def _demand_space(part: Path, need: int) -> None:
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
-    """`call()`, or TimeoutError: name look-ups have no time limit, and a socket's starts anew with every byte."""
+    """Run `call()` or raise TimeoutError: name lookups have no time limit, and a socket's restarts with every byte."""
     box: Future[Any] = Future()
 
     def run() -> None:
@@ -260,7 +260,7 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
 
 
 def no_credentials() -> str:
-    """What to say where there are none."""
+    """Return the message for missing credentials."""
     return (
         "it is on Kaggle, and there are no Kaggle credentials on this machine: create a token at "
         f"{SETTINGS} and save it as ~/.kaggle/kaggle.json, or set KAGGLE_USERNAME and KAGGLE_KEY, or KAGGLE_API_TOKEN"
