@@ -55,7 +55,7 @@ def test_a_plateau_lowers_the_rate_after_three_epochs_without_a_better_loss() ->
     plateau = Plateau()
     factors = []
     for loss in (1.0, 0.9, 0.95, 0.9, 0.91, 0.8, 0.8, 0.8, 0.8):
-        plateau.told(loss)
+        plateau.update(loss)
         factors.append(plateau.factor)
     assert factors == [1, 1, 1, 1, 0.3, 0.3, 0.3, 0.3, pytest.approx(0.09)]
 
@@ -63,5 +63,5 @@ def test_a_plateau_lowers_the_rate_after_three_epochs_without_a_better_loss() ->
 def test_a_loss_that_is_no_number_counts_as_none_that_is_better() -> None:
     plateau = Plateau()
     for loss in (1.0, math.nan, math.nan, math.nan):
-        plateau.told(loss)
+        plateau.update(loss)
     assert plateau.factor == 0.3
