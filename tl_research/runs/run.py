@@ -70,13 +70,13 @@ def versions() -> dict[str, str]:
     """Look up the versions of packages that can change a result, without importing them."""
     from tl_research import __version__  # the package imports this module
 
-    found = {"version_python": platform.python_version(), "version_tl_research": __version__}
+    known = {"version_python": platform.python_version(), "version_tl_research": __version__}
     for package, distributions in _PACKAGES.items():
-        found[f"version_{package}"] = "unknown"
+        known[f"version_{package}"] = "unknown"
         for distribution in distributions:
             with contextlib.suppress(PackageNotFoundError):
-                found[f"version_{package}"] = version(distribution)
-    return found
+                known[f"version_{package}"] = version(distribution)
+    return known
 
 
 @dataclass
