@@ -1,5 +1,4 @@
-"""The learning-rate range test: its average, its suggestion on curves of every kind, and the command, which leaves
-nothing but what it says."""
+"""The learning-rate range test: average, suggestion on curves of every kind, and the files of the command."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ positive = st.floats(1e-6, 1e3)
 
 
 def curve(losses: list[float] | Callable[[float], float], steps: int = 100, chance: float = CHANCE) -> Curve:
-    """A test that went so; a function is of the rate."""
+    """Make the curve of these losses, or of a function of the rate."""
     made = Curve(steps, chance)
     for loss in map(losses, made.planned) if callable(losses) else losses:
         made.add(loss)
@@ -45,7 +44,7 @@ def curve(losses: list[float] | Callable[[float], float], steps: int = 100, chan
 
 @settings(deadline=None)
 @given(st.lists(positive, min_size=1, max_size=60), st.integers(LEAST_STEPS, 500))
-def test_the_average_is_of_all_losses_so_far_the_later_the_more(losses: list[float], steps: int) -> None:
+def test_the_average_weighs_later_losses_more(losses: list[float], steps: int) -> None:
     made = Curve(steps, chance=1e9)
     for loss in losses:
         made.add(loss)
@@ -58,7 +57,7 @@ def test_the_average_is_of_all_losses_so_far_the_later_the_more(losses: list[flo
 
 @settings(deadline=None)
 @given(positive, st.integers(LEAST_STEPS, 500))
-def test_a_constant_is_its_own_average_and_never_rises(loss: float, steps: int) -> None:
+def test_a_constant_loss_is_its_own_average_and_never_rises(loss: float, steps: int) -> None:
     made = curve(steps * [loss], steps)
     np.testing.assert_allclose(made.smoothed, loss)
     assert (len(made.rates), made.rates[0], made.rates[-1]) == (steps, FIRST, pytest.approx(LAST))
@@ -67,7 +66,7 @@ def test_a_constant_is_its_own_average_and_never_rises(loss: float, steps: int) 
 
 
 @pytest.mark.parametrize("last", [math.nan, math.inf, 1e6])
-def test_a_loss_that_is_no_number_or_huge_ends_the_test(last: float) -> None:
+def test_a_huge_or_infinite_loss_ends_the_test(last: float) -> None:
     made = curve([*50 * [1.0], last, *49 * [1.0]])
     assert made.risen
     assert len(made.losses) == 50 + math.isfinite(last)
@@ -79,9 +78,7 @@ def test_a_loss_that_is_no_number_or_huge_ends_the_test(last: float) -> None:
 
 @settings(deadline=None)
 @given(st.lists(positive, min_size=14, max_size=100), st.booleans())
-def test_a_suggestion_is_a_rate_of_two_digits_and_at_most_a_tenth_of_the_last(
-    losses: list[float], broken: bool
-) -> None:
+def test_a_suggestion_has_two_digits_and_an_upper_bound(losses: list[float], broken: bool) -> None:
     made = curve([*losses, math.nan] if broken else losses)
     rate, why = suggest(made)
     assert FIRST / 30 * 0.95 <= rate <= made.rates[-1] / 10 * 1.05
@@ -98,7 +95,7 @@ def test_the_unit_of_the_loss_does_not_matter(losses: list[float], power: int) -
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(-4.5, -1.5), st.floats(0.1, 5), st.sampled_from([50, 100, 300]), st.integers(0, 99))
-def test_where_the_loss_falls_it_is_where_it_falls(middle: float, height: float, steps: int, seed: int) -> None:
+def test_the_suggestion_is_where_the_loss_falls(middle: float, height: float, steps: int, seed: int) -> None:
     noise = np.random.default_rng(seed)
 
     def loss(rate: float) -> float:
@@ -113,10 +110,8 @@ def test_where_the_loss_falls_it_is_where_it_falls(middle: float, height: float,
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(-5, 0), st.floats(-4, -2), st.sampled_from([50, 100, 300]), st.integers(0, 99))
-def test_at_an_optimum_it_is_a_thirtieth_of_where_the_loss_rises(
-    end: float, level: float, steps: int, seed: int
-) -> None:
-    """Also where single hard images make peaks before."""
+def test_at_an_optimum_it_is_a_thirtieth_of_where_loss_rises(end: float, level: float, steps: int, seed: int) -> None:
+    """Even if single hard images make peaks before."""
     noise = np.random.default_rng(seed)
 
     def loss(rate: float) -> float:
@@ -129,19 +124,19 @@ def test_at_an_optimum_it_is_a_thirtieth_of_where_the_loss_rises(
 
 
 @pytest.mark.parametrize("begin", [0.7, 0.9])
-def test_a_ruined_network_that_is_back_at_chance_tells_nothing(begin: float) -> None:
+def test_a_return_to_chance_after_the_rise_is_ignored(begin: float) -> None:
     rate, why = suggest(curve(lambda rate: begin if rate < 1e-3 else 5.0 if rate < 1e-1 else CHANCE))
     assert rate == pytest.approx(1e-4, rel=0.3)
     assert "hardly fell" in why
 
 
-def test_single_large_losses_at_the_beginning_end_nothing() -> None:
+def test_single_large_losses_at_the_beginning_are_ignored() -> None:
     made = curve([0.001, 2.0, 0.001, 0.001, 3.0, *95 * [0.001]])
     assert len(made.losses) == 100
 
 
 @pytest.mark.parametrize("before", [0, 3, 13])
-def test_a_loss_that_is_no_number_at_once_is_told(before: int) -> None:
+def test_an_immediately_infinite_loss_is_an_input_error(before: int) -> None:
     with pytest.raises(InputError, match=r"no number at a rate of .* already; add trainer.clip_norm=1"):
         suggest(curve([*before * [1.0], math.nan]))
 
@@ -157,7 +152,7 @@ def test_the_picture_of_any_curve_can_be_drawn() -> None:
 
 @pytest.fixture
 def rehearsed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, str]]:
-    """What `find` would have rehearsed, and which stage it would have tested."""
+    """Record the experiment that `find` rehearses and the stage that it tests."""
     seen: list[tuple[Experiment, str]] = []
 
     def rehearse(experiment: Experiment, fits: dict[str, Callable[..., RangeTest]]) -> None:
@@ -179,7 +174,7 @@ def rehearsed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, str]]:
         (["transfer=gradual"], "block3", "block3", ["head", "block1", "block2", "block3"]),
     ],
 )
-def test_the_stages_before_the_tested_one_are_fitted_and_none_after(
+def test_only_stages_up_to_the_tested_one_are_fitted(
     rehearsed: list[tuple[Experiment, str]], overrides: list[str], stage: str | None, tested: str, fitted: list[str]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -197,7 +192,7 @@ Command = Callable[..., Any]
 
 @pytest.fixture
 def command(cwd: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
-    """`command("transfer=finetune", ...)` in the folder `cwd`, on a tiny network and a few images."""
+    """Run `command("transfer=finetune", ...)` in the folder `cwd`, on a tiny network and a few images."""
     monkeypatch.chdir(cwd)
     terminate = signal.getsignal(signal.SIGTERM)
     options = ["backbone=tiny", "backbone.image_size=32", "data=folder", f"data.root={colours}"]
@@ -209,12 +204,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_command_writes_a_curve_and_the_override_and_touches_no_run(
+def test_the_command_writes_a_curve_and_the_override(
     command: Command, cwd: Path, tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(StageRunner, "solve_again", None)  # the head is of no use any more
+    monkeypatch.setattr(StageRunner, "solve_again", None)  # the head must not be refitted
     overrides = ["transfer=finetune", "transfer.backbone.learning_rate=5", "transfer.backbone.unfreeze=1"]
     run = ["backbone=tiny", "backbone.image_size=32", "data=folder", f"data.root={colours}", "callbacks=none"]
     compose([*run, "optimizer=adam", "transfer.head.epochs=1"]).run(cwd / "run")
@@ -238,7 +233,7 @@ def test_the_command_writes_a_curve_and_the_override_and_touches_no_run(
     line = (cwd / "found" / "override.txt").read_text().strip()
     assert line.startswith("transfer.backbone.learning_rate=")
     assert f"python train.py backbone=tiny backbone.image_size=32 data=folder data.root={colours} " in first.stdout
-    assert f"transfer=finetune transfer.backbone.unfreeze=1 {line}\n" in first.stdout, "without the rate that was given"
+    assert f"transfer=finetune transfer.backbone.unfreeze=1 {line}\n" in first.stdout, "without the given rate"
     stage = compose(["backbone=tiny", *overrides, line]).transfer["backbone"]
     assert stage.learning_rate == float(line.partition("=")[2])
 
@@ -269,7 +264,7 @@ def test_an_interrupted_test_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         (["transfr=finetune"], "transfr: there is no such key; nearest: transfer"),
         (
@@ -290,14 +285,14 @@ def test_an_interrupted_test_leaves_nothing(
     ],
     ids=lambda wrong: wrong[-1] if isinstance(wrong, list) else "",
 )
-def test_what_cannot_be_tested_is_one_line_before_anything_is_read(
-    command: Command, cwd: Path, monkeypatch: pytest.MonkeyPatch, wrong: list[str], told: str
+def test_bad_requests_fail_in_one_line_before_any_reading(
+    command: Command, cwd: Path, monkeypatch: pytest.MonkeyPatch, wrong: list[str], message: str
 ) -> None:
-    monkeypatch.setattr(Experiment, "rehearse", lambda *_: pytest.fail("it has begun"))
+    monkeypatch.setattr(Experiment, "rehearse", lambda *_: pytest.fail("the test has begun"))
     (cwd / "a-file").write_text("")
     refused = command(*wrong)
     assert isinstance(refused.exception, InputError), refused.output
     assert refused.exception.args[0].count("\n") == 0
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         raise refused.exception
     assert [path.name for path in cwd.iterdir()] == ["a-file"]

@@ -1,4 +1,4 @@
-"""StageRunner: runs one stage after the other on the same backbone and the same head."""
+"""StageRunner: run stages one after the other on the same backbone and head."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ WHAT = {"features": "features", "maps": "feature maps of the frozen blocks", "im
 
 @dataclass
 class StageRunner:
-    """What the stages of one run share. Each `run_stage` returns its metrics and leaves `state` on its best epoch;
-    `finish` returns to the best of all.
+    """The stages of one run. Each `run_stage` returns its metrics and leaves `state` on its best epoch; `finish`
+    restores the best of all.
 
     `loops` are the training loops of single stages by name, in place of `TrainLoop`; a run beyond `deadline`
     (`time.monotonic`) starts no further stage.
@@ -78,8 +78,8 @@ class StageRunner:
     def run_stage(
         self, number: int, name: str, stage: Stage, optimizer: LBFGS | GradientOptimizer, *, last: bool
     ) -> Metrics:
-        """Run one stage: on features where only the head learns and its inputs can be kept, on images otherwise. Where
-        it is the `last`, a head in closed form is also fitted on the validation images, which nothing else needs then.
+        """Run one stage: on features if only the head learns from repeatable inputs, on images otherwise. In the `last`
+        stage a head in closed form is also fitted on the validation images, which nothing else needs then.
 
         Raises:
             InputError: nothing of the backbone would learn that should; or `DivergedError`.
@@ -109,7 +109,7 @@ class StageRunner:
         self.checkpoints.save(stage, self.best)
 
     def restore(self, checkpoint: CheckpointState) -> int:
-        """Return to where a checkpoint was saved; returns the number of the stage to continue with."""
+        """Restore a checkpoint; return the number of the stage to continue with."""
         parts = {name: checkpoint.part(name) for name in checkpoint.facts}
         if isinstance(self.head_recipe, DirectHead):  # its layers come from the features
             splits = ("train", "val") if "held_out" in parts["run"].arrays else ("train",)
@@ -124,7 +124,7 @@ class StageRunner:
         return int(parts["run"].facts["stage"])
 
     def finish(self) -> Metrics:
-        """Return to the best epoch of all stages, where the callbacks keep the best epoch of each."""
+        """Restore the best epoch of all stages, if the callbacks keep the best of each."""
         if self.best.stage is not None:
             self.state.trained.restore(self.state.classifier, self.best.weights)
             self.state.held_out = self.best.held_out
@@ -141,7 +141,7 @@ class StageRunner:
 
     @property
     def is_late(self) -> bool:
-        """Whether the time for training is over. A run gets one epoch at least, and so does a stage that was begun."""
+        """Return whether no further stage may start; a run and a stage that was begun get one epoch at least."""
         late = bool(self.history) and self._pending is None and time.monotonic() > self.deadline
         return broadcast_from_chief(self.strategy, {"late": late})["late"] > 0
 
