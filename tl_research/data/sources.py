@@ -146,15 +146,15 @@ class Kaggle(Source):
     def folder(self) -> Path:
         from tl_research.data.kaggle import kaggle
 
-        return kaggle.find_root(kaggle.fetch(self.dataset, *self._cache_and_archive()))
+        return kaggle.find_root(kaggle.fetch(self.dataset, *self._paths()))
 
     @override
     def preflight(self) -> None:
         from tl_research.data.kaggle import kaggle
 
-        missing = kaggle.available(self.dataset, *self._cache_and_archive())
+        missing = kaggle.available(self.dataset, *self._paths())
         if missing:
             raise InputError(missing)
 
-    def _cache_and_archive(self) -> tuple[Path, Path | None]:
+    def _paths(self) -> tuple[Path, Path | None]:
         return Path(self.cache).expanduser(), Path(self.archive).expanduser() if self.archive else None

@@ -1,7 +1,7 @@
-"""Unpack zips completely or not at all, and only into their folder. Statements of the archive are not trusted.
+"""Unpack an untrusted zip into a folder: complete or not at all, and nothing outside it.
 
-Names that differ only in case (`a.jpg`, `A.JPG`) are two files if the file system distinguishes them; otherwise the
-archive is refused, because one would be lost. Empty folders are not created.
+Names that differ only in case (`a.jpg`, `A.JPG`) are two files where the file system tells them apart; where it does
+not, the archive is refused, because one of the two would be lost. Empty folders are not made.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 MAX_BYTES = 50 * 10**9
 MAX_ENTRIES = 5_000_000
-# Photographs hardly compress, and a small archive is harmless at any ratio.
+# Photographs hardly compress, and a small archive does no harm whatever its ratio.
 MAX_RATIO, RATIO_FROM = 200, 10 * 10**6
 CHUNK = 1 << 20
 BLOCK = 4096
@@ -38,15 +38,15 @@ BY_HAND = "If you trust it, unpack it yourself and use data=folder data.root=FOL
 
 
 class BadArchiveError(InputError):
-    """The archive is unusable; trying again with the same file will not help."""
+    """Report an archive that cannot be used; another attempt with the same file will not help."""
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack a zip into `folder`, which is renamed into place when complete; an existing one is returned unchanged.
+    """Unpack a zip into `folder`, which appears when it is complete; an existing one is returned as it is.
 
-    An interrupted unpacking remains in `.<name>.unpacking` and is continued: files of the right size and CRC are kept.
+    An interrupted unpacking stays in `.<name>.unpacking` and is continued: files with the right size and CRC are kept.
     Of several processes one unpacks and the others wait. Raises BadArchiveError naming the archive and the entry, and
-    InputError if the disk is full or not writable.
+    InputError where the disk is full or cannot be written.
     """
     archive, folder = archive.expanduser(), folder.expanduser()
     staging = folder.with_name(f".{folder.name}.unpacking")
@@ -64,7 +64,7 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 def fingerprint(archive: Path) -> str:
-    """Hash an archive's names, sizes and CRCs; a renamed or copied archive has the same hash. Raises as `unpack`."""
+    """Hash the names, sizes and CRCs inside: equal for a renamed or copied archive. Raises as `unpack`."""
     archive = archive.expanduser()
     with _reading(archive) as source:
         entries = _entries(source, archive)
@@ -74,12 +74,12 @@ def fingerprint(archive: Path) -> str:
 
 @contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Lock this file, so that one process at a time proceeds and the others wait. A dead process holds no lock."""
+    """Hold a lock file, waiting for other processes; the system releases it when its holder dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with path.open("w") as file:
             _lock(file.fileno(), path)
-            # If the previous holder has deleted its file, our lock on it excludes nobody: try again.
+            # If the former holder has removed this file, another process may lock a new one of its name.
             if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 continue
             try:
@@ -96,13 +96,13 @@ def _lock(file: int, path: Path) -> None:
         log.info("waiting for another process that fills %s", path.parent)
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError:
-        # Some network file systems have no locks. CRCs then detect files damaged by two writers.
+        # Some network file systems have no locks. CRCs still catch what two writers could spoil.
         log.debug("no locks in %s", path.parent)
 
 
 @contextmanager
 def _reading(archive: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a zip and convert whatever its reader raises for damaged bytes to BadArchiveError."""
+    """Open the zip, and turn the many errors of its reader over damaged bytes into BadArchiveError."""
     try:
         with _open(archive) as source:
             yield source
@@ -133,7 +133,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _entries(source: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInfo]:
-    """Map paths inside the folder to entries, without junk files. Reads the zip's directory only."""
+    """Map paths inside the folder to the entries to unpack, from the zip's directory alone."""
     infos = source.infolist()
     total = sum(info.file_size for info in infos)
     ratio = total / max(1, archive.stat().st_size)
@@ -149,18 +149,15 @@ def _entries(source: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInf
             raise BadArchiveError(f"{archive}: the entry {info.filename!r} {fault or 'is there twice'}. {BY_HAND}")
         if not _is_folder(info) and path.name not in JUNK and "__MACOSX" not in path.parts:
             entries[str(path)] = info
-    clash = next(
-        (str(parent) for name in entries for parent in PurePosixPath(name).parents if str(parent) in entries), 0
-    )
-    if clash:
-        raise BadArchiveError(f"{archive}: the entry {clash!r} is a file and a folder. {BY_HAND}")
+    for folder in {str(parent) for name in entries for parent in PurePosixPath(name).parents} & set(entries):
+        raise BadArchiveError(f"{archive}: the entry {folder!r} is a file and a folder. {BY_HAND}")
     if not entries:
         raise BadArchiveError(f"{archive}: holds no files")
     return entries
 
 
 def _fault(info: zipfile.ZipInfo) -> str | None:
-    """Say why an entry is refused, if so. `orig_filename` is the name in the zip, `filename` Python's version."""
+    """Say why an entry is refused. `orig_filename` is the name in the zip, `filename` Python's reading of it."""
     for name in (info.orig_filename, info.filename):
         parts = PurePosixPath(name).parts
         if not parts and not _is_folder(info):
@@ -175,7 +172,7 @@ def _fault(info: zipfile.ZipInfo) -> str | None:
         return "lies outside the archive, which is damaged"
     if info.flag_bits & 0x1:
         return "is encrypted"
-    # Other methods (bzip2, lzma) can expand a few bytes to gigabytes in memory before they can be counted.
+    # Others (bzip2, lzma) let a few bytes grow to gigabytes in memory before they can be counted.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return "is compressed by an unusual method"
     return None
@@ -188,7 +185,7 @@ def _is_folder(info: zipfile.ZipInfo) -> bool:
 def _fill(staging: Path, source: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], archive: Path) -> None:
     staging.mkdir(exist_ok=True)
     _demand_distinct(staging, entries, archive)
-    _remove_leftovers(staging, entries)
+    _remove_strangers(staging, entries)
     missing = [name for name, info in entries.items() if not _is_complete(staging / name, info)]
     need = sum(entries[name].file_size + BLOCK for name in missing)
     free = shutil.disk_usage(staging).free
@@ -202,7 +199,7 @@ def _fill(staging: Path, source: zipfile.ZipFile, entries: dict[str, zipfile.Zip
 
 
 def _demand_distinct(staging: Path, entries: dict[str, zipfile.ZipInfo], archive: Path) -> None:
-    if not ignores_case(staging):
+    if not folds_case(staging):
         return
     seen: dict[str, str] = {}
     for name in entries:
@@ -212,14 +209,14 @@ def _demand_distinct(staging: Path, entries: dict[str, zipfile.ZipInfo], archive
                 raise BadArchiveError(f"{archive}: {other!r} and {path!r} are one name to this file system. {BY_HAND}")
 
 
-def ignores_case(staging: Path) -> bool:
-    """Tell whether the file system treats names that differ in case as one."""
+def folds_case(staging: Path) -> bool:
+    """Check whether the file system takes names that differ only in case for one."""
     return staging.with_name(staging.name.swapcase()).exists()
 
 
-def _remove_leftovers(staging: Path, entries: dict[str, zipfile.ZipInfo]) -> None:
-    """Delete files that another, interrupted archive of this name left."""
-    for path in sorted(staging.rglob("*"), reverse=True):  # children before parents
+def _remove_strangers(staging: Path, entries: dict[str, zipfile.ZipInfo]) -> None:
+    """Delete the files that another archive of this name left behind when it was interrupted."""
+    for path in sorted(staging.rglob("*"), reverse=True):  # children before their folders
         if path.is_symlink() or not path.is_dir():
             if path.is_symlink() or path.relative_to(staging).as_posix() not in entries:
                 path.unlink()
@@ -239,7 +236,7 @@ def _is_complete(path: Path, info: zipfile.ZipInfo) -> bool:
 
 
 def extract_entry(source: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, archive: Path) -> None:
-    """Unpack one entry, counting its size, which the entry may misstate; Python checks the CRC at its end."""
+    """Write one file. Python checks its CRC; its size is counted here, because the entry may lie about it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
     with source.open(info) as stream, target.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Get a data set from Kaggle once: download it with the user's credentials, or unpack a zip downloaded by hand."""
+"""Fetch a Kaggle data set once, by download or from a zip fetched by hand, and find its class folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from tl_research.data.class_folders import SPLIT_NAMES
 from tl_research.data.inspection import IMAGE_SUFFIXES, is_image_name, visible
 from tl_research.data.kaggle.archive import BadArchiveError, claim, fingerprint, unpack
-from tl_research.data.kaggle.kaggle_client import credentials, download, in_colab, no_credentials, uploaded
+from tl_research.data.kaggle.kaggle_client import download
 from tl_research.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -22,11 +22,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*/[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def fetch(dataset: str, cache: Path, archive: Path | None = None) -> Path:
-    """Return the folder of the unpacked data set `owner/name`; once it exists, no network is used.
+    """Return the folder with the unpacked data set `owner/name`; a second call finds it there, without network.
 
-    `archive` is a zip downloaded by hand: the folder is then named after it and its content. Otherwise the zip comes
-    from Kaggle, an interrupted download is continued, and of several processes one downloads. The InputError says what
-    is missing, where to get it, how to download it by hand, and what works without it.
+    `archive` is a zip fetched by hand: the folder is then named after it and its content. Otherwise the zip comes from
+    Kaggle, an interrupted download is continued, and of several processes one downloads. Raises InputError with what
+    is missing, where it would come from, how to fetch it by hand, and what works without it.
     """
     if archive:
         return unpack(archive, cache / "kaggle" / f"{archive.stem}-{fingerprint(archive)[:12]}")
@@ -36,23 +36,24 @@ def fetch(dataset: str, cache: Path, archive: Path | None = None) -> Path:
     target = folder.with_name(f".{folder.name}.zip")
     with _explained(dataset, cache), claim(folder.with_name(f".{folder.name}.lock")):
         if not _is_filled(folder) and not target.is_file():
-            download(dataset, credentials() or uploaded(), target)
+            download(dataset, target)
         try:
             unpack(target, folder)
         except BadArchiveError:
-            target.unlink(missing_ok=True)  # or every later run would fail on it
+            target.unlink(missing_ok=True)  # or every later run would trip over it
             raise
-        target.unlink(missing_ok=True)
+        for path in folder.parent.glob(f"{target.name}*"):  # version 0.1 left parts of a download there, too
+            path.unlink()
     return folder
 
 
 def available(dataset: str, cache: Path, archive: Path | None = None) -> str | None:
-    """Say in one line why `fetch` cannot work, None if it may. Uses neither network nor images."""
+    """Return one line that says what `fetch` would miss, None when it can be tried. Uses no network, opens no image."""
     try:
         if archive:
             fingerprint(archive)
-        elif not _is_filled(_folder(dataset, cache)) and not in_colab() and not credentials():
-            raise InputError(no_credentials())
+        else:
+            _folder(dataset, cache)
     except (InputError, OSError) as error:
         if archive:
             return f"data.archive={error}. The zip is at {_page(dataset)}"
@@ -63,18 +64,18 @@ def available(dataset: str, cache: Path, archive: Path | None = None) -> str | N
 def find_root(folder: Path) -> Path:
     """Find the shallowest folder with `train/CLASS/` images, or with two or more class folders of images.
 
-    Archives may contain the same tree twice; a deeper one is ignored and logged. Raises InputError if there is none, or
-    several at the same depth.
+    Archives may hold the same tree twice; a deeper one is ignored and logged. Raises InputError where there is none,
+    or several side by side.
     """
     roots: list[tuple[int, Path]] = []
     waiting, seen = [(0, folder)], []
     while waiting:
-        depth, candidate = waiting.pop(0)
-        inner = [path for path in visible(candidate.iterdir()) if path.is_dir()]
+        depth, parent = waiting.pop(0)
+        inner = [path for path in visible(parent.iterdir()) if path.is_dir()]
         seen += inner
         parts = _data_folders(inner)
         if parts:
-            roots.append((depth, candidate))
+            roots.append((depth, parent))
         waiting += [(depth + 1, path) for path in inner if path not in parts and path.name.lower() not in SPLIT_NAMES]
     if not roots:
         names = ", ".join(f"{path.relative_to(folder)}/" for path in seen[:8]) or "no folders"
@@ -93,7 +94,7 @@ def find_root(folder: Path) -> Path:
 
 
 def _data_folders(inner: list[Path]) -> list[Path]:
-    """Select the subfolders that form a data set: splits if there is a `train/`, else classes."""
+    """Choose the folders that make their parent a data set: its splits where it has `train/`, else its classes."""
     splits = [path for path in inner if path.name.lower() in SPLIT_NAMES]
     for path in splits:
         if SPLIT_NAMES[path.name.lower()] == "train" and any(_has_images(p) for p in path.iterdir() if p.is_dir()):
@@ -105,7 +106,8 @@ def _data_folders(inner: list[Path]) -> list[Path]:
 def _has_images(folder: Path) -> bool:
     paths = visible(folder.iterdir())
     named = any(path.suffix.lower() in IMAGE_SUFFIXES for path in paths)
-    return named or any(path.is_file() and is_image_name(path) for path in paths[:20])  # opens them: a few suffice
+    # `is_image_name` opens the file: a few will do.
+    return named or any(path.is_file() and is_image_name(path) for path in paths[:20])
 
 
 def _folder(dataset: str, cache: Path) -> Path:
@@ -142,17 +144,6 @@ def _explained(dataset: str, cache: Path) -> Iterator[None]:
 
 
 def _words(error: OSError, cache: Path) -> str:
-    """Describe an OSError, which requests' errors are, too."""
-    import requests
-
-    if isinstance(error, (TimeoutError, requests.Timeout)):
-        return "Kaggle does not answer; is the network slow, or is there a proxy to set (HTTPS_PROXY)?"
-    if isinstance(error, requests.exceptions.SSLError):
-        return "the certificate of Kaggle's server is not trusted here (REQUESTS_CA_BUNDLE names those that are)"
-    if isinstance(error, requests.ConnectionError):
-        return "no connection to Kaggle; is there a network?"
-    if isinstance(error, requests.RequestException):
-        return f"what Kaggle answered is not understood ({error})"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full at {cache}; free some space and run again to go on, or set data.cache=FOLDER"
     return f"no use of {error.filename or cache} ({error.strerror or error}); data.cache=FOLDER chooses another place"
