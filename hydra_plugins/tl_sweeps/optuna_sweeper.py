@@ -179,18 +179,18 @@ class OptunaSweeper(Sweeper):
         return [quote(f"++hydra.job.env_set.{TRIAL_VARIABLE}={study.journal}:{study.study.study_name}:{trial.number}")]
 
     def _tell(self, study: SearchStudy, trial: Trial, value: float | None, reason: str | None) -> None:
-        from tl_research import describe
+        from tl_research.system.console import show
 
         ended = study.tell(trial, value, reason)
         what = {"COMPLETE": f"{study.monitor} {ended.value or 0:.4g}", "PRUNED": ended.user_attrs.get("pruned")}
         told = what.get(ended.state.name, f"failed: {reason or 'it gave no number'}")
-        describe.out.print(f"trial {trial.number}: {told}  {' '.join(study.space.values(trial.params))}", markup=False)
+        show(f"trial {trial.number}: {told}  {' '.join(study.space.values(trial.params))}")
 
     def _end(self, study: SearchStudy, folder: Path) -> float:
         from hydra_plugins.tl_sweeps._outcome import write_best
-        from tl_research import describe
         from tl_research.errors import InputError
         from tl_research.runs.run import Run
+        from tl_research.system.console import show
 
         best = study.best()
         if best is None:
@@ -204,5 +204,5 @@ class OptunaSweeper(Sweeper):
         states = [trial.state.name for trial in study.trials()]
         of = f"best of {states.count('COMPLETE')} trials ({states.count('PRUNED')} more pruned)"
         values = " ".join(study.space.values(best.params))
-        describe.out.print(f"{of}: {study.monitor} {best.value:.4g}  {values}\n{folder}", markup=False)
+        show(f"{of}: {study.monitor} {best.value:.4g}  {values}", folder)
         return float(best.value or 0)

@@ -32,6 +32,7 @@ from tl_research.config.override_quoting import quote
 from tl_research.config.preflight import check_jobs
 from tl_research.errors import DivergedError, InputError
 from tl_research.runs.run import Run
+from tl_research.system.console import show_error
 from tl_research.system.locks import try_lock
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class _Parser(ArgumentParser):
 
 
 def _told(message: str, status: int) -> int:
-    print(message, file=sys.stderr)  # noqa: T201
+    show_error(message)
     return status
 
 

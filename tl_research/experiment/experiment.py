@@ -17,20 +17,23 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from tl_research import describe
 from tl_research.backend.start import start_backend
 from tl_research.backend.strategy import WorkerLostError, open_strategy
 from tl_research.data.datamodule import DataModule
 from tl_research.data.file_index import FileIndex
 from tl_research.data.sources import Source
+from tl_research.data.summary import show_data
 from tl_research.errors import DivergedError, InputError, LackingError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
+from tl_research.experiment.summary import show_done_before, show_metrics
 from tl_research.features.engines import EngineName
 from tl_research.features.extraction import ORIGINAL
+from tl_research.features.summary import show_features
 from tl_research.features.table import Features, FeatureTable
 from tl_research.models.backbone import Backbone
 from tl_research.models.classifier import BatchNorm
 from tl_research.models.head import KNN, DirectHead, Head, Linear
+from tl_research.models.summary import show_model
 from tl_research.recipe import Positive, Seed, recipe
 from tl_research.runs.identity import identity
 from tl_research.runs.run import Existing, Run, RunState, versions
@@ -183,7 +186,7 @@ class Experiment:
         with self._claimed(directory, "resume" if self.resume else existing) as run:
             data = self._load(run, self.data.load)
             if run.adopt_or_restart(identity(self.config, data, self.start.files())):
-                describe.done_before(run.metrics, run.directory)
+                show_done_before(run.metrics, run.directory)
             else:
                 self._run(run, data)
         return run
@@ -204,7 +207,7 @@ class Experiment:
                 table = self._table(self.start.build(), data, threads)
             with run.phase("features"):
                 table.ensure_stored(np.arange(len(data)), (ORIGINAL, *range(self.features.views or 0)))
-            describe.features(table.computed, table.hit)
+            show_features(table.computed, table.hit)
             self._record_features(run, table)
             run.write_json("metrics.json", run.metrics | versions())
         return run
@@ -242,7 +245,7 @@ class Experiment:
             threads = start_backend(self.threads, self.deterministic)
         run.metrics |= {"seed": self.seed, "threads": threads, "deterministic": self.deterministic}
         run.metrics |= {"random_weights": self.falls_back, "resumed_at_epoch": None}
-        describe.data(data)
+        show_data(data)
         run.write_json("classes.json", list(data.class_names))
         if data.quarantined:
             run.write_csv("set_aside.csv", ["path", "reason"], [[bad.path, bad.reason] for bad in data.quarantined])
@@ -279,7 +282,7 @@ class Experiment:
             run.metrics |= versions()
             run.write_json("metrics.json", run.metrics)  # last: a run with metrics is a run that is whole
             run.drop_checkpoints()
-            describe.results(run.metrics, run.directory, len(run.history))
+            show_metrics(run.metrics, run.directory, len(run.history))
 
     def _run_stages(self, run: Run, fitting: StageRunner) -> None:
         """All stages, or those that a checkpoint left to do."""
@@ -316,7 +319,7 @@ class Experiment:
             width, num_classes = backbone.output_shape[-1], len(data.class_names)
             head = None if isinstance(self.head, DirectHead) else self.head.build(width, num_classes)
             features = self._table(backbone, data, threads)
-        describe.model(self.backbone.name, backbone, head)
+        show_model(self.backbone.name, backbone, head)
         run.metrics |= {f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")}
         run.metrics |= {"num_classes": len(data.class_names), "num_quarantined": len(data.quarantined)}
         return StageRunner(

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research import describe
 from tl_research.backend.train_step import TrainStep
 from tl_research.features.head_inputs import HeadInputs
+from tl_research.features.summary import show_features
 from tl_research.features.table import DtypeRangeError, FeatureTable
 from tl_research.models.blocks import find_blocks, split_backbone
 from tl_research.training import inputs as feeds
@@ -60,7 +60,7 @@ class InputFactory:
         except DtypeRangeError as error:
             log.info("%s: %s", EVERY_EPOCH, error)
             return None
-        describe.features(maps.computed, maps.hit, "feature maps")
+        show_features(maps.computed, maps.hit, "feature maps")
         return maps
 
     def feed(

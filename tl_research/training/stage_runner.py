@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research import describe
 from tl_research.backend.precision import choose_policy, compute_in
 from tl_research.backend.strategy import broadcast_from_chief, sync_batch_norm
 from tl_research.backend.train_step import Learning, TrainStep
@@ -37,6 +36,7 @@ from tl_research.training.optimizer import LBFGS, GradientOptimizer
 from tl_research.training.pruning import Trial, current_trial
 from tl_research.training.stage import Stage
 from tl_research.training.stage_inputs import InputFactory, fits_in_memory
+from tl_research.training.summary import show_stage
 from tl_research.training.trained_weights import Snapshot, TrainedWeights
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class StageRunner:
         rows = trainable_table(parts)
         learning = sum(row.trainable for row in rows)
         self.run.metrics["num_trainable"] = max(learning, self.run.metrics.get("num_trainable", 0))
-        describe.stage(name, rows, how, rate)
+        show_stage(name, rows, how, rate)
 
     def _solve(self, name: str, options: LBFGS, *, use_val: bool) -> None:
         with self.run.phase(name):
