@@ -6,7 +6,7 @@
     python train.py -m backbone=resnet50,mobilenet_v2 transfer=frozen,finetune
 """
 
-from tl_research.config import main
+from tl_research.config.entry import main
 from tl_research.system.process import exit_now
 
 if __name__ == "__main__":

@@ -18,14 +18,14 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default on CPUs wi
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 if TYPE_CHECKING:
-    from tl_research.config import compose
+    from tl_research.config.entry import compose
     from tl_research.errors import InputError
     from tl_research.runs.run import Run
 
 __version__ = "0.1.0"
 __all__ = ["InputError", "Run", "__version__", "compose"]
 
-_HOMES = {"compose": "tl_research.config", "InputError": "tl_research.errors", "Run": "tl_research.runs.run"}
+_HOMES = {"compose": "tl_research.config.entry", "InputError": "tl_research.errors", "Run": "tl_research.runs.run"}
 
 
 install()

@@ -1,4 +1,7 @@
-"""python -m tl_research COMMAND: what is done with runs. Training is `python train.py`, or `train` here."""
+"""Train models, use finished runs, and look after the store of features: python -m tl_research COMMAND.
+
+Example: python -m tl_research predict outputs/2026-01-31/12-00-00-0 PHOTOS -o answers.csv
+"""
 
 from __future__ import annotations
 
@@ -17,30 +20,39 @@ from tl_research.system.files import write_atomically
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run directory, such as outputs/2026-01-31/12-00-00-0")
+    Path, typer.Argument(metavar="RUN", help="The run directory, such as outputs/2026-01-31/12-00-00-0")
 ]
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @app.command(context_settings={**_PASS_ON, "help_option_names": []}, add_help_option=False)
 def train(context: typer.Context) -> None:
-    """Train: the same as `python train.py [OVERRIDES...]`, wherever the package is installed."""
+    """Train a model: the same as `python train.py`, from any folder.
+
+    Example: python -m tl_research train backbone=resnet50 data=folder data.root=PHOTOS
+    """
     _enter("train", context.args)
 
 
 @app.command(context_settings={**_PASS_ON, "help_option_names": []}, add_help_option=False)
 def extract(context: typer.Context) -> None:
-    """Compute features into the store and train nothing: extract [-m shard=0/4,1/4,2/4,3/4] [OVERRIDES...]."""
+    """Compute the features of all images and store them; train nothing.
+
+    Example: python -m tl_research extract -m shard=0/4,1/4,2/4,3/4 data=folder data.root=PHOTOS
+    """
     _enter("extract", context.args)
 
 
 @app.command()
 def predict(
     run: RunArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Files, or folders of images")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of images")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the CSV here; default: print it")] = None,
 ) -> None:
-    """Classes and probabilities for images, as CSV. A file that cannot be read is a row with the reason."""
+    """Predict the class of each image, with probabilities, as CSV. An unreadable file gives a row with the reason.
+
+    Example: python -m tl_research predict outputs/2026-01-31/12-00-00-0 PHOTOS -o answers.csv
+    """
     from tl_research.backend.start import start_backend
     from tl_research.evaluation.predict import images_in, predict_images
 
@@ -61,7 +73,10 @@ def predict(
 
 @app.command(context_settings=_PASS_ON)
 def evaluate(context: typer.Context, run: RunArgument) -> None:
-    """Metrics of a run on other data: evaluate RUN data=folder data.root=PHOTOS. Prints JSON."""
+    """Evaluate a run on the test images of another data set, which overrides name; print the metrics as JSON.
+
+    Example: python -m tl_research evaluate outputs/2026-01-31/12-00-00-0 data=folder data.root=PHOTOS
+    """
     import json
 
     from tl_research import compose
@@ -80,7 +95,10 @@ def evaluate(context: typer.Context, run: RunArgument) -> None:
 
 @app.command(context_settings=_PASS_ON)
 def blocks(context: typer.Context) -> None:
-    """A backbone's blocks as `unfreeze` counts them, and what each costs: blocks [backbone=resnet50] [OVERRIDES...]."""
+    """List the blocks of a backbone as `unfreeze` counts them, with the parameters and compute of each.
+
+    Example: python -m tl_research blocks backbone=resnet50
+    """
     import shlex
     from dataclasses import replace
 
@@ -100,11 +118,18 @@ def blocks(context: typer.Context) -> None:
 @app.command("lr_find", context_settings=_PASS_ON)
 def lr_find(
     context: typer.Context,
-    stage: Annotated[str | None, typer.Option(help="Which; default: the first that trains the backbone")] = None,
-    steps: Annotated[int, typer.Option(help="Updates, at rates from 1e-7 to 10")] = 100,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: outputs/lr_find/...")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Stage to test; default: the first that trains the backbone")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Number of updates, at least 20; rates go from 1e-7 to 10")] = 100,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write to; default: outputs/lr_find/...")
+    ] = None,
 ) -> None:
-    """A stage's learning rate by a range test, which touches no run: lr_find [transfer=finetune] [OVERRIDES...]."""
+    """Find a learning rate for one stage by a range test. No run is changed.
+
+    Example: python -m tl_research lr_find transfer=finetune
+    """
     import signal
 
     from tl_research import compose
@@ -120,9 +145,12 @@ def lr_find(
 
 @app.command()
 def leaderboard(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with runs, such as outputs/sweeps/...")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with runs, such as that of a sweep")],
 ) -> None:
-    """Ranks the runs below a folder by their validation metric; writes leaderboard.csv and leaderboard.md there."""
+    """Rank all runs in a folder by their validation metric; write leaderboard.csv and leaderboard.md there.
+
+    Example: python -m tl_research leaderboard outputs/sweeps
+    """
     from tl_research.reports.leaderboard import Leaderboard, collect
     from tl_research.reports.summary import show_leaderboard
 
@@ -134,24 +162,27 @@ def leaderboard(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with runs, or one run's directory")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with runs, or the directory of one run")],
 ) -> None:
-    """One page of the runs below a folder, report.html, that opens offline: ranks, curves, costs, effects, mistakes."""
+    """Write report.html, one page that opens offline: leaderboard, curves, costs, effects of keys, worst mistakes.
+
+    Example: python -m tl_research report outputs/sweeps
+    """
     from tl_research.reports import html_report as pages
 
     show(pages.write_report(folder.expanduser()))
 
 
 def _enter(command: Literal["train", "extract"], overrides: list[str]) -> NoReturn:
-    """Through the door of `python train.py`, which reads the command line itself."""
-    from tl_research.config import main as door
+    """Hand over to the entry of `python train.py`, which reads the command line itself."""
+    from tl_research.config.entry import main as door
     from tl_research.system.process import exit_now
 
     sys.argv = ["train.py", *overrides]
     exit_now(door(command))
 
 
-features = typer.Typer(no_args_is_help=True, help="The store of features: what it holds, whether it is whole.")
+features = typer.Typer(no_args_is_help=True, help="Look after the store of features: list, verify, prune.")
 app.add_typer(features, name="features")
 
 
@@ -166,7 +197,10 @@ def _root(overrides: list[str]) -> Path:
 
 @features.command("list", context_settings=_PASS_ON)
 def list_(context: typer.Context) -> None:
-    """What the store holds, the most recently used last: features list [features.store=FOLDER]."""
+    """List what the store holds, the most recently used last.
+
+    Example: python -m tl_research features list features.store=FOLDER
+    """
     from tl_research.features.store_admin import list_entries
     from tl_research.features.summary import show_store
 
@@ -176,7 +210,10 @@ def list_(context: typer.Context) -> None:
 
 @features.command(context_settings=_PASS_ON)
 def verify(context: typer.Context) -> None:
-    """Reads all rows and tells the damaged, which no run would take; exit status 1 if there are any."""
+    """Read all rows and count the damaged ones, which runs compute again. The exit status is 1 if there are any.
+
+    Example: python -m tl_research features verify
+    """
     from tl_research.features.store_admin import list_entries as held
     from tl_research.system.progress import track
 
@@ -195,9 +232,14 @@ def verify(context: typer.Context) -> None:
 @features.command(context_settings=_PASS_ON)
 def prune(
     context: typer.Context,
-    max_gb: Annotated[float | None, typer.Option(min=0, help="What may stay; default: features.max_gb")] = None,
+    max_gb: Annotated[
+        float | None, typer.Option(min=0, help="Gigabytes that may stay; default: features.max_gb")
+    ] = None,
 ) -> None:
-    """Removes the least recently used features until the store is no larger than wanted."""
+    """Remove the least recently used features until the store is small enough.
+
+    Example: python -m tl_research features prune --max-gb 5
+    """
     from tl_research import compose
     from tl_research.features.store_admin import prune_store
 
@@ -209,7 +251,7 @@ def prune(
 
 
 def _opened(path: Path) -> Run:
-    """A run that has a model; a word on standard error if it did not end as it should."""
+    """Open a run that has a model; warn on standard error if it is not done."""
     run = Run.open(path)
     run.class_names()
     state = run.status["state"]
@@ -219,9 +261,10 @@ def _opened(path: Path) -> Run:
 
 
 def main() -> None:
-    """Runs a command. Bad input is one line on standard error and exit status 2."""
+    """Run a command. Bad input gives one line on standard error and exit status 2."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", r"tl_research\.", FutureWarning)  # an old name is in use
     try:
         app()
     except InputError as error:

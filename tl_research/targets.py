@@ -6,9 +6,12 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -33,7 +36,7 @@ TARGETS = {
     "RMSprop": "tl_research.training.optimizer.RMSprop",
     "SGD": "tl_research.training.optimizer.SGD",
     "Stage": "tl_research.training.stage.Stage",
-    "Trainer": "tl_research.training.loop.TrainOptions",
+    "Trainer": "tl_research.training.options.TrainOptions",
     "Features": "tl_research.features.table.Features",
     "BestWeights": "tl_research.training.callbacks.BestWeights",
     "EarlyStopping": "tl_research.training.callbacks.EarlyStopping",
@@ -49,156 +52,30 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-OLD_MODULES = {
-    "at_once": "training.closed_form",
-    "atomic": "system.files",
-    "backbone": "models.backbone",
-    "blocks": "models.blocks",
-    "callbacks": "training.callbacks",
-    "checkpoint": "runs.checkpoint",
-    "claims": "features.row_claims",
-    "classifier": "models.classifier",
-    "cluster": "backend.workers",
-    "configure": "config",
-    "configure.check": "config.preflight",
-    "configure.composition": "config.compose",
-    "configure.door": "config.entry",
-    "configure.explain": "config.compose_errors",
-    "configure.grid": "config.grid",
-    "configure.jobs": "config.jobs",
-    "configure.names": "config.suggestions",
-    "configure.places": "config.output_dirs",
-    "configure.quote": "config.override_quoting",
-    "configure.ranges": "config.constraints",
-    "configure.resume": "config.resume",
-    "configure.search": "config.search_preflight",
-    "configure.space": "config.search_space",
-    "configure.worker": "config.secondary_worker",
-    "data.archive": "data.kaggle.archive",
-    "data.augment": "data.augment.augment",
-    "data.check": "data.inspection",
-    "data.demo": "data.synthetic.demo",
-    "data.food": "data.synthetic.food",
-    "data.kaggle": "data.kaggle.kaggle",
-    "data.kaggle_client": "data.kaggle.kaggle_client",
-    "data.mixing": "data.augment.mixing",
-    "data.paint": "data.synthetic.paint",
-    "data.rand_augment": "data.augment.rand_augment",
-    "data.sauce": "data.synthetic.sauce",
-    "data.scenes": "data.synthetic.scenes",
-    "data.stream": "data.loader",
-    "data.tree": "data.class_folders",
-    "distribution": "backend.strategy",
-    "engines": "features.engines",
-    "evaluation": "evaluation.evaluate",
-    "experiment": "experiment.experiment",
-    "feature_store": "features.store",
-    "features": "features.table",
-    "feeds": "training.inputs",
-    "figures": "reports.figures",
-    "filling": "features.shared_fill",
-    "fitting": "training.stage_runner",
-    "folding": "backend.bn_folding",
-    "fused": "backend.fused_adam",
-    "head": "models.head",
-    "head_inputs": "features.head_inputs",
-    "identity": "runs.identity",
-    "leaderboard": "reports.leaderboard",
-    "live": "sweeps.live_table",
-    "lock": "system.locks",
-    "lr_find": "training.lr_range_test",
-    "metrics": "metrics.classification",
-    "moved": "training.trained_weights",
-    "nearest": "models.nearest",
-    "network": "system.download",
-    "networks": "models.networks",
-    "optimizer": "training.optimizer",
-    "passes": "features.extraction",
-    "pool": "sweeps.process_pool",
-    "precision": "backend.precision",
-    "predict": "evaluation.predict",
-    "preload": "sweeps.preload",
-    "probe": "training.logistic_regression",
-    "progress": "system.progress",
-    "report": "reports.html_report",
-    "run": "runs.run",
-    "runtime": "backend.start",
-    "schedule": "training.schedule",
-    "step": "backend.train_step",
-    "stock": "features.store_admin",
-    "supply": "training.stage_inputs",
-    "trainer": "training.loop",
-    "transfer": "training.stage",
-    "trial": "training.pruning",
-    "weights": "models.weights",
-}
-"""Modules below `tl_research` by their name in version 0.1: the module that defines their public names now. A module
-inside a package that has moved, such as `weights`, moved along."""
-
-OLD_NAMES = {
-    "blocks.blocks": "models.blocks.find_blocks",
-    "blocks.split": "models.blocks.split_backbone",
-    "callbacks.State": "training.callbacks.CallbackState",
-    "classifier.Row": "models.classifier.TrainableRow",
-    "classifier.assemble": "models.classifier.build_classifier",
-    "classifier.table": "models.classifier.trainable_table",
-    "classifier.thaw": "models.classifier.set_trainable",
-    "data.datamodule.assemble": "data.datamodule.split_dataset",
-    "data.datamodule.unsplit": "data.datamodule.unsplit_dataset",
-    "data.stream.Kept": "data.loader.PixelCache",
-    "data.stream.Loaded": "data.loader.Prefetcher",
-    "data.tree.Tree": "data.class_folders.ClassFolders",
-    "data.tree.read_tree": "data.class_folders.read_class_folders",
-    "distribution.LostError": "backend.strategy.WorkerLostError",
-    "engines.about": "features.engines.describe_engine",
-    "engines.build": "features.engines.build_engine",
-    "engines.choose": "features.engines.choose_engine",
-    "features.UnfitError": "features.table.DtypeRangeError",
-    "fitting.Fitting": "training.stage_runner.StageRunner",
-    "head.Probe": "models.head.DirectHead",
-    "metrics.evaluate": "metrics.classification.classification_metrics",
-    "metrics.quick": "metrics.classification.accuracy_and_loss",
-    "passes.Items": "features.extraction.ImageViews",
-    "passes.PLAIN": "features.extraction.ORIGINAL",
-    "passes.extract": "features.extraction.extract_features",
-    "passes.passes": "features.extraction.run_batches",
-    "predict.answer": "evaluation.predict.predict_logits",
-    "predict.evaluate": "evaluation.predict.evaluate_on",
-    "predict.predict": "evaluation.predict.predict_images",
-    "probe.softmax": "metrics.probabilities.softmax",
-    "run.State": "runs.run.RunState",
-    "run.repeating": "runs.run.without_fresh",
-    "runtime.fresh": "backend.start.reset_keras",
-    "runtime.start": "backend.start.start_backend",
-    "schedule.factor": "training.schedule.rate_factor",
-    "step.Step": "backend.train_step.TrainStep",
-    "stock.Stock": "features.store_admin.StoreEntry",
-    "stock.prune": "features.store_admin.prune_store",
-    "stock.stocks": "features.store_admin.list_entries",
-    "trainer.Fit": "training.loop.TrainLoop",
-    "trainer.Row": "training.loop.EpochRow",
-    "trainer.Trainer": "training.loop.TrainOptions",
-}
-"""Names in those modules that are called otherwise now, or have gone elsewhere."""
-
 STABLE = {"networks.tiny"}
 """Old modules that conf/ and old runs name as values (`backbone.build`): they raise no warning."""
 
 
+@cache
+def _table() -> dict[str, str]:
+    lines = Path(__file__).with_name("old_names.txt").read_text().splitlines()
+    return dict(line.split() for line in lines if not line.startswith("#"))
+
+
 def current_name(old: str) -> str | None:
     """Translate a dotted name of version 0.1 below `tl_research`, such as `head.Linear`; None if it is unknown."""
+    if old in _table():
+        return _table()[old]
     module, _, name = old.rpartition(".")
-    if old in OLD_NAMES:
-        return OLD_NAMES[old]
     new = _current_module(module)
     return f"{new}.{name}" if new else None
 
 
 def _current_module(old: str) -> str | None:
-    if old in OLD_MODULES:
-        return OLD_MODULES[old]
     package, _, rest = old.partition(".")
-    return f"{OLD_MODULES[package]}.{rest}" if rest and package in ("weights", "networks") else None
+    if old not in _table() and rest and package in ("weights", "networks"):
+        return f"{_table()[package]}.{rest}"
+    return _table().get(old)
 
 
 def old_names(module: str) -> Callable[[str], Any]:
@@ -230,7 +107,8 @@ class OldModules(MetaPathFinder, Loader):
     ) -> ModuleSpec | None:
         """Find a module that has moved; None for all others."""
         old = fullname.removeprefix("tl_research.")
-        if old == fullname or _current_module(old) is None:
+        new = _current_module(old) if old != fullname else None
+        if new is None or find_spec(f"tl_research.{new}") is None:
             return None
         return ModuleSpec(fullname, self, is_package=old in ("weights", "networks", "configure"))
 

@@ -42,16 +42,17 @@ def is_outdated(config: DictConfig, directory: Path) -> bool | None:
     cannot be known."""
     from tl_research.config.compose import build_experiment
     from tl_research.errors import InputError
-    from tl_research.runs.identity import identity
+    from tl_research.runs.identity import compare, identity
     from tl_research.runs.run import Run
 
     try:
-        known = Run.open(directory).status["identity"]
-        if not known:
+        run = Run.open(directory)
+        if not run.status["identity"]:
             return None
         experiment = build_experiment(config)
         data = experiment.data.load(experiment.features.file_index())
-        return known != identity(experiment.config, data, experiment.start.files())
+        job = identity(experiment.config, data, experiment.start.files())
+        return bool(compare(run, job, experiment.config, data).changed)
     except (InputError, OSError):
         return None
 
@@ -62,7 +63,7 @@ def write_best(study: SearchStudy, best: FrozenTrial, folder: Path, options: Seq
 
     import yaml
 
-    from tl_research.runs.run import without_fresh
+    from tl_research.runs.reader import without_fresh
     from tl_research.system.files import write_atomically
 
     overrides = [*without_fresh(study.space.fixed), *study.space.values(best.params)]

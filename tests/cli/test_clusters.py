@@ -23,7 +23,8 @@ from tests.conftest import ROOT
 from tl_research.config.compose import check_plugins, hydra
 from tl_research.config.compose_errors import compose_config
 from tl_research.errors import InputError
-from tl_research.runs.run import Run, RunState
+from tl_research.runs.run import Run
+from tl_research.runs.status import RunState
 from tl_research.system.process import importable
 
 EXTRA = {"ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}

@@ -95,7 +95,9 @@ def compose_training(arguments: list[str], folder: Path) -> None:
 
 
 def compose_tool(arguments: list[str], folder: Path) -> None:
-    """Parses a command of `python -m tl_research` as it would, and composes the overrides given to it."""
+    """Parse a command of `python -m tl_research` as it would, and compose the overrides given to it."""
+    if arguments in ([], ["--help"], ["COMMAND", "--help"]):
+        return
     command = typer.main.get_command(app)
     while hasattr(command, "commands"):
         command = command.commands[arguments.pop(0)]

@@ -170,7 +170,7 @@ def test_imagenet_weights_behind_a_firewall(cwd: Path, colours: Path, silent_por
 def test_tensorflow_is_not_imported_for_a_bad_config() -> None:
     program = (
         "import sys; sys.argv=['train.py', 'optimizer=adam', 'optimizer.beta_1=7']\n"
-        "from tl_research.config import main\n"
+        "from tl_research.config.entry import main\n"
         "try: sys.exit(main())\n"
         "except SystemExit as end: assert end.code == 2, end.code\n"
         "heavy = {'tensorflow', 'keras', 'sklearn', 'scipy', 'matplotlib'} & set(sys.modules)\n"

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 
-from tl_research.config import main
+from tl_research.config.entry import main
 
 Door = Callable[..., tuple[int, list[str]]]
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,8 +24,8 @@ import pytest
 
 from tests.conftest import ROOT, draw_noise
 from tl_research import InputError, Run, compose
-from tl_research.runs.checkpoint import CheckpointState
-from tl_research.training import stage_runner
+from tl_research.runs.checkpoint import CheckpointFolder, CheckpointState
+from tl_research.training import run_checkpoints
 
 SHORT = ["transfer.backbone.epochs=4", "transfer.backbone.learning_rate=1e-3", "deterministic=true"]
 TIMES = ("seconds", "data_wait")
@@ -66,17 +67,17 @@ class Killed(BaseException):
 def counted(monkeypatch: pytest.MonkeyPatch, most: float = math.inf) -> Iterator[list[CheckpointState]]:
     """All checkpoints that are written inside, one after every epoch however short. After so many it is killed."""
     written: list[CheckpointState] = []
-    write = Run.write_checkpoint
+    write = CheckpointFolder.write
 
-    def noted(self: Run, state: CheckpointState) -> None:
+    def noted(self: CheckpointFolder, state: CheckpointState) -> None:
         write(self, state)
         written.append(state)
         if len(written) == most:
             raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "write_checkpoint", noted)
-        patched.setattr(stage_runner, "MOST_WRITING", math.inf)
+        patched.setattr(CheckpointFolder, "write", noted)
+        patched.setattr(run_checkpoints, "MOST_WRITING", math.inf)
         yield written
 
 
@@ -110,7 +111,7 @@ def test_a_head_that_has_learned_from_the_validation_images_is_that_one_again(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr("tl_research.experiment.experiment.evaluate_run", killed)
+        patched.setattr("tl_research.experiment.flow.evaluate_run", killed)
         with pytest.raises(Killed):
             compose(told).run(tmp_path / "cut")
     compose([f"resume={tmp_path / 'cut'}"]).run()
@@ -122,16 +123,16 @@ def test_the_time_limit_counts_what_earlier_processes_took(
 ) -> None:
     told = options(colours, "transfer=finetune", *SHORT, "trainer.time_limit=10")
     killed_after(2, monkeypatch, lambda: compose(told).run(tmp_path / "cut"))
-    read = Run.read_checkpoint
+    read = CheckpointFolder.read
 
-    def older(self: Run) -> CheckpointState | None:
+    def older(self: CheckpointFolder) -> CheckpointState | None:
         state = read(self)
         assert state is not None
         assert 0 < state.facts["run"]["used"] < 300
         state.facts["run"]["used"] += 600.0
         return state
 
-    monkeypatch.setattr(Run, "read_checkpoint", older)
+    monkeypatch.setattr(CheckpointFolder, "read", older)
     resumed = compose([f"resume={tmp_path / 'cut'}"]).run()
     assert len(history(resumed.directory)) == 3, "the head's row, an epoch, and the one under way"
 
@@ -249,11 +250,106 @@ def test_features_are_counted_over_all_processes(unfinished: Path, monkeypatch: 
     assert done.metrics["features_hit"] == 72  # by the two that went on, in the store
 
 
-def test_a_run_whose_images_have_changed_begins_anew(
-    unfinished: Path, colours: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = unfinished / "config.yaml"
+def content(run: Path) -> dict[str, bytes]:
+    """All files of a run; the lock is none of its content."""
+    paths = [path for path in run.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in paths}
+
+
+def edited(run: Path, *_: object) -> None:
+    path = run / "config.yaml"
     path.write_text(path.read_text().replace("resize: squash", "resize: crop"))
-    caplog.set_level("INFO")
-    assert compose([f"resume={unfinished}"]).run().metrics["resumed_at_epoch"] is None
-    assert "it begins anew" in caplog.text
+
+
+def repainted(_: Path, data: Path, __: object) -> None:
+    shutil.copy(data / "train" / "red" / "000.jpg", data / "train" / "red" / "001.jpg")
+
+
+def recoded(_: Path, __: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tl_research.runs.identity.CODE_VERSION", "another")
+
+
+@pytest.mark.parametrize("until", ["cut", "done"])
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [(edited, "config"), (repainted, "images"), (recoded, "code version")],
+    ids=["config", "images", "code"],
+)
+def test_a_run_that_is_another_now_is_refused_and_left_as_it_was(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, until: str, change: Any, what: str
+) -> None:
+    own, run = shutil.copytree(colours, tmp_path / "own"), tmp_path / "run"
+    told = options(own, "optimizer=adam", "transfer.head.epochs=3")
+    if until == "cut":
+        killed_after(1, monkeypatch, lambda: compose(told).run(run))
+    else:
+        compose(told).run(run)
+    change(run, own, monkeypatch)
+    before = content(run)
+    with pytest.raises(InputError) as refused:
+        compose([f"resume={run}"]).run()
+    assert str(refused.value) == f"resume={run}: changed since the run began: {what}; add fresh=true to begin it anew"
+    assert content(run) == before
+    anew = compose([f"resume={run}", "fresh=true"]).run()
+    assert anew.status["state"] == "done"
+    assert anew.metrics["resumed_at_epoch"] is None
+    assert ("resize: crop" in (run / "config.yaml").read_text()) == (what == "config")
+    assert compose([f"resume={run}"]).run().kept
+
+
+def test_other_weights_are_named_too(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tiny.weights.h5"
+    backbone = compose(["backbone=tiny", "backbone.image_size=32"]).backbone.network()
+    backbone.save_weights(path)
+    told = options(colours, "optimizer=adam", "transfer.head.epochs=3", f"backbone.weights={path}")
+    killed_after(1, monkeypatch, lambda: compose(told).run(tmp_path / "run"))
+    backbone.set_weights([value + 1 for value in backbone.get_weights()])
+    backbone.save_weights(path)
+    recoded(tmp_path / "run", colours, monkeypatch)
+    before = content(tmp_path / "run")
+    with pytest.raises(InputError, match="began: weights and code version; add"):
+        compose([f"resume={tmp_path / 'run'}"]).run()
+    assert content(tmp_path / "run") == before
+
+
+def test_images_that_are_not_there_leave_a_run_as_it_was(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, run = shutil.copytree(colours, tmp_path / "own"), tmp_path / "run"
+    killed_after(1, monkeypatch, lambda: compose(options(own, *SHORT, "transfer=finetune")).run(run))
+    own.rename(tmp_path / "moved")
+    before = content(run)
+    with pytest.raises(InputError, match="own"):
+        compose([f"resume={run}"]).run()
+    assert content(run) == before
+
+
+def test_the_keys_that_were_edited_are_named_where_hydra_noted_them(unfinished: Path, colours: Path) -> None:
+    (unfinished / ".hydra").mkdir()
+    noted = (unfinished / "config.yaml").read_text().replace(str(colours), "${oc.env:PHOTOS}")
+    (unfinished / ".hydra" / "config.yaml").write_text(noted)
+    edited(unfinished)
+    with pytest.raises(InputError, match=r"began: config \(data\.resize\); add fresh=true"):
+        compose([f"resume={unfinished}"]).run()
+
+
+def test_other_package_versions_are_only_warned_of(
+    unfinished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tl_research.runs.run import versions
+
+    monkeypatch.setattr("tl_research.runs.identity.versions", lambda: versions() | {"version_keras": "99"})
+    resumed = compose([f"resume={unfinished}"]).run()
+    assert resumed.metrics["resumed_at_epoch"] == 1
+    assert "package versions have changed since: keras" in caplog.text
+    assert resumed.status["identity"]["packages"]["version_keras"] == "99"
+
+
+def test_the_command_refuses_in_one_line_and_writes_no_log(unfinished: Path) -> None:
+    edited(unfinished)
+    before = content(unfinished)
+    refused = subprocess.run(command(f"resume={unfinished}"), capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"resume={unfinished}: changed since the run began: config")
+    assert refused.stderr.count("\n") == 1
+    assert content(unfinished) == before

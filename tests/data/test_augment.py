@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
+import hashlib
 import io
 import math
 import shutil
@@ -778,3 +779,76 @@ def test_among_many_images_a_class_with_one_is_no_trouble(monkeypatch: pytest.Mo
     solution = solve(features, labels, LBFGS(), 0)
     assert solution.kernel.shape == (5, 3)
     assert math.isfinite(solution.l2)
+
+
+# The images of today
+
+ROW, COLUMN = np.mgrid[:40, :60]
+SQUARES = np.stack([(COLUMN // 8 * 50 + ROW // 6 * 30 * n) % 256 for n in (1, 2, 3)], axis=-1).astype(np.uint8)
+FIELDS: dict[str, dict[str, Any]] = {
+    **{name: {name: value} for name, value in CHANGES.items()},
+    "rand_augment": {"rand_augment": 3, "rand_magnitude": 20.0},
+    "erase": {"erase": 1.0},
+    "all": CHANGES,
+}
+DRAWN = {
+    "flip": "e416e9f12c36bf58",
+    "crop": "4dd2dcaed7473d6f",
+    "brightness": "57bd9525b9c764f2",
+    "contrast": "ce48c29be3bc4ae0",
+    "saturation": "35a9f569970464c2",
+    "rotate": "deccced519297210",
+    "hue": "04babd86a1143e01",
+    "rand_augment": "bcd9d19aad32ec13",
+    "erase": "a302687b41951dac",
+    "all": "f36e02320883f43e",
+}
+OPERATED = {
+    "identity": "5e694827c921e687",
+    "autocontrast": "fb2ae460363e1518",
+    "equalize": "05854a0a618bb82d",
+    "rotate": "2a75c5dc2f8ffc61",
+    "solarize": "2c42138d500d93ac",
+    "color": "2072adc06e659c52",
+    "posterize": "94d37652c08f40d6",
+    "contrast": "a5fae068669febb2",
+    "brightness": "32ea2296de673708",
+    "sharpness": "9bd2ff7911852a72",
+    "shear_x": "adbb4f5e63d15fe0",
+    "shear_y": "911cdda243dfc05c",
+    "translate_x": "f4d19b9b26a9664c",
+    "translate_y": "22d1a1e33ee03f15",
+}
+CHANGED = "other pixels than before: change AUGMENT_VERSION in augment.py (and CODE_VERSION), then this digest"
+MIXED: dict[str, str] = {
+    "mixup": "dc4a3dac9abebbc4",
+    "cutmix": "b96f5d885ff982b7",
+    "mixup+cutmix": "08db4ea657de602b",
+}
+MIXED_CHANGED = "batches are mixed in another way: change CODE_VERSION in identity.py, then this digest"
+
+
+def short(pixels: np.ndarray) -> str:
+    return hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_whoever_changes_augmented_images_changes_the_version(name: str) -> None:
+    """Drawn from digests that do not depend on the version, nor on how Pillow packs a file."""
+    recipe, image = Augment(**FIELDS[name]), Image.fromarray(SQUARES)
+    versions = [recipe.apply(image, 32, "crop", hashlib.sha256(bytes([number])).digest()) for number in range(4)]
+    assert short(np.stack(versions)) == DRAWN[name], CHANGED
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_whoever_changes_an_operation_changes_the_version(name: str) -> None:
+    changed = [OPERATIONS[name](Image.fromarray(SQUARES), strength) for strength in (-0.6, 0.4)]
+    assert short(np.stack(changed)) == OPERATED[name], CHANGED
+
+
+@pytest.mark.parametrize("alphas", [{"mixup": 1.0}, {"cutmix": 1.0}, MIXES], ids=["mixup", "cutmix", "both"])
+def test_whoever_mixes_in_another_way_changes_the_version(alphas: dict[str, float]) -> None:
+    batch = np.stack([np.roll(SQUARES, shift, axis=0)[:32, :32] for shift in range(6)])
+    pixels, targets = Augment(**alphas).mix(batch, np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]], (0, 1, 2))
+    assert not np.array_equal(pixels, batch)
+    assert short(np.append(pixels, np.rint(targets * 1000))) == MIXED["+".join(alphas)], MIXED_CHANGED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import struct
@@ -15,7 +16,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from tl_research.data.decode import BACKGROUND, UndecodableError, fit, measure, open_image, read_bytes, read_pixels
+from tl_research.data.decode import (
+    BACKGROUND,
+    Resize,
+    UndecodableError,
+    decode_image,
+    decode_pixels,
+    fit,
+    measure,
+    open_image,
+    read_bytes,
+    read_pixels,
+)
 
 few = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -511,3 +523,84 @@ def test_any_damage_to_an_image_gives_pixels_or_undecodable(
     for place, value in changes:
         damaged[int(place * (100 if in_header else len(damaged)))] = value
     is_pixels_or_undecodable(tmp_path / "image", bytes(damaged[: int(cut * len(damaged))]))
+
+
+# The pixels of today
+
+
+def ramps(*channels: int) -> np.ndarray:
+    """A picture of 24 x 16 pixels without two equal rows or columns, a channel for each number: uint8 `(16, 24, n)`."""
+    y, x = np.mgrid[:16, :24]
+    return np.stack([(x * (7 + n) + y * (13 * n + 5) + x * y) % 256 for n in channels], axis=-1).astype(np.uint8)
+
+
+def turned(turn: int) -> dict[str, object]:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    return {"exif": exif}
+
+
+def paletted() -> Image.Image:
+    image = Image.fromarray(ramps(1)[..., 0] % 8, "P")
+    image.putpalette(bytes(range(0, 240, 10)))
+    return image
+
+
+RGB, RGBA = Image.fromarray(ramps(1, 2, 3)), Image.fromarray(ramps(1, 2, 3, 4))
+DEEP = ramps(1)[..., 0].astype(np.uint16) * 200
+FILES: dict[str, tuple[Image.Image, str, dict[str, object]]] = {
+    "colour": (RGB, "PNG", {}),
+    "bitmap": (RGB, "BMP", {}),
+    "lossless WebP": (RGB, "WEBP", {"lossless": True}),
+    "grey": (Image.fromarray(ramps(1)[..., 0]), "PNG", {}),
+    "black and white": (Image.fromarray(ramps(1)[..., 0] > 100), "PNG", {}),
+    "palette": (paletted(), "PNG", {}),
+    "transparent palette": (paletted(), "PNG", {"transparency": 3}),
+    "alpha": (RGBA, "PNG", {}),
+    "16 bits": (Image.fromarray(DEEP), "PNG", {}),
+    "float": (Image.fromarray(DEEP.astype(np.float32) / 9000), "TIFF", {}),
+    "CMYK": (Image.fromarray(ramps(1, 2, 3, 4), "CMYK"), "TIFF", {}),
+    **{f"turned {turn}": (RGB, "PNG", turned(turn)) for turn in range(2, 9)},
+}
+DIGESTS = {
+    "colour": "0036f622c29c41db",
+    "bitmap": "0036f622c29c41db",
+    "lossless WebP": "0036f622c29c41db",
+    "grey": "20e1d8440c33d9a6",
+    "black and white": "a91ff04d37830bcd",
+    "palette": "9adda534800fbab5",
+    "transparent palette": "421115c82b0a5d5f",
+    "alpha": "84000dfd90827516",
+    "16 bits": "3662e143129342db",
+    "float": "19fb1cc059d0b474",
+    "CMYK": "fb18c15d948bc0d1",
+    "turned 2": "67870bb397767df9",
+    "turned 3": "ece64797d901013e",
+    "turned 4": "78f1c2ec5f04c4b0",
+    "turned 5": "4c146fcdf527e995",
+    "turned 6": "05808369b1c5481c",
+    "turned 7": "22ae301284c73a12",
+    "turned 8": "ef16e54664a109d1",
+}
+FITTED: dict[Resize, str] = {
+    "squash": "b6ce67e7d97aa164",
+    "crop": "5c2367e62a510076",
+    "pad": "74f57a2c9743d18c",
+}
+CHANGED = "other pixels than before: change DECODER_VERSION in decode.py (and CODE_VERSION), then this digest"
+
+
+def short(pixels: np.ndarray) -> str:
+    """A digest of pixels and their shape."""
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_whoever_changes_decoded_pixels_changes_the_version(name: str) -> None:
+    image, kind, options = FILES[name]
+    assert short(np.asarray(decode_image(encoded(image, kind, **options)))) == DIGESTS[name], CHANGED
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+def test_whoever_changes_fitted_pixels_changes_the_version(resize: Resize) -> None:
+    assert short(decode_pixels(encoded(RGB, "PNG"), 32, resize)) == FITTED[resize], CHANGED

@@ -195,7 +195,7 @@ def test_a_failure_is_in_the_status_with_its_reason(
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("the cat sat on it")
 
-    monkeypatch.setattr("tl_research.experiment.experiment.evaluate_run", broken)
+    monkeypatch.setattr("tl_research.experiment.flow.evaluate_run", broken)
     with pytest.raises(RuntimeError):
         run(tmp_path / "run", colours)
     status = Run.open(tmp_path / "run").status

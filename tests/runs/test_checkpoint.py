@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tl_research.runs.checkpoint import CheckpointState, read_checkpoint, write_checkpoint
+from tl_research.runs.checkpoint import CheckpointFolder, CheckpointState
 
 ABOUT = {"identity": "a"}
 arrays = hnp.arrays(st.sampled_from([np.float32, np.uint32, np.int64]), hnp.array_shapes(min_dims=0, max_side=4))
@@ -21,8 +21,8 @@ plain = st.dictionaries(st.text(), st.one_of(st.integers(), st.floats(allow_nan=
 @given(plain, st.dictionaries(st.sampled_from(["v/1", "v/2", "x"]), arrays))
 def test_what_is_read_is_what_was_written(tmp_path_factory: pytest.TempPathFactory, facts: dict, found: dict) -> None:
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
-    write_checkpoint(folder, CheckpointState(facts, found), ABOUT)
-    back = read_checkpoint(folder, ABOUT)
+    CheckpointFolder(folder, ABOUT).write(CheckpointState(facts, found))
+    back = CheckpointFolder(folder, ABOUT).read()
     assert back is not None
     assert back.facts == facts
     assert back.arrays.keys() == found.keys()
@@ -46,9 +46,9 @@ def numbers(folder: Path) -> list[str]:
 
 def test_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
     for number in range(4):
-        write_checkpoint(tmp_path, CheckpointState({"n": number}), ABOUT)
+        CheckpointFolder(tmp_path, ABOUT).write(CheckpointState({"n": number}))
     assert numbers(tmp_path) == ["000003.npz", "000004.npz"]
-    assert read_checkpoint(tmp_path, ABOUT).facts == {"n": 3}  # type: ignore[union-attr]
+    assert CheckpointFolder(tmp_path, ABOUT).read().facts == {"n": 3}  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("damage", [b"", b"no zip at all"])
@@ -56,24 +56,24 @@ def test_a_damaged_one_gives_way_to_the_one_before(
     tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(2):
-        write_checkpoint(tmp_path, CheckpointState({"n": number}, {"x": np.zeros(9)}), ABOUT)
+        CheckpointFolder(tmp_path, ABOUT).write(CheckpointState({"n": number}, {"x": np.zeros(9)}))
     (tmp_path / "000002.npz").write_bytes(damage)
-    assert read_checkpoint(tmp_path, ABOUT).facts == {"n": 0}  # type: ignore[union-attr]
+    assert CheckpointFolder(tmp_path, ABOUT).read().facts == {"n": 0}  # type: ignore[union-attr]
     assert "000002.npz" in caplog.text
 
 
 def test_one_that_was_cut_gives_way_to_the_one_before(tmp_path: Path) -> None:
     for number in range(2):
-        write_checkpoint(tmp_path, CheckpointState({"n": number}, {"x": np.zeros(9)}), ABOUT)
+        CheckpointFolder(tmp_path, ABOUT).write(CheckpointState({"n": number}, {"x": np.zeros(9)}))
     newest = tmp_path / "000002.npz"
     newest.write_bytes(newest.read_bytes()[:-30])
-    assert read_checkpoint(tmp_path, ABOUT).facts == {"n": 0}  # type: ignore[union-attr]
+    assert CheckpointFolder(tmp_path, ABOUT).read().facts == {"n": 0}  # type: ignore[union-attr]
 
 
 def test_one_of_another_job_is_none(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, CheckpointState({"n": 1}), {"identity": "b"})
-    assert read_checkpoint(tmp_path, ABOUT) is None
-    assert read_checkpoint(tmp_path / "nowhere", ABOUT) is None
+    CheckpointFolder(tmp_path, {"identity": "b"}).write(CheckpointState({"n": 1}))
+    assert CheckpointFolder(tmp_path, ABOUT).read() is None
+    assert CheckpointFolder(tmp_path / "nowhere", ABOUT).read() is None
 
 
 class Trap:
@@ -85,17 +85,17 @@ def test_a_pickle_in_it_is_not_opened(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     assert pickle.dumps(Trap())
     np.savez(tmp_path / "000001.npz", facts=np.array([Trap()], dtype=object))
-    assert read_checkpoint(tmp_path, ABOUT) is None
+    assert CheckpointFolder(tmp_path, ABOUT).read() is None
     assert not (tmp_path / "sprung").exists()
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_checkpoint(tmp_path, CheckpointState({"n": 1}), ABOUT)
+    CheckpointFolder(tmp_path, ABOUT).write(CheckpointState({"n": 1}))
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(OSError, match="No space"):
-        write_checkpoint(tmp_path, CheckpointState({"n": 2}), ABOUT)
+        CheckpointFolder(tmp_path, ABOUT).write(CheckpointState({"n": 2}))
     assert numbers(tmp_path) == ["000001.npz"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import copy
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,21 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import ROOT
 from tl_research import Run, compose
 from tl_research.data.datamodule import DataModule
 from tl_research.experiment.experiment import Experiment
 from tl_research.runs import identity as module
-from tl_research.runs.identity import code, identity
-
-PACKAGE = ROOT / "tl_research"
-
-
-@pytest.fixture(autouse=True)
-def _code_is_looked_at_anew() -> Iterator[None]:
-    code.cache_clear()
-    yield
-    code.cache_clear()
+from tl_research.runs.identity import Identity, changed_keys, identity
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +162,7 @@ def test_where_images_lie_and_what_was_set_aside_does_not_count(config: dict[str
     assert identity(config, moved, []) == identity(config, data, [])
 
 
-# Weights and code
+# Weights and versions
 
 
 def test_it_changes_with_the_content_of_weights_and_not_with_their_place(
@@ -187,7 +177,7 @@ def test_it_changes_with_the_content_of_weights_and_not_with_their_place(
 
 
 def test_random_weights_for_want_of_others_are_another_job(data: DataModule, colours: Path, weights: Path) -> None:
-    def asked() -> str:
+    def asked() -> Identity:
         options = ["backbone=tiny", f"backbone.weights={weights}", "missing_weights=random"]
         experiment = compose([*options, "data=folder", f"data.root={colours}"])
         return identity(experiment.config, data, experiment.start.files())
@@ -204,100 +194,87 @@ def test_two_files_are_not_one_of_both_contents(config: dict[str, Any], data: Da
 
     a, b = named("a", b"one"), named("b", b"two")
     found = [identity(config, data, files) for files in ([a, b], [b, a], [named("c", b"onetwo")], [a], [])]
-    assert len(set(found)) == 5
+    assert len({each.weights for each in found}) == 5
 
 
 def test_it_changes_with_a_version(config: dict[str, Any], data: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
     before = identity(config, data, [])
     monkeypatch.setattr(module, "versions", lambda: {"version_keras": "99"})
     assert identity(config, data, []) != before
+    monkeypatch.setattr(module, "CODE_VERSION", "another")
+    assert identity(config, data, []).differences(before) == ["code version"]
 
 
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of our sources, which `code` takes for itself."""
-    for source in PACKAGE.rglob("*.py"):
-        target = tmp_path / "tl_research" / source.relative_to(PACKAGE)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(source.read_bytes())
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "tl_research" / "identity.py"))
-    return tmp_path / "tl_research"
+# The parts and how they differ
 
 
-def code_of() -> str:
-    code.cache_clear()
-    return code()
+def test_each_part_stands_for_itself(config: dict[str, Any], data: DataModule, weights: Path) -> None:
+    before = identity(config, data, [])
+    others = {
+        "config": identity({**config, "seed": 3}, data, []),
+        "images": identity(config, CHANGES["a label"](data), []),
+        "weights": identity(config, data, [weights]),
+        "code version": replace(before, code="another"),
+    }
+    for part, other in others.items():
+        assert before.differences(other) == [part]
+        assert not before.package_changes(other)
+    packages = {**before.packages, "version_keras": "99"}
+    other = replace(before, packages=packages)
+    assert before.differences(other) == []
+    assert before.package_changes(other) == [f"keras {before.packages['version_keras']} -> 99"]
 
 
-def counted(package: Path) -> set[str]:
-    """Modules whose content is in the code's hash."""
-    before, found = code_of(), set()
-    for source in sorted(package.rglob("*.py")):
-        content = source.read_bytes()
-        source.write_bytes(content + b"\n")
-        if code_of() != before:
-            found.add(source.relative_to(package).as_posix())
-        source.write_bytes(content)
-    assert code_of() == before
-    return found
+def test_it_is_read_back_as_it_was_stored(config: dict[str, Any], data: DataModule) -> None:
+    found = identity(config, data, [])
+    for each in (found, replace(found, opaque="a hash")):
+        assert Identity.of(json.loads(json.dumps(each.as_dict()))) == each
+    for other in (None, "a hash of an older version", {}, {"config": "a"}, {**found.as_dict(), "more": 1}):
+        assert Identity.of(other) is None
 
 
-def imported(path: Path) -> set[str]:
-    """Modules of ours that a module imports, at its top or later, as paths."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    found = set()
-    for name in names:
-        if name.startswith("tl_research."):
-            place = Path(*name.split(".")[1:])
-            found |= {path.as_posix() for path in (place.with_suffix(".py"), place / "__init__.py")}
-    return {name for name in found if (PACKAGE / name).is_file()}
+def test_our_classes_may_move_to_other_modules(config: dict[str, Any], data: DataModule) -> None:
+    before = identity(config, data, [])
+    assert config["head"]["_target_"].startswith("tl_research.")
+    config["head"]["_target_"] = f"tl_research.elsewhere.{config['head']['_target_'].rpartition('.')[2]}"
+    config["backbone"]["build"] = "tl_research.elsewhere.tiny:Tiny"
+    assert identity(config, data, []) == before
+    config["head"]["_target_"] = "tl_research.models.head.MLP"
+    assert identity(config, data, []).differences(before) == ["config"]
 
 
-# Modules that a run imports and that are left out on purpose: they show, they delete what is computed anew when missed
-# (stock), or they end a run early, which then is pruned and not done (trial). All else that a run reaches counts.
-NOT_COMPUTING = {"describe.py", "figures.py", "progress.py", "stock.py", "trial.py"}
+def test_a_class_of_the_user_s_counts_with_its_module(config: dict[str, Any], data: DataModule) -> None:
+    one, other = ({**config, "head": {"_target_": f"{module}.Head"}} for module in ("mine", "yours"))
+    assert identity(one, data, []) != identity(other, data, [])
+    assert changed_keys(one, other) == ["head._target_"]
 
 
-def test_all_that_a_run_imports_counts_but_what_cannot_change_a_number(package: Path) -> None:
-    reached, new = set(), {"experiment.py", "callbacks.py"}
-    while new:
-        reached |= new
-        new = {name for source in new for name in imported(PACKAGE / source)} - reached
-    # What a config names is built without being imported by the experiment's module.
-    reached |= {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.glob("networks/*.py")}
-    assert reached - counted(package) <= NOT_COMPUTING
-
-
-def test_what_only_shows_starts_or_reads_does_not_count(package: Path) -> None:
-    found = counted(package)
-    assert not found & {"pool.py", "live.py", "leaderboard.py", "report.py", "__main__.py", "configure/jobs.py"}
-    assert {"experiment.py", "data/decode.py", "weights/matching.py", "networks/tiny.py", "optimizer.py"} <= found
-
-
-def test_a_module_that_is_renamed_new_or_gone_counts(package: Path) -> None:
-    before = code_of()
-    (package / "another.py").write_text("")
-    assert code_of() != before
-    (package / "another.py").rename(package / "renamed.py")
-    renamed = code_of()
-    (package / "renamed.py").unlink()
-    assert before != renamed != code_of() == before
-
-
-def test_what_is_no_source_does_not_count(package: Path) -> None:
-    before = code_of()
-    (package / "README.md").write_text("# docs")
-    (package / "__pycache__").mkdir()
-    (package / "__pycache__" / "head.cpython-311.pyc").write_bytes(b"compiled")
-    assert code_of() == before
+def test_changed_keys_are_those_that_make_another_job(config: dict[str, Any]) -> None:
+    other = {**config, "seed": 3, "fresh": True, "callbacks": {}, "features": {**config["features"], "store": None}}
+    found = changed_keys(config, other)
+    assert "seed" in found
+    assert "fresh" not in found
+    assert "features.store" not in found
+    assert {key.split(".")[0] for key in found} == {"seed", "callbacks"}
 
 
 # What it is for
+
+
+def test_a_job_that_is_done_is_kept_with_other_packages(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def asked() -> Run:
+        options = ["backbone=tiny", "backbone.image_size=32", "data=folder", f"data.root={colours}", "callbacks=none"]
+        return compose(options).run(tmp_path / "run", "resume")
+
+    assert not asked().kept
+    found = module.versions()
+    monkeypatch.setattr(module, "versions", lambda: found | {"version_keras": "99"})
+    assert asked().kept
+    assert f"package versions have changed since: keras {found['version_keras']} -> 99" in caplog.text
+    monkeypatch.setattr(module, "CODE_VERSION", "another")
+    assert not asked().kept
 
 
 @pytest.mark.slow
@@ -313,7 +290,7 @@ def test_a_job_that_is_done_is_kept_and_one_that_is_another_is_not(
     kept = asked("features.store=null", f"features.max_gb={5}")
     assert kept.kept
     assert kept.metrics["test_accuracy"] == first.metrics["test_accuracy"]
-    monkeypatch.setattr(module, "code", lambda: "other code")
+    monkeypatch.setattr(module, "CODE_VERSION", "another")
     assert not asked().kept
     assert asked().kept
     assert not asked("fresh=true").kept

@@ -75,7 +75,7 @@ def test_status_is_told_also_where_there_is_no_room_for_a_second_file(
     def full(path: Path, content: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tl_research.runs.run.write_atomically", full)
+    monkeypatch.setattr("tl_research.runs.status.write_atomically", full)
     run.set_status("failed", "the disk is full")
     assert json.loads((run.directory / "status.json").read_text())["reason"] == "the disk is full"
 
@@ -178,7 +178,7 @@ def test_nothing_is_known_of_processes_on_other_machines(tmp_path: Path, monkeyp
     run = Run.claim(tmp_path / "run")
     (run.directory / ".lock").unlink()
     monkeypatch.setattr("platform.node", lambda: "another")
-    monkeypatch.setattr("tl_research.runs.run._alive", lambda pid: False)
+    monkeypatch.setattr("tl_research.runs.status.process_exists", lambda pid: False)
     assert run.status["state"] == "running"
 
 
@@ -208,8 +208,7 @@ def test_seconds_of_a_phase_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_history_has_a_column_for_whatever_a_stage_reports(tmp_path: Path) -> None:
-    run = Run(tmp_path, history=[{"epoch": 0, "loss": 1.5}, {"epoch": 1, "loss": 0.5, "learning_rate": 1e-3}])
-    run.write_history(run.history)
+    Run(tmp_path).write_history([{"epoch": 0, "loss": 1.5}, {"epoch": 1, "loss": 0.5, "learning_rate": 1e-3}])
     assert (tmp_path / "history.csv").read_text() == "epoch,loss,learning_rate\n0,1.5,\n1,0.5,0.001\n"
 
 

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from tests.conftest import ROOT
 from tl_research.errors import DivergedError, InputError
-from tl_research.experiment.experiment import _status_kept
+from tl_research.experiment.outcome import record_outcome
 from tl_research.runs.run import Run
 from tl_research.sweeps import process_pool as pool
 from tl_research.sweeps.process_pool import Job, Limits, Outcome, ProcessPool, Slot, Task
@@ -45,7 +45,7 @@ def diverge(directory: Path) -> float:
 def job(directory: Path, what: Callable[[Path], float]) -> float:
     """A run that keeps its status as an experiment does."""
     run = Run.claim(directory, "replace")
-    with closing(run), _status_kept(run):
+    with closing(run), record_outcome(run):
         return what(directory)
 
 

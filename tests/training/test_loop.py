@@ -25,7 +25,8 @@ from tl_research.metrics.classification import accuracy_and_loss
 from tl_research.runs.checkpoint import CheckpointState
 from tl_research.training import stage_inputs
 from tl_research.training.callbacks import BestWeights, EarlyStopping
-from tl_research.training.loop import TrainLoop, TrainOptions
+from tl_research.training.loop import TrainLoop
+from tl_research.training.options import TrainOptions
 from tl_research.training.stage import Stage
 
 RNG = np.random.default_rng(0)

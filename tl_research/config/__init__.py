@@ -1,5 +1,1 @@
-"""The only package that knows Hydra. Arguments come in, a validated `Experiment` goes out; no `cfg` travels further."""
-
-from tl_research.config.entry import compose, main
-
-__all__ = ["compose", "main"]
+"""Hydra's room: composes a configuration, validates it, and starts what it asks for. No `cfg` travels further."""

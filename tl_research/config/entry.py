@@ -80,6 +80,7 @@ def main(command: Command = "train") -> int:
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", r"tl_research\.", FutureWarning)  # an old name is in use
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through instead of printing and exiting itself
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is an interruption like Ctrl-C
     try:
@@ -172,7 +173,7 @@ def _resume(overrides: list[str]) -> int:
     """An earlier run, from its last checkpoint. Hydra has nothing to do here: the run's configuration is resolved."""
     experiment = resume.resumed(overrides)
     assert experiment.directory is not None
-    log_file = logging.FileHandler(Path(experiment.directory, "train.log"))
+    log_file = logging.FileHandler(Path(experiment.directory, "train.log"), delay=True)
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=[logging.StreamHandler(sys.stderr), log_file])
     experiment.run()
     return 0

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from tl_research.config.compose import make
 from tl_research.errors import InputError
 from tl_research.runs.run import Run
+from tl_research.targets import current_name
 
 if TYPE_CHECKING:
     from tl_research.experiment.experiment import Experiment
@@ -36,7 +37,7 @@ def named(overrides: Sequence[str]) -> Path:
 
 
 def resumed(overrides: Sequence[str]) -> Experiment:
-    """The experiment of the run that `resume=` names, which goes on when it is run.
+    """The experiment of the run that `resume=` names, which goes on when it is run; with `fresh=true` it begins anew.
 
     Raises:
         InputError: there is no such run, or something is given beside it.
@@ -45,8 +46,9 @@ def resumed(overrides: Sequence[str]) -> Experiment:
     run = Run.open(directory)
     if not run.config:
         raise InputError(f"resume={directory}: the run has no config.yaml to go on from; give its command again")
-    given = {text for text in overrides if not text.startswith(KEY)}
-    code = [f"{key}={value}" for key, value in _code(run.config)]
+    given = {text for text in overrides if not text.startswith(KEY)} - {"fresh=true", "fresh=false"}
+    config = _with_current_targets(run.config)
+    code = [f"{key}={value}" for key, value in _code(config)]
     other = sorted(given - set(code))
     if other:
         raise InputError(f"{other[0]}: resume={directory} takes all from the run; leave it out, or begin a new run")
@@ -56,9 +58,24 @@ def resumed(overrides: Sequence[str]) -> Experiment:
             f"resume={directory}: the run is made with code of yours, which a run directory may not choose; "
             f"add {' '.join(missing)}"
         )
-    config = {key: value for key, value in run.config.items() if key != "choices"}
+    config.pop("choices", None)
     experiment = make(config, OmegaConf.create(config))
-    return replace(experiment, config=run.config, directory=str(directory), resume=str(directory), fresh=False)
+    fresh = "fresh=true" in overrides
+    return replace(experiment, config=run.config, directory=str(directory), resume=str(directory), fresh=fresh)
+
+
+def _with_current_targets(config: Any) -> Any:
+    """Replace the `_target_`s of version 0.1 by today's; an old run needs no warning for each of them."""
+    if isinstance(config, list):
+        return [_with_current_targets(value) for value in config]
+    if not isinstance(config, Mapping):
+        return config
+    current = {key: _with_current_targets(value) for key, value in config.items()}
+    target = current.get("_target_")
+    if isinstance(target, str) and target.startswith("tl_research."):
+        name = current_name(target.removeprefix("tl_research."))
+        current["_target_"] = f"tl_research.{name}" if name else target
+    return current
 
 
 def _code(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

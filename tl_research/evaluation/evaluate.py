@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from tl_research.evaluation.predict import prediction_rows
 from tl_research.metrics.classification import classification_metrics
 from tl_research.metrics.probabilities import softmax
 from tl_research.runs.run import Run
-from tl_research.training.callbacks import Results
-from tl_research.training.stage_runner import StageRunner
+from tl_research.training.callbacks import Callback, Results
+from tl_research.training.classifier_state import ClassifierState
 
 MOST_SAMPLES = 16
 MOST_MISTAKES = 12
@@ -27,42 +27,41 @@ THUMBNAIL = 128
 HIDDEN = {"_target_", "url", "cache", "store", "max_gb", "name", "min_size", "distribution", "variant", "application"}
 
 
-def evaluate_run(run: Run, fitting: StageRunner, test_views: int | None) -> np.ndarray:
-    """Evaluates on validation and test, writes the answers, and returns the test logits `(n, num_classes)`. With
-    `test_views` there are also `test_tta_...`: what the average over augmented views is worth."""
-    data = fitting.data
-    logits = {split: fitting.logits(split) for split in ("val", "test")}
-    answers = np.concatenate(list(logits.values()))
+def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tuple[dict[str, float], np.ndarray]:
+    """Evaluate on validation and test and write the predictions; returns the metrics and the test logits
+    `(n, num_classes)`. With `test_views` there are also `test_tta_...`, of the average over augmented views."""
+    data = state.data
+    metrics: dict[str, float] = {}
+    logits = {split: state.logits(split) for split in ("val", "test")}
     indices = np.concatenate([data.indices(split) for split in logits])
-    run.write_csv("predictions.csv", *prediction_rows(data, indices, answers))
-    if fitting.held_out is not None:
-        logits["val"] = fitting.held_out
-        run.write_csv("validation.csv", *prediction_rows(data, data.indices("val"), fitting.held_out))
+    run.write_csv("predictions.csv", *prediction_rows(data, indices, np.concatenate(list(logits.values()))))
+    if state.held_out is not None:
+        logits["val"] = state.held_out
+        run.write_csv("validation.csv", *prediction_rows(data, data.indices("val"), state.held_out))
     for split, values in logits.items():
         scores = classification_metrics(values, data.labels[data.indices(split)])
-        run.metrics |= {f"{split}_{name}": value for name, value in scores.items()}
+        metrics |= {f"{split}_{name}": value for name, value in scores.items()}
     if test_views:
-        averaged = fitting.averaged_logits("test", test_views)
+        averaged = state.averaged_logits("test", test_views)
         scores = classification_metrics(averaged, data.labels[data.indices("test")])
-        run.metrics |= {f"test_tta_{name}": value for name, value in scores.items()}
-    return logits["test"]
+        metrics |= {f"test_tta_{name}": value for name, value in scores.items()}
+    return metrics, logits["test"]
 
 
-def show_results(run: Run, fitting: StageRunner, config: Mapping[str, Any], logits: np.ndarray) -> None:
-    """Lets the callbacks show metrics, hyperparameters and answers to the test images, `logits`, and keeps the worst
-    of these for the report."""
-    data = fitting.data
+def show_results(
+    run: Run, state: ClassifierState, callbacks: Iterable[Callback], config: Mapping[str, Any], logits: np.ndarray
+) -> None:
+    """Let the callbacks show metrics, hyperparameters and test answers, `logits`, and write the worst of these to
+    `mistakes.json`."""
+    data = state.data
     with run.phase("evaluate"):
         run.write_json("mistakes.json", mistakes(data, logits))
     indices = data.indices("test")
     shown = np.random.default_rng(0).permutation(len(indices))[:MOST_SAMPLES]
-    samples = [
-        (data.pixels(int(indices[place]), fitting.image_size), int(data.labels[indices[place]]), logits[place])
-        for place in shown
-    ]
+    samples = [(data.pixels(int(indices[n]), state.image_size), int(data.labels[indices[n]]), logits[n]) for n in shown]
     results = Results(run.metrics, hyperparameters(config), data.class_names, data.labels[indices], logits, samples)
     with run.phase("callbacks"):
-        for callback in fitting.callbacks.values():
+        for callback in callbacks:
             callback.finish(run.directory, results)
 
 

@@ -10,14 +10,14 @@ from tl_research.data.datamodule import DataModule
 from tl_research.features.extraction import ORIGINAL
 from tl_research.features.summary import show_features
 from tl_research.features.table import FeatureTable
-from tl_research.runs.run import Run
+from tl_research.runs.run import Phase
 
 
 @dataclass
 class HeadInputs:
     """Features and labels of the splits."""
 
-    run: Run
+    phase: Phase
     data: DataModule
     features: FeatureTable
 
@@ -41,14 +41,14 @@ class HeadInputs:
             trained = self.data.indices("train", "val") if validation else self.data.indices("train")
             wanted = [(self.data.indices("val", "test"), ORIGINAL), *((trained, view) for view in range(self.views))]
         computed, hit = self.features.computed, self.features.hit
-        with self.run.phase("features"):
+        with self.phase("features"):
             self.features.ensure(wanted)
         if (computed, hit) != (self.features.computed, self.features.hit):
             show_features(self.features.computed - computed, self.features.hit - hit)
 
     def get(self, indices: np.ndarray, view: int = ORIGINAL) -> np.ndarray:
         """Features of one view of these examples: float32 `(n, d)`."""
-        with self.run.phase("features"):
+        with self.phase("features"):
             return self.features.get(indices, view)
 
     def learned(self, *splits: str) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,8 @@ import numpy as np
 
 from tl_research.metrics.classification import direction
 from tl_research.reports.leaderboard import Entry, Leaderboard, Row, collect, half_width
-from tl_research.runs.run import Run, without_fresh
+from tl_research.runs.reader import without_fresh
+from tl_research.runs.run import Run
 from tl_research.system.files import write_atomically
 
 Content = dict[str, Any]

@@ -1,4 +1,4 @@
-"""Checkpoints of a run that is under way: all that it takes to go on as if nothing had happened."""
+"""Checkpoints of an unfinished run: all that it takes to continue as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,57 +28,67 @@ class CheckpointState:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
     def part(self, name: str) -> CheckpointState:
-        """What was put under a name by `nested`."""
+        """Take one part out of a state made by `nested`."""
         prefix = f"{name}/"
         arrays = {key.removeprefix(prefix): value for key, value in self.arrays.items() if key.startswith(prefix)}
         return CheckpointState(self.facts[name], arrays)
 
     @classmethod
     def nested(cls, **parts: CheckpointState) -> CheckpointState:
-        """One of several, each under its name."""
+        """Make one state of several, each under its name."""
         arrays = {f"{name}/{key}": value for name, part in parts.items() for key, value in part.arrays.items()}
         return cls({name: part.facts for name, part in parts.items()}, arrays)
 
 
-def write_checkpoint(folder: Path, state: CheckpointState, about: Mapping[str, Any]) -> None:
-    """Adds a checkpoint, `000007.npz`, which appears whole or not at all, and keeps the last two. `about` says which
-    job it is of."""
-    folder.mkdir(exist_ok=True)
-    numbers = _numbers(folder)
-    number = numbers[-1] + 1 if numbers else 1
-    unfinished = folder / f".{os.getpid()}"
-    text = json.dumps({"about": about, "facts": state.facts}).encode()
-    try:
-        with unfinished.open("wb") as file:
-            np.savez(file, facts=np.frombuffer(text, np.uint8), **state.arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(_path(folder, number))
-    finally:
-        unfinished.unlink(missing_ok=True)
-    for old in numbers[: 1 - KEPT]:
-        _path(folder, old).unlink(missing_ok=True)
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """The checkpoints of one job, `000007.npz` and so on, in a folder that need not exist."""
 
+    folder: Path
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """The job; checkpoints of other jobs are not read."""
+    also: Sequence[Mapping[str, Any]] = ()
+    """What older versions called the same job."""
 
-def read_checkpoint(folder: Path, about: Mapping[str, Any]) -> CheckpointState | None:
-    """The newest checkpoint of this very job that can be read; None if there is none. Nothing is unpickled."""
-    for number in reversed(_numbers(folder)):
-        path = _path(folder, number)
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-                    told = json.loads(held["facts"].tobytes())
-                    if told["about"] == about:
-                        arrays = {name: held[name] for name in held.files if name != "facts"}
-                        return CheckpointState(told["facts"], arrays)
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                log.warning("%s: cannot be read (%s); going on from the one before", path, error)
-    return None
+    def write(self, state: CheckpointState) -> None:
+        """Add a checkpoint, which appears whole or not at all, and keep the last two."""
+        self.folder.mkdir(exist_ok=True)
+        numbers = self._numbers()
+        number = numbers[-1] + 1 if numbers else 1
+        unfinished = self.folder / f".{os.getpid()}"
+        text = json.dumps({"about": self.about, "facts": state.facts}).encode()
+        try:
+            with unfinished.open("wb") as file:
+                np.savez(file, facts=np.frombuffer(text, np.uint8), **state.arrays)  # type: ignore[arg-type]
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(self._path(number))
+        finally:
+            unfinished.unlink(missing_ok=True)
+        for old in numbers[: 1 - KEPT]:
+            self._path(old).unlink(missing_ok=True)
 
+    def read(self) -> CheckpointState | None:
+        """Read the newest checkpoint of this job that is not damaged; None if there is none. Nothing is unpickled."""
+        for number in reversed(self._numbers()):
+            path = self._path(number)
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                        content = json.loads(archive["facts"].tobytes())
+                        if content["about"] in (self.about, *self.also):
+                            arrays = {name: archive[name] for name in archive.files if name != "facts"}
+                            return CheckpointState(content["facts"], arrays)
+                except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                    log.warning("%s: cannot be read (%s); going on from the one before", path, error)
+        return None
 
-def _numbers(folder: Path) -> list[int]:
-    return sorted(int(path.stem) for path in folder.glob("*.npz") if path.stem.isdigit())
+    def remove(self) -> None:
+        """Remove all: a run that is done needs them no more."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _numbers(self) -> list[int]:
+        return sorted(int(path.stem) for path in self.folder.glob("*.npz") if path.stem.isdigit())
 
-def _path(folder: Path, number: int) -> Path:
-    return folder / f"{number:06d}.npz"
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.npz"

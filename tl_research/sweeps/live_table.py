@@ -28,7 +28,9 @@ class LiveTable:
         self.outcomes = outcomes
         self.n_jobs = n_jobs
         self.began = time.monotonic()
-        self._live = Live(get_renderable=self._draw, console=console.progress_console, transient=True, refresh_per_second=4)
+        self._live = Live(
+            get_renderable=self._draw, console=console.progress_console, transient=True, refresh_per_second=4
+        )
         self._seen = console.is_watched()
 
     def __enter__(self) -> LiveTable:

@@ -55,7 +55,7 @@ class InputFactory:
             log.info("%s: they would take %.1f GB, more than features.max_map_gb allows", EVERY_EPOCH, room)
             return None
         try:
-            with self.inputs.run.phase("features"):
+            with self.inputs.phase("features"):
                 maps.load(wanted)
         except DtypeRangeError as error:
             log.info("%s: %s", EVERY_EPOCH, error)

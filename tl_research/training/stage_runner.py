@@ -1,4 +1,4 @@
-"""A classifier while it is being trained: stage after stage on the same backbone and the same head."""
+"""StageRunner: runs one stage after the other on the same backbone and the same head."""
 
 from __future__ import annotations
 
@@ -9,142 +9,145 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tl_research.backend.precision import choose_policy, compute_in
-from tl_research.backend.strategy import broadcast_from_chief, sync_batch_norm
+from tl_research.backend.strategy import Strategy, broadcast_from_chief, sync_batch_norm
 from tl_research.backend.train_step import Learning, TrainStep
-from tl_research.data.datamodule import DataModule
 from tl_research.errors import DivergedError, InputError
-from tl_research.features.engines import keras_engine
-from tl_research.features.extraction import ORIGINAL, extract_features
-from tl_research.features.head_inputs import HeadInputs
-from tl_research.features.table import FeatureTable
-from tl_research.metrics.classification import accuracy_and_loss, direction
-from tl_research.metrics.probabilities import softmax
-from tl_research.models.classifier import BatchNorm, Part, build_classifier, set_trainable, trainable_table
+from tl_research.metrics.classification import accuracy_and_loss
+from tl_research.models.classifier import BatchNorm, Part, set_trainable, trainable_table
 from tl_research.models.head import DirectHead, Head
 from tl_research.runs.checkpoint import CheckpointState
 from tl_research.runs.run import Run
 from tl_research.training.callbacks import BestWeights, Callback
+from tl_research.training.classifier_state import ClassifierState
 from tl_research.training.closed_form import fit_direct, fit_direct_head, needs_no_epochs, solve_linear
 from tl_research.training.inputs import StageInputs
-from tl_research.training.loop import EpochRow, TrainLoop, TrainOptions
+from tl_research.training.loop import EpochRow, TrainLoop
 from tl_research.training.optimizer import LBFGS, GradientOptimizer
-from tl_research.training.pruning import Trial, current_trial
+from tl_research.training.options import TrainOptions
+from tl_research.training.pruning import Trial
+from tl_research.training.run_checkpoints import RunCheckpoints
 from tl_research.training.stage import Stage
 from tl_research.training.stage_inputs import InputFactory, fits_in_memory
 from tl_research.training.summary import show_stage
-from tl_research.training.trained_weights import Snapshot, TrainedWeights
+from tl_research.training.trained_weights import BestEpoch
 
 if TYPE_CHECKING:
     import keras
-    import tensorflow as tf
 
 log = logging.getLogger(__name__)
+
+Metrics = dict[str, Any]
+
+WHAT = {"features": "features", "maps": "feature maps of the frozen blocks", "images": "images"}
 
 
 @dataclass
 class StageRunner:
-    """What the stages of one run share. `held_out` is set where the head that is kept was fitted on the validation
-    images too: logits for them from a head that was not. A head that is made from features comes with its stage."""
+    """What the stages of one run share. Each `run_stage` returns its metrics and leaves `state` on its best epoch;
+    `finish` returns to the best of all.
+
+    `loops` are the training loops of single stages by name, in place of `TrainLoop`; a run beyond `deadline`
+    (`time.monotonic`) starts no further stage.
+    """
 
     run: Run
-    data: DataModule
-    backbone: keras.Model
-    head: keras.Model | None
-    recipe: Head
-    features: FeatureTable
+    state: ClassifierState
+    head_recipe: Head
     trainer: TrainOptions
     callbacks: Mapping[str, Callback]
     batch_norm: BatchNorm
     seed: int
-    threads: int
-    strategy: tf.distribute.Strategy | None = None
-    held_out: np.ndarray | None = None
-    trial: Trial | None = field(default_factory=current_trial)
+    strategy: Strategy | None = None
+    trial: Trial | None = None
     deadline: float = math.inf
-    fits: Mapping[str, Callable[..., TrainLoop]] = field(default_factory=dict)
-    """What a stage of this name is fitted by, in place of `Fit`."""
-    _last: bool = False
-    _untrained: FeatureTable = field(init=False)
-    _classifier: keras.Model | None = None
-    _backbone_moved: bool = False
-    _best: Snapshot | None = None
-    _trained: TrainedWeights = field(default_factory=TrainedWeights)
+    loops: Mapping[str, Callable[..., TrainLoop]] = field(default_factory=dict)
+    history: list[EpochRow] = field(default_factory=list)
+    best: BestEpoch = field(default_factory=BestEpoch)
+    _most_trainable: int = 0
     _pending: CheckpointState | None = None
-    """The fit that a checkpoint was taken from, until its stage goes on."""
-    _began: float = field(default_factory=time.monotonic)
-    _used: float = 0.0
-    """Seconds that earlier processes have spent on the run."""
-    _saved: float = -math.inf
-    _saving: float = 0.0
-    """When the last checkpoint was written, and the seconds that it took."""
+    """The training loop that a checkpoint was saved in, until its stage continues."""
 
     def __post_init__(self) -> None:
-        self._untrained = self.features
-
-    @property
-    def classifier(self) -> keras.Model:
-        """Backbone and head as one: pixels -> logits."""
-        if self._classifier is None:
-            assert self.head is not None
-            self._classifier = build_classifier(self.backbone, self.head)
-        return self._classifier
-
-    @property
-    def _inputs(self) -> HeadInputs:
-        return HeadInputs(self.run, self.data, self.features)
-
-    @property
-    def _supply(self) -> InputFactory:
-        assert self.head is not None
-        return InputFactory(self._inputs, self.backbone, self.head, self.seed, self.threads)
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square that the network takes, in pixels."""
-        return int(self.backbone.input_shape[1])
+        self.checkpoints = RunCheckpoints(self.run, self.state, self.history)
 
     def run_stage(
         self, number: int, name: str, stage: Stage, optimizer: LBFGS | GradientOptimizer, *, last: bool
-    ) -> None:
-        """One stage: on features where only the head learns and what it sees can be kept, on images otherwise. `last`
-        lets a head that is solved or made also use the validation images, which nothing needs any more.
+    ) -> Metrics:
+        """Run one stage: on features where only the head learns and its inputs can be kept, on images otherwise. Where
+        it is the `last`, a head in closed form is also fitted on the validation images, which nothing else needs then.
 
         Raises:
             InputError: nothing of the backbone would learn that should; or `DivergedError`.
-            PrunedError: the run is a trial that is not worth going on with.
+            PrunedError: the run is a trial that is not worth continuing.
         """
         import keras
 
-        self._last = last
-        no_epochs = needs_no_epochs(stage, self.recipe, optimizer)
-        repeatable = self.data.augment.changes_nothing or self._inputs.views_are_kept
+        no_epochs = needs_no_epochs(stage, self.head_recipe, optimizer)
+        repeatable = self.state.data.augment.changes_nothing or self.state.inputs.views_are_kept
         on_features = not stage.trains_backbone and (no_epochs or repeatable)
         if on_features:
-            if self._backbone_moved:
-                self.features = self.features.after_training()
-            self._inputs.ensure(validation=no_epochs and last)
+            self.state.update_features()
+            self.state.inputs.ensure(validation=no_epochs and last)
         keras.utils.set_random_seed(self.seed)  # so that nothing depends on whether features had to be computed
-        if not stage.trains_backbone and isinstance(self.recipe, DirectHead):
-            self._make(name, self.recipe, use_val=last)
-            self._save(number + 1)
-            return
-        parts = self._thaw(name, stage)
-        if isinstance(optimizer, LBFGS):
-            self._describe(name, "solved on features by L-BFGS", parts)
-            self._solve(name, optimizer, use_val=last)
+        if not stage.trains_backbone and isinstance(self.head_recipe, DirectHead):
+            metrics = self._fit_direct(name, self.head_recipe, last=last)
+        elif isinstance(optimizer, LBFGS):
+            self._describe(name, "solved on features by L-BFGS", self._set_trainable(name, stage))
+            metrics = self._solve_linear(name, optimizer, last=last)
         else:
-            self._fit(number, name, stage, optimizer, parts, on_features)
-        self._save(number + 1)
+            parts = self._set_trainable(name, stage)
+            metrics = self._train(number, name, stage, optimizer, parts, only_head=on_features, last=last)
+        return metrics | {"num_trainable": self._most_trainable}
 
-    def _thaw(self, name: str, stage: Stage) -> list[Part]:
-        parts = set_trainable(
-            self.classifier, stage.unfreeze, stage.bn or self.batch_norm, stage.parameters, stage.layer_decay
-        )
+    def save(self, stage: int) -> None:
+        """Write a checkpoint at the beginning of stage number `stage`."""
+        self.checkpoints.save(stage, self.best)
+
+    def restore(self, checkpoint: CheckpointState) -> int:
+        """Return to where a checkpoint was saved; returns the number of the stage to continue with."""
+        parts = {name: checkpoint.part(name) for name in checkpoint.facts}
+        if isinstance(self.head_recipe, DirectHead):  # its layers come from the features
+            splits = ("train", "val") if "held_out" in parts["run"].arrays else ("train",)
+            self.state.inputs.ensure(validation="val" in splits)
+            self.state.replace_head(fit_direct_head(self.state.inputs, self.head_recipe, *splits))
+        self.best = self.checkpoints.restore(parts)
+        self.deadline -= self.checkpoints.used
+        self._pending = parts.get("fit")
+        self._most_trainable = self.run.metrics.get("num_trainable", 0)
+        epochs = len(self.history) + (len(self._pending.facts["rows"]) if self._pending else 0)
+        self.run.metrics["resumed_at_epoch"] = epochs
+        return int(parts["run"].facts["stage"])
+
+    def finish(self) -> Metrics:
+        """Return to the best epoch of all stages, where the callbacks keep the best epoch of each."""
+        if self.best.stage is not None:
+            self.state.trained.restore(self.state.classifier, self.best.weights)
+            self.state.held_out = self.best.held_out
+        return self.best.metrics()
+
+    def solve_again(self, name: str, optimizer: LBFGS) -> Metrics:
+        """Refit the linear head of stage `name` on train + val, on the backbone as it was loaded: the run ends as it
+        would have without the later stages, which did not improve validation."""
+        self.state.use_loaded_backbone()
+        self.state.inputs.ensure(validation=True)
+        with self.run.phase(name):
+            _, metrics = self._solved(optimizer, use_val=True)
+        return metrics
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time for training is over. A run gets one epoch at least, and so does a stage that was begun."""
+        late = bool(self.history) and self._pending is None and time.monotonic() > self.deadline
+        return broadcast_from_chief(self.strategy, {"late": late})["late"] > 0
+
+    def _set_trainable(self, name: str, stage: Stage) -> list[Part]:
+        classifier, batch_norm = self.state.classifier, stage.bn or self.batch_norm
+        parts = set_trainable(classifier, stage.unfreeze, batch_norm, stage.parameters, stage.layer_decay)
         if stage.trains_backbone and not any(part.learning for part in parts[:-1]):
             raise InputError(
                 f"transfer.{name}.parameters={stage.parameters}: the blocks that it unfreezes have none; "
@@ -153,160 +156,172 @@ class StageRunner:
         if stage.unfreeze != "all" and stage.unfreeze > len(parts) - 1:
             there_are = f"transfer.{name}.unfreeze={stage.unfreeze}: there are {len(parts) - 1} blocks"
             log.warning("%s, all of which learn (python -m tl_research blocks lists them)", there_are)
-        self._trained.track(self.classifier, parts)
+        self.state.trained.track(classifier, parts)
         return parts
-
-    def _has_moved(self, part: keras.Model) -> bool:
-        return self._trained.includes(self.classifier, part)
-
-    def logits(self, *splits: str) -> np.ndarray:
-        """What the classifier, as it is now, says to the examples in these splits: float32 `(n, num_classes)`."""
-        return self._logits(self.data.indices(*splits), ORIGINAL)
-
-    def averaged_logits(self, split: str, views: int) -> np.ndarray:
-        """Logarithms of the probabilities averaged over each image and so many augmented views of it."""
-        indices = self.data.indices(split)
-        answers = [softmax(self._logits(indices, view)) for view in (ORIGINAL, *range(views))]
-        return np.log(np.maximum(np.mean(answers, axis=0), 1e-30)).astype(np.float32)
-
-    def _logits(self, indices: np.ndarray, view: int) -> np.ndarray:
-        if self._backbone_moved:
-            engine = keras_engine(self.classifier)  # converting it would take longer than so few images
-            return extract_features(
-                engine, self.data, indices, self.image_size, threads=self.threads, describe="evaluating", view=view
-            )
-        assert self.head is not None
-        return np.asarray(self.head(self._inputs.get(indices, view), training=False))
-
-    def finish(self) -> None:
-        """Ends on the best of all stages, where the callbacks keep the best epoch of each."""
-        if self._best is not None:
-            self._trained.restore(self.classifier, self._best.weights)
-            self.held_out = self._best.held_out
-
-    @property
-    def is_late(self) -> bool:
-        """Whether the time for training is over, which leaves a run one epoch at least, and a stage that was begun its
-        epoch."""
-        late = bool(self.run.history) and self._pending is None and time.monotonic() > self.deadline
-        return broadcast_from_chief(self.strategy, {"late": late})["late"] > 0
-
-    @property
-    def has_best(self) -> bool:
-        """Whether an epoch has been kept that the run may end on."""
-        return self._best is not None
 
     def _describe(self, name: str, how: str, parts: Sequence[Part], rate: float | None = None) -> None:
         rows = trainable_table(parts)
-        learning = sum(row.trainable for row in rows)
-        self.run.metrics["num_trainable"] = max(learning, self.run.metrics.get("num_trainable", 0))
+        self._most_trainable = max(sum(row.trainable for row in rows), self._most_trainable)
         show_stage(name, rows, how, rate)
 
-    def _solve(self, name: str, options: LBFGS, *, use_val: bool) -> None:
-        with self.run.phase(name):
-            scores = self._solved(options, use_val=use_val)
-        self._log_at_once(name, scores)
+    # Heads in closed form
 
-    def solve_again(self, name: str, options: LBFGS) -> None:
-        """Gives the head that stage `name` solved on the backbone as it was loaded the validation images to learn from,
-        which later stages were judged by, in vain: the run ends as it would have without them."""
-        self.features, self._backbone_moved = self._untrained, False
-        self._inputs.ensure(validation=True)
+    def _solve_linear(self, name: str, optimizer: LBFGS, *, last: bool) -> Metrics:
         with self.run.phase(name):
-            self._solved(options, use_val=True)
+            scores, metrics = self._solved(optimizer, use_val=last)
+        self._record_closed_form(name, scores, last=last)
+        return metrics
 
-    def _solved(self, options: LBFGS, *, use_val: bool) -> dict[str, float]:
-        """Solves the head; the numbers of one that saw the training images alone."""
-        assert self.head is not None
-        result = solve_linear(self._inputs, options, self.seed, use_val=use_val)
-        solution, self.held_out = result.fitted, result.held_out
-        self.head.get_layer("logits").set_weights([solution.kernel, solution.bias])
-        self.run.metrics |= {"l2": solution.l2, "iterations": solution.iterations}
+    def _solved(self, optimizer: LBFGS, *, use_val: bool) -> tuple[EpochRow, Metrics]:
+        """Solve the head; returns the scores of one fitted on the training images alone, and the metrics."""
+        assert self.state.head is not None
+        result = solve_linear(self.state.inputs, optimizer, self.seed, use_val=use_val)
+        solution, self.state.held_out = result.fitted, result.held_out
+        self.state.head.get_layer("logits").set_weights([solution.kernel, solution.bias])
+        metrics = {"l2": solution.l2, "iterations": solution.iterations}
         if solution.cv_accuracy is not None:
-            self.run.metrics["cv_accuracy"] = solution.cv_accuracy
-        return result.scores
+            metrics["cv_accuracy"] = solution.cv_accuracy
+        return result.scores, metrics
 
-    def _make(self, name: str, recipe: DirectHead, *, use_val: bool) -> None:
+    def _fit_direct(self, name: str, recipe: DirectHead, *, last: bool) -> Metrics:
         with self.run.phase(name):
-            result = fit_direct(self._inputs, recipe, use_val=use_val)
-            self.head, self._classifier, self.held_out = result.fitted, None, result.held_out
-        parts = set_trainable(self.classifier, 0)
-        self._trained.track(self.classifier, parts)
+            result = fit_direct(self.state.inputs, recipe, use_val=last)
+            self.state.replace_head(result.fitted)
+            self.state.held_out = result.held_out
+        parts = set_trainable(self.state.classifier, 0)
+        self.state.trained.track(self.state.classifier, parts)
         self._describe(name, "made from features", parts)
-        self._log_at_once(name, result.scores)
+        self._record_closed_form(name, result.scores, last=last)
+        return {}
 
-    def _log_at_once(self, name: str, row: dict[str, float]) -> None:
-        """Shows the callbacks a head that was solved or made as a stage of one epoch, and records it."""
+    def _record_closed_form(self, name: str, scores: EpochRow, *, last: bool) -> None:
+        """Show the callbacks a head in closed form as a stage of one epoch, and record it."""
         import keras
 
-        callbacks = keras.callbacks.CallbackList(self._build_callbacks(), model=self.classifier)
-        callbacks.set_params(
-            {"epochs": self._next_epoch + 1, "steps": 1, "moving": self._trained.variables(self.classifier)}
-        )
+        epoch, classifier = len(self.history), self.state.classifier
+        callbacks = keras.callbacks.CallbackList(self._build_callbacks(last=last), model=classifier)
+        changing = self.state.trained.variables(classifier)
+        callbacks.set_params({"epochs": epoch + 1, "steps": 1, "moving": changing})
         callbacks.on_train_begin()
-        callbacks.on_epoch_begin(self._next_epoch)
-        callbacks.on_epoch_end(self._next_epoch, dict(row))
+        callbacks.on_epoch_begin(epoch)
+        callbacks.on_epoch_end(epoch, dict(scores))
         callbacks.on_train_end()
-        self._record([{"epoch": self._next_epoch, "stage": name, **row}])
+        self._record([{"epoch": epoch, "stage": name, **scores}])
 
-    def _fit(
-        self, number: int, name: str, stage: Stage, optimizer: GradientOptimizer, parts: list[Part], only_head: bool
-    ) -> None:
-        """A stage of epochs. `only_head`: on features."""
-        maps = None if only_head else self._supply.maps(stage, self._has_moved)
+    # Stages of epochs
+
+    def _train(
+        self,
+        number: int,
+        name: str,
+        stage: Stage,
+        optimizer: GradientOptimizer,
+        parts: list[Part],
+        *,
+        only_head: bool,
+        last: bool,
+    ) -> Metrics:
+        """Train a stage by epochs; with `only_head` on features."""
+        state = self.state
+        factory = InputFactory(state.inputs, state.backbone, state.head, self.seed, state.threads)
+        maps = None if only_head else factory.maps(stage, state.has_changed)
         policy = "float32" if only_head else choose_policy(self.trainer.precision)
-        whole = sync_batch_norm(self.strategy, self.classifier)
-        with self.run.phase(name), compute_in(policy, self.backbone), whole:
-            feed, step, accumulate = self._ready(stage, optimizer, parts, only_head, maps, policy)
+        whole = sync_batch_norm(self.strategy, state.classifier)
+        with self.run.phase(name), compute_in(policy, state.backbone), whole:
+            step_maker = _StepMaker(factory, self.trainer, self.strategy, state)
+            inputs, step, metrics = step_maker.make(stage, optimizer, parts, only_head, maps, policy)
             rate = float(step.optimizer.learning_rate.numpy())
-            how = f"{stage.epochs} epochs at most on {WHAT[feed.what]}, {type(optimizer).__name__}"
+            how = f"{stage.epochs} epochs at most on {WHAT[inputs.what]}, {type(optimizer).__name__}"
             self._describe(name, how, parts, rate)
-            if feed.what == "images":
-                self._show(feed)
-            self._backbone_moved = self._backbone_moved or stage.trains_backbone
-            fit = self.fits.get(name, TrainLoop)(
+            if inputs.what == "images":
+                self._show_batches(inputs)
+            state.backbone_changed = state.backbone_changed or stage.trains_backbone
+            loop = self.loops.get(name, TrainLoop)(
                 name=name,
                 stage=stage,
                 trainer=self.trainer,
-                model=self.head if only_head else self.classifier,
+                model=state.head if only_head else state.classifier,
                 step=step,
                 rate=rate,
-                batches=feed.train,
-                batches_per_epoch=feed.num_batches,
-                validate=lambda: self._validate(feed),
-                callbacks=self._build_callbacks(),
-                save=lambda state, whole: self._checkpoint(number, state, whole=whole),
-                moving=self._trained.variables(self.classifier),
-                first_epoch=self._next_epoch,
-                accumulate=accumulate,
+                batches=inputs.train,
+                batches_per_epoch=inputs.num_batches,
+                validate=lambda: self._validate(inputs),
+                callbacks=self._build_callbacks(last=last),
+                save=lambda loop_state, whole: self.checkpoints.save_epoch(number, self.best, loop_state, whole=whole),
+                moving=state.trained.variables(state.classifier),
+                first_epoch=len(self.history),
+                accumulate=metrics["accumulate"],
                 deadline=self.deadline,
             )
-            state, self._pending = self._pending, None
+            pending, self._pending = self._pending, None
             try:
-                rows = fit.run(state)
+                rows = loop.run(pending)
             except DivergedError:
-                self._record(fit.rows)
+                self._record(loop.rows)
                 raise
         self._record(rows)
+        return metrics
 
-    def _ready(
+    def _show_batches(self, inputs: StageInputs) -> None:
+        """Show the callbacks two batches as the network gets them: one may be hardly mixed at all."""
+        epoch = len(self.history)
+        with closing(inputs.train(epoch, 0)) as batches:
+            some = [(pixels[:8], targets[:8]) for pixels, targets in itertools.islice(batches, 2)]
+        pixels, targets = (np.concatenate(parts) for parts in zip(*some, strict=True))
+        for callback in self.callbacks.values():
+            callback.see(self.run.directory, epoch, pixels, targets, self.state.data.class_names)
+
+    def _validate(self, inputs: StageInputs) -> dict[str, float]:
+        data = self.state.data
+        with closing(inputs.validation()) as batches:
+            logits = np.concatenate([inputs.answer(batch) for batch, _ in batches])
+        scores = accuracy_and_loss(logits, data.labels[data.indices("val")])
+        return {f"val_{key}": value for key, value in scores.items()}
+
+    def _build_callbacks(self, *, last: bool) -> list[keras.callbacks.Callback]:
+        callbacks = [callback.build(self.run.directory) for callback in self.callbacks.values()]
+        return callbacks if self.trial is None else [*callbacks, self.trial.callback(last=last)]
+
+    def _record(self, rows: list[EpochRow]) -> None:
+        """Add a stage's epochs to the history, and keep its weights if no stage before was better. Raises
+        `PrunedError` if the run is a trial that is to end."""
+        self.history += rows
+        self.run.write_history(self.history)
+        if self.trial is not None:
+            self.trial.check()
+        if rows:
+            monitors = [c.monitor for c in self.callbacks.values() if isinstance(c, BestWeights)]
+            self.best.consider(rows, monitors, self.state.trained.now(self.state.classifier), self.state.held_out)
+
+
+@dataclass(frozen=True)
+class _StepMaker:
+    """Makes a stage's inputs and its train step together: both depend on the batch size."""
+
+    factory: InputFactory
+    trainer: TrainOptions
+    strategy: Strategy | None
+    state: ClassifierState
+
+    def make(
         self,
         stage: Stage,
         optimizer: GradientOptimizer,
         parts: Sequence[Part],
         only_head: bool,
-        maps: FeatureTable | None,
+        maps: Any,
         policy: str,
-    ) -> tuple[StageInputs, TrainStep, int]:
-        """What a stage learns from, its step, and how many batches make an update. `trainer.batch_size=auto` halves the
-        batch until it fits into a GPU's memory, and leaves an update as many examples as before."""
+    ) -> tuple[StageInputs, TrainStep, Metrics]:
+        """Make both. `trainer.batch_size=auto` halves the batch until it fits into a GPU's memory, and leaves an update
+        as many examples as before."""
         auto = self.trainer.batch_size == "auto"
         size, accumulate = 32 if auto else int(self.trainer.batch_size), self.trainer.accumulate
         learning = [Learning(variable, part.rate) for part in parts for variable in part.learning]
+        changing = self.state.trained.variables(self.state.classifier)
         while True:
-            feed = self._supply.feed(stage, [item.variable for item in learning], only_head, maps, size)
+            inputs = self.factory.feed(stage, [item.variable for item in learning], only_head, maps, size)
             step = TrainStep(
-                feed.forward,
+                inputs.forward,
                 learning,
                 [variable for part in parts for variable in part.statistics],
                 optimizer.build(stage.learning_rate),
@@ -314,106 +329,8 @@ class StageRunner:
                 self.strategy,
                 accumulates=accumulate > 1,
             )
-            if not auto or only_head or fits_in_memory(step, feed, self._trained.variables(self.classifier)):
-                self.run.metrics |= {"batch_size": size, "accumulate": accumulate}
-                return feed, step, accumulate
+            if not auto or only_head or fits_in_memory(step, inputs, changing):
+                return inputs, step, {"batch_size": size, "accumulate": accumulate}
             size, accumulate = size // 2, 2 * accumulate
             if not size:
                 raise InputError("trainer.batch_size=auto: not one image fits into the GPU's memory")
-
-    def _show(self, feed: StageInputs) -> None:
-        """Lets the callbacks see what the network will, of two batches: one may be hardly mixed at all."""
-        with closing(feed.train(self._next_epoch, 0)) as batches:
-            some = [(pixels[:8], targets[:8]) for pixels, targets in itertools.islice(batches, 2)]
-        pixels, targets = (np.concatenate(parts) for parts in zip(*some, strict=True))
-        for callback in self.callbacks.values():
-            callback.see(self.run.directory, self._next_epoch, pixels, targets, self.data.class_names)
-
-    def _validate(self, feed: StageInputs) -> dict[str, float]:
-        with closing(feed.validation()) as batches:
-            logits = np.concatenate([feed.answer(inputs) for inputs, _ in batches])
-        scores = accuracy_and_loss(logits, self.data.labels[self.data.indices("val")])
-        return {f"val_{key}": value for key, value in scores.items()}
-
-    @property
-    def _next_epoch(self) -> int:
-        return len(self.run.history)
-
-    def _build_callbacks(self) -> list[keras.callbacks.Callback]:
-        callbacks = [callback.build(self.run.directory) for callback in self.callbacks.values()]
-        return callbacks if self.trial is None else [*callbacks, self.trial.callback(last=self._last)]
-
-    def _record(self, history: list[EpochRow]) -> None:
-        """Adds a stage to the run's history, and keeps its weights if no stage before was better; of equals the one
-        that has also learned from the validation images. Raises `PrunedError` if the run is a trial that is to end."""
-        self.run.history += history
-        self.run.write_history(self.run.history)
-        if self.trial is not None:
-            self.trial.check()
-        for callback in self.callbacks.values():
-            if isinstance(callback, BestWeights) and history:
-                sign = 1 if direction(callback.monitor) == "min" else -1
-                row = min(history, key=lambda row: sign * row[callback.monitor])
-                value = sign * row[callback.monitor]
-                equal_and_more = self._best is not None and value == self._best.value and self.held_out is not None
-                if self._best is None or value < self._best.value or equal_and_more:
-                    self._best = Snapshot(value, self._trained.now(self.classifier), self.held_out)
-                    self.run.metrics |= {"best_stage": row["stage"], "best_epoch": row["epoch"]}
-
-    # Checkpoints: the run as it stands in the middle of a stage, or between two
-
-    def _checkpoint(self, number: int, fit: CheckpointState, *, whole: bool) -> None:
-        """After an epoch, unless epochs are so short that writing would take too much of the time."""
-        if not whole or (time.monotonic() - self._saved) * MOST_WRITING >= self._saving:
-            self._save(number, fit)
-            self.run.write_history([*self.run.history, *fit.facts["rows"]])
-
-    def _save(self, number: int, fit: CheckpointState | None = None) -> None:
-        """Keeps the run where it stands: at the beginning of stage `number`, or within it, in `fit`."""
-        began = time.monotonic()
-        facts = {
-            "stage": number,
-            "history": self.run.history,
-            "metrics": self.run.metrics,
-            "features": [self.features.computed, self.features.hit],
-            "backbone_moved": self._backbone_moved,
-            "used": self._used + time.monotonic() - self._began,
-        }
-        parts = {"run": CheckpointState(facts, {} if self.held_out is None else {"held_out": self.held_out})}
-        parts["moved"] = CheckpointState(
-            {}, {str(place): value for place, value in self._trained.now(self.classifier).items()}
-        )
-        if self._best is not None:
-            parts["best"] = self._best.state()
-        if fit is not None:
-            parts["fit"] = fit
-        self.run.write_checkpoint(CheckpointState.nested(**parts))
-        self._saved = time.monotonic()
-        self._saving = self._saved - began
-
-    def restore(self, state: CheckpointState) -> int:
-        """Goes to where a checkpoint was taken; returns the number of the stage to go on with."""
-        parts = {name: state.part(name) for name in state.facts}
-        if isinstance(self.recipe, DirectHead):  # its layers come from the features
-            splits = ("train", "val") if "held_out" in parts["run"].arrays else ("train",)
-            self._inputs.ensure(validation="val" in splits)
-            self.head, self._classifier = fit_direct_head(self._inputs, self.recipe, *splits), None
-        self._trained.restore_checkpoint(self.classifier, {int(place): v for place, v in parts["moved"].arrays.items()})
-        facts = parts["run"].facts
-        self.run.history = list(facts["history"])
-        self.run.metrics |= facts["metrics"]
-        self.features.computed += facts["features"][0]
-        self.features.hit += facts["features"][1]
-        self.held_out, self._backbone_moved = parts["run"].arrays.get("held_out"), facts["backbone_moved"]
-        self._used = facts["used"]
-        self.deadline -= self._used
-        self._best = Snapshot.of(parts["best"]) if "best" in parts else None
-        self._pending = parts.get("fit")
-        epochs = len(self.run.history) + (len(self._pending.facts["rows"]) if self._pending else 0)
-        self.run.metrics["resumed_at_epoch"] = epochs
-        return int(facts["stage"])
-
-
-MOST_WRITING = 0.1
-"""The share of the time that checkpoints may take: an epoch of a head is over in milliseconds."""
-WHAT = {"features": "features", "maps": "what the frozen blocks made of the images", "images": "images"}

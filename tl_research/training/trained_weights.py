@@ -1,14 +1,15 @@
-"""Moved: what the stages of a run have changed of a classifier so far. Only that need be kept to come back to a state:
-frozen blocks are as they were loaded."""
+"""Track the variables that training changes. Only these are saved to restore a state: frozen blocks are as they were
+loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tl_research.metrics.classification import direction
 from tl_research.models.classifier import Part
 from tl_research.runs.checkpoint import CheckpointState
 
@@ -16,71 +17,99 @@ if TYPE_CHECKING:
     import keras
 
 Weights = dict[int, np.ndarray]
-"""Values of a classifier's variables, by their place in `classifier.variables`."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The best of all epochs so far: its number, the smaller the better, and what had moved by then; `held_out` are
-    logits for the validation images from a head that was not fitted on them."""
-
-    value: float
-    weights: Weights
-    held_out: np.ndarray | None
-
-    def state(self) -> CheckpointState:
-        """For a checkpoint."""
-        arrays = {str(place): value for place, value in self.weights.items()}
-        return CheckpointState(
-            {"value": self.value}, arrays | ({} if self.held_out is None else {"held_out": self.held_out})
-        )
-
-    @classmethod
-    def of(cls, state: CheckpointState) -> Snapshot:
-        """Out of a checkpoint."""
-        weights = {int(place): value for place, value in state.arrays.items() if place.isdigit()}
-        return cls(state.facts["value"], weights, state.arrays.get("held_out"))
+"""Values of a classifier's variables, by their position in `classifier.variables`."""
 
 
 @dataclass
 class TrainedWeights:
-    """The variables that stages have moved, and how they were `before`."""
+    """The variables that stages change, and their values `before` any of them did."""
 
     before: Weights = field(default_factory=dict)
 
     def track(self, classifier: keras.Model, parts: Sequence[Part]) -> None:
-        """Remembers how that which is going to move is now. Dropout's random state moves, too."""
-        moving = {id(variable) for part in parts for variable in (*part.learning, *part.statistics)}
+        """Note the values of what is about to change. The random state of dropout changes, too."""
+        changing = {id(variable) for part in parts for variable in (*part.learning, *part.statistics)}
         weights = {id(variable) for variable in classifier.weights}
-        for place, variable in enumerate(classifier.variables):
-            if (id(variable) in moving or id(variable) not in weights) and place not in self.before:
-                self.before[place] = np.array(variable)
+        for position, variable in enumerate(classifier.variables):
+            if (id(variable) in changing or id(variable) not in weights) and position not in self.before:
+                self.before[position] = np.array(variable)
 
     def variables(self, classifier: keras.Model) -> list[keras.Variable]:
-        """Those that have moved, or are about to."""
-        return [classifier.variables[place] for place in self.before]
+        """Those that have changed, or are about to."""
+        return [classifier.variables[position] for position in self.before]
 
     def includes(self, classifier: keras.Model, part: keras.Model) -> bool:
-        """Whether anything in a part of the classifier has moved."""
-        moved = {id(variable) for variable in self.variables(classifier)}
-        return any(id(variable) in moved for variable in part.weights)
+        """Whether anything in a part of the classifier is tracked."""
+        tracked = {id(variable) for variable in self.variables(classifier)}
+        return any(id(variable) in tracked for variable in part.weights)
 
     def now(self, classifier: keras.Model) -> Weights:
-        """Their values."""
-        return {place: np.array(classifier.variables[place]) for place in self.before}
+        """Read their values."""
+        return {position: np.array(classifier.variables[position]) for position in self.before}
 
     def restore(self, classifier: keras.Model, weights: Weights) -> None:
-        """To the state in which `weights` were all that had moved."""
+        """Return to the state in which `weights` were all that had changed."""
         assign_weights(classifier, {**self.before, **weights})
 
+    @staticmethod
+    def fits(classifier: keras.Model, weights: Weights) -> bool:
+        """Whether a classifier has variables of these shapes at these positions."""
+        shapes = dict(enumerate(tuple(variable.shape) for variable in classifier.variables))
+        return all(shapes.get(position) == value.shape for position, value in weights.items())
+
     def restore_checkpoint(self, classifier: keras.Model, weights: Weights) -> None:
-        """Puts a classifier that is as it was loaded where another was when it had these values."""
-        self.before = {place: np.array(classifier.variables[place]) for place in weights}
+        """Give a classifier that was just loaded the values of a checkpoint."""
+        self.before = {position: np.array(classifier.variables[position]) for position in weights}
         assign_weights(classifier, weights)
 
 
 def assign_weights(classifier: keras.Model, weights: Mapping[int, np.ndarray]) -> None:
-    """Gives variables these values."""
+    """Give variables these values."""
     variables = classifier.variables
-    for place, value in weights.items():
-        variables[place].assign(value)
+    for position, value in weights.items():
+        variables[position].assign(value)
+
+
+@dataclass
+class BestEpoch:
+    """The best epoch of all stages by the monitors of the `BestWeights` callbacks; of equal ones the earlier, unless a
+    later one has also learned from the validation images.
+
+    `value` is the monitored number, its sign such that smaller is better, `weights` what had changed by then, and
+    `held_out` the `ClassifierState.held_out` of that moment. `stage` is None before the first epoch.
+    """
+
+    stage: str | None = None
+    epoch: int = 0
+    value: float = np.inf
+    weights: Weights = field(default_factory=dict)
+    held_out: np.ndarray | None = None
+
+    def consider(
+        self, rows: Sequence[Mapping[str, Any]], monitors: Iterable[str], weights: Weights, held_out: np.ndarray | None
+    ) -> None:
+        """Keep the classifier as a stage left it, on the best of these epochs, if no stage before was better."""
+        for monitor in monitors:
+            sign = 1 if direction(monitor) == "min" else -1
+            row = min(rows, key=lambda row: sign * row[monitor])
+            value = sign * row[monitor]
+            if self.stage is None or value < self.value or (value == self.value and held_out is not None):
+                self.stage, self.epoch, self.value = row["stage"], row["epoch"], value
+                self.weights, self.held_out = weights, held_out
+
+    def metrics(self) -> dict[str, Any]:
+        """`best_stage` and `best_epoch`, once there is one."""
+        return {} if self.stage is None else {"best_stage": self.stage, "best_epoch": self.epoch}
+
+    def state(self) -> CheckpointState:
+        """For a checkpoint."""
+        arrays = {str(position): value for position, value in self.weights.items()}
+        held_out = {} if self.held_out is None else {"held_out": self.held_out}
+        return CheckpointState({"value": self.value}, arrays | held_out)
+
+    @classmethod
+    def of(cls, state: CheckpointState, metrics: Mapping[str, Any]) -> BestEpoch:
+        """Read it from a checkpoint, whose metrics name the stage and the epoch."""
+        weights = {int(position): value for position, value in state.arrays.items() if position.isdigit()}
+        found = state.arrays.get("held_out")
+        return cls(metrics["best_stage"], metrics["best_epoch"], state.facts["value"], weights, found)

@@ -1,0 +1,241 @@
+"""The flow of a run, from a source of images to a run directory, in one direction."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tl_research.backend.start import start_backend
+from tl_research.backend.strategy import Strategy, open_strategy
+from tl_research.data.summary import show_data
+from tl_research.errors import DivergedError, InputError
+from tl_research.evaluation.evaluate import evaluate_run, show_results
+from tl_research.experiment.outcome import record_outcome
+from tl_research.experiment.summary import show_done_before, show_metrics
+from tl_research.features.extraction import ORIGINAL
+from tl_research.features.summary import show_features
+from tl_research.features.table import FeatureTable
+from tl_research.models.head import DirectHead, Linear
+from tl_research.models.summary import show_model
+from tl_research.runs.identity import compare, identity
+from tl_research.runs.run import Existing, Run, versions
+from tl_research.training.classifier_state import ClassifierState
+from tl_research.training.closed_form import needs_no_epochs
+from tl_research.training.optimizer import LBFGS, GradientOptimizer
+from tl_research.training.options import TrainOptions
+from tl_research.training.pruning import current_trial
+from tl_research.training.stage_runner import StageRunner
+
+if TYPE_CHECKING:
+    import keras
+
+    from tl_research.data.datamodule import DataModule
+    from tl_research.data.file_index import FileIndex
+    from tl_research.experiment.experiment import Experiment
+    from tl_research.training.loop import TrainLoop
+
+log = logging.getLogger(__name__)
+
+
+def run_experiment(experiment: Experiment, directory: str | Path | None, existing: Existing) -> Run:
+    """Do `Experiment.run`."""
+    if experiment.shard:
+        raise InputError(f"shard={experiment.shard} is for `python -m tl_research extract`; training needs all images")
+    with _claimed(experiment, directory, "continue" if experiment.resume else existing) as run:
+        data = _load(experiment, run, experiment.data.load)
+        if _is_done(experiment, run, data):
+            show_done_before(run.metrics, run.directory)
+        else:
+            _train_and_evaluate(experiment, run, data)
+    return run
+
+
+def extract_features(experiment: Experiment, directory: str | Path | None, existing: Existing) -> Run:
+    """Do `Experiment.extract`."""
+    if experiment.features.store is None:
+        raise InputError("features.store=null: there is nowhere to put features; give a folder")
+    # One that was done before is done again: rows are found, unless they have been pruned since.
+    with _claimed(experiment, directory, "replace" if existing == "resume" else existing) as run:
+        data = _load(experiment, run, lambda index: experiment.data.load_part(experiment.part, index))
+        threads = _begin(experiment, run, data)
+        with run.phase("build"):
+            table = _feature_table(experiment, experiment.start.build(), data, threads)
+        with run.phase("features"):
+            table.ensure_stored(np.arange(len(data)), (ORIGINAL, *range(experiment.features.views or 0)))
+        show_features(table.computed, table.hit)
+        run.metrics |= _feature_counts(table)
+        run.write_json("metrics.json", run.metrics | versions())
+    return run
+
+
+def rehearse(experiment: Experiment, loops: Mapping[str, Callable[..., TrainLoop]]) -> None:
+    """Do `Experiment.rehearse`."""
+    with tempfile.TemporaryDirectory() as folder, _claimed(experiment, folder, "replace") as run:
+        data = _load(experiment, run, experiment.data.load)
+        with _stage_runner(experiment, run, data) as runner:
+            runner.loops = loops
+            _run_stages(experiment, run, runner)
+
+
+@contextmanager
+def _claimed(experiment: Experiment, directory: str | Path | None, existing: Existing) -> Iterator[Run]:
+    """Claim the run directory and look for what the run needs; at the end record how it went."""
+    chosen = directory or experiment.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
+    run = Run.claim(Path(chosen).expanduser().absolute(), "replace" if experiment.fresh else existing)
+    began = time.time()
+    with closing(run), record_outcome(run):
+        if not (run.kept or run.untouched):
+            run.write_config(experiment.config)
+        experiment.preflight()
+        yield run
+        experiment.features.prune(since=began)
+
+
+def _load(experiment: Experiment, run: Run, load: Callable[[FileIndex], DataModule]) -> DataModule:
+    with run.phase("data"):
+        return load(experiment.features.file_index())
+
+
+def _is_done(experiment: Experiment, run: Run, data: DataModule) -> bool:
+    """Give the run its identity; returns whether this very job has been done in its directory before."""
+    job = identity(experiment.config, data, experiment.start.files())
+    if not (run.kept or run.resumes):
+        return run.adopt_or_restart(job.as_dict())
+    comparison = compare(run, job, experiment.config, data)
+    is_done = run.adopt_or_restart(replace(job, opaque=comparison.opaque).as_dict(), comparison.changed)
+    for warning in comparison.warnings:
+        log.warning("%s: %s", run.directory, warning)
+    return is_done
+
+
+def _begin(experiment: Experiment, run: Run, data: DataModule) -> int:
+    """Start the backend and record what is known of the images; returns the number of threads."""
+    run.write_config(experiment.config)  # an earlier run's was left until it was known to be replaced
+    with run.phase("start"):
+        threads = start_backend(experiment.threads, experiment.deterministic)
+    run.metrics |= {"seed": experiment.seed, "threads": threads, "deterministic": experiment.deterministic}
+    run.metrics |= {"random_weights": experiment.falls_back, "resumed_at_epoch": None}
+    show_data(data)
+    run.write_json("classes.json", list(data.class_names))
+    if data.quarantined:
+        run.write_csv("set_aside.csv", ["path", "reason"], [[bad.path, bad.reason] for bad in data.quarantined])
+    return threads
+
+
+def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> None:
+    _warn_of_idle_keys(experiment)
+    with _stage_runner(experiment, run, data) as runner:
+        _run_stages(experiment, run, runner)
+        run.metrics |= runner.finish()
+        run.metrics |= _refit_if_frozen_is_best(experiment, runner)
+        state = runner.state
+        run.metrics["num_parameters"] = state.classifier.count_params()
+        with run.phase("evaluate"):
+            metrics, logits = evaluate_run(run, state, experiment.features.test_views)
+        run.metrics |= metrics | _feature_counts(state.features)
+        with run.phase("save"):
+            run.write_model(state.classifier)
+        show_results(run, state, runner.callbacks.values(), experiment.config, logits)
+        run.metrics |= versions()
+        run.write_json("metrics.json", run.metrics)  # last: a run with metrics is a run that is whole
+        run.checkpoints.remove()
+        show_metrics(run.metrics, run.directory, len(runner.history))
+
+
+def _run_stages(experiment: Experiment, run: Run, runner: StageRunner) -> None:
+    """Run all stages, or those that a checkpoint left to do."""
+    checkpoint = run.checkpoints.read() if run.resumes else None
+    first = runner.restore(checkpoint) if checkpoint else 0
+    stages = list(experiment.transfer.items())
+    for number, (name, stage) in enumerate(stages[first:], first):
+        if runner.is_late:
+            break
+        optimizer = stage.optimizer_for(experiment.optimizer)
+        assert isinstance(optimizer, LBFGS | GradientOptimizer)
+        try:
+            run.metrics |= runner.run_stage(number, name, stage, optimizer, last=number == len(stages) - 1)
+        except DivergedError:
+            if runner.finish():
+                run.write_model(runner.state.classifier)
+            raise
+        runner.save(number + 1)
+
+
+def _refit_if_frozen_is_best(experiment: Experiment, runner: StageRunner) -> dict[str, Any]:
+    """If fine-tuning did not improve validation, refit the frozen head on train + val; returns its metrics."""
+    name, stage = next(iter(experiment.transfer.items()))
+    optimizer = stage.optimizer_for(experiment.optimizer)
+    is_best = runner.best.stage == name and not stage.trains_backbone
+    is_solved = isinstance(optimizer, LBFGS) and isinstance(experiment.head, Linear)
+    if is_best and is_solved and runner.state.held_out is None:
+        assert isinstance(optimizer, LBFGS)
+        return runner.solve_again(name, optimizer)
+    return {}
+
+
+@contextmanager
+def _stage_runner(experiment: Experiment, run: Run, data: DataModule) -> Iterator[StageRunner]:
+    """Start the backend and build what the stages share, on all devices."""
+    threads = _begin(experiment, run, data)
+    job = json.dumps([run.status["identity"], run.resumes], sort_keys=True)
+    with open_strategy(experiment.trainer.distribution, job) as strategy:
+        state = _build(experiment, run, data, threads, strategy)
+        run.metrics |= {f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")}
+        run.metrics |= {"num_classes": len(data.class_names), "num_quarantined": len(data.quarantined)}
+        yield StageRunner(
+            run=run,
+            state=state,
+            head_recipe=experiment.head,
+            trainer=experiment.trainer,
+            callbacks={name: callback for name, callback in experiment.callbacks.items() if callback},
+            batch_norm=experiment.bn,
+            seed=experiment.seed,
+            strategy=strategy,
+            trial=current_trial(),
+            deadline=time.monotonic() + 60 * (experiment.trainer.time_limit or math.inf),
+        )
+
+
+def _build(
+    experiment: Experiment, run: Run, data: DataModule, threads: int, strategy: Strategy | None
+) -> ClassifierState:
+    import keras
+
+    with run.phase("build"):
+        backbone = experiment.start.build()
+        keras.utils.set_random_seed(experiment.seed)
+        width, num_classes = backbone.output_shape[-1], len(data.class_names)
+        is_direct = isinstance(experiment.head, DirectHead)
+        head = None if is_direct else experiment.head.build(width, num_classes)
+        features = _feature_table(experiment, backbone, data, threads)
+    show_model(experiment.backbone.name, backbone, head)
+    return ClassifierState(data, backbone, head, features, threads, run.phase)
+
+
+def _feature_table(experiment: Experiment, backbone: keras.Model, data: DataModule, threads: int) -> FeatureTable:
+    note = {"backbone": experiment.backbone.name, "weights": str(experiment.start.weights)}
+    return FeatureTable(backbone, data, experiment.features, experiment.engine, threads, note)
+
+
+def _feature_counts(table: FeatureTable) -> dict[str, int]:
+    return {"features_computed": table.computed, "features_hit": table.hit}
+
+
+def _warn_of_idle_keys(experiment: Experiment) -> None:
+    """Warn of `trainer` keys that change nothing, since no stage has epochs."""
+    stages = experiment.transfer.values()
+    if all(needs_no_epochs(stage, experiment.head, stage.optimizer_for(experiment.optimizer)) for stage in stages):
+        default, given = TrainOptions(distribution=experiment.trainer.distribution), experiment.trainer
+        for key in (field.name for field in fields(default)):
+            if getattr(given, key) != getattr(default, key):
+                log.warning("trainer.%s changes nothing: the head is computed at once, and no stage has epochs", key)

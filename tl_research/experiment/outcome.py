@@ -1,0 +1,47 @@
+"""How a run ended, as `status.json` says it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tl_research.backend.strategy import WorkerLostError
+from tl_research.errors import DivergedError, InputError, LackingError
+from tl_research.runs.run import Run
+from tl_research.runs.status import RunState
+from tl_research.training.pruning import PrunedError
+
+INTERRUPTED = "interrupted by the user or the system"
+
+
+@contextmanager
+def record_outcome(run: Run) -> Iterator[None]:
+    """Write the run's final status, whatever ends the block; nothing is written to a run that is not ours to change."""
+    try:
+        yield
+    except BaseException as error:
+        interrupted = "KeyboardInterrupt" in f"{type(error).__name__} {error}"  # or a TensorFlow error around it
+        if not (run.kept or run.untouched):
+            run.set_status(*(("interrupted", INTERRUPTED) if interrupted else describe_error(error)))
+        if interrupted and not isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+    if not run.kept:
+        run.set_status("done")
+
+
+def describe_error(error: BaseException) -> tuple[RunState, str]:
+    """State and reason for an error that ended a run."""
+    if isinstance(error, PrunedError):
+        return "pruned", str(error)
+    if isinstance(error, LackingError):
+        return "skipped", f"no {error.what}: {error}"
+    if isinstance(error, WorkerLostError):
+        return "failed", str(error)
+    if isinstance(error, InputError):
+        return "diverged" if isinstance(error, DivergedError) else "failed", str(error)
+    name = type(error).__name__
+    # TensorFlow and the C++ library have their own ways to say MemoryError.
+    short = name in ("MemoryError", "ResourceExhaustedError") or "bad_alloc" in str(error)
+    reason = " ".join(f"{name}: {error}".split()).strip(":")[:500]
+    return "failed", f"out of memory: {reason}" if short else reason

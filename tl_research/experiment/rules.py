@@ -1,0 +1,118 @@
+"""Which parts of an experiment go together. Each rule raises one line that names the keys and what to give instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tl_research.models.head import KNN, DirectHead, Linear
+from tl_research.training.closed_form import needs_no_epochs
+from tl_research.training.optimizer import LBFGS
+
+if TYPE_CHECKING:
+    from tl_research.experiment.experiment import Experiment
+    from tl_research.training.stage import Stage
+
+
+def check_rules(experiment: Experiment) -> None:
+    """Check all rules, in order. Raises `ValueError` for the first that is broken."""
+    if not experiment.transfer:
+        raise ValueError("transfer: give at least one stage")
+    for name, stage in experiment.transfer.items():
+        for rule in STAGE_RULES:
+            rule(experiment, name, stage)
+    for check in RULES:
+        check(experiment)
+
+
+def _lbfgs_solves_linear_heads(experiment: Experiment, name: str, stage: Stage) -> None:
+    head = experiment.head
+    solvable = isinstance(head, DirectHead) or (isinstance(head, Linear) and head.dropout == 0)
+    if isinstance(stage.optimizer_for(experiment.optimizer), LBFGS) and not solvable:
+        raise ValueError(
+            f"optimizer=lbfgs solves linear heads without dropout, and transfer.{name} would train another; "
+            f"add optimizer=adam, or use head=linear head.dropout=0"
+        )
+
+
+def _lbfgs_trains_no_backbone(experiment: Experiment, name: str, stage: Stage) -> None:
+    if isinstance(stage.optimizer, LBFGS) and stage.trains_backbone:
+        raise ValueError(f"transfer.{name}.optimizer: lbfgs solves heads, and this stage trains the backbone; use adam")
+
+
+def _knn_does_not_learn(experiment: Experiment, name: str, stage: Stage) -> None:
+    if isinstance(experiment.head, KNN) and stage.trains_backbone:
+        raise ValueError(f"head=knn does not learn, and transfer.{name} would train through it; add transfer=frozen")
+
+
+def _augmented_images_are_seen(experiment: Experiment, name: str, stage: Stage) -> None:
+    augment = experiment.data.augment
+    seen = any(stage.trains_backbone for stage in experiment.transfer.values())
+    no_epochs = needs_no_epochs(stage, experiment.head, stage.optimizer_for(experiment.optimizer))
+    if no_epochs and not seen and not augment.changes_nothing and experiment.features.views is None:
+        views = "" if augment.mixes else "features.views=4 (versions of each image), or "
+        raise ValueError(
+            f"data.augment makes images that transfer.{name} would never see, for its head is solved on "
+            f"features; add {views}optimizer=adam head=linear"
+        )
+
+
+def _direct_head_has_features(experiment: Experiment) -> None:
+    if isinstance(experiment.head, DirectHead) and next(iter(experiment.transfer.values())).trains_backbone:
+        raise ValueError("the head is made from features, and the first stage of transfer has none; add head=linear")
+
+
+def _automatic_batch_size(experiment: Experiment) -> None:
+    if experiment.trainer.batch_size != "auto":
+        return
+    if experiment.deterministic:
+        raise ValueError(
+            "trainer.batch_size=auto depends on a GPU's memory, and deterministic=true may not; give a number"
+        )
+    if experiment.trainer.distribution == "multi_worker":
+        raise ValueError(
+            "trainer.batch_size=auto asks one machine what fits; trainer.distribution=multi_worker wants a number"
+        )
+
+
+def _mixing_has_images(experiment: Experiment) -> None:
+    if not experiment.data.augment.mixes:
+        return
+    if experiment.features.views:
+        raise ValueError(
+            "features.views are of single images, and data.augment.mixup or cutmix would mix none of them; "
+            "give features.views=null (a new version in each epoch), or data.augment.mixup=0 data.augment.cutmix=0"
+        )
+    if experiment.trainer.batch_size == 1:
+        raise ValueError(
+            "trainer.batch_size=1 leaves data.augment.mixup or cutmix nothing to mix an image with; "
+            "give a larger one, or data.augment.mixup=0 data.augment.cutmix=0"
+        )
+
+
+def _views_differ(experiment: Experiment) -> None:
+    for key in ("views", "test_views"):
+        if getattr(experiment.features, key) and not experiment.data.augment.changes_images:
+            raise ValueError(f"features.{key}: all views would be equal; add data/augment=light, or null")
+
+
+def _shard_is_a_part(experiment: Experiment) -> None:
+    shard = experiment.shard
+    if shard and not (re.fullmatch(r"\d+/\d+", shard) and experiment.part[0] < experiment.part[1]):
+        raise ValueError(f"shard={shard}: give a part and the number of parts, such as 0/4, 1/4, 2/4, 3/4")
+
+
+STAGE_RULES: tuple[Callable[[Experiment, str, Stage], None], ...] = (
+    _lbfgs_solves_linear_heads,
+    _lbfgs_trains_no_backbone,
+    _knn_does_not_learn,
+    _augmented_images_are_seen,
+)
+RULES: tuple[Callable[[Experiment], None], ...] = (
+    _direct_head_has_features,
+    _automatic_batch_size,
+    _mixing_has_images,
+    _views_differ,
+    _shard_is_a_part,
+)

@@ -1,0 +1,127 @@
+"""Reads a run's directory. It is data: nothing in it is ever executed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from tl_research.data.decode import Resize
+from tl_research.errors import InputError
+from tl_research.runs.status import STATUS, read_status
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass
+class RunReader:
+    """What a run directory holds; `metrics` are those of `metrics.json`, empty where there is none."""
+
+    directory: Path
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, directory: Path | str) -> Self:
+        """Open a run for reading. Raises `InputError` if the directory holds none."""
+        directory = Path(directory).expanduser()
+        if not (directory / STATUS).is_file():
+            raise InputError(f"{directory}: not a run directory (it has no status.json)")
+        run = cls(directory)
+        run.metrics = read_metrics(directory)
+        return run
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """The content of `status.json`, see `read_status`."""
+        return read_status(self.directory)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration; empty if it was not written, or cannot be read."""
+        return read_mapping(self.directory / "config.yaml")
+
+    @property
+    def noted_config(self) -> dict[str, Any]:
+        """The configuration as Hydra noted it when a command began the run, some values not yet resolved; empty if a
+        program began it."""
+        return read_mapping(self.directory / ".hydra" / "config.yaml")
+
+    @cached_property
+    def overrides(self) -> list[str]:
+        """The overrides of the command, as Hydra noted them; empty if a program began the run."""
+        return self._noted_overrides or []
+
+    @property
+    def from_command(self) -> bool:
+        """Whether a command began the run, and not a program."""
+        return self._noted_overrides is not None
+
+    @cached_property
+    def _noted_overrides(self) -> list[str] | None:
+        overrides = _read_yaml(self.directory / ".hydra" / "overrides.yaml")
+        return [str(override) for override in overrides] if isinstance(overrides, list) else None
+
+    @property
+    def config_options(self) -> list[str]:
+        """The `--config-dir` and `--config-name` of the command that began the run."""
+        hydra = read_mapping(self.directory / ".hydra" / "hydra.yaml").get("hydra", {})
+        sources = hydra.get("runtime", {}).get("config_sources", [])
+        folders = [source["path"] for source in sources if source.get("provider") == "command-line"]
+        name = hydra.get("job", {}).get("config_name", "config")
+        options = [text for folder in folders for text in ("--config-dir", str(folder))]
+        return [*options, *(["--config-name", str(name)] if name not in (None, "config") else [])]
+
+    @property
+    def resize(self) -> Resize:
+        """How the run brought images to the network's size."""
+        return self.config.get("data", {}).get("resize", "squash")
+
+    def class_names(self) -> list[str]:
+        """Read the classes in the order of the model's logits. Raises `InputError` for a run that did not get so
+        far."""
+        path = self.directory / "classes.json"
+        if not path.is_file():
+            raise InputError(f"{self.directory}: the run has no classes.json; its status is '{self.status['state']}'")
+        return list(json.loads(path.read_text()))
+
+    def model(self) -> keras.Model:
+        """Load the trained classifier: RGB pixels 0-255 at the network's size -> logits. Raises `InputError` for a run
+        that has none."""
+        from tl_research.models import weights
+
+        path = self.directory / "model.keras"
+        if not path.is_file():
+            raise InputError(f"{self.directory}: the run has no model.keras; its status is '{self.status['state']}'")
+        return weights.load_model(path)
+
+
+def read_metrics(directory: Path) -> dict[str, Any]:
+    """Read `metrics.json`; empty where it is missing or damaged, which must not hide the other runs of a folder."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return dict(json.loads((directory / "metrics.json").read_text()))
+    return {}
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; empty where the file is missing, damaged or holds something else."""
+    content = _read_yaml(path)
+    return content if isinstance(content, dict) else {}
+
+
+def _read_yaml(path: Path) -> Any:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+        return yaml.load(path.read_text(), loader)
+    return None
+
+
+def without_fresh(overrides: Iterable[str]) -> list[str]:
+    """Drop `fresh`, which says to replace a run: the rest repeats its job."""
+    return [text for text in overrides if text.lstrip("+").partition("=")[0] != "fresh"]

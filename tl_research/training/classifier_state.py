@@ -1,0 +1,99 @@
+"""The classifier of a run while it is trained: its parts, what training has changed of them, and its answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tl_research.features.engines import keras_engine
+from tl_research.features.extraction import ORIGINAL, extract_features
+from tl_research.features.head_inputs import HeadInputs
+from tl_research.metrics.probabilities import softmax
+from tl_research.models.classifier import build_classifier
+from tl_research.training.trained_weights import TrainedWeights
+
+if TYPE_CHECKING:
+    import keras
+
+    from tl_research.data.datamodule import DataModule
+    from tl_research.features.table import FeatureTable
+    from tl_research.runs.run import Phase
+
+
+@dataclass
+class ClassifierState:
+    """A backbone and a head, and the features of the backbone as it is now.
+
+    `head` is None until the stage that makes it where the head is made from features. `held_out` is set where the head
+    was fitted on the validation images too: logits `(n, num_classes)` for them from a head that was not.
+    """
+
+    data: DataModule
+    backbone: keras.Model
+    head: keras.Model | None
+    features: FeatureTable
+    threads: int
+    phase: Phase
+    trained: TrainedWeights = field(default_factory=TrainedWeights)
+    held_out: np.ndarray | None = None
+    backbone_changed: bool = False
+    _classifier: keras.Model | None = None
+
+    def __post_init__(self) -> None:
+        self._loaded_features = self.features
+
+    @property
+    def classifier(self) -> keras.Model:
+        """Backbone and head as one model: pixels -> logits."""
+        if self._classifier is None:
+            assert self.head is not None
+            self._classifier = build_classifier(self.backbone, self.head)
+        return self._classifier
+
+    def replace_head(self, head: keras.Model) -> None:
+        """Put another head on the backbone."""
+        self.head, self._classifier = head, None
+
+    @property
+    def inputs(self) -> HeadInputs:
+        """Features and labels for heads."""
+        return HeadInputs(self.phase, self.data, self.features)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square that the network takes, in pixels."""
+        return int(self.backbone.input_shape[1])
+
+    def has_changed(self, part: keras.Model) -> bool:
+        """Whether training has changed anything in a part of the classifier."""
+        return self.trained.includes(self.classifier, part)
+
+    def update_features(self) -> None:
+        """Let features be those of the backbone as training has left it."""
+        if self.backbone_changed:
+            self.features = self.features.after_training()
+
+    def use_loaded_backbone(self) -> None:
+        """Let features be those of the backbone as it was loaded, whose weights have been restored."""
+        self.features, self.backbone_changed = self._loaded_features, False
+
+    def logits(self, *splits: str) -> np.ndarray:
+        """Compute the classifier's logits for the examples of these splits: float32 `(n, num_classes)`."""
+        return self._logits(self.data.indices(*splits), ORIGINAL)
+
+    def averaged_logits(self, split: str, views: int) -> np.ndarray:
+        """Average probabilities over each image and `views` augmented versions of it; returns their logarithms."""
+        indices = self.data.indices(split)
+        probabilities = [softmax(self._logits(indices, view)) for view in (ORIGINAL, *range(views))]
+        return np.log(np.maximum(np.mean(probabilities, axis=0), 1e-30)).astype(np.float32)
+
+    def _logits(self, indices: np.ndarray, view: int) -> np.ndarray:
+        if self.backbone_changed:
+            engine = keras_engine(self.classifier)  # converting it would take longer than so few images
+            return extract_features(
+                engine, self.data, indices, self.image_size, threads=self.threads, describe="evaluating", view=view
+            )
+        assert self.head is not None
+        return np.asarray(self.head(self.inputs.get(indices, view), training=False))
