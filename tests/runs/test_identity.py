@@ -69,8 +69,8 @@ def test_every_value_counts_but_those_that_only_say_where_things_go(config: dict
     named = {".".join(path) for path in without if path[0] != "choices"}
     # Weights that are missing have no content, which counts; what is to be done about it need not.
     places = {"directory", "data.cache", "features.store", "features.max_gb"}
-    assert named <= {*places, "fresh", "resume", "shard", "missing_weights", "trainer.checkpoint_minutes"}
-    assert {"fresh", "features.store", "features.max_gb"} <= named
+    assert named <= {*places, "fresh", "resume", "shard", "missing_weights", "trainer.checkpoint_minutes", "verbose"}
+    assert {"fresh", "verbose", "features.store", "features.max_gb"} <= named
     assert {"seed", "data.root", "backbone.image_size", "callbacks.tensorboard.samples"} <= {
         ".".join(path) for path in leaves(config)
     } - named

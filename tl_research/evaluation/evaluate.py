@@ -23,8 +23,9 @@ MOST_SAMPLES = 16
 MOST_MISTAKES = 12
 THUMBNAIL = 128
 
-# Keys that say where things lie or what a group's option has already said.
-HIDDEN = {"_target_", "url", "cache", "store", "max_gb", "name", "min_size", "distribution", "variant", "application"}
+# Keys that say where things lie, how to run, or what a group's option has already said.
+HIDDEN = {"_target_", "url", "cache", "store", "max_gb", "name", "min_size", "distribution", "variant", "application",
+          "verbose"}  # fmt: skip
 
 
 def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tuple[dict[str, float], np.ndarray]:

@@ -29,6 +29,7 @@ from tl_research.models.head import DirectHead, Linear
 from tl_research.models.summary import show_model
 from tl_research.runs.identity import compare, identity
 from tl_research.runs.run import Existing, Run, versions
+from tl_research.system.console import silenced
 from tl_research.training.classifier_state import ClassifierState
 from tl_research.training.closed_form import needs_no_epochs
 from tl_research.training.optimizer import LBFGS, GradientOptimizer
@@ -93,7 +94,7 @@ def _claimed(experiment: Experiment, directory: str | Path | None, existing: Exi
     chosen = directory or experiment.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
     run = Run.claim(Path(chosen).expanduser().absolute(), "replace" if experiment.fresh else existing)
     began = time.time()
-    with closing(run), record_outcome(run):
+    with silenced(not experiment.verbose), closing(run), record_outcome(run):
         if not (run.kept or run.untouched):
             run.write_config(experiment.config)
         experiment.preflight()

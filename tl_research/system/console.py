@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from rich import box
@@ -20,7 +24,26 @@ progress_console = Console(stderr=True, highlight=False, soft_wrap=True, markup=
 
 def is_watched() -> bool:
     """Tell whether progress can be seen: on a terminal or in a notebook."""
-    return progress_console.is_terminal or progress_console.is_jupyter
+    return not progress_console.quiet and (progress_console.is_terminal or progress_console.is_jupyter)
+
+
+@contextlib.contextmanager
+def silenced(silent: bool = True) -> Iterator[None]:
+    """If `silent`, print nothing but warnings and errors within the block."""
+    if not silent:
+        yield
+        return
+    consoles, level = (out, progress_console), logging.root.manager.disable
+    before = [console.quiet for console in consoles]
+    logging.disable(max(level, logging.INFO))
+    for console in consoles:
+        console.quiet = True
+    try:
+        yield
+    finally:
+        logging.disable(level)
+        for console, quiet in zip(consoles, before, strict=True):
+            console.quiet = quiet
 
 
 def show(*lines: Any) -> None:
@@ -30,8 +53,8 @@ def show(*lines: Any) -> None:
 
 
 def show_error(message: Any) -> None:
-    """Print a line on standard error."""
-    progress_console.print(str(message))
+    """Print a line on standard error, even where all else is silenced."""
+    sys.stderr.write(f"{message}\n")
 
 
 def make_table(title: str, *columns: str) -> Table:

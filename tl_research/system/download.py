@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from tl_research.errors import InputError
-from tl_research.system.console import is_watched, progress_console
+from tl_research.system import console
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,13 @@ def _receive(response: http.client.HTTPResponse, part: BinaryIO, start: int) -> 
 
 def _bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=progress_console, transient=True, disable=not is_watched())
+    return Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console.progress_console,
+        transient=True,
+        disable=not console.is_watched(),
+    )
 
 
 def _open(url: str, headers: dict[str, str], timeout: float) -> http.client.HTTPResponse:

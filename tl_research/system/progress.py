@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from typing_extensions import override
 
-from tl_research.system.console import is_watched, progress_console
+from tl_research.system import console
 
 T = TypeVar("T")
 
@@ -51,9 +51,9 @@ def bar(*, transient: bool = True) -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=progress_console,
+        console=console.progress_console,
         transient=transient,
-        disable=not is_watched(),
+        disable=not console.is_watched(),
     )
 
 
