@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 from hydra.utils import get_class
-
 from hydra_plugins.tl_sweeps._asked import Local, OnRay, Slurm
+
 from tl_research.config.constraints import allowed
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -13,8 +13,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from tl_research.sweeps.job_process import Task
 from tl_research.sweeps.live_table import LiveTable
-from tl_research.sweeps.process_pool import Job, Limits, Outcome, ProcessPool, Task
+from tl_research.sweeps.process_pool import Job, Limits, Outcome, ProcessPool
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-    from hydra_plugins.tl_sweeps._study import SearchStudy
+    from tl_research.sweeps.optuna_study import SearchStudy
 
 
 class OptunaSweeper(Sweeper):
@@ -61,8 +61,8 @@ class OptunaSweeper(Sweeper):
         Raises:
             InputError: what `read_search` raises; the study is of another search; no trial is complete at the end.
         """
-        from hydra_plugins.tl_sweeps._study import SearchStudy
         from tl_research.config.search_preflight import read_search
+        from tl_research.sweeps.optuna_study import SearchStudy
 
         assert self.config is not None
         composer = GlobalHydra.instance().hydra
@@ -94,7 +94,7 @@ class OptunaSweeper(Sweeper):
     def _check_still_true(self, study: SearchStudy) -> None:
         """Trials of other images, weights or code would be compared with new ones as if they were alike. The last one
         whose run is there speaks for all, for a search that is refused gets no more."""
-        from hydra_plugins.tl_sweeps._outcome import is_outdated
+        from tl_research.config.job_outcome import is_outdated
         from tl_research.errors import InputError
 
         for trial in reversed(study.trials()):
@@ -102,7 +102,7 @@ class OptunaSweeper(Sweeper):
                 continue
             job = [*study.space.fixed, *study.space.values(trial.params)]
             config = self._config(job, trial.number)
-            outdated = is_outdated(config, self._directory(config))
+            outdated = is_outdated(config, _directory(config))
             if outdated:
                 raise InputError(
                     f"{study.journal}: images, weights or code have changed since trial {trial.number}; begin the "
@@ -120,7 +120,7 @@ class OptunaSweeper(Sweeper):
 
     def _run(self, study: SearchStudy, trials: Sequence[Trial]) -> None:
         """Runs some trials at once. Equal ones share a job, and what ended with the same overrides is not run again."""
-        from hydra_plugins.tl_sweeps._outcome import outcome
+        from tl_research.config.job_outcome import outcome
 
         assert self.launcher is not None
         jobs: dict[tuple[str, ...], list[Trial]] = {}
@@ -130,22 +130,25 @@ class OptunaSweeper(Sweeper):
                 jobs.setdefault(tuple(values), []).append(trial)
         if not jobs:
             return
-        overrides = [[*study.space.fixed, *values, *self._address(study, same[0])] for values, same in jobs.items()]
+        overrides = [
+            [*study.space.fixed, *values, *([] if self.pruner == "none" else _address(study, same[0]))]
+            for values, same in jobs.items()
+        ]
         first = next(iter(jobs.values()))[0].number
         returns = self.launcher.launch(overrides, initial_job_idx=first)
         for number, (same, returned) in enumerate(zip(jobs.values(), returns, strict=True)):
-            value, reason = outcome(returned, self._directory(self._config(overrides[number], first + number)))
+            value, reason = outcome(returned, _directory(self._config(overrides[number], first + number)))
             for trial in same:
-                self._tell(study, trial, value, reason)
+                _tell(study, trial, value, reason)
 
     def _told_at_once(self, study: SearchStudy, trial: Trial, values: list[str]) -> bool:
         """Whether what comes of a trial is known already: of an earlier one, or because it cannot be composed."""
         earlier, refusal = study.known(values), self._refusal([*study.space.fixed, *values])
         if earlier and earlier.state.name == "PRUNED":
             trial.set_user_attr("pruned", earlier.user_attrs.get("pruned"))
-            self._tell(study, trial, None, None)
+            _tell(study, trial, None, None)
         elif earlier or refusal:
-            self._tell(study, trial, earlier.value if earlier else None, refusal)
+            _tell(study, trial, earlier.value if earlier else None, refusal)
         return bool(earlier or refusal)
 
     def _refusal(self, job: list[str]) -> str | None:
@@ -156,11 +159,6 @@ class OptunaSweeper(Sweeper):
             return str(error).splitlines()[0]
         return None
 
-    @staticmethod
-    def _directory(config: DictConfig) -> Path:
-        """Where a job writes, under any launcher."""
-        return Path(str(config.hydra.sweep.dir), str(config.hydra.sweep.subdir))
-
     def _config(self, job: list[str], number: int) -> DictConfig:
         assert self.config is not None
         assert self.hydra_context is not None
@@ -169,27 +167,10 @@ class OptunaSweeper(Sweeper):
             config.hydra.job.id = config.hydra.job.num = number
         return config
 
-    def _address(self, study: SearchStudy, trial: Trial) -> list[str]:
-        """Tells the job which trial it is, in an override that is not one of the task's: it names no folder."""
-        from tl_research.config.override_quoting import quote
-        from tl_research.training.pruning import TRIAL_VARIABLE
-
-        if self.pruner == "none":
-            return []
-        return [quote(f"++hydra.job.env_set.{TRIAL_VARIABLE}={study.journal}:{study.study.study_name}:{trial.number}")]
-
-    def _tell(self, study: SearchStudy, trial: Trial, value: float | None, reason: str | None) -> None:
-        from tl_research.system.console import show
-
-        ended = study.tell(trial, value, reason)
-        what = {"COMPLETE": f"{study.monitor} {ended.value or 0:.4g}", "PRUNED": ended.user_attrs.get("pruned")}
-        told = what.get(ended.state.name, f"failed: {reason or 'it gave no number'}")
-        show(f"trial {trial.number}: {told}  {' '.join(study.space.values(trial.params))}")
-
     def _end(self, study: SearchStudy, folder: Path) -> float:
-        from hydra_plugins.tl_sweeps._outcome import write_best
         from tl_research.errors import InputError
         from tl_research.runs.run import Run
+        from tl_research.sweeps.optuna_study import write_best
         from tl_research.system.console import show
 
         best = study.best()
@@ -200,9 +181,31 @@ class OptunaSweeper(Sweeper):
                 + (f"; the last says: {reasons[-1]}" if reasons else "; other processes are at it")
             )
         job = [*study.space.fixed, *study.space.values(best.params)]
-        write_best(study, best, folder, Run(self._directory(self._config(job, best.number))).config_options)
+        write_best(study, best, folder, Run(_directory(self._config(job, best.number))).config_options)
         states = [trial.state.name for trial in study.trials()]
         of = f"best of {states.count('COMPLETE')} trials ({states.count('PRUNED')} more pruned)"
         values = " ".join(study.space.values(best.params))
         show(f"{of}: {study.monitor} {best.value:.4g}  {values}", folder)
         return float(best.value or 0)
+
+
+def _directory(config: DictConfig) -> Path:
+    """Where a job writes, under any launcher."""
+    return Path(str(config.hydra.sweep.dir), str(config.hydra.sweep.subdir))
+
+
+def _address(study: SearchStudy, trial: Trial) -> list[str]:
+    """Tell a job which trial it is, in an override that is not one of the task's: it names no folder."""
+    from tl_research.config.override_quoting import quote
+    from tl_research.training.pruning import TRIAL_VARIABLE
+
+    return [quote(f"++hydra.job.env_set.{TRIAL_VARIABLE}={study.journal}:{study.study.study_name}:{trial.number}")]
+
+
+def _tell(study: SearchStudy, trial: Trial, value: float | None, reason: str | None) -> None:
+    from tl_research.system.console import show
+
+    ended = study.tell(trial, value, reason)
+    what = {"COMPLETE": f"{study.monitor} {ended.value or 0:.4g}", "PRUNED": ended.user_attrs.get("pruned")}
+    told = what.get(ended.state.name, f"failed: {reason or 'it gave no number'}")
+    show(f"trial {trial.number}: {told}  {' '.join(study.space.values(trial.params))}")

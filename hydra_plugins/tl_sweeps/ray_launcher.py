@@ -1,4 +1,4 @@
-"""hydra/launcher=ray: hydra-ray-launcher, that outlives its jobs. See `_cluster`."""
+"""hydra/launcher=ray: hydra-ray-launcher, that outlives its jobs. See `config.remote_task`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hydra.core.utils import JobReturn, configure_log, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from hydra_plugins.tl_sweeps._asked import OnRay
-from hydra_plugins.tl_sweeps._cluster import RemoteTask, announce, heard, last_word
+from tl_research.config.remote_task import RemoteTask, announce, last_status_time, wait_for
 from tl_research.errors import InputError
+from tl_research.sweeps.cluster_options import OnRay
 from tl_research.system.process import importable
 
 try:
@@ -51,14 +51,14 @@ if plugin is not None:
             announce("ray", job_overrides, initial_job_idx)
             configs = [self._config(number, list(o)) for number, o in enumerate(job_overrides, initial_job_idx)]
             directories = [Path(config.hydra.sweep.dir, config.hydra.sweep.subdir) for config in configs]
-            before = [last_word(directory) for directory in directories]
+            before = [last_status_time(directory) for directory in directories]
             state = Singleton.get_state()
             runs = [
                 launch_job_on_ray(self.hydra_context, self.ray_cfg.remote, config, self.task_function, state)
                 for config in configs
             ]
             return [
-                heard(partial(ray.get, run), overrides, directory, word)
+                wait_for(partial(ray.get, run), overrides, directory, word)
                 for run, overrides, directory, word in zip(runs, job_overrides, directories, before, strict=True)
             ]
 

@@ -1,4 +1,5 @@
-"""hydra/launcher=submitit_slurm and submitit_local: hydra-submitit-launcher, that outlives its jobs. See `_cluster`."""
+"""hydra/launcher=submitit_slurm and submitit_local: hydra-submitit-launcher that outlives its jobs, see
+`config.remote_task`."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from hydra.core.utils import JobReturn, configure_log
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from hydra_plugins.tl_sweeps._asked import Local, Slurm
-from hydra_plugins.tl_sweeps._cluster import RemoteTask, announce, heard, last_word
+from tl_research.config.remote_task import RemoteTask, announce, last_status_time, wait_for
+from tl_research.sweeps.cluster_options import Local, Slurm
 from tl_research.system.process import importable
 
 try:
@@ -48,13 +49,13 @@ if plugin is not None:
             numbers = range(initial_job_idx, initial_job_idx + count)
             calls = ([list(o) for o in job_overrides], ["hydra.sweep.dir"] * count, numbers, numbers, [state] * count)
             directories = [folder / self._subdir(overrides) for overrides in job_overrides]
-            before = [last_word(directory) for directory in directories]
+            before = [last_status_time(directory) for directory in directories]
             announce(self._EXECUTOR, job_overrides, initial_job_idx)
             with importable():
                 jobs = self._executor().map_array(self, *calls)
             try:
                 return [
-                    heard(partial(_first, job.results), overrides, directory, word)
+                    wait_for(partial(_first, job.results), overrides, directory, word)
                     for job, overrides, directory, word in zip(jobs, job_overrides, directories, before, strict=True)
                 ]
             except KeyboardInterrupt:

@@ -18,10 +18,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from hydra_plugins.tl_sweeps._cluster import heard, last_word
 from tests.conftest import ROOT
 from tl_research.config.compose import check_plugins, hydra
 from tl_research.config.compose_errors import compose_config
+from tl_research.config.remote_task import last_status_time, wait_for
 from tl_research.errors import InputError
 from tl_research.runs.run import Run
 from tl_research.runs.status import RunState
@@ -136,7 +136,7 @@ def test_slurm_is_asked_for_what_the_keys_say(tmp_path: Path, monkeypatch: pytes
     assert "module load cuda" in asked
 
 
-# What is heard of a job -----------------------------------------------------------------------------------------------
+# What a launcher learns of a job
 
 
 def dies() -> JobReturn:
@@ -144,7 +144,7 @@ def dies() -> JobReturn:
 
 
 def test_a_process_that_died_costs_its_job_alone_and_its_status_tells(tmp_path: Path) -> None:
-    returned = heard(dies, ["seed=0"], tmp_path / "never begun", 0)
+    returned = wait_for(dies, ["seed=0"], tmp_path / "never begun", 0)
     assert math.isnan(returned.return_value)
     status = Run.open(tmp_path / "never begun").status
     assert (status["state"], status["reason"]) == ("failed", "its process died: The worker died unexpectedly.")
@@ -159,13 +159,13 @@ def ended(directory: Path, state: RunState) -> None:
 @pytest.mark.parametrize("state", ["done", "failed"])
 def test_what_a_job_has_said_itself_stands(tmp_path: Path, state: RunState) -> None:
     ended(tmp_path, state)
-    heard(dies, [], tmp_path, before=0)
+    wait_for(dies, [], tmp_path, before=0)
     assert Run.open(tmp_path).status["reason"] == "by itself"
 
 
 def test_what_is_done_stays_done_though_its_being_so_was_not_looked_at(tmp_path: Path) -> None:
     ended(tmp_path, "done")
-    returned = heard(dies, [], tmp_path, before=last_word(tmp_path))
+    returned = wait_for(dies, [], tmp_path, before=last_status_time(tmp_path))
     assert math.isnan(returned.return_value)
     assert Run.open(tmp_path).status["state"] == "done"
 
@@ -173,15 +173,15 @@ def test_what_is_done_stays_done_though_its_being_so_was_not_looked_at(tmp_path:
 @pytest.mark.parametrize("state", ["failed", "interrupted"])
 def test_what_an_earlier_process_has_said_does_not_count(tmp_path: Path, state: RunState) -> None:
     ended(tmp_path, state)
-    heard(dies, [], tmp_path, before=last_word(tmp_path))
+    wait_for(dies, [], tmp_path, before=last_status_time(tmp_path))
     status = Run.open(tmp_path).status
     assert (status["state"], status["reason"]) == ("failed", "its process died: The worker died unexpectedly.")
 
 
 def test_a_run_that_another_process_is_at_work_in_is_let_be(tmp_path: Path) -> None:
     at_work = Run.claim(tmp_path)
-    for before in (0, last_word(tmp_path)):
-        heard(dies, [], tmp_path, before)
+    for before in (0, last_status_time(tmp_path)):
+        wait_for(dies, [], tmp_path, before)
         assert Run.open(tmp_path).status["state"] == "running"
     at_work.close()
 
@@ -189,7 +189,7 @@ def test_a_run_that_another_process_is_at_work_in_is_let_be(tmp_path: Path) -> N
 def test_what_a_job_raises_is_heard_too(tmp_path: Path) -> None:
     returned = JobReturn(status=JobStatus.FAILED)
     returned.return_value = OSError("no such folder")
-    assert math.isnan(heard(lambda: returned, [], tmp_path, 0).return_value)
+    assert math.isnan(wait_for(lambda: returned, [], tmp_path, 0).return_value)
     assert Run.open(tmp_path).status["reason"] == "its process died: no such folder"
 
 
@@ -199,15 +199,15 @@ PROGRAM = """
 import sys
 from types import SimpleNamespace as Space
 from omegaconf import OmegaConf
-from hydra_plugins.tl_sweeps import _cluster
+from tl_research.config import remote_task
 
 def task(cfg):
     from tl_research.backend.start import start_backend
     print("in", __import__("os").getcwd(), "with", cfg.threads, start_backend(cfg.threads))
     return 0.5
 
-_cluster.HydraConfig.get = lambda: Space(runtime=Space(output_dir=sys.argv[2]))
-remote = _cluster.RemoteTask(task, cwd=sys.argv[1], threads=3)
+remote_task.HydraConfig.get = lambda: Space(runtime=Space(output_dir=sys.argv[2]))
+remote = remote_task.RemoteTask(task, cwd=sys.argv[1], threads=3)
 assert remote(OmegaConf.create({"threads": None})) == 0.5
 """
 
@@ -225,11 +225,11 @@ TERMINATED = """
 import os, signal, sys
 from types import SimpleNamespace as Space
 from omegaconf import OmegaConf
-from hydra_plugins.tl_sweeps import _cluster
+from tl_research.config import remote_task
 
-_cluster.HydraConfig.get = lambda: Space(runtime=Space(output_dir=sys.argv[1]))
+remote_task.HydraConfig.get = lambda: Space(runtime=Space(output_dir=sys.argv[1]))
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as a worker of Ray's does
-remote = _cluster.RemoteTask(lambda cfg: os.kill(os.getpid(), signal.SIGTERM), sys.argv[1], 1, heeds_sigterm=True)
+remote = remote_task.RemoteTask(lambda cfg: os.kill(os.getpid(), signal.SIGTERM), sys.argv[1], 1, heeds_sigterm=True)
 try:
     remote(OmegaConf.create({"threads": None}))
 except KeyboardInterrupt:

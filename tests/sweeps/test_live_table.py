@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from tl_research.sweeps.job_process import Task
 from tl_research.sweeps.live_table import MOST_ROWS, LiveTable
-from tl_research.sweeps.process_pool import Job, Outcome, Task
+from tl_research.sweeps.process_pool import Job, Outcome
 from tl_research.system import console
 
 STATES = ["done", "failed", "skipped", "pruned", "interrupted", "running", "waiting"]

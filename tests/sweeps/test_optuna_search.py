@@ -25,12 +25,12 @@ from hydra.types import RunMode
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hydra_plugins.tl_sweeps._journal import Owner
-from hydra_plugins.tl_sweeps._study import SearchStudy
 from tests.conftest import ROOT
 from tl_research.config.compose import build_experiment, hydra
 from tl_research.config.search_space import Dimension, Space, read_space
 from tl_research.errors import InputError
+from tl_research.sweeps.optuna_journal import Owner
+from tl_research.sweeps.optuna_study import SearchStudy
 from tl_research.training.pruning import TRIAL_VARIABLE, PrunedError, Trial, current_trial, open_journal
 
 optuna = pytest.importorskip("optuna")
@@ -286,7 +286,7 @@ def test_a_trial_of_a_process_that_lives_is_left_to_it(opened: Opened, journal: 
     ours = opened()
     (trial,) = ours.ask(2)
     program = (
-        "import sys\nfrom pathlib import Path\nfrom hydra_plugins.tl_sweeps._journal import Owner\n"
+        "import sys\nfrom pathlib import Path\nfrom tl_research.sweeps.optuna_journal import Owner\n"
         "owner = Owner(Path(sys.argv[1]))\nprint(owner.number, flush=True)\nsys.stdin.read()\n"
     )
     command = [sys.executable, "-c", program, str(journal) + ".owners"]

@@ -29,7 +29,9 @@ from tl_research.errors import DivergedError, InputError
 from tl_research.experiment.outcome import record_outcome
 from tl_research.runs.run import Run
 from tl_research.sweeps import process_pool as pool
-from tl_research.sweeps.process_pool import Job, Limits, Outcome, ProcessPool, Slot, Task
+from tl_research.sweeps.job_process import Task
+from tl_research.sweeps.machine_slots import Slot
+from tl_research.sweeps.process_pool import Job, Limits, Outcome, ProcessPool
 from tl_research.system import progress
 
 slow = pytest.mark.slow
@@ -631,13 +633,13 @@ def test_by_default_there_are_as_many_as_the_machine_has_room_for_and_no_more_th
 ) -> None:
     pool = ProcessPool(Limits(n_jobs=None))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("tl_research.sweeps.process_pool._gpus", list)
+    monkeypatch.setattr("tl_research.sweeps.process_pool.visible_gpus", list)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     pages = {"SC_PAGE_SIZE": 2**12}
     monkeypatch.setattr(os, "sysconf", lambda name: pages.get(name, 2**20 * 24 // 4))  # 24 GB
     assert [pool.places(count) for count in (1, 3, 100)] == [1, 3, 6]
     monkeypatch.setattr(os, "sysconf", lambda name: pages.get(name, 2**18))  # 1 GB
     assert pool.places(100) == 1
-    monkeypatch.setattr("tl_research.sweeps.process_pool._gpus", lambda: ["0", "1"])
+    monkeypatch.setattr("tl_research.sweeps.process_pool.visible_gpus", lambda: ["0", "1"])
     assert pool.places(100) == 2
     assert ProcessPool(Limits(n_jobs=5)).places(1) == 5

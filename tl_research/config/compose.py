@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import InstantiationException
@@ -21,6 +19,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
 from tl_research.config.constraints import allowed, shown
+from tl_research.config.hydra_internals import Hydra, create_config_search_path
 from tl_research.config.suggestions import near
 from tl_research.errors import InputError
 
@@ -132,6 +131,9 @@ def _say(error: InstantiationException, cfg: DictConfig) -> InputError:
     if not isinstance(cause, ValidationError):
         return InputError(f"{'.'.join(prefix) or 'config'}: {cause or str(error).splitlines()[0]}")
     first = cause.errors(include_url=False)[0]
+    raised = first.get("ctx", {}).get("error")
+    if isinstance(raised, InputError):  # by a recipe that has named the whole key
+        return raised
     words = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if not first["loc"]:
         return InputError(".".join([*prefix, words]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra._internal.hydra import Hydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -16,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tl_research.config.compose import build_experiment
 from tl_research.config.constraints import shown
+from tl_research.config.hydra_internals import Hydra
 from tl_research.config.suggestions import near
 from tl_research.errors import InputError
 

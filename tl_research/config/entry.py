@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import hydra as hydra_library
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -27,6 +26,7 @@ from tl_research.backend.strategy import WorkerLostError
 from tl_research.config import jobs, output_dirs, resume, secondary_worker  # noqa: F401 - places registers job_dir
 from tl_research.config.compose import CONF, build_experiment, hydra
 from tl_research.config.compose_errors import compose_config
+from tl_research.config.hydra_internals import get_args_parser
 from tl_research.config.jobs import Command
 from tl_research.config.override_quoting import quote
 from tl_research.config.preflight import check_jobs

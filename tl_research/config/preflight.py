@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -17,6 +16,7 @@ from tl_research.backend.workers import check_cluster
 from tl_research.config import grid
 from tl_research.config.compose import build_experiment, check_plugins, hydra
 from tl_research.config.compose_errors import compose_config
+from tl_research.config.hydra_internals import Hydra
 from tl_research.config.output_dirs import sweep_dir
 from tl_research.config.search_preflight import read_search
 from tl_research.errors import InputError
@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 
 
 def check_jobs(command: str, options: Namespace) -> Path | None:
-    """Looks at every job; returns a sweep's folder, None for a single run.
+    """Compose every job before the first folder is made; returns a sweep's folder, None for a single run.
 
-    In a sweep, jobs that lack weights or images do not keep the others from running.
+    Of a sweep the data and weights are looked for, too: jobs that lack them do not keep the others from running.
 
     Raises:
         InputError: a job cannot be composed, or no job has what it needs.
@@ -41,7 +41,7 @@ def check_jobs(command: str, options: Namespace) -> Path | None:
     with hydra(options.config_dir) as composer:
         if not options.multirun:
             _check_job(composer, options, options.overrides, None, found)
-            _raise(found.wrong or found.lacking)
+            _raise(found.wrong)
             return None
         options.overrides = grid.spread(composer, options.overrides, name)
         master = compose_config(composer, options.overrides, name, RunMode.MULTIRUN)
@@ -101,11 +101,11 @@ def _check_job(
             raise InputError("hydra.run.dir is empty: give a folder")
         experiment = build_experiment(cfg)
         check_cluster(experiment.trainer.distribution, sweep=master is not None)
-        if master is None:
+        if master is None:  # a single run looks for its data and weights itself, before it does anything else
             _demand_free(Path(cfg.hydra.run.dir).expanduser(), experiment.fresh)
         else:
             _demand_same_plugins(cfg, master)
-        found.look(experiment)
+            found.look(experiment)
     except InputError as error:
         found.add(error, found.wrong)
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from hydra._internal.hydra import Hydra
 from omegaconf import DictConfig, OmegaConf
 
 from tl_research.config.compose import build_experiment
 from tl_research.config.compose_errors import compose_config
 from tl_research.config.constraints import shown
+from tl_research.config.hydra_internals import Hydra
 from tl_research.config.search_space import Dimension, Space, read_space
 from tl_research.errors import InputError
 from tl_research.training.pruning import load_optuna

@@ -12,9 +12,7 @@ import logging
 import math
 import multiprocessing
 import os
-import resource
 import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,25 +25,16 @@ from pydantic import Field
 
 from tl_research.recipe import Positive, recipe
 from tl_research.runs.run import Run
-from tl_research.system import progress
+from tl_research.sweeps.job_process import Task, run_task
+from tl_research.sweeps.machine_slots import Slot, visible_gpus
 from tl_research.system.hardware import cores
-from tl_research.system.process import exit_now, importable, print_to
+from tl_research.system.process import importable
 
 log = logging.getLogger(__name__)
 
 GB_A_JOB = 4.0  # what fine-tuning a large network takes; a frozen one takes a quarter
 GRACE = 10.0  # seconds that an interrupted job has to say so
 _OUT_OF_MEMORY = ("bad_alloc", "allocate", "MemoryError", "Resource temporarily unavailable")
-TELL_EVERY = 0.2  # seconds between two words of progress
-
-
-@dataclass(frozen=True)
-class Task:
-    """`work` is called in the process and gives the job's number; it must survive pickling. `directory` is its run's,
-    whose status is mended if the process cannot do it."""
-
-    directory: Path
-    work: Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -81,48 +70,12 @@ class View(Protocol):
         """This one has ended."""
 
 
-@dataclass(frozen=True)
-class Slot:
-    """The part of the machine that one job at a time may use; no GPUs means that it is not told about any."""
-
-    cores: frozenset[int]
-    gpus: tuple[str, ...] = ()
-
-    @classmethod
-    def of_machine(cls, count: int) -> list[Slot]:
-        """`count` equal parts. What cannot be divided is shared."""
-        cores, gpus = sorted(os.sched_getaffinity(0)), _gpus()
-        return [cls(frozenset(_part(cores, i, count)), tuple(_part(gpus, i, count))) for i in range(count)]
-
-    def enter(self) -> None:
-        """Keeps this process to the slot, before TensorFlow first lists devices."""
-        os.sched_setaffinity(0, self.cores)
-        if self.gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
-            os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # it may be shared
-
-
-def _part(things: Sequence[Any], number: int, count: int) -> list[Any]:
-    size = len(things) // count
-    if size:
-        return list(things[number * size : (number + 1) * size])
-    return [things[number % len(things)]] if things else []
-
-
-def _gpus() -> list[str]:
-    """The GPUs that TensorFlow would see, found without it: it would take hold of them in this process."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
-    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
-
-
 @dataclass
 class _Running:
     outcome: Outcome
     directory: Path
     process: Any
-    ears: Connection
+    receiver: Connection
     slot: Slot
 
 
@@ -165,7 +118,7 @@ class ProcessPool:
         if self.limits.n_jobs is not None:
             return self.limits.n_jobs
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-        fitting = len(_gpus()) or min(cores(), int(memory / GB_A_JOB))
+        fitting = len(visible_gpus()) or min(cores(), int(memory / GB_A_JOB))
         return max(min(fitting, num_jobs), 1)
 
     def run(self, outcomes: Sequence[Outcome], view: View) -> None:
@@ -196,28 +149,28 @@ class ProcessPool:
         return self.limits.max_failures is not None and self._failures >= self.limits.max_failures
 
     def _start(self, outcome: Outcome, slot: Slot) -> None:
-        ears, mouth = multiprocessing.Pipe(duplex=False)
+        receiver, sender = multiprocessing.Pipe(duplex=False)
         context = multiprocessing.get_context("forkserver")
         task = outcome.job.task()
-        process = context.Process(target=_work, args=(task, slot, self.limits.memory_gb, mouth))
+        process = context.Process(target=run_task, args=(task, slot, self.limits.memory_gb, sender))
         outcome.state, outcome.began = "running", time.monotonic()
         process.start()  # which waits for the server
         outcome.began = time.monotonic()
-        mouth.close()
-        self._running.append(_Running(outcome, task.directory, process, ears, slot))
+        sender.close()
+        self._running.append(_Running(outcome, task.directory, process, receiver, slot))
 
     def _listen(self, seconds: float = 0.25) -> list[_Running]:
         """Hears what the jobs say for a moment, and returns those that have ended."""
-        wait([r.process.sentinel for r in self._running] + [r.ears for r in self._running], seconds)
+        wait([r.process.sentinel for r in self._running] + [r.receiver for r in self._running], seconds)
         for running in self._running:
-            _hear(running)
+            _poll(running)
             late = self.limits.timeout is not None and time.monotonic() - running.outcome.began > self.limits.timeout
             if late and running.process.is_alive():
                 running.process.kill()
                 running.outcome.reason = f"timeout: it took longer than {self.limits.timeout:g} s"
         ended = [running for running in self._running if not running.process.is_alive()]
         for running in ended:
-            _hear(running)
+            _poll(running)
             self._running.remove(running)
             self._settle(running)
         return ended
@@ -226,7 +179,7 @@ class ProcessPool:
         """Takes down what the job has left in its directory, and mends what it could not finish."""
         outcome, code, pid = running.outcome, running.process.exitcode, running.process.pid
         running.process.close()
-        running.ears.close()
+        running.receiver.close()
         outcome.seconds, outcome.doing = time.monotonic() - outcome.began, ""
         status = Run(running.directory).status
         killed = outcome.reason or interrupted or (None if code == 0 else self._death(code, running.directory))
@@ -266,7 +219,7 @@ class ProcessPool:
             deadline = time.monotonic() + GRACE
             while any(r.process.is_alive() for r in self._running) and time.monotonic() < deadline:
                 for running in self._running:
-                    _hear(running)
+                    _poll(running)
                 wait([r.process.sentinel for r in self._running if r.process.is_alive()], 0.1)
         for running in self._running:
             running.process.kill()
@@ -275,10 +228,10 @@ class ProcessPool:
         self._running.clear()
 
 
-def _hear(running: _Running) -> None:
+def _poll(running: _Running) -> None:
     with contextlib.suppress(EOFError, OSError):
-        while running.ears.poll():
-            kind, what = running.ears.recv()
+        while running.receiver.poll():
+            kind, what = running.receiver.recv()
             if kind == "value":
                 running.outcome.value = what
             elif kind == "begun":  # the first one has waited for the server, which is none of its time
@@ -292,52 +245,3 @@ def _last_words(path: Path, size: int = 4096) -> str:
         file.seek(max(path.stat().st_size - size, 0))
         return file.read().decode(errors="replace")
     return ""
-
-
-def _work(task: Task, slot: Slot, memory_gb: float | None, mouth: Connection) -> None:
-    """The process of one job, from its first line to its last."""
-    mouth.send(("begun", None))
-    _end_with_parent()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    slot.enter()
-    if memory_gb is not None:
-        limit = int(memory_gb * 2**30)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    task.directory.mkdir(parents=True, exist_ok=True)
-    print_to(task.directory / "output.log")  # the terminal shows all jobs at once
-    progress.listeners.append(_teller(mouth))
-    status = 1
-    try:
-        mouth.send(("value", task.work()))
-        status = 0
-    except KeyboardInterrupt:
-        status = 130
-    except BaseException:
-        log.exception("%s", task.directory)
-    exit_now(status)
-
-
-def _end_with_parent() -> None:
-    """A sweep that is killed takes its jobs with it: otherwise the same command would meet them at work."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _teller(mouth: Connection) -> Callable[[str, float, float | None], None]:
-    last = 0.0
-
-    def tell(doing: str, done: float, total: float | None) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > TELL_EVERY:
-            last = now
-            with contextlib.suppress(OSError):
-                mouth.send(("doing", f"{doing} {done:.0f}/{total:.0f}" if total else doing))
-
-    return tell

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hydra_plugins.tl_sweeps._journal import Owner, check_is_journal, mend
+import numpy as np
+
 from tl_research.errors import InputError
 from tl_research.metrics.classification import direction
+from tl_research.runs.reader import without_fresh
+from tl_research.sweeps.optuna_journal import Owner, check_is_journal, mend
+from tl_research.system.files import write_atomically
 from tl_research.training.pruning import load_optuna, open_journal
 
 if TYPE_CHECKING:
@@ -120,26 +127,13 @@ class SearchStudy:
         return trial.state.name != "WAITING"
 
     def _ask(self) -> Trial:
-        self.study.sampler = self._new_sampler(len(self.trials()))
+        seed, number = self._seed, len(self.trials())
+        if seed is not None:
+            seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+        self.study.sampler = new_sampler(self._sampler, seed, self._startup, parallel=self._parallel > 1)
         trial = self.study.ask(self._distributions)
         trial.set_user_attr("owner", self.owner.number)
         return trial
-
-    def _new_sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        import warnings
-
-        import numpy as np
-
-        seed = None
-        if self._seed is not None:
-            seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        if self._sampler == "random":
-            return self._optuna.samplers.RandomSampler(seed=seed)
-        with warnings.catch_warnings():  # until Optuna 4.9 `constant_liar` calls itself experimental
-            warnings.simplefilter("ignore")
-            return self._optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=self._startup, constant_liar=self._parallel > 1
-            )
 
     def _take_over(self) -> None:
         """Trials whose process died are put back in line, with the same parameters: what their runs finished counts."""
@@ -184,3 +178,23 @@ class SearchStudy:
     def close(self) -> None:
         """Leaves the study to others."""
         self.owner.close()
+
+
+def new_sampler(name: SamplerName, seed: int | None, startup: int, *, parallel: bool) -> optuna.samplers.BaseSampler:
+    """Make a sampler that proposes after `startup` random trials; `parallel` where several run at once."""
+    samplers = load_optuna().samplers
+    if name == "random":
+        return samplers.RandomSampler(seed=seed)
+    with warnings.catch_warnings():  # until Optuna 4.9 `constant_liar` calls itself experimental
+        warnings.simplefilter("ignore")
+        return samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=parallel)
+
+
+def write_best(study: SearchStudy, best: FrozenTrial, folder: Path, options: Sequence[str]) -> None:
+    """`best.yaml`: what was found, and in its first line the command that trains it again, with these options."""
+    import yaml
+
+    overrides = [*without_fresh(study.space.fixed), *study.space.values(best.params)]
+    content = {"monitor": study.monitor, "value": best.value, "trial": best.number, "overrides": overrides}
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    write_atomically(folder / "best.yaml", f"# python train.py {shlex.join([*options, *overrides])}\n{text}")

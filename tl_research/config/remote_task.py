@@ -56,21 +56,21 @@ def announce(where: str, job_overrides: Sequence[Sequence[str]], first: int) -> 
         log.info("%s #%d: %s", where, number, " ".join(filter_overrides(overrides)))
 
 
-def last_word(directory: Path) -> int:
+def last_status_time(directory: Path) -> int:
     """When the run in a directory last said where it stands, by the clock of the file system; 0: never."""
     with contextlib.suppress(OSError):
         return (directory / "status.json").stat().st_mtime_ns
     return 0
 
 
-def heard(wait: Callable[[], JobReturn], overrides: Sequence[str], directory: Path, before: int) -> JobReturn:
+def wait_for(wait: Callable[[], JobReturn], overrides: Sequence[str], directory: Path, before: int) -> JobReturn:
     """What a job returns, once it has. A NaN if it cannot, for its process has died; then its status says so.
 
     Args:
         wait: gives what it returns, or raises.
         overrides: of the job.
         directory: of its run.
-        before: the `last_word` from there before the job was started.
+        before: the `last_status_time` from there before the job was started.
     """
     try:
         returned = wait()
@@ -79,7 +79,7 @@ def heard(wait: Callable[[], JobReturn], overrides: Sequence[str], directory: Pa
         reason = f"its process died: {next(iter(str(error).strip().splitlines()), repr(error))}"
         log.error("%s: %s", directory.name, reason)
         state = Run(directory).status["state"]
-        told = state != "interrupted" and last_word(directory) != before  # it could say itself how it ended
+        told = state != "interrupted" and last_status_time(directory) != before  # it could say itself how it ended
         # Not where another process is at work, and what is done stays done, though its being so was not looked at.
         if not told and state not in ("running", "done"):
             Run.record_death(directory, "failed", reason)

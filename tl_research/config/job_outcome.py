@@ -1,19 +1,12 @@
-"""What came of a job, and of a search."""
+"""What became of a job, read from what it returned and from its run directory."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
-
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
-
-    from hydra_plugins.tl_sweeps._study import SearchStudy
 
 
 def outcome(returned: JobReturn, directory: Path) -> tuple[float | None, str | None]:
@@ -55,18 +48,3 @@ def is_outdated(config: DictConfig, directory: Path) -> bool | None:
         return bool(compare(run, job, experiment.config, data).changed)
     except (InputError, OSError):
         return None
-
-
-def write_best(study: SearchStudy, best: FrozenTrial, folder: Path, options: Sequence[str]) -> None:
-    """`best.yaml`: what was found, and in its first line the command that trains it again, with these options."""
-    import shlex
-
-    import yaml
-
-    from tl_research.runs.reader import without_fresh
-    from tl_research.system.files import write_atomically
-
-    overrides = [*without_fresh(study.space.fixed), *study.space.values(best.params)]
-    content = {"monitor": study.monitor, "value": best.value, "trial": best.number, "overrides": overrides}
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    write_atomically(folder / "best.yaml", f"# python train.py {shlex.join([*options, *overrides])}\n{text}")

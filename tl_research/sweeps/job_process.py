@@ -1,0 +1,82 @@
+"""The process of one job, from its first line to its last."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from tl_research.sweeps.machine_slots import Slot
+from tl_research.system import progress
+from tl_research.system.process import exit_now, print_to
+
+log = logging.getLogger(__name__)
+
+TELL_EVERY = 0.2  # seconds between two messages about progress
+
+
+@dataclass(frozen=True)
+class Task:
+    """`work` is called in the process and gives the job's number; it must survive pickling. `directory` is its run's,
+    whose status is mended if the process cannot do it."""
+
+    directory: Path
+    work: Callable[[], float]
+
+
+def run_task(task: Task, slot: Slot, memory_gb: float | None, sender: Connection) -> None:
+    """Run a job in its own process and end it; what becomes of it goes to `sender` as `(kind, value)`."""
+    sender.send(("begun", None))
+    _end_with_parent()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    slot.enter()
+    if memory_gb is not None:
+        limit = int(memory_gb * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    task.directory.mkdir(parents=True, exist_ok=True)
+    print_to(task.directory / "output.log")  # the terminal shows all jobs at once
+    progress.listeners.append(_report_progress(sender))
+    status = 1
+    try:
+        sender.send(("value", task.work()))
+        status = 0
+    except KeyboardInterrupt:
+        status = 130
+    except BaseException:
+        log.exception("%s", task.directory)
+    exit_now(status)
+
+
+def _end_with_parent() -> None:
+    """End with the sweep, even a killed one: otherwise the same command would meet its jobs at work."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _report_progress(sender: Connection) -> Callable[[str, float, float | None], None]:
+    last = 0.0
+
+    def tell(doing: str, done: float, total: float | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > TELL_EVERY:
+            last = now
+            with contextlib.suppress(OSError):
+                sender.send(("doing", f"{doing} {done:.0f}/{total:.0f}" if total else doing))
+
+    return tell
