@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from hydra.utils import get_class
-from hydra_plugins.tl_sweeps._asked import Local, OnRay, Slurm
+from tl_research.sweeps.cluster_options import Local, OnRay, Slurm
 
 from tl_research.config.constraints import allowed
 
