@@ -14,6 +14,7 @@ import typer
 
 from tl_research.errors import InputError
 from tl_research.runs.run import Run, as_csv
+from tl_research.system.console import show, show_error
 from tl_research.system.files import write_atomically
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -101,16 +102,17 @@ def blocks(context: typer.Context) -> None:
     import shlex
     from dataclasses import replace
 
-    from tl_research import compose, describe
+    from tl_research import compose
     from tl_research.backend.start import start_backend
     from tl_research.models.backbone import Saved
+    from tl_research.models.summary import show_blocks
 
     recipe = compose(context.args).backbone
     if not isinstance(recipe, Saved):
         recipe = replace(recipe, weights=None)  # the structure is the same, and nothing need be there
     recipe.preflight()
     start_backend()
-    describe.blocks(recipe.name, recipe.build(), shlex.join(["python", "train.py", *context.args]))
+    show_blocks(recipe.name, recipe.build(), shlex.join(["python", "train.py", *context.args]))
 
 
 @app.command("lr_find", context_settings=_PASS_ON)
@@ -149,13 +151,13 @@ def leaderboard(
 
     Example: python -m tl_research leaderboard outputs/sweeps
     """
-    from tl_research import describe
     from tl_research.reports.leaderboard import Leaderboard, collect
+    from tl_research.reports.summary import show_leaderboard
 
     folder = folder.expanduser()
     board = Leaderboard.of(collect(folder))
     board.write(folder)
-    describe.leaderboard(board.monitor, *board.table(), board.failures(), folder)
+    show_leaderboard(board.monitor, *board.table(), board.failures(), folder)
 
 
 @app.command()
@@ -168,7 +170,7 @@ def report(
     """
     from tl_research.reports import html_report as pages
 
-    print(pages.write_report(folder.expanduser()))  # noqa: T201
+    show(pages.write_report(folder.expanduser()))
 
 
 def _enter(command: Literal["train", "extract"], overrides: list[str]) -> NoReturn:
@@ -199,11 +201,11 @@ def list_(context: typer.Context) -> None:
 
     Example: python -m tl_research features list features.store=FOLDER
     """
-    from tl_research import describe
     from tl_research.features.store_admin import list_entries
+    from tl_research.features.summary import show_store
 
     root = _root(context.args)
-    describe.stocks(root, list_entries(root))
+    show_store(root, list_entries(root))
 
 
 @features.command(context_settings=_PASS_ON)
@@ -220,9 +222,9 @@ def verify(context: typer.Context) -> None:
     for entry in track(stocks, "verifying", total=len(stocks)):
         for path, positions in entry.damaged().items():
             damaged += len(positions)
-            print(f"{path}: {len(positions)} damaged row(s)")  # noqa: T201
+            show(f"{path}: {len(positions)} damaged row(s)")
     rows = sum(entry.num_rows for entry in stocks)
-    print(f"{rows:,} rows, {damaged:,} damaged" + ("; runs compute them anew" if damaged else ""))  # noqa: T201
+    show(f"{rows:,} rows, {damaged:,} damaged" + ("; runs compute them anew" if damaged else ""))
     if damaged:
         raise typer.Exit(1)
 
@@ -245,7 +247,7 @@ def prune(
     if wanted is None:
         raise InputError("features.max_gb=null: say how much may stay, such as --max-gb 5")
     freed = prune_store(_root(context.args), wanted * 1e9)
-    print(f"{freed / 1e6:,.1f} MB removed")  # noqa: T201
+    show(f"{freed / 1e6:,.1f} MB removed")
 
 
 def _opened(path: Path) -> Run:
@@ -254,7 +256,7 @@ def _opened(path: Path) -> Run:
     run.class_names()
     state = run.status["state"]
     if state != "done":
-        print(f"{path}: the run's status is '{state}'", file=sys.stderr)  # noqa: T201
+        show_error(f"{path}: the run's status is '{state}'")
     return run
 
 
@@ -266,13 +268,13 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        show_error(error)
         sys.exit(2)
     except OSError as error:
-        print(f"{error.filename or 'output'}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        show_error(f"{error.filename or 'output'}: {error.strerror}")
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
+        show_error("interrupted")
         sys.exit(130)
 
 

@@ -168,10 +168,10 @@ class OptunaSweeper(Sweeper):
         return config
 
     def _end(self, study: SearchStudy, folder: Path) -> float:
-        from tl_research import describe
         from tl_research.errors import InputError
         from tl_research.runs.run import Run
         from tl_research.sweeps.optuna_study import write_best
+        from tl_research.system.console import show
 
         best = study.best()
         if best is None:
@@ -185,7 +185,7 @@ class OptunaSweeper(Sweeper):
         states = [trial.state.name for trial in study.trials()]
         of = f"best of {states.count('COMPLETE')} trials ({states.count('PRUNED')} more pruned)"
         values = " ".join(study.space.values(best.params))
-        describe.out.print(f"{of}: {study.monitor} {best.value:.4g}  {values}\n{folder}", markup=False)
+        show(f"{of}: {study.monitor} {best.value:.4g}  {values}", folder)
         return float(best.value or 0)
 
 
@@ -203,9 +203,9 @@ def _address(study: SearchStudy, trial: Trial) -> list[str]:
 
 
 def _tell(study: SearchStudy, trial: Trial, value: float | None, reason: str | None) -> None:
-    from tl_research import describe
+    from tl_research.system.console import show
 
     ended = study.tell(trial, value, reason)
     what = {"COMPLETE": f"{study.monitor} {ended.value or 0:.4g}", "PRUNED": ended.user_attrs.get("pruned")}
     told = what.get(ended.state.name, f"failed: {reason or 'it gave no number'}")
-    describe.out.print(f"trial {trial.number}: {told}  {' '.join(study.space.values(trial.params))}", markup=False)
+    show(f"trial {trial.number}: {told}  {' '.join(study.space.values(trial.params))}")

@@ -180,6 +180,15 @@ def test_tensorflow_is_not_imported_for_a_bad_config() -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize(
+    "options", [[], pytest.param(["-m", "seed=0,1"], marks=pytest.mark.slow)], ids=["run", "sweep"]
+)
+def test_a_silent_command_prints_nothing(cwd: Path, tiny: list[str], options: list[str]) -> None:
+    result = train(cwd, *tiny, "transfer=finetune", "transfer.backbone.epochs=1", "verbose=false", *options)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert list(cwd.rglob("metrics.json"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interruption_is_told_and_recorded(cwd: Path, tiny: list[str], number: int) -> None:
     command = [sys.executable, str(ROOT / "train.py"), *tiny, "transfer=scratch", "transfer.all.epochs=100000",

@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 
 from tests.conftest import ROOT
 from tests.models.test_backbone import NETWORKS, pictures, recipe, smallest
-from tl_research import InputError, describe
+from tl_research import InputError
 from tl_research.__main__ import app
 from tl_research.features.table import network_digest
 from tl_research.models.blocks import find_blocks, multiply_accumulates, split_backbone
+from tl_research.system import console
 
 layers = keras.layers
 
@@ -269,7 +270,7 @@ def test_multiply_accumulates_match_published_figures(name: str, low: float, hig
 def test_the_command_lists_the_blocks_from_the_top(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(describe.out, "width", 200)
+    monkeypatch.setattr(console.out, "width", 200)
     result = CliRunner().invoke(app, ["blocks", f"backbone={name}"])
     assert result.exit_code == 0, result.exception
     rows = [line.split() for line in result.stdout.splitlines() if line[:2].strip().isdigit()]

@@ -16,9 +16,11 @@ from rich.console import Console
 from scipy.stats import t
 from typer.testing import CliRunner
 
-from tl_research import InputError, describe
+from tl_research import InputError
 from tl_research.__main__ import app
 from tl_research.reports.leaderboard import Leaderboard, collect
+from tl_research.reports.summary import ONLY_IN_FILES, show_leaderboard
+from tl_research.system import console
 
 
 def draw_run(
@@ -201,10 +203,10 @@ def test_a_narrow_terminal_gets_fewer_columns_not_shorter_ones(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, width: int, missing: set[str]
 ) -> None:
     screen = Console(file=io.StringIO(), force_terminal=True, width=width, soft_wrap=True)
-    monkeypatch.setattr(describe, "out", screen)
+    monkeypatch.setattr(console, "out", screen)
     board = Leaderboard.of(collect(sweep))
     header, lines = board.table()
-    describe.leaderboard(board.monitor, header, [[*line[:-1], "done"] for line in lines], [], "folder")
+    show_leaderboard(board.monitor, header, [[*line[:-1], "done"] for line in lines], [], "folder")
     shown = screen.file.getvalue()  # type: ignore[attr-defined]
     assert "…" not in shown
-    assert {name for name in header if name not in shown} == missing | set(describe.ONLY_IN_FILES)
+    assert {name for name in header if name not in shown} == missing | set(ONLY_IN_FILES)

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tl_research.sweeps import live_table
 from tl_research.sweeps.job_process import Task
 from tl_research.sweeps.live_table import MOST_ROWS, LiveTable
 from tl_research.sweeps.process_pool import Job, Outcome
+from tl_research.system import console
 
 STATES = ["done", "failed", "skipped", "pruned", "interrupted", "running", "waiting"]
 
@@ -39,8 +39,8 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], io.StringIO]:
 
     def shown(terminal: bool) -> io.StringIO:
         text = io.StringIO()
-        console = Console(file=text, force_terminal=terminal, width=100, soft_wrap=True, highlight=False)
-        monkeypatch.setattr(live_table, "console", console)
+        screen = Console(file=text, force_terminal=terminal, width=100, soft_wrap=True, highlight=False)
+        monkeypatch.setattr(console, "progress_console", screen)
         return text
 
     return shown

@@ -32,6 +32,7 @@ from tl_research.config.override_quoting import quote
 from tl_research.config.preflight import check_jobs
 from tl_research.errors import DivergedError, InputError
 from tl_research.runs.run import Run
+from tl_research.system.console import show_error, silenced
 from tl_research.system.locks import try_lock
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class _Parser(ArgumentParser):
 
 
 def _told(message: str, status: int) -> int:
-    print(message, file=sys.stderr)  # noqa: T201
+    show_error(message)
     return status
 
 
@@ -141,7 +142,9 @@ def _command(command: Command, options: Namespace, flags: list[str]) -> int:
             options.overrides = [*kept, quote(f"hydra.sweep.dir={folder}")]
     sys.argv[1:] = [*flags, *options.overrides]  # Hydra itself takes them in this order only
     if folder is not None:
-        return _sweep(command, folder)
+        silent = any(override.lower() == "verbose=false" for override in options.overrides)
+        with silenced(silent):
+            return _sweep(command, folder)
     _once(jobs.COMMANDS[command])
     return 0
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,11 +17,12 @@ from hydra.core.utils import run_job, setup_globals
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 
-from tl_research import describe
 from tl_research.config.compose import build_experiment
 from tl_research.errors import InputError
 from tl_research.reports import html_report
 from tl_research.reports.leaderboard import Leaderboard, collect, titles
+from tl_research.reports.summary import show_leaderboard, show_report_path
+from tl_research.system.console import show_error
 from tl_research.training.pruning import PrunedError
 
 log = logging.getLogger(__name__)
@@ -116,9 +116,9 @@ def conclude(folder: Path) -> None:
     board = rank(folder)
     if board is None:
         return
-    describe.leaderboard(board.monitor, *board.table(), [], folder)
+    show_leaderboard(board.monitor, *board.table(), [], folder)
     with contextlib.suppress(OSError):  # a full disk, of which the jobs have told
-        describe.report(html_report.write_report(folder))
+        show_report_path(html_report.write_report(folder))
 
 
 def tell_not_done(folder: Path) -> bool:
@@ -129,7 +129,7 @@ def tell_not_done(folder: Path) -> bool:
     try:
         entries = collect(folder)
     except InputError as error:  # no job has come so far
-        print(error, file=sys.stderr)  # noqa: T201
+        show_error(error)
         return True
     for title, entry in zip(titles(entries), entries, strict=True):
         if entry.told < began and entry.state != "running":
@@ -140,7 +140,7 @@ def tell_not_done(folder: Path) -> bool:
         elif entry.state not in ("done", "pruned"):
             failed.append(f"{title}: {entry.state}: {reason}")
     for line in [*(f"{count} skipped: {reason}" for reason, count in skipped.items()), *failed]:
-        print(line, file=sys.stderr)  # noqa: T201
+        show_error(line)
     return bool(failed)
 
 

@@ -17,6 +17,7 @@ MOST_CHARACTERS = 80
 _WITHOUT_MEANING = (
     "fresh",
     "missing_weights",
+    "verbose",
     "hydra.launcher",
     "hydra/launcher",
     "hydra.sweep.",

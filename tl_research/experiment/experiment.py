@@ -46,6 +46,7 @@ class Experiment:
     deterministic: bool = False
     monitor: Monitor = "val_accuracy"
     bn: BatchNorm = "frozen"
+    verbose: bool = True
     threads: Positive | None = None
     engine: EngineName = "auto"
     features: Features = Field(default_factory=Features)

@@ -15,17 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tl_research import describe
 from tl_research.backend.start import start_backend
 from tl_research.backend.strategy import Strategy, open_strategy
+from tl_research.data.summary import show_data
 from tl_research.errors import DivergedError, InputError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
 from tl_research.experiment.outcome import record_outcome
+from tl_research.experiment.summary import show_done_before, show_metrics
 from tl_research.features.extraction import ORIGINAL
+from tl_research.features.summary import show_features
 from tl_research.features.table import FeatureTable
 from tl_research.models.head import DirectHead, Linear
+from tl_research.models.summary import show_model
 from tl_research.runs.identity import compare, identity
 from tl_research.runs.run import Existing, Run, versions
+from tl_research.system.console import silenced
 from tl_research.training.classifier_state import ClassifierState
 from tl_research.training.closed_form import needs_no_epochs
 from tl_research.training.optimizer import LBFGS, GradientOptimizer
@@ -51,7 +55,7 @@ def run_experiment(experiment: Experiment, directory: str | Path | None, existin
     with _claimed(experiment, directory, "continue" if experiment.resume else existing) as run:
         data = _load(experiment, run, experiment.data.load)
         if _is_done(experiment, run, data):
-            describe.done_before(run.metrics, run.directory)
+            show_done_before(run.metrics, run.directory)
         else:
             _train_and_evaluate(experiment, run, data)
     return run
@@ -69,7 +73,7 @@ def extract_features(experiment: Experiment, directory: str | Path | None, exist
             table = _feature_table(experiment, experiment.start.build(), data, threads)
         with run.phase("features"):
             table.ensure_stored(np.arange(len(data)), (ORIGINAL, *range(experiment.features.views or 0)))
-        describe.features(table.computed, table.hit)
+        show_features(table.computed, table.hit)
         run.metrics |= _feature_counts(table)
         run.write_json("metrics.json", run.metrics | versions())
     return run
@@ -90,7 +94,7 @@ def _claimed(experiment: Experiment, directory: str | Path | None, existing: Exi
     chosen = directory or experiment.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
     run = Run.claim(Path(chosen).expanduser().absolute(), "replace" if experiment.fresh else existing)
     began = time.time()
-    with closing(run), record_outcome(run):
+    with silenced(not experiment.verbose), closing(run), record_outcome(run):
         if not (run.kept or run.untouched):
             run.write_config(experiment.config)
         experiment.preflight()
@@ -122,7 +126,7 @@ def _begin(experiment: Experiment, run: Run, data: DataModule) -> int:
         threads = start_backend(experiment.threads, experiment.deterministic)
     run.metrics |= {"seed": experiment.seed, "threads": threads, "deterministic": experiment.deterministic}
     run.metrics |= {"random_weights": experiment.falls_back, "resumed_at_epoch": None}
-    describe.data(data)
+    show_data(data)
     run.write_json("classes.json", list(data.class_names))
     if data.quarantined:
         run.write_csv("set_aside.csv", ["path", "reason"], [[bad.path, bad.reason] for bad in data.quarantined])
@@ -146,7 +150,7 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
         run.metrics |= versions()
         run.write_json("metrics.json", run.metrics)  # last: a run with metrics is complete
         run.checkpoints.remove()
-        describe.results(run.metrics, run.directory, len(runner.history))
+        show_metrics(run.metrics, run.directory, len(runner.history))
 
 
 def _run_stages(experiment: Experiment, run: Run, runner: StageRunner) -> None:
@@ -215,7 +219,7 @@ def _build(
         is_direct = isinstance(experiment.head, DirectHead)
         head = None if is_direct else experiment.head.build(width, num_classes)
         features = _feature_table(experiment, backbone, data, threads)
-    describe.model(experiment.backbone.name, backbone, head)
+    show_model(experiment.backbone.name, backbone, head)
     return ClassifierState(data, backbone, head, features, threads, run.phase)
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tl_research import describe
 from tl_research.data.datamodule import DataModule
 from tl_research.features.extraction import ORIGINAL
+from tl_research.features.summary import show_features
 from tl_research.features.table import FeatureTable
 from tl_research.runs.run import Phase
 
@@ -44,7 +44,7 @@ class HeadInputs:
         with self.phase("features"):
             self.features.ensure(wanted)
         if (computed, hit) != (self.features.computed, self.features.hit):
-            describe.features(self.features.computed - computed, self.features.hit - hit)
+            show_features(self.features.computed - computed, self.features.hit - hit)
 
     def get(self, indices: np.ndarray, view: int = ORIGINAL) -> np.ndarray:
         """Return the features of one view of these examples: float32 `(n, d)`."""

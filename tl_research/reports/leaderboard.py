@@ -22,7 +22,7 @@ from tl_research.system.files import write_atomically
 # Keys whose values are repetitions of one configuration, not configurations of their own.
 REPEATED = ("seed", "data.fold", "data.split_seed")
 
-NO_CHOICE = ("fresh", "missing_weights")
+NO_CHOICE = ("fresh", "missing_weights", "verbose")
 """Keys that say how to run, not what."""
 
 MOST_CHARACTERS = 80  # of a reason; all of it stands below the table

@@ -31,6 +31,7 @@ _IRRELEVANT = (
     "missing_weights",
     "resume",
     "shard",
+    "verbose",
     "data.cache",
     "features.store",
     "features.max_gb",

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_research.sweeps.process_pool import Outcome
-from tl_research.system.progress import console
+from tl_research.system import console
 
 MOST_ROWS = 12
 STYLES = {"done": "green", "failed": "bold red", "running": "bold", "waiting": "dim"}
@@ -28,8 +28,10 @@ class LiveTable:
         self.outcomes = outcomes
         self.n_jobs = n_jobs
         self.began = time.monotonic()
-        self._live = Live(get_renderable=self._draw, console=console, transient=True, refresh_per_second=4)
-        self._seen = console.is_terminal or console.is_jupyter
+        self._live = Live(
+            get_renderable=self._draw, console=console.progress_console, transient=True, refresh_per_second=4
+        )
+        self._seen = console.is_watched()
 
     def __enter__(self) -> LiveTable:
         if self._seen:
@@ -51,7 +53,7 @@ class LiveTable:
         if outcome.state == "skipped":  # told in full before the first job
             reason = reason.partition(":")[0]
         line = f"[{count}/{len(self.outcomes)}] {outcome.state:11} {outcome.job.name}{value}  {outcome.seconds:.1f} s"
-        console.print(Text(line + reason, style=STYLES.get(outcome.state, "")))
+        console.progress_console.print(Text(line + reason, style=STYLES.get(outcome.state, "")))
 
     def _draw(self) -> Any:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

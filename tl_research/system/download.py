@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from tl_research.errors import InputError
-from tl_research.system.progress import console
+from tl_research.system import console
 
 log = logging.getLogger(__name__)
 
@@ -137,8 +137,13 @@ def _receive(response: http.client.HTTPResponse, part: BinaryIO, start: int) -> 
 
 def _bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    hidden = not console.is_terminal and not console.is_jupyter
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
+    return Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console.progress_console,
+        transient=True,
+        disable=not console.is_watched(),
+    )
 
 
 def _open(url: str, headers: dict[str, str], timeout: float) -> http.client.HTTPResponse:

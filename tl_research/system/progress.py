@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,9 +16,9 @@ from rich.progress import (
 )
 from typing_extensions import override
 
-T = TypeVar("T")
+from tl_research.system import console
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+T = TypeVar("T")
 
 listeners: list[Callable[[str, float, float | None], None]] = []
 """Called with what is being done, how much of it is done, and out of how much: how a sweep hears of its jobs."""
@@ -52,9 +51,9 @@ def bar(*, transient: bool = True) -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=console,
+        console=console.progress_console,
         transient=transient,
-        disable=not console.is_terminal and not console.is_jupyter,
+        disable=not console.is_watched(),
     )
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from tl_research import describe
 from tl_research.backend.bn_folding import fold_batch_norm
 from tl_research.backend.devices import has_gpu
 from tl_research.backend.inference import Forward, compile_forward
@@ -19,6 +18,7 @@ from tl_research.backend.train_step import OutOfMemoryError, TrainStep
 from tl_research.data.loader import Batch, numbered_batches, one_hot, rows_epoch
 from tl_research.features.head_inputs import HeadInputs
 from tl_research.features.row_source import DtypeRangeError
+from tl_research.features.summary import show_features
 from tl_research.features.table import FeatureTable
 from tl_research.models.trainable_plan import TrainablePlan
 
@@ -173,7 +173,7 @@ class InputFactory:
         except DtypeRangeError as error:
             log.info("%s: %s", EVERY_EPOCH, error)
             return None
-        describe.features(maps.computed, maps.hit, "feature maps")
+        show_features(maps.computed, maps.hit, "feature maps")
         return maps
 
     def build(self, plan: TrainablePlan, only_head: bool, maps: FeatureTable | None, batch_size: int) -> StageInputs:

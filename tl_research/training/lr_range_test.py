@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from typing_extensions import override
 
-from tl_research import describe
 from tl_research.errors import InputError
 from tl_research.models.head import DirectHead
 from tl_research.runs.run import as_csv
@@ -28,6 +27,7 @@ from tl_research.system.progress import bar
 from tl_research.training.callbacks import TensorBoard
 from tl_research.training.loop import EpochRow, TrainLoop
 from tl_research.training.optimizer import GradientOptimizer
+from tl_research.training.summary import show_learning_rate
 
 if TYPE_CHECKING:
     from tl_research.data.loader import Batch
@@ -231,4 +231,4 @@ def report(experiment: Experiment, overrides: Sequence[str], stage: str, curve: 
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (("lr_find.png", png.getvalue()), ("lr_find.csv", table), ("override.txt", f"{line}\n")):
         write_atomically(folder / name, content)
-    describe.learning_rate(stage, rate, why, shlex.join(["python", "train.py", *kept, line]), folder)
+    show_learning_rate(stage, rate, why, shlex.join(["python", "train.py", *kept, line]), folder)

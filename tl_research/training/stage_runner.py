@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tl_research import describe
 from tl_research.backend.precision import choose_policy, compute_in
 from tl_research.backend.strategy import Strategy, broadcast_from_chief, sync_batch_norm
 from tl_research.errors import DivergedError, InputError
@@ -34,6 +33,7 @@ from tl_research.training.pruning import Trial
 from tl_research.training.run_checkpoints import RunCheckpoints
 from tl_research.training.stage import Stage
 from tl_research.training.step_setup import make_step
+from tl_research.training.summary import show_stage
 from tl_research.training.trained_weights import BestEpoch
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class StageRunner:
     def _describe(self, name: str, how: str, parts: Sequence[Part], rate: float | None = None) -> None:
         rows = trainable_table(parts)
         self._most_trainable = max(sum(row.trainable for row in rows), self._most_trainable)
-        describe.stage(name, rows, how, rate)
+        show_stage(name, rows, how, rate)
 
     # Heads in closed form
 

@@ -1,0 +1,44 @@
+"""The tables of a data set: classes, image sizes, files that are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tl_research.system.console import make_table, show, show_table
+
+if TYPE_CHECKING:
+    from tl_research.data.datamodule import DataModule
+
+MOST_CLASSES = 20
+MOST_FILES = 5
+
+
+def show_data(module: DataModule) -> None:
+    """Class counts per split, the distribution of image sizes, and which files were set aside or passed over."""
+    counts = module.counts()
+    table = make_table(f"{len(module)} images in {module.root}", "class", *counts)
+    for name in module.class_names[:MOST_CLASSES]:
+        table.add_row(name, *(str(counts[split][name]) for split in counts))
+    if len(module.class_names) > MOST_CLASSES:
+        table.add_row(f"... {len(module.class_names) - MOST_CLASSES} more", *([""] * len(counts)))
+    table.add_row("all", *(str(sum(counts[split].values())) for split in counts), style="bold")
+    show_table(table)
+    sizes = make_table("sizes in pixels", "", "smallest", "quarter", "median", "three quarters", "largest")
+    for side, values in (("width", module.sizes[:, 0]), ("height", module.sizes[:, 1])):
+        sizes.add_row(side, *(f"{value:.0f}" for value in np.percentile(values, [0, 25, 50, 75, 100])))
+    show_table(sizes)
+    if module.quarantined:
+        _show_files("set aside, cannot be read", [f"{bad.path}: {bad.reason}" for bad in module.quarantined])
+    if module.ignored:
+        _show_files("passed over, not an image in a class folder", [str(path) for path in module.ignored])
+
+
+def _show_files(what: str, lines: Sequence[str]) -> None:
+    show(f"{len(lines)} {what}:")
+    for line in lines[:MOST_FILES]:
+        show(f"  {line}")
+    if len(lines) > MOST_FILES:
+        show(f"  ... and {len(lines) - MOST_FILES} more")

@@ -1,0 +1,43 @@
+"""The tables of a model: its parts, and the blocks of its backbone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tl_research.models.blocks import find_blocks, multiply_accumulates
+from tl_research.system.console import make_table, show, show_table
+
+if TYPE_CHECKING:
+    import keras
+
+
+def show_model(name: str, backbone: keras.Model, head: keras.Model | None) -> None:
+    """The model's summary: one line a part; Keras' own, of every layer, is `model.summary()`."""
+    table = make_table("model", "part", "in", "out", "layers", "parameters")
+    for part, network in ((f"backbone {name}", backbone), ("head", head)):
+        if network is not None:
+            shape = [" x ".join(map(str, s[1:])) for s in (network.input_shape, network.output_shape)]
+            table.add_row(part, *shape, str(len(network.layers)), f"{network.count_params():,}")
+        else:
+            table.add_row(part, "", "", "", "made from features")
+    show_table(table)
+
+
+def show_blocks(name: str, backbone: keras.Model, command: str) -> None:
+    """A backbone's blocks as `unfreeze` counts them, from the top: what share of it each is, and what share learns and
+    is computed when it is unfrozen with those above it. Then `command` with that option."""
+    parts, macs = find_blocks(backbone)[::-1], multiply_accumulates(backbone)[::-1]
+    parameters = [part.num_parameters for part in parts]
+    shares = [np.array(values) * 100 / max(sum(values), 1) for values in (parameters, macs)]
+    title = f"{name}: {sum(parameters):,} parameters, {sum(macs) / 1e9:.3g} billion multiply-accumulates an image"
+    columns = ("unfreeze", "block that ends with", "output", "layers", "parameters", "share", "compute")
+    table = make_table(title, *columns, "learning", "its compute")
+    for number, part in enumerate(parts):
+        cells = [f"{of[number]:.1f} %" for of in (*shares, *map(np.cumsum, shares))]
+        output = " x ".join(map(str, part.output_shape))
+        table.add_row(str(number + 1), part.name, output, str(len(part.layers)), f"{part.num_parameters:,}", *cells)
+    show_table(table)
+    number = min(2, len(parts))
+    show(f"so many learn with: {command} transfer=finetune transfer.backbone.unfreeze={number}")
