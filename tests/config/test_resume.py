@@ -336,7 +336,7 @@ def test_the_keys_that_were_edited_are_named_where_hydra_noted_them(unfinished: 
 def test_other_package_versions_are_only_warned_of(
     unfinished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from tl_research.runs.run import versions
+    from tl_research.system.versions import versions
 
     monkeypatch.setattr("tl_research.runs.identity.versions", lambda: versions() | {"version_keras": "99"})
     resumed = compose([f"resume={unfinished}"]).run()

@@ -15,8 +15,9 @@ import pytest
 
 import tl_research
 from tl_research import InputError, Run
-from tl_research.runs.run import as_csv, versions
+from tl_research.runs.run import as_csv
 from tl_research.system.files import write_atomically
+from tl_research.system.versions import versions
 
 
 def test_of_many_that_claim_a_directory_one_gets_it(tmp_path: Path) -> None:

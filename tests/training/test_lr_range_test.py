@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 
 from tl_research import InputError, compose
 from tl_research.__main__ import app
+from tl_research.commands.lr_find import find_learning_rate, write_suggestion
 from tl_research.experiment.experiment import Experiment
 from tl_research.reports import figures
-from tl_research.training import lr_range_test
 from tl_research.training.lr_range_test import FIRST, LAST, LEAST_STEPS, Curve, RangeTest, suggest
 from tl_research.training.stage_runner import StageRunner
 
@@ -183,7 +183,7 @@ def test_the_stages_before_the_tested_one_are_fitted_and_none_after(
     rehearsed: list[tuple[Experiment, str]], overrides: list[str], stage: str | None, tested: str, fitted: list[str]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        lr_range_test.find(compose(["backbone=tiny", "trainer.time_limit=1", *overrides]), stage)
+        find_learning_rate(compose(["backbone=tiny", "trainer.time_limit=1", *overrides]), stage)
     experiment, found = rehearsed[0]
     assert (found, list(experiment.transfer)) == (tested, fitted)
     assert experiment.trainer.time_limit is None
@@ -246,7 +246,7 @@ def test_the_command_writes_a_curve_and_the_override_and_touches_no_run(
 def test_a_stage_without_the_key_gets_it_with_a_plus(tmp_path: Path) -> None:
     experiment = compose(["backbone=tiny", "optimizer=adam"])
     del experiment.config["transfer"]["head"]["learning_rate"]
-    lr_range_test.report(experiment, ["optimizer=adam"], "head", curve(100 * [1.0]), tmp_path)
+    write_suggestion(experiment, ["optimizer=adam"], "head", curve(100 * [1.0]), tmp_path)
     assert (tmp_path / "override.txt").read_text() == "+transfer.head.learning_rate=1\n"
 
 

@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
-import platform
 import tempfile
 import threading
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tl_research.errors import InputError
+from tl_research.system.hardware import processor
 
 if TYPE_CHECKING:
     import keras
@@ -63,7 +63,7 @@ def describe_engine(name: EngineName, threads: int) -> dict[str, Any]:
     packages = ("openvino", "tensorflow", "keras") if chosen == "openvino" else ("tensorflow", "keras")
     facts: dict[str, Any] = {"engine": chosen, "code": ENGINES_VERSION, "batch": BATCH}
     facts |= {package: _version(package) for package in packages}
-    facts["processor"] = _processor()
+    facts["processor"] = processor()
     if chosen == "keras":
         import tensorflow as tf
         from tensorflow.python.framework.config import is_op_determinism_enabled  # there is no public way to ask
@@ -80,18 +80,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # of another name: tensorflow-cpu
         return str(getattr(importlib.import_module(package), "__version__", "unknown"))
-
-
-def _processor() -> str:
-    """The CPU's model and its vector instructions: kernels are chosen by them."""
-    try:
-        facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
-    except (OSError, ValueError):
-        return platform.processor() or platform.machine()
-    told = {key.strip(): value.strip() for key, value in facts.items()}
-    flags = told.get("flags", told.get("Features", "")).split()
-    vector = [flag for flag in flags if flag.startswith(("avx", "amx", "fma", "asimd", "sve", "bf16"))]
-    return " ".join([platform.machine(), told.get("model name", platform.processor()), *sorted(vector)])
 
 
 def keras_engine(network: keras.Model) -> Engine:
