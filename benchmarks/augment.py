@@ -34,7 +34,7 @@ Epoch = Callable[[int], Iterable[Any]]
 def ours(root: Path, work: str) -> tuple[DataModule, Epoch]:
     """Our epochs, nothing of which is kept from one to the next."""
     data = compose(["data=folder", f"data.root={root}", f"data/augment={work}", "optimizer=adam"]).data.load()
-    data._kept.room = 0
+    data._pixel_cache.room = 0
     return data, lambda epoch: data.epoch(data.indices("train"), SIZE, BATCH, epoch=epoch, seed=0)
 
 

@@ -108,8 +108,9 @@ def ours(name: str, what: str, root: str, steps: int, *, deterministic: bool = F
     from tl_research.backend.start import start_backend
     from tl_research.backend.train_step import Learning, TrainStep
     from tl_research.features.table import Features, FeatureTable
-    from tl_research.models.classifier import build_classifier, set_trainable
+    from tl_research.models.classifier import build_classifier
     from tl_research.models.head import Linear
+    from tl_research.models.trainable_plan import resolve_plan
     from tl_research.training import inputs
 
     experiment = compose([f"backbone={name}", "backbone.weights=null", "data=folder", f"data.root={root}"])
@@ -120,21 +121,19 @@ def ours(name: str, what: str, root: str, steps: int, *, deterministic: bool = F
     head = Linear().build(backbone.output_shape[-1], 2)
     classifier, indices = build_classifier(backbone, head), data.indices("train")
     began = time.perf_counter()
-    unfreeze = {"all": "all", "last block": 1, "head": 0}[what]
-    learning = [Learning(v, part.rate) for part in set_trainable(classifier, unfreeze) for v in part.learning]
+    plan = resolve_plan(classifier, {"all": "all", "last block": 1, "head": 0}[what])
+    learning = [Learning(v, part.rate) for part in plan.parts for v in part.learning]
     table = FeatureTable(backbone, data, Features(), "auto", threads)
     if what == "head":
         rows = table.get(indices), data.labels[indices]
-        feed = inputs.on_features(head, rows, rows, 2, 32, 0)
+        feed = inputs.feature_inputs(head, rows, rows, 2, 32, 0)
     elif what == "last block":
-        from tl_research.models.blocks import split_backbone
-
         # In 32 bits: what random weights make of an image is too small for 16.
-        maps = replace(table.maps(split_backbone(backbone, 1)[0]), row_type="<f4")
+        maps = replace(table.maps(plan.prefix), row_type="<f4")
         maps.load(indices)
-        feed = inputs.on_maps(backbone, head, 1, [item.variable for item in learning], maps, data, 32, 0)
+        feed = inputs.map_inputs(plan, maps, data, 32, 0)
     else:
-        feed = inputs.on_images(backbone, head, "all", [item.variable for item in learning], data, 32, 0, threads)
+        feed = inputs.image_inputs(plan, data, 32, 0, threads)
     step = TrainStep(feed.forward, learning, [], keras.optimizers.Adam())
     batches = itertools.chain.from_iterable(feed.train(epoch, 0) for epoch in itertools.count())
     whole = (batch for batch in batches if len(batch[1]) == 32)

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -172,7 +173,7 @@ def limit(name: str, root: Path) -> None:
     for turn in range(5):
         with tempfile.TemporaryDirectory() as store:
             table = FeatureTable(network, data, Features(store=store), "auto", cores)
-            table._built = engine
+            table.source = replace(table.source, engine=engine)
             some = np.arange(turn, len(data), 5) if len(data) > 1000 else np.arange(len(data))
             began = time.perf_counter()
             table.ensure([(some, -1)])

@@ -1,4 +1,4 @@
-"""What all tests share: generated images, the photographs where there are some, and no network beyond loopback."""
+"""Fixtures of all tests: generated images, the photographs if present, and no network except loopback."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-hypothesis.settings.register_profile("untimed", deadline=None)  # machines are noisy; what a test holds is no speed
+hypothesis.settings.register_profile("untimed", deadline=None)  # machines are noisy; no test measures speed
 hypothesis.settings.load_profile("untimed")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that reaches for the network fails: the suite runs behind any firewall."""
+    """Fail tests that use the network, so that the suite runs behind any firewall."""
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: object) -> object:
@@ -32,13 +32,13 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test finds what another has computed, and none writes into the home of whoever runs it."""
+    """Give each test a cache of its own, outside the user's home."""
     monkeypatch.setenv("TL_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
 def cwd(tmp_path: Path) -> Path:
-    """An empty folder to type commands in."""
+    """Return an empty folder to run commands in."""
     folder = tmp_path / "work"
     folder.mkdir()
     return folder
@@ -46,16 +46,16 @@ def cwd(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def photos() -> Path:
-    """The photographs that lie beside the project: `{train,test}/{food,household}`."""
-    places = [Path(p) for p in (os.environ.get("TL_PHOTOS"), ROOT.parent / "shared" / "data" / "stamps") if p]
-    for place in places:
-        if (place / "train").is_dir():
-            return place
+    """Return the folder of photographs next to the project: `{train,test}/{food,household}`."""
+    folders = [Path(p) for p in (os.environ.get("TL_PHOTOS"), ROOT.parent / "shared" / "data" / "stamps") if p]
+    for folder in folders:
+        if (folder / "train").is_dir():
+            return folder
     pytest.skip("no photographs: set TL_PHOTOS to a folder with train/ and test/")
 
 
 def draw_tree(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
-    """Small JPEGs under root/<key>/ for keys such as `train/red`: a class is a colour, plus noise."""
+    """Draw small JPEGs under root/<key>/ for keys such as `train/red`; a class is a colour plus noise."""
     rng = np.random.default_rng(seed)
     for folder, count in counts.items():
         name = Path(folder).name
@@ -69,7 +69,7 @@ def draw_tree(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
 
 
 def draw_noise(root: Path, splits: tuple[str, ...], count: int) -> Path:
-    """Two classes, `a` and `b`, that do not differ: answers are unsure, and who learns them by heart gets worse."""
+    """Draw two classes, `a` and `b`, that do not differ: predictions are uncertain, and memorizing makes them worse."""
     for seed, split in enumerate(splits):
         for name in ("a", "b"):
             draw_tree(root, {f"{split}/red": count}, seed=10 * seed + ord(name))
@@ -79,6 +79,6 @@ def draw_noise(root: Path, splits: tuple[str, ...], count: int) -> Path:
 
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tree with train/ and test/ of two classes, 12 and 6 images each."""
+    """Draw train/ and test/ of two classes, 12 and 6 images each."""
     root = tmp_path_factory.mktemp("colours")
     return draw_tree(root, {"train/blue": 12, "train/red": 12, "test/blue": 6, "test/red": 6})

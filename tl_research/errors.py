@@ -1,4 +1,4 @@
-"""The exceptions that mean: what you gave us cannot be used."""
+"""Define the exceptions for input that cannot be used."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from __future__ import annotations
 class InputError(ValueError):
     """Bad input. The message is one line that names the file or key, what is wrong, and what to do.
 
-    The door (`configure.main`, `python -m tl_research`) prints it and exits with status 2; nothing else
-    catches it. Anything that is not an `InputError` is a defect of ours and keeps its traceback.
+    The command line (`train.py`, `python -m tl_research`) prints it and exits with status 2. Any other exception is a
+    defect of ours and keeps its traceback.
     """
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
 
 
-class LackingError(InputError):
-    """What a run needs from outside is not there. In a sweep such a job is skipped, and the others run."""
+class MissingResourceError(InputError):
+    """A run's images or weights are missing. A sweep skips such a job and runs the others."""
 
     def __init__(self, what: str, message: str):
         super().__init__(message)
         self.what = what
         """`data` or `weights`."""
 
-    def __reduce__(self) -> tuple[type[LackingError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[MissingResourceError], tuple[str, str]]:
         return type(self), (self.what, str(self))
 
 
 class DivergedError(InputError):
-    """The loss is no number any more."""
+    """The loss is NaN or infinite."""
 
     def __init__(self, stage: str, epoch: int, update: int, rate: float):
         self.stage, self.epoch, self.update, self.rate = stage, epoch, update, rate

@@ -1,4 +1,4 @@
-"""`@recipe`: a frozen, typed, validated description of a thing. A recipe's `build()` makes the thing."""
+"""Define `@recipe`: a frozen, typed, validated description of an object that its `build()` creates."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _CONFIG = ConfigDict(
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
 def recipe(cls: type[T]) -> type[T]:
-    """Makes a frozen dataclass whose fields are checked: an unknown key, a wrong type or a value out of range raises
-    `pydantic.ValidationError`, which `configure` turns into one line with the key's full name."""
+    """Make a frozen dataclass with validated fields: an unknown key, a wrong type or a value out of range raises
+    `pydantic.ValidationError`, which `config` converts to one line with the key's full name."""
     return dataclass(frozen=True, kw_only=True, config=_CONFIG)(cls)  # type: ignore[return-value]
 
 

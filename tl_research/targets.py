@@ -1,5 +1,5 @@
-"""Names that stay for ever: those that configurations give to `_target_`, wherever their classes move, and those that
-modules and classes had before, which warn and go on working in old runs, users' YAML and users' code."""
+"""Keep names stable: those used by `_target_` in configurations, wherever their classes are defined, and former names
+of modules and classes, which warn and keep working in old runs, users' YAML and users' code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TARGETS = {
     "EarlyStopping": "tl_research.training.callbacks.EarlyStopping",
     "TensorBoard": "tl_research.reports.tensorboard.TensorBoard",
 }
-"""Where each class is defined; its module is imported when it is first asked for."""
+"""Where each class is defined; the module is imported on first access."""
 
 
 def __getattr__(name: str) -> Any:
@@ -53,7 +53,7 @@ def __getattr__(name: str) -> Any:
 
 
 STABLE = {"networks.tiny"}
-"""Old modules that conf/ and old runs name as values (`backbone.build`): they raise no warning."""
+"""Old modules that conf/ and old runs use as values (`backbone.build`); they raise no warning."""
 
 
 @cache
@@ -100,12 +100,12 @@ def old_names(module: str) -> Callable[[str], Any]:
 
 
 class OldModules(MetaPathFinder, Loader):
-    """Imports modules by the names they had in version 0.1."""
+    """Import modules by their names in version 0.1."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find a module that has moved; None for all others."""
+        """Return a spec for a moved module, None for all others."""
         old = fullname.removeprefix("tl_research.")
         new = _current_module(old) if old != fullname else None
         if new is None or find_spec(f"tl_research.{new}") is None:
@@ -113,11 +113,12 @@ class OldModules(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self, is_package=old in ("weights", "networks", "configure"))
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module the public names of its successor."""
+        """Give an old module the public names of its successor."""
         module.__getattr__ = old_names(module.__name__)  # type: ignore[method-assign]
 
 
 def install() -> None:
-    """Make old modules importable."""
+    """Make old modules importable, and old names of `errors`, which has not moved."""
     if not any(isinstance(finder, OldModules) for finder in sys.meta_path):
         sys.meta_path.append(OldModules())
+    import_module("tl_research.errors").__getattr__ = old_names("tl_research.errors")  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Folded batch norm: the same function, and the same gradients, as the layers one after the other."""
+"""Folded batch norm is the same function, with the same gradients, as convolution and batch norm."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAPS = np.random.default_rng(0).normal(size=(3, 9, 9, 4)).astype(np.float32)
 
 
 def network(*layers: keras.layers.Layer) -> keras.Model:
-    """Layers in a row, whose batch norm is frozen and has seen something."""
+    """Build a network of these layers, with frozen batch norm of random statistics."""
     keras.utils.set_random_seed(0)
     pixels = keras.Input((9, 9, 4))
     maps = pixels
@@ -51,22 +51,22 @@ def gradients(model: keras.Model, variables: Sequence[keras.Variable]) -> list[n
     values = [variable.value for variable in variables]
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(model(MAPS, training=True) ** 2)
-    return [found.numpy() for found in tape.gradient(loss, values)]
+    return [gradient.numpy() for gradient in tape.gradient(loss, values)]
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("convolution", CONVOLUTIONS)
-def test_a_fold_gives_the_same_maps_and_gradients(convolution: str, norm: str) -> None:
+def test_folding_keeps_maps_and_gradients(convolution: str, norm: str) -> None:
     model = network(CONVOLUTIONS[convolution](), NORMS[norm](), keras.layers.ReLU())
     learning = model.layers[1].trainable_variables
     folded = fold_batch_norm(model, learning)
     assert folds(folded) == 1
     np.testing.assert_allclose(folded(MAPS, training=True), model(MAPS, training=True), rtol=1e-4, atol=1e-5)
-    for ours, theirs in zip(gradients(folded, learning), gradients(model, learning), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(np.abs(theirs).max()))
+    for gradient, expected in zip(gradients(folded, learning), gradients(model, learning), strict=True):
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4 * float(np.abs(expected).max()))
 
 
-def test_what_normalizes_by_batches_or_learns_is_left_alone() -> None:
+def test_batch_norm_that_trains_is_not_folded() -> None:
     norm = keras.layers.BatchNormalization()
     model = network(keras.layers.Conv2D(6, 3), norm)
     assert folds(fold_batch_norm(model, [norm.beta])) == 0
@@ -77,12 +77,12 @@ def test_what_normalizes_by_batches_or_learns_is_left_alone() -> None:
 @pytest.mark.parametrize(
     "between", [keras.layers.ReLU(), keras.layers.Conv2D(6, 1, activation="relu")], ids=["relu", "its own relu"]
 )
-def test_what_is_not_linear_below_is_left_alone(between: keras.layers.Layer) -> None:
+def test_batch_norm_above_an_activation_is_not_folded(between: keras.layers.Layer) -> None:
     model = network(keras.layers.Conv2D(6, 3), between, keras.layers.BatchNormalization())
     assert folds(fold_batch_norm(model)) == 0
 
 
-def test_a_map_that_is_also_used_elsewhere_stays() -> None:
+def test_a_map_with_other_uses_is_kept() -> None:
     pixels = keras.Input((9, 9, 4))
     maps = keras.layers.Conv2D(6, 3)(pixels)
     norm = keras.layers.BatchNormalization()

@@ -1,4 +1,4 @@
-"""16 bits: chosen where they are worth it, only while a stage is trained, and with weights that stay float32."""
+"""16 bits: chosen if every GPU gains, only during training, and with weights that stay float32."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TARGETS = np.eye(2, dtype=np.float32)[np.arange(16) % 2]
 
 @pytest.fixture
 def backbone() -> keras.Model:
-    """The tiny one, whose batch norm has seen something."""
+    """Build the tiny backbone, with batch norm of random statistics."""
     network = recipe("tiny", image_size=32).build()
     rng = np.random.default_rng(1)
     for weight in network.weights:
@@ -43,10 +43,10 @@ def backbone() -> keras.Model:
     ],
     ids=["cpu", "a100", "two", "t4", "mixed", "unknown"],
 )
-def test_auto_takes_16_bits_where_every_gpu_gains(
+def test_auto_precision_takes_16_bits_if_every_gpu_gains(
     gpus: list[dict[str, tuple[int, int]]], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The GPUs are simulated: what TensorFlow would tell of them."""
+    """The GPUs are simulated."""
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: list(range(len(gpus))) if kind == "GPU" else 1)
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: gpus[gpu])
     assert choose_policy("auto") == expected
@@ -55,9 +55,7 @@ def test_auto_takes_16_bits_where_every_gpu_gains(
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float32"])
-def test_all_but_the_preprocessing_computes_in_it_inside_and_nothing_outside(
-    backbone: keras.Model, policy: Precision
-) -> None:
+def test_a_policy_holds_inside_except_for_preprocessing(backbone: keras.Model, policy: Precision) -> None:
     def policies() -> dict[str, str]:
         return {layer.name: layer.dtype_policy.name for layer in backbone.layers}
 
@@ -80,7 +78,7 @@ def test_all_but_the_preprocessing_computes_in_it_inside_and_nothing_outside(
 
 
 def trained(backbone: keras.Model, policy: str) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Logits in `policy` and weights, after three updates in it; the backbone is put back."""
+    """Return logits and weights after three updates in `policy`; the backbone is restored."""
     keras.utils.set_random_seed(0)
     head = Linear().build(32, 2)
     start = backbone.get_weights()
@@ -102,7 +100,7 @@ def trained(backbone: keras.Model, policy: str) -> tuple[np.ndarray, list[np.nda
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_what_is_learned_in_16_bits_is_near_what_32_learn(backbone: keras.Model, policy: str) -> None:
+def test_training_in_16_bits_is_close_to_32(backbone: keras.Model, policy: str) -> None:
     start = backbone.get_weights()
     logits, weights = trained(backbone, policy)
     expected, others = trained(backbone, "float32")
@@ -115,7 +113,7 @@ def test_what_is_learned_in_16_bits_is_near_what_32_learn(backbone: keras.Model,
     assert 0 < off < 16 * rounding * moved
 
 
-def test_gradients_that_overflow_halve_the_scale_and_leave_all_weights_until_they_fit() -> None:
+def test_overflow_halves_the_scale_and_skips_the_update() -> None:
     keras.utils.set_random_seed(0)
     rows = np.full((4, 6), 2000, np.float32)
     backbone = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8)])

@@ -1,4 +1,4 @@
-"""Several devices and several machines: what they come to is what one device does, and whoever is lost is told of.
+"""Several devices and machines give the results of one device, and a lost worker is named.
 
 Numbers are compared to 1e-5: the same sums, in another order.
 """
@@ -25,7 +25,7 @@ from tests.config.test_entry import Door, door  # noqa: F401 - a fixture
 from tests.conftest import ROOT, draw_noise
 from tl_research import InputError, Run, compose
 from tl_research.backend import workers as cluster
-from tl_research.backend.workers import _is_there, wait_for_workers
+from tl_research.backend.workers import is_listening, wait_for_workers
 
 CLOSE = 1e-5
 MULTI = "trainer.distribution=multi_worker"
@@ -34,13 +34,13 @@ SMALL = ["backbone=tiny", "backbone.image_size=32", "data=folder", "optimizer=sg
          "trainer.accumulate=2", "trainer.clip_norm=1", "trainer.ema=0.9"]  # fmt: skip
 
 
-def told(workers: list[str], index: int, kind: str = "worker") -> str:
+def tf_config(workers: list[str], index: int, kind: str = "worker") -> str:
     return json.dumps({"cluster": {"worker": workers}, "task": {"type": kind, "index": index}})
 
 
-GOOD = told(["127.0.0.1:1234", "127.0.0.1:1235"], 0)
+GOOD = tf_config(["127.0.0.1:1234", "127.0.0.1:1235"], 0)
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,14 @@ GOOD = told(["127.0.0.1:1234", "127.0.0.1:1235"], 0)
         None,
         "garbage",
         "[]",
-        told(["127.0.0.1:1234"], 1),
-        told(["127.0.0.1"], 0),
-        told(["127.0.0.1:99999"], 0),
-        told(["127.0.0.1:1234"], 0, "chief"),
+        tf_config(["127.0.0.1:1234"], 1),
+        tf_config(["127.0.0.1"], 0),
+        tf_config(["127.0.0.1:99999"], 0),
+        tf_config(["127.0.0.1:1234"], 0, "chief"),
         json.dumps({"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}),
     ],
 )
-def test_a_worker_must_know_who_it_is(
+def test_a_worker_needs_a_valid_tf_config(
     door: Door,  # noqa: F811
     tmp_path: Path,
     colours: Path,
@@ -73,7 +73,7 @@ def test_a_worker_must_know_who_it_is(
     assert not list(tmp_path.iterdir())
 
 
-def test_sweeps_are_not_divided(
+def test_multi_worker_refuses_sweeps(
     door: Door,  # noqa: F811
     tmp_path: Path,
     colours: Path,
@@ -85,9 +85,9 @@ def test_sweeps_are_not_divided(
     assert not list(tmp_path.iterdir())
 
 
-def test_others_are_waited_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_workers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     there, missing, own = addresses(3)
-    monkeypatch.setenv("TF_CONFIG", told([there, own, missing], 1))
+    monkeypatch.setenv("TF_CONFIG", tf_config([there, own, missing], 1))
     monkeypatch.setattr(cluster, "MOST_WAITING", 0.1)
     with socket.create_server(("127.0.0.1", port(there))):
         with pytest.raises(InputError, match=f"no sign of {missing} within"):
@@ -101,8 +101,8 @@ def test_others_are_waited_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 # One machine
 
 
-def test_a_strategy_s_run_is_that_of_none(tmp_path: Path, colours: Path) -> None:
-    """Here on the one device that there is."""
+def test_a_mirrored_run_equals_one_without_strategy(tmp_path: Path, colours: Path) -> None:
+    """On the one device of this process."""
     overrides = ["backbone=tiny", "data=folder", f"data.root={colours}", "optimizer=sgd", "transfer.head.epochs=2",
                  "callbacks=none"]  # fmt: skip
     one, other = (
@@ -112,7 +112,7 @@ def test_a_strategy_s_run_is_that_of_none(tmp_path: Path, colours: Path) -> None
 
 
 @pytest.mark.slow
-def test_two_devices_do_the_updates_of_one() -> None:
+def test_two_devices_make_the_updates_of_one() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "tests.support.mirrored", "steps"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -123,7 +123,7 @@ def test_two_devices_do_the_updates_of_one() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_on_two_devices_is_that_on_one(tmp_path: Path, noise: Path) -> None:
+def test_a_run_on_two_devices_equals_one_device(tmp_path: Path, noise: Path) -> None:
     overrides = [*SMALL, f"data.root={noise}", "transfer.backbone.epochs=3", "head=mlp", "head.dropout=0"]
     one = compose(overrides).run(tmp_path / "one")
     command = [sys.executable, "-m", "tests.support.mirrored", "run", str(tmp_path / "two"), *overrides]
@@ -134,11 +134,11 @@ def test_a_run_on_two_devices_is_that_on_one(tmp_path: Path, noise: Path) -> Non
     same(one, Run.open(tmp_path / "two"))
 
 
-# Several machines: here processes
+# Several machines, simulated by processes
 
 
 @pytest.mark.slow
-def test_two_workers_come_to_what_one_does(workers: Workers, noise: Path, tmp_path: Path) -> None:
+def test_two_workers_equal_one(workers: Workers, noise: Path, tmp_path: Path) -> None:
     overrides = [*SMALL, f"data.root={noise}", "transfer.backbone.epochs=3"]
     workers.start(0, [], *overrides, "hydra.run.dir=one")
     assert workers.end(0)[0] == 0
@@ -154,7 +154,7 @@ def test_two_workers_come_to_what_one_does(workers: Workers, noise: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_workers_that_were_given_different_jobs_are_told(workers: Workers, noise: Path) -> None:
+def test_workers_with_different_jobs_are_refused(workers: Workers, noise: Path) -> None:
     both = addresses(2)
     for number in (0, 1):
         workers.start(number, both, *SMALL, f"data.root={noise}", MULTI, f"seed={number}")
@@ -169,7 +169,7 @@ def test_workers_that_were_given_different_jobs_are_told(workers: Workers, noise
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_run_goes_on_when_a_worker_was_lost(workers: Workers, noise: Path, tmp_path: Path, victim: int) -> None:
+def test_a_run_resumes_after_a_lost_worker(workers: Workers, noise: Path, tmp_path: Path, victim: int) -> None:
     long = ["transfer.backbone.epochs=100", "transfer.backbone.learning_rate=1e-4", "callbacks=none"]
     overrides = [*SMALL, f"data.root={noise}", *long]
     both = addresses(2)
@@ -199,11 +199,11 @@ def test_a_run_goes_on_when_a_worker_was_lost(workers: Workers, noise: Path, tmp
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_waiting_for_others(workers: Workers, noise: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_waiting_for_workers(workers: Workers, noise: Path, tmp_path: Path) -> None:
     for number in (0, 1):
         both = addresses(2)
         started = workers.start(number, both, *SMALL, f"data.root={noise}", MULTI, "hydra.run.dir=run")
-        wait(lambda: _is_there(both[number]))  # noqa: B023
+        wait(lambda: is_listening(both[number]))  # noqa: B023
         started.send_signal(signal.SIGINT)
         began = time.monotonic()
         status, text = workers.end(number)
@@ -221,11 +221,11 @@ class Workers:
         self._processes: dict[int, subprocess.Popen[str]] = {}
 
     def start(self, number: int, among: list[str], *overrides: str) -> subprocess.Popen[str]:
-        """Worker `number` of those at these addresses; of none, one that runs alone."""
+        """Start worker `number` of those at these addresses; without addresses, one that runs alone."""
         temporary = self.folder / f".temporary{number}"
         temporary.mkdir(exist_ok=True)
         own = {"TL_CACHE": str(self.folder / f".cache{number}"), "TMPDIR": str(temporary)}
-        own |= {"TF_CONFIG": told(among, number)} if among else {}
+        own |= {"TF_CONFIG": tf_config(among, number)} if among else {}
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "train.py"), *overrides], cwd=self.folder, env=os.environ | own, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -236,21 +236,21 @@ class Workers:
         return process
 
     def end(self, number: int) -> tuple[int, str]:
-        """Exit status, and what was printed."""
+        """Wait for a worker; return its exit status and output."""
         text, _ = self._processes[number].communicate(timeout=240)
         return self._processes[number].returncode, text
 
     def left(self) -> list[str]:
-        """Names of what the runs have left, temporary files too."""
-        places = [*self.folder.iterdir(), *self.folder.glob(".temporary*/*")]
-        return sorted(place.name for place in places if not place.name.startswith("."))
+        """List the files that the runs have left, temporary files too."""
+        paths = [*self.folder.iterdir(), *self.folder.glob(".temporary*/*")]
+        return sorted(path.name for path in paths if not path.name.startswith("."))
 
 
 @pytest.fixture
 def workers(tmp_path: Path) -> Iterator[Workers]:
-    found = Workers(tmp_path)
-    with found.running:
-        yield found
+    started = Workers(tmp_path)
+    with started.running:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +259,7 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def addresses(count: int) -> list[str]:
-    """Free ones, on loopback."""
+    """Return free addresses on the loopback device."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(closing(socket.socket())) for _ in range(count)]
         for one in sockets:
@@ -284,7 +284,7 @@ def history(run: Path) -> list[dict[str, str]]:
 
 
 def same(one: Run, other: Run, close: float = CLOSE) -> None:
-    """Rows, metrics and weights of two runs, but for what they took."""
+    """Compare history, metrics and weights of two runs, except for times."""
     rows = [[{**row, "seconds": 0, "data_wait": 0} for row in history(run.directory)] for run in (one, other)]
     assert len(rows[0]) == len(rows[1])
     for a, b in zip(*rows, strict=True):
@@ -299,6 +299,6 @@ def same(one: Run, other: Run, close: float = CLOSE) -> None:
 
 
 def numbers(row: dict[str, Any]) -> dict[str, float]:
-    """Without those that jump where two answers of equal worth change places, as the last bit of a sum may have it."""
+    """Convert to numbers, without metrics that jump when rounding swaps two nearly equal answers."""
     jump = ("accuracy", "auroc", "f1", "ece")
     return {key: float(value) for key, value in row.items() if key != "stage" and not any(j in key for j in jump)}

@@ -1,30 +1,24 @@
-"""The step: what one update does, against Keras' own arithmetic."""
+"""One update, compared to Keras' own: train_step, fused_adam, loss_scaling, weight_average; replicas: test_strategy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from tl_research.backend.train_step import Learning, StepOptions, TrainStep
-from tl_research.models.classifier import Part
+from tl_research.backend.train_step import Learning, OutOfMemoryError, StepOptions, TrainStep
+from tl_research.models.trainable_plan import TrainablePlan
 from tl_research.training import inputs
 
 
-def update(classifier: keras.Model, parts: Sequence[Part], unfreeze: int | Literal["all"], batches: np.ndarray) -> None:
-    """Updates of a classifier by the real step, on images `(k, b, s, s, 3)` whose labels alternate."""
-    backbone, head = classifier.get_layer("backbone"), classifier.get_layer("head")
-    learning = [Learning(variable, part.rate) for part in parts for variable in part.learning]
-    step = TrainStep(
-        inputs.forward_of(backbone, head, unfreeze, [item.variable for item in learning]),
-        learning,
-        [variable for part in parts for variable in part.statistics],
-        keras.optimizers.Adam(),
-    )
-    targets = np.eye(head.output_shape[-1], dtype=np.float32)[np.arange(batches.shape[1]) % 2]
+def update(plan: TrainablePlan, batches: np.ndarray) -> None:
+    """Train a classifier by the real step, on images `(k, b, s, s, 3)` whose labels alternate."""
+    learning = [Learning(variable, part.rate) for part in plan.parts for variable in part.learning]
+    step = TrainStep(inputs.training_forward(plan), learning, plan.statistics, keras.optimizers.Adam())
+    targets = np.eye(plan.head.output_shape[-1], dtype=np.float32)[np.arange(batches.shape[1]) % 2]
     for pixels in batches:
         step([(pixels, targets)], 1e-2)
 
@@ -67,28 +61,28 @@ def halves() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_an_update_is_that_of_keras(optimizer: str) -> None:
-    ours, theirs = network(), network()
-    step = step_of(ours, optimizer)
+def test_an_update_equals_that_of_keras(optimizer: str) -> None:
+    model, reference = network(), network()
+    step = step_of(model, optimizer)
     chosen = OPTIMIZERS[optimizer]()
     chosen.learning_rate = 0.05
     chosen.exclude_from_weight_decay(var_names=["bias"])
-    theirs.compile(chosen, keras.losses.CategoricalCrossentropy(from_logits=True), jit_compile=False)
+    reference.compile(chosen, keras.losses.CategoricalCrossentropy(from_logits=True), jit_compile=False)
     for _ in range(3):
         loss, _ = step([(ROWS, TARGETS)], 0.05)
-        expected = theirs.train_on_batch(ROWS, TARGETS)
+        expected = reference.train_on_batch(ROWS, TARGETS)
         assert float(loss) / 12 == pytest.approx(float(expected), rel=1e-5)
-    for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+    for a, b in zip(model.get_weights(), reference.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_batches_whose_gradients_are_summed_are_as_good_as_one() -> None:
-    ours, theirs = network(), network()
-    summed, whole = step_of(ours, accumulates=True, clip_norm=0.1), step_of(theirs, clip_norm=0.1)
+def test_accumulated_gradients_equal_one_large_batch() -> None:
+    model, reference = network(), network()
+    summed, whole = step_of(model, accumulates=True, clip_norm=0.1), step_of(reference, clip_norm=0.1)
     for _ in range(2):
-        told, expected = summed(halves(), 0.05), whole([(ROWS, TARGETS)], 0.05)
-        np.testing.assert_allclose([float(x) for x in told], [float(x) for x in expected], rtol=1e-5)
-    for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        sums, expected = summed(halves(), 0.05), whole([(ROWS, TARGETS)], 0.05)
+        np.testing.assert_allclose([float(x) for x in sums], [float(x) for x in expected], rtol=1e-5)
+    for a, b in zip(model.get_weights(), reference.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -103,7 +97,7 @@ def test_each_variable_has_its_own_rate() -> None:
     assert moved[2] == pytest.approx(np.abs(before[2] - whole.get_weights()[2]).max() / 2, rel=1e-4)
 
 
-def test_a_clipped_gradient_is_no_longer_than_asked() -> None:
+def test_clip_norm_bounds_the_gradient() -> None:
     model = network()
     before = model.get_weights()
     step = TrainStep(
@@ -115,9 +109,9 @@ def test_a_clipped_gradient_is_no_longer_than_asked() -> None:
     assert length == pytest.approx(0.01, rel=1e-3)
 
 
-def test_smoothed_targets_are_those_of_keras() -> None:
-    ours, logits = network(), network()(ROWS)
-    loss, right = step_of(ours, label_smoothing=0.2)([(ROWS, TARGETS)], 0.0)
+def test_label_smoothing_equals_that_of_keras() -> None:
+    model, logits = network(), network()(ROWS)
+    loss, right = step_of(model, label_smoothing=0.2)([(ROWS, TARGETS)], 0.0)
     expected = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2)(TARGETS, logits)
     assert float(loss) / 12 == pytest.approx(float(expected), rel=1e-5)
     assert int(right) == int(np.sum(np.argmax(logits, 1) == TARGETS.argmax(1)))
@@ -136,23 +130,23 @@ def test_averages_follow_the_weights() -> None:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_scaled_loss_gives_the_same_update_and_an_overflow_none(optimizer: str) -> None:
-    ours, theirs = network(), network()
-    scaled, plain = step_of(ours, optimizer, loss_scale=True, ema=0.5), step_of(theirs, optimizer)
+def test_loss_scaling_keeps_updates_and_skips_overflows(optimizer: str) -> None:
+    model, reference = network(), network()
+    scaled, plain = step_of(model, optimizer, loss_scale=True, ema=0.5), step_of(reference, optimizer)
     scaled([(ROWS, TARGETS)], 0.05), plain([(ROWS, TARGETS)], 0.05)
-    for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+    for a, b in zip(model.get_weights(), reference.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    before, scale = ours.get_weights(), float(scaled.variables[-2])
-    kept = [np.array(variable) for variable in scaled.variables[:-2]]
+    before, scale = model.get_weights(), float(scaled.variables[-2])
+    state = [np.array(variable) for variable in scaled.variables[:-2]]
     scaled([(ROWS * np.float32(np.inf), TARGETS)], 0.05)
-    for a, b in zip(ours.get_weights(), before, strict=True):
+    for a, b in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(a, b)
-    for variable, value in zip(scaled.variables[:-2], kept, strict=True):
+    for variable, value in zip(scaled.variables[:-2], state, strict=True):
         np.testing.assert_array_equal(np.array(variable), value)
     assert float(scaled.variables[-2]) == scale / 2
 
 
-def test_any_number_of_examples_is_one_trace() -> None:
+def test_all_batch_sizes_share_one_trace() -> None:
     traced = []
     model = network()
 
@@ -164,3 +158,12 @@ def test_any_number_of_examples_is_one_trace() -> None:
     for count in (12, 7, 1, 12):
         step([(ROWS[:count], TARGETS[:count])], 0.01)
     assert len(traced) == 1
+
+
+def test_a_batch_too_large_for_memory_is_out_of_memory() -> None:
+    def forward(_: object) -> object:
+        raise tf.errors.ResourceExhaustedError(None, None, "simulated")
+
+    step = TrainStep(forward, [Learning(v) for v in network().trainable_variables], [], keras.optimizers.Adam())
+    with pytest.raises(OutOfMemoryError, match="simulated"):
+        step.rehearse((ROWS, TARGETS))

@@ -1,4 +1,4 @@
-"""A run that was killed and goes on comes to what it would have come to: weights, metrics and history, bit for bit."""
+"""A resumed run equals the uninterrupted one, weights, metrics and history, bit for bit."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import h5py
 import pytest
@@ -36,10 +37,10 @@ def options(data: Path, *more: str) -> list[str]:
 
 
 def weights(run: Path) -> dict[str, bytes]:
-    with zipfile.ZipFile(run / "model.keras") as file, h5py.File(io.BytesIO(file.read("model.weights.h5"))) as held:
-        found: dict[str, bytes] = {}
-        held.visititems(lambda name, x: found.update({name: x[()].tobytes()}) if isinstance(x, h5py.Dataset) else None)
-    return found
+    with zipfile.ZipFile(run / "model.keras") as file, h5py.File(io.BytesIO(file.read("model.weights.h5"))) as h5:
+        values: dict[str, bytes] = {}
+        h5.visititems(lambda name, x: values.update({name: x[()].tobytes()}) if isinstance(x, h5py.Dataset) else None)
+    return values
 
 
 def history(run: Path) -> list[dict[str, str]]:
@@ -48,11 +49,11 @@ def history(run: Path) -> list[dict[str, str]]:
 
 
 def numbers(run: Path) -> dict[str, Any]:
-    told = json.loads((run / "metrics.json").read_text())
-    return {k: v for k, v in told.items() if not k.startswith(("seconds_", "features_")) and k != "resumed_at_epoch"}
+    metrics = json.loads((run / "metrics.json").read_text())
+    return {k: v for k, v in metrics.items() if not k.startswith(("seconds_", "features_")) and k != "resumed_at_epoch"}
 
 
-def same(one: Path, other: Path) -> None:
+def assert_same(one: Path, other: Path) -> None:
     assert history(one) == history(other)
     assert numbers(one) == numbers(other)
     assert weights(one) == weights(other)
@@ -65,7 +66,7 @@ class Killed(BaseException):
 
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch, most: float = math.inf) -> Iterator[list[CheckpointState]]:
-    """All checkpoints that are written inside, one after every epoch however short. After so many it is killed."""
+    """Collect the checkpoints written inside, one after each epoch however short, and kill the run after `most`."""
     written: list[CheckpointState] = []
     write = CheckpointFolder.write
 
@@ -82,47 +83,46 @@ def counted(monkeypatch: pytest.MonkeyPatch, most: float = math.inf) -> Iterator
 
 
 def killed_after(checkpoints: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], Any]) -> None:
-    """Runs `act` until so many checkpoints have been written."""
+    """Run `act` until so many checkpoints have been written."""
     with counted(monkeypatch, checkpoints), pytest.raises(Killed):
         act()
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = options(colours, "transfer=finetune", *SHORT, "trainer.ema=0.9", "trainer.batch_size=8")
-    whole = compose(told).run(tmp_path / "whole")
+def test_a_resumed_run_equals_the_uninterrupted_one(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = options(colours, "transfer=finetune", *SHORT, "trainer.ema=0.9", "trainer.batch_size=8")
+    whole = compose(overrides).run(tmp_path / "whole")
     assert whole.metrics["resumed_at_epoch"] is None
     assert not (whole.directory / "checkpoints").exists()
-    killed_after(3, monkeypatch, lambda: compose(told).run(tmp_path / "cut"))
+    killed_after(3, monkeypatch, lambda: compose(overrides).run(tmp_path / "cut"))
     resumed = compose([f"resume={tmp_path / 'cut'}"]).run()
     assert resumed.metrics["resumed_at_epoch"] == 3
-    same(whole.directory, resumed.directory)
+    assert_same(whole.directory, resumed.directory)
     counts = resumed.metrics["features_computed"], resumed.metrics["features_hit"]
-    assert counts == (0, 36), "the process that was killed found them in the store, and the next had no use for any"
+    assert counts == (0, 36), "the first process found them in the store, the second needed none"
 
 
 @pytest.mark.parametrize("head", ["knn", "linear"])
-def test_a_head_that_has_learned_from_the_validation_images_is_that_one_again(
+def test_a_head_fitted_on_train_and_val_is_restored(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, head: str
 ) -> None:
-    told = options(colours, f"head={head}", "deterministic=true")
-    whole = compose(told).run(tmp_path / "whole")
-
-    def killed(*_: object) -> None:
-        raise Killed
+    overrides = options(colours, f"head={head}", "deterministic=true")
+    whole = compose(overrides).run(tmp_path / "whole")
 
     with monkeypatch.context() as patched:
-        patched.setattr("tl_research.experiment.flow.evaluate_run", killed)
+        patched.setattr("tl_research.experiment.flow.evaluate_run", Mock(side_effect=Killed))
         with pytest.raises(Killed):
-            compose(told).run(tmp_path / "cut")
+            compose(overrides).run(tmp_path / "cut")
     compose([f"resume={tmp_path / 'cut'}"]).run()
-    same(whole.directory, tmp_path / "cut")
+    assert_same(whole.directory, tmp_path / "cut")
 
 
-def test_the_time_limit_counts_what_earlier_processes_took(
+def test_the_time_limit_includes_earlier_processes(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = options(colours, "transfer=finetune", *SHORT, "trainer.time_limit=10")
-    killed_after(2, monkeypatch, lambda: compose(told).run(tmp_path / "cut"))
+    overrides = options(colours, "transfer=finetune", *SHORT, "trainer.time_limit=10")
+    killed_after(2, monkeypatch, lambda: compose(overrides).run(tmp_path / "cut"))
     read = CheckpointFolder.read
 
     def older(self: CheckpointFolder) -> CheckpointState | None:
@@ -134,10 +134,10 @@ def test_the_time_limit_counts_what_earlier_processes_took(
 
     monkeypatch.setattr(CheckpointFolder, "read", older)
     resumed = compose([f"resume={tmp_path / 'cut'}"]).run()
-    assert len(history(resumed.directory)) == 3, "the head's row, an epoch, and the one under way"
+    assert len(history(resumed.directory)) == 3, "the head's row, an epoch, and the current one"
 
 
-def test_two_runs_are_not_resumed_at_once(tmp_path: Path) -> None:
+def test_two_runs_cannot_be_resumed_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^resume=b: resume=a is asked for, too; give one run$"):
         compose(["resume=a", "resume=b"])
 
@@ -163,28 +163,31 @@ def test_two_runs_are_not_resumed_at_once(tmp_path: Path) -> None:
     ],
     ids=["gradual", "one_cycle", "plateau", "mlp", "prototype", "discriminative", "float16"],
 )
-def test_after_every_checkpoint(
+def test_a_run_resumes_equally_from_its_checkpoints(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
-    told = options(colours, *more, "trainer.batch_size=8")
+    overrides = options(colours, *more, "trainer.batch_size=8")
     with counted(monkeypatch) as written:
-        whole = compose(told).run(tmp_path / "whole")
+        whole = compose(overrides).run(tmp_path / "whole")
     for count in sorted({1, 2, len(written) // 2, len(written) - 1, len(written)}):
         cut = tmp_path / f"cut{count}"
-        killed_after(count, monkeypatch, lambda cut=cut: compose(told).run(cut))  # type: ignore[misc]
+        killed_after(count, monkeypatch, lambda cut=cut: compose(overrides).run(cut))  # type: ignore[misc]
         compose([f"resume={cut}"]).run()
-        same(whole.directory, cut)
+        assert_same(whole.directory, cut)
 
 
 @pytest.mark.slow
-def test_killed_at_ten_moments_and_resumed_each_time(tmp_path: Path) -> None:
+def test_a_run_killed_ten_times_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     noise = draw_noise(tmp_path / "photos", ("train", "test"), 12)
-    told = options(noise, "transfer=gradual", *(f"transfer.block{i}.epochs=6" for i in (1, 2, 3)), "deterministic=true",
-                   "trainer.ema=0.9", "trainer.batch_size=4", "callbacks.early_stopping.patience=4",
-                   "trainer.checkpoint_minutes=0.0005", "features.max_map_gb=0")  # fmt: skip
+    epochs = [f"transfer.block{i}.epochs=6" for i in (1, 2, 3)]
+    overrides = options(noise, "transfer=gradual", *epochs, "deterministic=true", "trainer.ema=0.9",
+                        "trainer.batch_size=4", "callbacks.early_stopping.patience=4",
+                        "trainer.checkpoint_minutes=0.0005", "features.max_map_gb=0")  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert subprocess.run(command(*told, f"hydra.run.dir={whole}"), capture_output=True, check=False).returncode == 0
-    chance, next_command, kills = random.Random(0), command(*told, f"hydra.run.dir={cut}"), 0
+    assert (
+        subprocess.run(command(*overrides, f"hydra.run.dir={whole}"), capture_output=True, check=False).returncode == 0
+    )
+    chance, next_command, kills = random.Random(0), command(*overrides, f"hydra.run.dir={cut}"), 0
     while kills < 10:
         with subprocess.Popen(next_command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             before = newest(cut)
@@ -199,7 +202,7 @@ def test_killed_at_ten_moments_and_resumed_each_time(tmp_path: Path) -> None:
     result = subprocess.run(command(f"resume={cut}"), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert kills >= 5, "the run was over too soon to be killed"
-    same(whole, cut)
+    assert_same(whole, cut)
     assert Run.open(cut).status["state"] == "done"
     assert "done before" in subprocess.run(command(f"resume={cut}"), capture_output=True, text=True, check=True).stdout
 
@@ -219,24 +222,24 @@ def wait(what: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.01)
 
 
-# What it is asked with
+# Refusals
 
 
 @pytest.fixture
 def unfinished(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    told = options(colours, "optimizer=adam", "transfer.head.epochs=3")
-    killed_after(1, monkeypatch, lambda: compose(told).run(tmp_path / "cut"))
+    overrides = options(colours, "optimizer=adam", "transfer.head.epochs=3")
+    killed_after(1, monkeypatch, lambda: compose(overrides).run(tmp_path / "cut"))
     return tmp_path / "cut"
 
 
-def test_nothing_else_is_asked_beside_it(unfinished: Path) -> None:
+def test_resume_takes_no_other_overrides(unfinished: Path) -> None:
     with pytest.raises(InputError, match=r"^seed=3: resume=.*cut takes all from the run; leave it out"):
         compose([f"resume={unfinished}", "seed=3"])
     with pytest.raises(InputError, match="not a run directory"):
         compose([f"resume={unfinished / 'nowhere'}"])
 
 
-def test_code_of_the_user_s_is_imported_only_if_the_command_names_it(unfinished: Path) -> None:
+def test_foreign_code_is_imported_only_if_the_command_names_it(unfinished: Path) -> None:
     path = unfinished / "config.yaml"
     path.write_text(path.read_text().replace("tl_research.targets.Linear", "os.system"))
     with pytest.raises(InputError, match=r"made with code of yours.*add head\._target_=os\.system"):
@@ -251,39 +254,39 @@ def test_features_are_counted_over_all_processes(unfinished: Path, monkeypatch: 
 
 
 def content(run: Path) -> dict[str, bytes]:
-    """All files of a run; the lock is none of its content."""
+    """Read all files of a run but the lock."""
     paths = [path for path in run.rglob("*") if path.is_file() and path.name != ".lock"]
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in paths}
 
 
-def edited(run: Path, *_: object) -> None:
+def edit_config(run: Path, *_: object) -> None:
     path = run / "config.yaml"
     path.write_text(path.read_text().replace("resize: squash", "resize: crop"))
 
 
-def repainted(_: Path, data: Path, __: object) -> None:
+def replace_image(_: Path, data: Path, __: object) -> None:
     shutil.copy(data / "train" / "red" / "000.jpg", data / "train" / "red" / "001.jpg")
 
 
-def recoded(_: Path, __: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def change_code(_: Path, __: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tl_research.runs.identity.CODE_VERSION", "another")
 
 
 @pytest.mark.parametrize("until", ["cut", "done"])
 @pytest.mark.parametrize(
     ("change", "what"),
-    [(edited, "config"), (repainted, "images"), (recoded, "code version")],
+    [(edit_config, "config"), (replace_image, "images"), (change_code, "code version")],
     ids=["config", "images", "code"],
 )
-def test_a_run_that_is_another_now_is_refused_and_left_as_it_was(
+def test_a_changed_run_is_refused_and_stays_as_it_was(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, until: str, change: Any, what: str
 ) -> None:
     own, run = shutil.copytree(colours, tmp_path / "own"), tmp_path / "run"
-    told = options(own, "optimizer=adam", "transfer.head.epochs=3")
+    overrides = options(own, "optimizer=adam", "transfer.head.epochs=3")
     if until == "cut":
-        killed_after(1, monkeypatch, lambda: compose(told).run(run))
+        killed_after(1, monkeypatch, lambda: compose(overrides).run(run))
     else:
-        compose(told).run(run)
+        compose(overrides).run(run)
     change(run, own, monkeypatch)
     before = content(run)
     with pytest.raises(InputError) as refused:
@@ -297,24 +300,22 @@ def test_a_run_that_is_another_now_is_refused_and_left_as_it_was(
     assert compose([f"resume={run}"]).run().kept
 
 
-def test_other_weights_are_named_too(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_changed_parts_are_named(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "tiny.weights.h5"
     backbone = compose(["backbone=tiny", "backbone.image_size=32"]).backbone.network()
     backbone.save_weights(path)
-    told = options(colours, "optimizer=adam", "transfer.head.epochs=3", f"backbone.weights={path}")
-    killed_after(1, monkeypatch, lambda: compose(told).run(tmp_path / "run"))
+    overrides = options(colours, "optimizer=adam", "transfer.head.epochs=3", f"backbone.weights={path}")
+    killed_after(1, monkeypatch, lambda: compose(overrides).run(tmp_path / "run"))
     backbone.set_weights([value + 1 for value in backbone.get_weights()])
     backbone.save_weights(path)
-    recoded(tmp_path / "run", colours, monkeypatch)
+    change_code(tmp_path / "run", colours, monkeypatch)
     before = content(tmp_path / "run")
     with pytest.raises(InputError, match="began: weights and code version; add"):
         compose([f"resume={tmp_path / 'run'}"]).run()
     assert content(tmp_path / "run") == before
 
 
-def test_images_that_are_not_there_leave_a_run_as_it_was(
-    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_images_leave_a_run_as_it_was(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own, run = shutil.copytree(colours, tmp_path / "own"), tmp_path / "run"
     killed_after(1, monkeypatch, lambda: compose(options(own, *SHORT, "transfer=finetune")).run(run))
     own.rename(tmp_path / "moved")
@@ -324,16 +325,16 @@ def test_images_that_are_not_there_leave_a_run_as_it_was(
     assert content(run) == before
 
 
-def test_the_keys_that_were_edited_are_named_where_hydra_noted_them(unfinished: Path, colours: Path) -> None:
+def test_edited_keys_are_named_if_hydra_recorded_them(unfinished: Path, colours: Path) -> None:
     (unfinished / ".hydra").mkdir()
     noted = (unfinished / "config.yaml").read_text().replace(str(colours), "${oc.env:PHOTOS}")
     (unfinished / ".hydra" / "config.yaml").write_text(noted)
-    edited(unfinished)
+    edit_config(unfinished)
     with pytest.raises(InputError, match=r"began: config \(data\.resize\); add fresh=true"):
         compose([f"resume={unfinished}"]).run()
 
 
-def test_other_package_versions_are_only_warned_of(
+def test_other_package_versions_give_a_warning(
     unfinished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from tl_research.system.versions import versions
@@ -346,7 +347,7 @@ def test_other_package_versions_are_only_warned_of(
 
 
 def test_the_command_refuses_in_one_line_and_writes_no_log(unfinished: Path) -> None:
-    edited(unfinished)
+    edit_config(unfinished)
     before = content(unfinished)
     refused = subprocess.run(command(f"resume={unfinished}"), capture_output=True, text=True, check=False)
     assert refused.returncode == 2

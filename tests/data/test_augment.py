@@ -1,5 +1,5 @@
-"""A version of an image depends on the image, the recipe and the draw_key alone; training sees versions, judging none;
-and the views of one image stay together."""
+"""Test that augmentation depends on image, recipe and draw key only, applies to training only, and that the views of an
+image are never divided."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ occasions = st.one_of(st.integers(0, 5), st.tuples(st.integers(0, 2**32 - 1), st
 
 
 def picture(width: int = 90, height: int = 60, seed: int = 0) -> Image.Image:
-    """Patches of colour: no two rows, columns or halves alike."""
+    """Draw patches of colour; no two rows, columns or halves are alike."""
     patches = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return Image.fromarray(patches).resize((width, height))
 
@@ -87,19 +87,19 @@ def version(recipe: Augment, draw_key: object, content: bytes = PICTURE, resize:
     return augmented_pixels(content, 32, resize, recipe, recipe.digest(content, draw_key))
 
 
-# What a version depends on
+# Dependence on image, recipe and draw key
 
 
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_as_it_stands_nothing_changes(kind: str, resize: Resize) -> None:
-    content = encoded(picture(900, 600), kind)  # a JPEG so large that it is decoded at a reduced scale
+def test_the_defaults_change_nothing(kind: str, resize: Resize) -> None:
+    content = encoded(picture(900, 600), kind)  # a JPEG large enough to be decoded at reduced scale
     for draw_key in (0, 1, [3, 5]):
         assert np.array_equal(version(Augment(seed=4), draw_key, content, resize), decode_pixels(content, 32, resize))
 
 
 @pytest.mark.parametrize("field", CHANGES)
-def test_each_key_alone_makes_versions_that_differ_from_the_image_and_from_each_other(field: str) -> None:
+def test_each_key_alone_changes_images_differently_each_time(field: str) -> None:
     recipe = Augment(**{field: CHANGES[field]})
     plain = decode_pixels(PICTURE, 32)
     versions = [version(recipe, draw_key) for draw_key in range(12)]
@@ -107,7 +107,7 @@ def test_each_key_alone_makes_versions_that_differ_from_the_image_and_from_each_
     assert len({pixels.tobytes() for pixels in versions}) >= 2
 
 
-def test_only_a_recipe_without_changes_changes_nothing() -> None:
+def test_changes_nothing_is_false_if_any_key_is_set() -> None:
     fields = {field.name for field in dataclasses.fields(Augment)}
     assert {*CHANGES, *MIXES, "rand_magnitude", "seed"} == fields, "or test the new one, too"
     idle = {"seed": 7, "rand_magnitude": 20}
@@ -123,7 +123,7 @@ def test_only_a_recipe_without_changes_changes_nothing() -> None:
 
 @few
 @given(recipe=recipes, draw_key=occasions)
-def test_a_recipe_that_says_it_changes_nothing_does_not(recipe: Augment, draw_key: object) -> None:
+def test_changes_nothing_is_true(recipe: Augment, draw_key: object) -> None:
     identity = dataclasses.replace(recipe, **{field: getattr(Augment(), field) for field in CHANGES})
     assert not identity.changes_images
     assert recipe.changes_images == (recipe != identity)
@@ -145,9 +145,7 @@ def test_a_recipe_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
 
 @few
 @given(recipe=recipes, draw_key=occasions, resize=st.sampled_from(RESIZES))
-def test_a_version_is_a_pure_function_of_image_recipe_and_occasion(
-    recipe: Augment, draw_key: object, resize: Resize
-) -> None:
+def test_a_version_depends_on_image_recipe_and_draw_key_only(recipe: Augment, draw_key: object, resize: Resize) -> None:
     first = version(recipe, draw_key, resize=resize)
     np.random.default_rng(0).random()
     version(Augment(**CHANGES), 9)
@@ -166,7 +164,7 @@ def test_threads_and_order_do_not_change_a_version() -> None:
         assert np.array_equal(pixels, alone[task[0] + str(task[1]).encode()])
 
 
-def test_every_image_recipe_seed_and_occasion_has_its_own_digest() -> None:
+def test_every_image_recipe_seed_and_draw_key_has_its_digest() -> None:
     other = {"crop": 0.7, "rotate": 30.0, "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.1}
     other |= {"rand_augment": 1, "rand_magnitude": 10, "erase": 0.4}
     variants = [Augment(**{**CHANGES, field: value}) for field, value in other.items()]
@@ -193,15 +191,15 @@ def test_another_digest_is_another_version(changed: str) -> None:
     def drawn(number: int) -> np.ndarray:
         recipe = Augment(**LIGHT, seed=number if changed == "seed" else 0)
         if changed == "recipe":
-            recipe = dataclasses.replace(recipe, rotate=1e-9 * number)  # too little to see: only the draw is another
+            recipe = dataclasses.replace(recipe, rotate=1e-9 * number)  # too small to see: only the draw differs
         draw_key: object = {"draw_key": number, "epoch": [0, number]}.get(changed, 0)
-        # Bytes behind a PNG's end are another file of the same picture.
+        # Bytes after a PNG's end make another file of the same picture.
         return version(recipe, draw_key, PICTURE + bytes(number if changed == "image" else 0))
 
     assert len({drawn(number).tobytes() for number in range(6)}) == 6
 
 
-# What may happen to an image
+# The changes
 
 
 @pytest.mark.parametrize("resize", RESIZES)
@@ -251,7 +249,7 @@ def test_crops_are_of_all_sizes_shapes_and_places() -> None:
     area = width * height / 500_000
     assert 0.24 < area.min() < 0.27
     assert area.max() > 0.95
-    assert 0.55 < area.mean() < 0.68  # even between 0.25 and 1
+    assert 0.55 < area.mean() < 0.68  # uniform between 0.25 and 1
     ratio = width / 2 / height
     assert ratio.min() < 0.78
     assert ratio.max() > 1.28
@@ -262,7 +260,7 @@ def test_crops_are_of_all_sizes_shapes_and_places() -> None:
         assert abs(np.mean(low + high) / 2 - end / 2) < 0.02 * end
 
 
-def test_of_an_image_that_is_to_be_cut_more_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_to_be_cropped_is_decoded_at_larger_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     decode = module.decode_image
     monkeypatch.setattr(module, "decode_image", lambda content, at_least: (asked.append(at_least), decode(content))[1])
@@ -271,7 +269,7 @@ def test_of_an_image_that_is_to_be_cut_more_is_decoded(monkeypatch: pytest.Monke
     assert asked == [64, 128, 640]
 
 
-def test_a_turn_is_within_its_range_either_way_and_shows_white_in_the_corners(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotation_stays_in_range_and_fills_corners_with_white(monkeypatch: pytest.MonkeyPatch) -> None:
     angles: list[float] = []
     rotate = Image.Image.rotate
     monkeypatch.setattr(
@@ -298,7 +296,7 @@ def test_a_turn_is_within_its_range_either_way_and_shows_white_in_the_corners(mo
     ],
 )
 def test_light_and_colour_are_scaled_within_their_range(field: str, enhancer: Any, strength: float) -> None:
-    image = Image.fromarray(np.asarray(picture(32, 32)) // 3 + 40)  # room on either side, so that nothing is clipped
+    image = Image.fromarray(np.asarray(picture(32, 32)) // 3 + 40)  # away from both ends, so that nothing is clipped
     ends = [np.asarray(enhancer(image).enhance(factor), float) for factor in (1 - strength, 1 + strength)]
     low, high = np.minimum(*ends), np.maximum(*ends)
     versions = [version(Augment(**{field: strength}), draw_key, encoded(image)) for draw_key in range(100)]
@@ -312,7 +310,7 @@ def test_light_and_colour_are_scaled_within_their_range(field: str, enhancer: An
     assert 0.4 < np.mean(shares) < 0.6
 
 
-def test_hue_is_turned_either_way_around_greys_that_stay() -> None:
+def test_hue_shifts_either_way_and_keeps_greys() -> None:
     grey, red = (encoded(Image.new("RGB", (32, 32), colour)) for colour in ((90, 90, 90), (150, 80, 80)))
     assert (version(Augment(hue=0.5), 0, grey) == 90).all()
     turned = np.array([version(Augment(hue=0.1), draw_key, red)[0, 0] for draw_key in range(60)], float)
@@ -329,7 +327,7 @@ WITHOUT_STRENGTH = {"identity", "autocontrast", "equalize"}
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_changes_more_the_stronger_it_is(name: str) -> None:
+def test_a_stronger_operation_changes_more(name: str) -> None:
     def change(strength: float) -> float:
         changed = OPERATIONS[name](SMOOTH, strength)
         assert (changed.mode, changed.size) == ("RGB", SMOOTH.size)
@@ -346,7 +344,7 @@ def test_an_operation_changes_more_the_stronger_it_is(name: str) -> None:
     assert bool(apart.any()) == (name in SIGNED)
 
 
-def test_the_strongest_operations_are_the_papers() -> None:
+def test_the_strongest_operations_are_those_of_the_paper() -> None:
     ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (256, 1, 3)))
     found = {name: np.asarray(operation(ramp, 1)) for name, operation in OPERATIONS.items()}
     assert len(found) == 14
@@ -360,7 +358,7 @@ def test_the_strongest_operations_are_the_papers() -> None:
     np.testing.assert_allclose(found["brightness"], np.minimum(1.9 * np.asarray(ramp), 255), atol=1)
 
 
-def test_each_operation_is_drawn_as_often_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_are_drawn_uniformly(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, float]] = []
 
     def noted(name: str, image: Image.Image, strength: float) -> Image.Image:
@@ -378,7 +376,7 @@ def test_each_operation_is_drawn_as_often_as_any_other(monkeypatch: pytest.Monke
     assert {strength for _, strength in seen} == {-0.3, 0.3}
 
 
-def test_a_share_of_the_images_loses_a_rectangle_to_noise() -> None:
+def test_erase_is_the_share_of_images_with_a_rectangle() -> None:
     black = encoded(Image.new("RGB", (32, 32)))
     changed = [version(Augment(erase=0.3), draw_key, black).any() for draw_key in range(300)]
     assert 65 < sum(changed) < 115
@@ -386,7 +384,7 @@ def test_a_share_of_the_images_loses_a_rectangle_to_noise() -> None:
 
 @many
 @given(seed=seeds, size=st.integers(1, 300))
-def test_what_is_erased_is_2_to_33_percent_in_one_rectangle_of_noise(seed: int, size: int) -> None:
+def test_erasing_fills_2_to_33_percent_in_one_rectangle(seed: int, size: int) -> None:
     erased = np.asarray(_erased(Image.new("RGB", (size, size), (0, 0, 0)), np.random.default_rng(seed)))
     rows, columns = (np.flatnonzero(erased.any(axis=(axis, 2))) for axis in (1, 0))
     if not len(rows):  # a pixel of noise may be black
@@ -405,7 +403,7 @@ def test_what_is_erased_is_2_to_33_percent_in_one_rectangle_of_noise(seed: int, 
 
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 3000), (3000, 1), (3, 700), (90, 60)], ids=str)
-def test_whatever_the_image_a_version_has_the_networks_shape(size: tuple[int, int], resize: Resize) -> None:
+def test_every_version_has_the_networks_shape(size: tuple[int, int], resize: Resize) -> None:
     most = {"brightness": 0.9, "contrast": 0.9, "saturation": 0.9, "hue": 0.5, "rand_magnitude": 30, "erase": 1}
     recipe = Augment(flip=True, crop=0.01, rotate=180, rand_augment=5, **most)
     content = encoded(picture(*size))
@@ -416,7 +414,7 @@ def test_whatever_the_image_a_version_has_the_networks_shape(size: tuple[int, in
     assert augmented_pixels(content, 1, resize, recipe, recipe.digest(content, 0)).shape == (1, 1, 3)
 
 
-def test_a_file_that_is_no_image_is_said_to_be_none() -> None:
+def test_augmenting_a_file_that_is_no_image_raises() -> None:
     with pytest.raises(UndecodableError, match="not an image"):
         version(Augment(**LIGHT), 0, b"no image")
 
@@ -433,7 +431,7 @@ def data(colours: Path) -> DataModule:
     return load(colours, **CHANGES)
 
 
-def test_an_example_is_augmented_by_its_content_and_the_occasion(data: DataModule) -> None:
+def test_augmentation_depends_on_content_and_draw_key(data: DataModule) -> None:
     for index, draw_key in ((0, 2), (7, [3, 1])):
         content, digest = data.paths[index].read_bytes(), data.digests[index]
         expected = augmented_pixels(content, 24, "squash", data.augment, data.augment.digest(digest, draw_key))
@@ -441,7 +439,7 @@ def test_an_example_is_augmented_by_its_content_and_the_occasion(data: DataModul
         assert not np.array_equal(expected, data.pixels(index, 24))
 
 
-def test_a_copy_of_a_file_has_the_same_versions_and_its_name_does_not_matter(colours: Path, tmp_path: Path) -> None:
+def test_versions_depend_on_content_not_on_the_files_name(colours: Path, tmp_path: Path) -> None:
     root = shutil.copytree(colours, tmp_path / "own")
     shutil.copy(root / "train/red/003.jpg", root / "train/red/zzz.jpg")
     data = load(root, **CHANGES)
@@ -450,7 +448,7 @@ def test_a_copy_of_a_file_has_the_same_versions_and_its_name_does_not_matter(col
     assert np.array_equal(data.augmented(first, 24, 1), data.augmented(copy, 24, 1))
 
 
-def test_resize_is_handed_on_to_versions(tmp_path: Path) -> None:
+def test_resize_applies_to_augmented_versions(tmp_path: Path) -> None:
     draw_tree(tmp_path, {"red": 3, "blue": 3})
     Image.new("RGB", (60, 20), "black").save(tmp_path / "blue" / "wide.png")
     for resize in RESIZES:
@@ -459,7 +457,7 @@ def test_resize_is_handed_on_to_versions(tmp_path: Path) -> None:
         assert (wide[0] == 255).all() == (resize == "pad")
 
 
-def test_a_file_that_has_changed_or_gone_since_is_named(colours: Path, tmp_path: Path) -> None:
+def test_a_changed_or_deleted_file_is_named(colours: Path, tmp_path: Path) -> None:
     data = load(shutil.copytree(colours, tmp_path / "own"), **CHANGES)
     data.paths[0].write_bytes(data.paths[1].read_bytes())
     data.paths[2].unlink()
@@ -472,7 +470,7 @@ def test_a_file_that_has_changed_or_gone_since_is_named(colours: Path, tmp_path:
 
 
 def whole(data: DataModule, chosen: np.ndarray, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels and targets of an epoch in batches of 5, unless told otherwise."""
+    """Return pixels and targets of an epoch, by default in batches of 5."""
     pixels, targets = zip(*data.epoch(chosen, 16, options.pop("batch_size", 5), **options), strict=True)
     return np.concatenate(pixels), np.concatenate(targets)
 
@@ -481,7 +479,7 @@ def order(indices: np.ndarray, seed: int, epoch: int) -> list[int]:
     return [int(i) for _, batch in numbered_batches(indices, 5, seed=seed, epoch=epoch) for i in batch]
 
 
-def test_what_is_judged_is_neither_augmented_nor_mixed(colours: Path) -> None:
+def test_evaluation_neither_augments_nor_mixes(colours: Path) -> None:
     data = load(colours, **CHANGES, **MIXES)
     chosen = data.indices("val", "test")
     for epoch in (0, 1):
@@ -490,7 +488,7 @@ def test_what_is_judged_is_neither_augmented_nor_mixed(colours: Path) -> None:
         assert np.array_equal(targets, np.eye(2)[data.labels[chosen]])
 
 
-def test_what_is_trained_on_is_augmented_anew_in_each_epoch_by_seed_and_epoch(data: DataModule) -> None:
+def test_training_images_are_augmented_by_seed_and_epoch(data: DataModule) -> None:
     chosen = data.indices("train")
     seen: dict[int, set[bytes]] = defaultdict(set)
     for seed in (0, 6):
@@ -507,9 +505,7 @@ def test_what_is_trained_on_is_augmented_anew_in_each_epoch_by_seed_and_epoch(da
 
 
 @pytest.mark.parametrize("mixes", [{}, MIXES], ids=["plain", "mixed"])
-def test_an_epoch_is_the_same_whatever_was_read_before_and_wherever_it_begins(
-    colours: Path, mixes: dict[str, Any]
-) -> None:
+def test_an_epoch_does_not_depend_on_earlier_reads_or_its_start(colours: Path, mixes: dict[str, Any]) -> None:
     data = load(colours, **LIGHT, **mixes)
     chosen = data.indices("train")
     epochs = [whole(data, chosen, seed=2, epoch=epoch) for epoch in range(2)]
@@ -523,7 +519,7 @@ def test_an_epoch_is_the_same_whatever_was_read_before_and_wherever_it_begins(
         assert np.array_equal(whole(data, chosen, seed=2, batch_size=7)[0], epochs[0][0]), "nor the batch size"
 
 
-def test_batches_are_mixed_after_their_images_were_augmented(colours: Path) -> None:
+def test_batches_are_mixed_after_augmentation(colours: Path) -> None:
     data, apart = load(colours, **LIGHT, **MIXES), load(colours, **LIGHT)
     chosen = data.indices("train")
     mixed = list(data.epoch(chosen, 16, 5, seed=4, epoch=1))
@@ -534,7 +530,7 @@ def test_batches_are_mixed_after_their_images_were_augmented(colours: Path) -> N
     assert any(((targets > 0) & (targets < 1)).any() for _, targets in mixed)
 
 
-def test_without_augmentation_training_sees_the_images_themselves(colours: Path) -> None:
+def test_without_augmentation_training_uses_unchanged_images(colours: Path) -> None:
     data = load(colours, seed=5)
     chosen = data.indices("train")
     pixels, _ = whole(data, chosen, seed=3)
@@ -549,18 +545,18 @@ QUICK = ("callbacks=none", "data/augment=light")
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes that do not differ, so that answers are unsure."""
+    """Draw two classes that do not differ, so that predictions are uncertain."""
     return draw_noise(tmp_path_factory.mktemp("noise"), ("train", "test"), 10)
 
 
 def views_of(data: DataModule, indices: np.ndarray, views: Sequence[int]) -> np.ndarray:
-    """Features `(n, views, d)`, computed here and now."""
+    """Compute features `(n, views, d)` directly."""
     engine = keras_engine(compose(["backbone=tiny", "backbone.image_size=32"]).backbone.build())
     return np.stack([extract_features(engine, data, indices, 32, threads=2, view=view) for view in views], axis=1)
 
 
 @pytest.mark.slow
-def test_a_head_is_solved_on_all_views_and_a_second_run_finds_them(
+def test_a_head_is_solved_on_all_views_which_are_stored(
     tmp_path: Path, noise: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[tuple[Any, ...]] = []
@@ -593,13 +589,13 @@ def test_a_head_that_learns_by_epochs_learns_from_all_views(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[tuple[np.ndarray, np.ndarray]] = []
-    on_features = inputs.on_features
+    feature_inputs = inputs.feature_inputs
 
     def recorded(head: Any, train: Any, validation: Any, *args: Any) -> Any:
         given.extend([train, validation])
-        return on_features(head, train, validation, *args)
+        return feature_inputs(head, train, validation, *args)
 
-    monkeypatch.setattr(inputs, "on_features", recorded)
+    monkeypatch.setattr(inputs, "feature_inputs", recorded)
     options = [*QUICK, "features.views=3", "optimizer=adam", "optimizer.learning_rate=0.05", "transfer.head.epochs=10"]
     first = run(tmp_path / "a", colours, *options)
     again = run(tmp_path / "b", colours, *options)
@@ -620,9 +616,7 @@ def test_a_head_that_learns_by_epochs_learns_from_all_views(
 
 
 @pytest.mark.slow
-def test_another_seed_of_the_run_finds_the_views_and_another_of_the_recipe_does_not(
-    tmp_path: Path, colours: Path
-) -> None:
+def test_stored_views_depend_on_the_recipes_seed_not_the_runs(tmp_path: Path, colours: Path) -> None:
     options = [*QUICK, "features.views=2", "data.split_seed=0"]
     first = run(tmp_path / "a", colours, *options).metrics
     assert run(tmp_path / "b", colours, *options, "seed=1").metrics["features_computed"] == 0
@@ -631,7 +625,7 @@ def test_another_seed_of_the_run_finds_the_views_and_another_of_the_recipe_does_
 
 
 @pytest.mark.slow
-def test_without_views_a_head_that_learns_by_epochs_sees_new_versions_in_each(
+def test_without_views_every_epoch_trains_on_new_versions(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[int, set[bytes]] = defaultdict(set)
@@ -656,7 +650,7 @@ def test_without_views_a_head_that_learns_by_epochs_sees_new_versions_in_each(
     assert losses[-1] < losses[0]
 
 
-def test_a_backbone_that_learns_sees_new_versions_though_the_head_learned_from_kept_views(
+def test_a_trained_backbone_sees_new_versions_despite_views(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     occasions: list[Any] = []
@@ -675,7 +669,7 @@ def test_a_backbone_that_learns_sees_new_versions_though_the_head_learned_from_k
 
 
 @pytest.mark.parametrize("head", ["linear", "prototype", "knn"])
-def test_a_head_that_would_never_see_an_augmented_image_is_refused_in_one_line(colours: Path, head: str) -> None:
+def test_augmentation_that_no_head_would_see_is_refused(colours: Path, head: str) -> None:
     with pytest.raises(InputError, match=r"add features\.views=4") as caught:
         compose(["data=folder", f"data.root={colours}", "data/augment=light", f"head={head}"])
     assert "\n" not in str(caught.value)
@@ -684,15 +678,15 @@ def test_a_head_that_would_never_see_an_augmented_image_is_refused_in_one_line(c
 
 
 @pytest.mark.parametrize("key", ["views", "test_views"])
-def test_views_without_augmentation_are_refused_for_all_would_be_equal(key: str) -> None:
+def test_views_without_augmentation_are_refused(key: str) -> None:
     with pytest.raises(InputError, match=rf"^features\.{key}: all views would be equal"):
         compose([f"features.{key}=3", "optimizer=adam"])
     with pytest.raises(InputError, match=f"features.{key}"):
         compose([f"features.{key}=0", "optimizer=adam", "data/augment=light"])
 
 
-def test_test_views_are_averaged_beside_the_plain_answer_which_stays(tmp_path: Path, noise: Path) -> None:
-    options = [*QUICK, "features.views=1", "optimizer.l2=1e-3"]  # so weak a penalty that answers are sure of themselves
+def test_test_views_are_averaged_in_addition_to_the_plain_result(tmp_path: Path, noise: Path) -> None:
+    options = [*QUICK, "features.views=1", "optimizer.l2=1e-3"]  # a penalty weak enough for confident predictions
     plain = run(tmp_path / "plain", noise, *options).metrics
     done = run(tmp_path / "run", noise, *options, "features.test_views=2")
     assert not [key for key in plain if "tta" in key]
@@ -736,7 +730,7 @@ def test_views_of_one_image_are_held_out_together() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("most", [1000, 30])
-def test_equal_views_choose_what_one_would(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def test_equal_views_choose_the_penalty_of_one(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     features, labels = noise_rows(40, 30, classes=3)
     features[:, 0] += 4 * labels
     monkeypatch.setattr(logistic_regression, "MOST_FOR_CHOOSING", most)
@@ -750,7 +744,7 @@ def test_equal_views_choose_what_one_would(monkeypatch: pytest.MonkeyPatch, most
 
 
 @pytest.mark.slow
-def test_views_of_one_image_stay_together_also_where_the_penalty_is_chosen_on_a_part(
+def test_cross_validated_penalties_do_not_divide_views(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logistic_regression, "MOST_FOR_CHOOSING", 180)
@@ -764,7 +758,7 @@ def test_views_of_one_image_stay_together_also_where_the_penalty_is_chosen_on_a_
 
 @pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("more", [1, 2, 5])
-def test_a_few_images_more_than_are_chosen_on_are_no_trouble(
+def test_slightly_more_images_than_are_used_to_choose_work(
     monkeypatch: pytest.MonkeyPatch, views: int, more: int
 ) -> None:
     monkeypatch.setattr(logistic_regression, "MOST_FOR_CHOOSING", 120)
@@ -772,7 +766,7 @@ def test_a_few_images_more_than_are_chosen_on_are_no_trouble(
     assert solve(features, labels, LBFGS(), 0, views).cv_accuracy is not None
 
 
-def test_among_many_images_a_class_with_one_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_of_one_among_many_images_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logistic_regression, "MOST_FOR_CHOOSING", 100)
     features, labels = noise_rows(150, 5)
     labels[0] = 2
@@ -781,7 +775,7 @@ def test_among_many_images_a_class_with_one_is_no_trouble(monkeypatch: pytest.Mo
     assert math.isfinite(solution.l2)
 
 
-# The images of today
+# Pixels of the current version
 
 ROW, COLUMN = np.mgrid[:40, :60]
 SQUARES = np.stack([(COLUMN // 8 * 50 + ROW // 6 * 30 * n) % 256 for n in (1, 2, 3)], axis=-1).astype(np.uint8)
@@ -833,21 +827,21 @@ def short(pixels: np.ndarray) -> str:
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_whoever_changes_augmented_images_changes_the_version(name: str) -> None:
-    """Drawn from digests that do not depend on the version, nor on how Pillow packs a file."""
+def test_changed_augmented_images_need_a_new_version(name: str) -> None:
+    """Digests that depend neither on the version nor on how Pillow writes a file."""
     recipe, image = Augment(**FIELDS[name]), Image.fromarray(SQUARES)
     versions = [recipe.apply(image, 32, "crop", hashlib.sha256(bytes([number])).digest()) for number in range(4)]
     assert short(np.stack(versions)) == DRAWN[name], CHANGED
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_whoever_changes_an_operation_changes_the_version(name: str) -> None:
+def test_a_changed_operation_needs_a_new_version(name: str) -> None:
     changed = [OPERATIONS[name](Image.fromarray(SQUARES), strength) for strength in (-0.6, 0.4)]
     assert short(np.stack(changed)) == OPERATED[name], CHANGED
 
 
 @pytest.mark.parametrize("alphas", [{"mixup": 1.0}, {"cutmix": 1.0}, MIXES], ids=["mixup", "cutmix", "both"])
-def test_whoever_mixes_in_another_way_changes_the_version(alphas: dict[str, float]) -> None:
+def test_changed_mixing_needs_a_new_version(alphas: dict[str, float]) -> None:
     batch = np.stack([np.roll(SQUARES, shift, axis=0)[:32, :32] for shift in range(6)])
     pixels, targets = Augment(**alphas).mix(batch, np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]], (0, 1, 2))
     assert not np.array_equal(pixels, batch)

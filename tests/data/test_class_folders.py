@@ -1,4 +1,4 @@
-"""Which folders are taken for a data set, what is passed over, and what is said about all the others."""
+"""Test which folders are accepted as a data set, what is ignored, and what is said about all others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLASSES = ("cat", "dog")
 
 
 def make(root: Path, *files: str) -> Path:
-    """Files below `root`, by name: images by their suffix, folders by a slash at the end, a few words otherwise."""
+    """Create files below `root`, by name: images by suffix, folders by a trailing slash, else text."""
     for name in files:
         path = root / name
         if name.endswith("/"):
@@ -48,7 +48,7 @@ def refusal(root: Path, key: str = "data.root") -> str:
     return message
 
 
-# What is taken
+# Accepted trees
 
 
 def test_classes_alone_are_one_split(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_classes_alone_are_one_split(tmp_path: Path) -> None:
     ],
     ids="+".join,
 )
-def test_splits_go_by_the_names_people_give_them(tmp_path: Path, folders: list[str], splits: list[str]) -> None:
+def test_split_folders_may_have_all_usual_names(tmp_path: Path, folders: list[str], splits: list[str]) -> None:
     tree = read_class_folders(make(tmp_path, *images(*(f"{folder}/{name}" for folder in folders for name in CLASSES))))
     assert list(tree.files) == [split for split in ("train", "val", "test") if split in splits]
     assert all(list(classes) == ["cat", "dog"] for classes in tree.files.values())
@@ -80,7 +80,7 @@ def test_splits_go_by_the_names_people_give_them(tmp_path: Path, folders: list[s
 @pytest.mark.parametrize(
     "folders", [("train", "bus", "car"), ("valid", "invalid"), ("test", "control"), ("val", "valley")]
 )
-def test_a_class_may_be_called_as_a_split_is(tmp_path: Path, folders: tuple[str, ...]) -> None:
+def test_a_class_may_have_a_splits_name(tmp_path: Path, folders: tuple[str, ...]) -> None:
     tree = read_class_folders(make(tmp_path, *images(*folders)))
     assert set(tree.files) == {"all"}
     assert tree.class_names == sorted(folders)
@@ -97,7 +97,7 @@ def test_paths_are_sorted_however_the_disk_lists_them(tmp_path: Path, monkeypatc
     assert forward.files["all"]["dog"] == sorted(forward.files["all"]["dog"])
 
 
-def test_what_systems_leave_behind_is_passed_over_without_a_word(tmp_path: Path) -> None:
+def test_system_files_are_ignored_silently(tmp_path: Path) -> None:
     make(tmp_path, *images("train/cat", "train/dog", "test/cat", "test/dog"))
     junk = [".DS_Store", "Thumbs.db", "__MACOSX/train/cat/._0.jpg", ".ipynb_checkpoints/x.jpg", ".git/config"]
     make(tmp_path, *junk, *(f"train/cat/{name}" for name in junk), *(f"train/{name}" for name in junk))
@@ -106,7 +106,7 @@ def test_what_systems_leave_behind_is_passed_over_without_a_word(tmp_path: Path)
     assert names(tree)["train"] == {"cat": ["0.jpg", "1.jpg"], "dog": ["0.jpg", "1.jpg"]}
 
 
-def test_folders_beside_train_are_listed_as_ignored(tmp_path: Path) -> None:
+def test_folders_next_to_train_are_listed_as_ignored(tmp_path: Path) -> None:
     make(tmp_path, *images("train/cat", "train/dog", "test/cat", "test/dog", "originals"), "sketches/", "README.md")
     tree = read_class_folders(tmp_path)
     assert set(tree.files) == {"train", "test"}
@@ -121,14 +121,14 @@ def test_foreign_files_are_listed_as_ignored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no_suffix", "download.php", "photo.JPG.1", "IMG_0001.dat"])
-def test_an_image_without_an_images_suffix_is_known_by_its_first_bytes(tmp_path: Path, name: str) -> None:
+def test_an_image_without_a_suffix_is_recognized_by_its_bytes(tmp_path: Path, name: str) -> None:
     make(tmp_path, *images("cat", "dog"))
     (tmp_path / "cat" / "1.jpg").rename(tmp_path / "cat" / name)
     assert name in names(read_class_folders(tmp_path))["all"]["cat"]
 
 
 @pytest.mark.parametrize("suffix", ["JPG", "jpeg", "JPE", "jfif", "png", "PNG", "gif", "bmp", "webp", "tif", "TIFF"])
-def test_an_images_suffix_counts_whatever_the_file_holds(tmp_path: Path, suffix: str) -> None:
+def test_an_image_suffix_suffices_whatever_the_content(tmp_path: Path, suffix: str) -> None:
     make(tmp_path, *images("cat", "dog"))
     (tmp_path / "cat" / f"broken.{suffix}").write_text("to be set aside with a reason, not passed over")
     tree = read_class_folders(tmp_path)
@@ -178,7 +178,7 @@ def test_visible_sorts_and_hides() -> None:
     assert visible(paths) == [Path("C"), Path("a"), Path("b")]
 
 
-# What is refused: the message names the folder, what was found, and what is expected
+# Refusals: the message names the folder, its contents, and what is expected
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_visible_sorts_and_hides() -> None:
         (images("train/cat/2024", "train/dog"), "train/cat", r"found folders in the class folder .* \('2024'\)"),
     ],
 )
-def test_a_tree_that_is_none_is_refused(tmp_path: Path, files: list[str], folder: str, found: str) -> None:
+def test_invalid_trees_are_refused(tmp_path: Path, files: list[str], folder: str, found: str) -> None:
     root = make(tmp_path / "root", "./", *files)
     message = refusal(root)
     assert str(root / folder) in message
@@ -217,7 +217,7 @@ def test_one_empty_class_is_named(tmp_path: Path) -> None:
     assert "remove the folder" in message
 
 
-def test_nested_classes_are_shown_the_folder_that_would_do(tmp_path: Path) -> None:
+def test_for_nested_classes_the_right_folder_is_suggested(tmp_path: Path) -> None:
     make(tmp_path, *images("photos/cat", "photos/dog"))
     offered = re.search(r"use data\.root=(\S+)$", refusal(tmp_path))
     assert offered
@@ -225,7 +225,7 @@ def test_nested_classes_are_shown_the_folder_that_would_do(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("lacking", ["train", "test", "valid"])
-def test_a_class_that_a_split_lacks_is_named(tmp_path: Path, lacking: str) -> None:
+def test_a_class_missing_from_a_split_is_named(tmp_path: Path, lacking: str) -> None:
     folders = [f"{s}/{c}" for s in ("train", "test", "valid") for c in ("cat", "dog", "bird")]
     message = refusal(make(tmp_path, *images(*(f for f in folders if f != f"{lacking}/bird"))))
     assert f"{tmp_path / lacking} has no folder for 'bird'" in message
@@ -237,7 +237,7 @@ def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
     assert f"{tmp_path}: found both val/ and valid/" in message
 
 
-def test_many_names_are_cut_short(tmp_path: Path) -> None:
+def test_long_lists_of_names_are_shortened(tmp_path: Path) -> None:
     message = refusal(make(tmp_path, *(f"class{i:02d}/notes.txt" for i in range(30))))
     assert "'class04' and 25 more" in message
     assert "class05" not in message
@@ -246,7 +246,7 @@ def test_many_names_are_cut_short(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "found"), [("missing", "does not exist"), ("file", "is a file"), ("x" * 300, "too long")]
 )
-def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, name: str, found: str) -> None:
+def test_a_root_that_is_not_a_folder_is_refused(tmp_path: Path, name: str, found: str) -> None:
     (tmp_path / "file").touch()
     message = refusal(tmp_path / name)
     assert f"data.root={tmp_path / name}" in message
@@ -262,7 +262,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path, monkeypatch: pytes
     assert f"no permission to read the folder {tmp_path / unreadable}" in refusal(tmp_path)
 
 
-def test_a_folder_that_the_system_cannot_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Path) -> None:
         raise OSError(5, "Input/output error")
 
@@ -270,5 +270,5 @@ def test_a_folder_that_the_system_cannot_read_is_named(tmp_path: Path, monkeypat
     assert f"{tmp_path} cannot be read (Input/output error)" in refusal(tmp_path)
 
 
-def test_the_key_that_named_the_folder_is_in_the_message(tmp_path: Path) -> None:
+def test_the_message_names_the_folders_key(tmp_path: Path) -> None:
     assert refusal(tmp_path / "missing", key="data.archive").startswith("data.archive=")

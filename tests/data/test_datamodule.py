@@ -1,4 +1,4 @@
-"""What becomes of a tree: bad files set aside, splits that cover it, and streams that repeat themselves exactly."""
+"""Test that unreadable files are set aside, splits cover a tree, and streams are exactly repeatable."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def load(root: Path, **options: Any) -> DataModule:
 
 @pytest.fixture(scope="module")
 def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes and no splits: 14, 9 and 3 images."""
+    """Draw three classes of 14, 9 and 3 images, without splits."""
     return draw_tree(tmp_path_factory.mktemp("flat"), {"red": 14, "green": 3, "blue": 9})
 
 
 @pytest.fixture
 def own(colours: Path, tmp_path: Path) -> Path:
-    """A copy of `colours`, to be damaged."""
+    """Copy `colours`, to damage it."""
     return shutil.copytree(colours, tmp_path / "own")
 
 
@@ -63,7 +63,7 @@ def test_splits_cover_a_flat_tree_and_share_nothing(flat: Path, val: float, test
     assert all(count >= 1 for counts in data.counts().values() for count in counts.values())
 
 
-def test_shares_are_of_the_whole_for_test_and_of_the_rest_for_val(flat: Path) -> None:
+def test_test_is_a_share_of_all_and_val_of_the_rest(flat: Path) -> None:
     counts = load(flat, val=0.2, test=0.3).counts()
     assert counts["test"] == {"blue": 3, "green": 1, "red": 4}
     assert counts["val"] == {"blue": 1, "green": 1, "red": 2}
@@ -71,7 +71,7 @@ def test_shares_are_of_the_whole_for_test_and_of_the_rest_for_val(flat: Path) ->
 
 
 @pytest.mark.parametrize("brought", [("train", "test"), ("train", "val"), ("train", "val", "test")], ids="+".join)
-def test_a_split_that_the_folder_brings_is_kept(tmp_path: Path, brought: tuple[str, ...]) -> None:
+def test_split_folders_are_kept(tmp_path: Path, brought: tuple[str, ...]) -> None:
     draw_tree(tmp_path, {f"{split}/{name}": 6 for split in brought for name in ("red", "blue")})
     data = load(tmp_path, split_seed=3)
     assert sorted(set(data.split_of)) == sorted(SPLITS)
@@ -99,13 +99,13 @@ def test_the_order_on_disk_does_not_matter(flat: Path, monkeypatch: pytest.Monke
     assert np.array_equal(straight.labels, shuffled.labels)
 
 
-def test_where_the_folder_lies_does_not_matter(flat: Path, tmp_path: Path) -> None:
+def test_the_folders_location_does_not_matter(flat: Path, tmp_path: Path) -> None:
     here, there = load(flat), load(shutil.copytree(flat, tmp_path / "elsewhere"))
     assert [p.relative_to(flat) for p in here.paths] == [p.relative_to(tmp_path / "elsewhere") for p in there.paths]
     assert np.array_equal(here.split_of, there.split_of)
 
 
-def test_examples_are_ordered_by_class_and_path_and_labelled_by_their_folder(flat: Path) -> None:
+def test_examples_are_ordered_by_class_and_path_and_labelled(flat: Path) -> None:
     data = load(flat)
     assert list(data.class_names) == ["blue", "green", "red"]
     assert data.paths == sorted(data.paths)
@@ -179,7 +179,7 @@ def test_bad_files_are_set_aside_with_their_reasons(own: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "max_bad", "works"), [(0, 0.0, True), (1, 0.0, False), (1, 0.05, True), (2, 0.05, False), (9, 0.25, True)]
 )
-def test_more_bad_files_than_max_bad_end_the_run(own: Path, bad: int, max_bad: float, works: bool) -> None:
+def test_more_unreadable_files_than_max_bad_are_refused(own: Path, bad: int, max_bad: float, works: bool) -> None:
     spoil(own, *(f"train/red/{index:03d}.jpg" for index in range(bad)))
     if works:
         assert len(load(own, max_bad=max_bad).quarantined) == bad
@@ -192,7 +192,7 @@ def test_more_bad_files_than_max_bad_end_the_run(own: Path, bad: int, max_bad: f
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_class_whose_images_are_all_bad_is_named(own: Path, split: str) -> None:
+def test_a_class_without_readable_images_is_named(own: Path, split: str) -> None:
     spoil(own, *(str(path.relative_to(own)) for path in (own / split / "red").iterdir()))
     with pytest.raises(InputError, match="found 0 readable") as caught:
         load(own, max_bad=0.9)
@@ -200,7 +200,7 @@ def test_a_class_whose_images_are_all_bad_is_named(own: Path, split: str) -> Non
     assert split in str(caught.value)
 
 
-def test_files_passed_over_are_listed(own: Path) -> None:
+def test_ignored_files_are_listed(own: Path) -> None:
     (own / "train/red/notes.txt").write_text("no image")
     assert [path.name for path in load(own).ignored] == ["notes.txt"]
 
@@ -223,7 +223,7 @@ def data(colours: Path) -> DataModule:
 
 
 def drawn(stream: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
-    """All batches as one."""
+    """Join all batches."""
     pixels, targets = zip(*stream, strict=True)
     return np.concatenate(pixels), np.concatenate(targets)
 
@@ -239,7 +239,7 @@ def test_pixels_are_the_networks_input_and_targets_one_hot(data: DataModule) -> 
 
 
 @pytest.mark.parametrize("seed", [None, 5])
-def test_an_epoch_is_each_example_once_with_its_label(data: DataModule, seed: int | None) -> None:
+def test_an_epoch_has_each_example_once_with_its_label(data: DataModule, seed: int | None) -> None:
     chosen = data.indices("train", "val")
     table = {data.pixels(int(i), 32).tobytes(): int(data.labels[i]) for i in chosen}
     assert len(table) == len(chosen)
@@ -262,7 +262,7 @@ def order(seed: int | None, epoch: int, count: int = 23, batch: int = 5) -> list
     return [int(i) for _, indices in numbered for i in indices]
 
 
-def test_the_order_of_an_epoch_is_a_pure_function_of_seed_and_epoch() -> None:
+def test_an_epochs_order_depends_on_seed_and_epoch_only() -> None:
     np.random.default_rng(3).random()
     orders = {(seed, epoch): order(seed, epoch) for seed in (7, 8) for epoch in range(4)}
     assert all(order(*at) == found for at, found in reversed(orders.items()))
@@ -285,7 +285,7 @@ def test_an_epoch_may_begin_at_any_batch(count: int, batch: int, skip: int, epoc
 
 
 @pytest.mark.parametrize("skip", [1, 4, 9])
-def test_images_of_an_epoch_that_begins_later_are_those_of_the_whole(data: DataModule, skip: int) -> None:
+def test_an_epoch_that_skips_batches_has_the_same_images(data: DataModule, skip: int) -> None:
     chosen = data.indices("train")
     whole, rest = (list(data.epoch(chosen, 16, 4, epoch=2, skip=k, seed=9)) for k in (0, skip))
     assert len(rest) == max(len(whole) - skip, 0)
@@ -317,7 +317,7 @@ def test_a_slow_image_does_not_change_the_order(data: DataModule, monkeypatch: p
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each file has been read since."""
+    """Count how often each file is read."""
     count: Counter[str] = Counter()
     read = datamodule.read_bytes
     monkeypatch.setattr(datamodule, "read_bytes", lambda path: (count.update([str(path)]), read(path))[1])
@@ -331,11 +331,13 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def test_images_are_loaded_a_few_batches_ahead_and_no_more(data: DataModule, decoded: Counter[str]) -> None:
-    own = dataclasses.replace(data, augment=Augment(flip=True))  # so that nothing is kept
+def test_only_a_few_batches_are_loaded_ahead(data: DataModule, decoded: Counter[str]) -> None:
+    own = dataclasses.replace(data, augment=Augment(flip=True))  # so that nothing is cached
     many = np.tile(np.arange(len(data)), 20)
     with own.epoch(many, 16, 4, seed=1) as stream:
-        wait_for(lambda: sum(decoded.values()) == 4 * AHEAD)  # before anyone asks, so that an epoch can begin early
+        wait_for(
+            lambda: sum(decoded.values()) == 4 * AHEAD
+        )  # before the first batch is requested, so that an epoch starts early
         next(stream)
         wait_for(lambda: sum(decoded.values()) == 4 * (AHEAD + 1))
         time.sleep(0.02)
@@ -346,7 +348,7 @@ def loaders() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("load")}
 
 
-def test_an_epoch_can_be_left_at_any_time(data: DataModule, decoded: Counter[str]) -> None:
+def test_an_epoch_can_be_abandoned_at_any_time(data: DataModule, decoded: Counter[str]) -> None:
     before = loaders()
     stream = dataclasses.replace(data).epoch(np.tile(np.arange(len(data)), 20), 16, 4)
     next(stream)
@@ -360,7 +362,7 @@ def test_an_epoch_can_be_left_at_any_time(data: DataModule, decoded: Counter[str
     assert loaders() <= before, "nor does one that is read to its end leave threads behind"
 
 
-def test_of_two_epochs_that_are_read_in_turn_neither_disturbs_the_other(data: DataModule) -> None:
+def test_two_epochs_read_alternately_are_independent(data: DataModule) -> None:
     alone = [list(data.epoch(np.arange(12), 16, 2, seed=1, epoch=epoch)) for epoch in (0, 1)]
     turns = zip(*(data.epoch(np.arange(12), 16, 2, seed=1, epoch=epoch) for epoch in (0, 1)), strict=True)
     for number, pair in enumerate(turns):
@@ -368,7 +370,7 @@ def test_of_two_epochs_that_are_read_in_turn_neither_disturbs_the_other(data: Da
             assert np.array_equal(pair[epoch][0], alone[epoch][number][0])
 
 
-def test_an_image_that_vanishes_is_named_where_its_batch_would_have_come(own: Path) -> None:
+def test_a_deleted_image_is_named_in_place_of_its_batch(own: Path) -> None:
     data, before = load(own), loaders()
     data.paths[9].unlink()
     stream = data.epoch(np.arange(12), 16, 4)
@@ -380,7 +382,7 @@ def test_an_image_that_vanishes_is_named_where_its_batch_would_have_come(own: Pa
     assert list(stream) == []
 
 
-def test_images_as_they_are_are_decoded_once_while_there_is_room(data: DataModule, decoded: Counter[str]) -> None:
+def test_unchanged_images_are_decoded_once_if_there_is_room(data: DataModule, decoded: Counter[str]) -> None:
     own = dataclasses.replace(data)
     chosen = np.arange(10)
     first = drawn(own.epoch(chosen, 16, 4))[0]
@@ -393,7 +395,7 @@ def test_images_as_they_are_are_decoded_once_while_there_is_room(data: DataModul
 
 def test_kept_pixels_are_bounded_and_what_was_there_first_stays() -> None:
     asked: list[int] = []
-    kept = PixelCache(most_bytes=3 * 12)
+    kept = PixelCache(max_bytes=3 * 12)
 
     def load(index: int, size: int) -> np.ndarray:
         asked.append(index)
@@ -453,7 +455,7 @@ def test_folds_share_out_what_is_not_tested(colours: Path) -> None:
         assert data.counts()["val"] == {"blue": 3, "red": 3}
 
 
-def test_a_part_of_the_training_images_leaves_the_others_as_they_are(colours: Path) -> None:
+def test_a_training_fraction_leaves_other_splits_unchanged(colours: Path) -> None:
     options = ["data=folder", f"data.root={colours}"]
     whole, part = (compose([*options, *more]).data.load() for more in ([], ["data.per_class=3"]))
     assert part.counts()["train"] == {"blue": 3, "red": 3}

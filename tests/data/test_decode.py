@@ -1,4 +1,4 @@
-"""Whatever an image file holds becomes upright RGB of the right shape, or there is a reason why not."""
+"""Test that any image file becomes upright RGB of the right shape, or has a reason why not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ few = settings(deadline=None, max_examples=60, suppress_health_check=[HealthChec
 
 
 def photo(width: int = 90, height: int = 60, seed: int = 0) -> Image.Image:
-    """Smooth patches and some noise: what JPEG keeps well, with detail in all three channels."""
+    """Draw smooth patches and some noise, which JPEG keeps well, with detail in all three channels."""
     rng = np.random.default_rng(seed)
     patches = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((width, height))
     return Image.fromarray(np.clip(np.asarray(patches) + rng.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8))
@@ -50,7 +50,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A PNG of a few hundred bytes whose header promises `width` x `height` pixels."""
+    """Write a PNG of a few hundred bytes whose header claims `width` x `height` pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     rows = zlib.compress(bytes(100_000))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
@@ -60,7 +60,7 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(open_image(path)).astype(int)
 
 
-# What the formats hold
+# Formats
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
         assert np.abs(pixels(tmp_path / kind) - (255, 0, 0)).max() <= 3
 
 
-# What shows through
+# Transparency
 
 
 def on_white(value: float, alpha: float) -> int:
@@ -220,7 +220,7 @@ def test_a_colour_declared_transparent_is_white(tmp_path: Path, mode: str, colou
     assert (pixels(tmp_path / "image.png") == 255).all()
 
 
-# Upright
+# Orientation
 
 
 AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -229,7 +229,7 @@ AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     3: lambda upright: upright[::-1, ::-1],
     4: lambda upright: upright[::-1],
     5: lambda upright: upright.swapaxes(0, 1),
-    6: lambda upright: np.rot90(upright, 1),  # a camera held on its side: to be turned clockwise by a quarter
+    6: lambda upright: np.rot90(upright, 1),  # camera held on its side: rotate clockwise by 90 degrees
     7: lambda upright: np.rot90(upright, 2).swapaxes(0, 1),
     8: lambda upright: np.rot90(upright, -1),
 }
@@ -260,14 +260,14 @@ def test_every_exif_orientation_of_a_jpeg_comes_out_upright(tmp_path: Path, orie
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
-def test_an_orientation_that_does_not_exist_leaves_the_image_as_it_is(tmp_path: Path, value: int) -> None:
+def test_an_invalid_orientation_is_ignored(tmp_path: Path, value: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = value
     (tmp_path / "image.png").write_bytes(encoded(photo(), "PNG", exif=exif))
     assert np.array_equal(pixels(tmp_path / "image.png"), np.asarray(photo()))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as at the door: a damaged EXIF block is nobody's concern
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as on the command line: damaged EXIF blocks are ignored
 @settings(few, max_examples=150)
 @given(changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=6))
 @example(changes=[(11, 0)])
@@ -289,7 +289,7 @@ def test_an_exif_block_of_junk_takes_nothing_from_the_picture(tmp_path: Path) ->
     assert np.array_equal(pixels(tmp_path / "image.png"), np.asarray(photo()))
 
 
-# To the network's size
+# Resizing
 
 
 def test_squash_fills_the_square_and_ignores_the_aspect() -> None:
@@ -326,9 +326,7 @@ def test_any_shape_fits(size: tuple[int, int], resize: str) -> None:
 
 @settings(few, max_examples=40)
 @given(width=st.integers(8, 700), height=st.integers(8, 700), size=st.integers(8, 128))
-def test_a_reduced_decode_never_falls_below_twice_the_networks_size(
-    tmp_path: Path, width: int, height: int, size: int
-) -> None:
+def test_reduced_decoding_keeps_twice_the_networks_size(tmp_path: Path, width: int, height: int, size: int) -> None:
     Image.new("RGB", (width, height)).save(tmp_path / "image.jpg")
     found = open_image(tmp_path / "image.jpg", at_least=2 * size).size
     if min(width, height) >= 2 * size:
@@ -337,7 +335,7 @@ def test_a_reduced_decode_never_falls_below_twice_the_networks_size(
         assert found == (width, height)
 
 
-def test_large_jpegs_are_decoded_at_a_reduced_scale_and_look_the_same(tmp_path: Path) -> None:
+def test_large_jpegs_decoded_at_reduced_scale_look_the_same(tmp_path: Path) -> None:
     photo(1600, 1200).save(tmp_path / "image.jpg", quality=92)
     full = open_image(tmp_path / "image.jpg")
     reduced = open_image(tmp_path / "image.jpg", at_least=2 * 128)
@@ -349,7 +347,7 @@ def test_large_jpegs_are_decoded_at_a_reduced_scale_and_look_the_same(tmp_path: 
 
 
 def loader(path: Path, size: int) -> np.ndarray:
-    """The lines that docs/using-a-model.md shows."""
+    """Load pixels by the lines in docs/using-a-model.md."""
     image = Image.open(path)
     image.draft("RGB", (2 * size, 2 * size))
     upright = ImageOps.exif_transpose(image).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
@@ -369,12 +367,12 @@ def test_readmes_three_line_loader_gives_the_same_pixels(
     assert np.array_equal(read_pixels(tmp_path / "image", 96), loader(tmp_path / "image", 96))
 
 
-def test_readmes_three_line_loader_gives_the_same_pixels_for_photographs(photos: Path) -> None:
+def test_readmes_three_line_loader_gives_the_same_pixels_for_photos(photos: Path) -> None:
     for path in sorted(photos.glob("test/*/*.jpg"))[:8]:
         assert np.array_equal(read_pixels(path, 224), loader(path, 224))
 
 
-# What cannot be read
+# Undecodable files
 
 
 def truncated(kind: str, share: float = 0.6) -> bytes:
@@ -414,7 +412,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     [lambda path: measure(read_bytes(path)), open_image, lambda path: read_pixels(path, 32)],
     ids=["measure", "open", "read"],
 )
-def test_a_bad_file_is_undecodable_for_a_reason(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
+def test_an_undecodable_file_has_a_reason(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
     data, reason = BAD_FILES[name]
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UndecodableError) as caught:
@@ -429,7 +427,7 @@ def test_a_bomb_is_a_small_file() -> None:
     assert len(png_claiming(30_000, 30_000)) < 1000
 
 
-def test_what_is_no_file_is_undecodable_for_a_reason(tmp_path: Path) -> None:
+def test_a_path_that_is_no_file_has_a_reason(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
@@ -453,7 +451,7 @@ def test_a_file_without_permission_is_undecodable(tmp_path: Path) -> None:
         read_pixels(tmp_path / "mine.jpg", 32)
 
 
-def test_a_permission_error_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_permission_error_is_reported_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.jpg").write_bytes(encoded(photo(), "JPEG"))
 
     def refuse(*args: object, **kwargs: object) -> None:
@@ -475,7 +473,7 @@ def test_an_image_that_does_not_fit_in_memory_is_undecodable(tmp_path: Path, mon
         measure(read_bytes(tmp_path / "huge.jpg"))
 
 
-def test_measure_tells_the_size_as_stored(tmp_path: Path) -> None:
+def test_measure_returns_the_stored_size(tmp_path: Path) -> None:
     photo(1600, 1200).save(tmp_path / "image.jpg")
     assert measure(read_bytes(tmp_path / "image.jpg")) == (1600, 1200)
 
@@ -495,7 +493,7 @@ MAGIC = [b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"RIF
 
 @few
 @given(magic=st.sampled_from(MAGIC), data=st.binary(max_size=300), resize=st.sampled_from(["squash", "crop", "pad"]))
-def test_any_bytes_are_pixels_or_undecodable(tmp_path: Path, magic: bytes, data: bytes, resize: str) -> None:
+def test_any_bytes_give_pixels_or_are_undecodable(tmp_path: Path, magic: bytes, data: bytes, resize: str) -> None:
     is_pixels_or_undecodable(tmp_path / "image", magic + data, resize)
 
 
@@ -516,7 +514,7 @@ VALID = [
     in_header=st.booleans(),
     cut=st.floats(0.05, 1),
 )
-def test_any_damage_to_an_image_gives_pixels_or_undecodable(
+def test_damaged_images_give_pixels_or_are_undecodable(
     tmp_path: Path, data: bytes, changes: list[tuple[float, int]], in_header: bool, cut: float
 ) -> None:
     damaged = bytearray(data)
@@ -525,11 +523,11 @@ def test_any_damage_to_an_image_gives_pixels_or_undecodable(
     is_pixels_or_undecodable(tmp_path / "image", bytes(damaged[: int(cut * len(damaged))]))
 
 
-# The pixels of today
+# Pixels of the current version
 
 
 def ramps(*channels: int) -> np.ndarray:
-    """A picture of 24 x 16 pixels without two equal rows or columns, a channel for each number: uint8 `(16, 24, n)`."""
+    """Draw 24 x 16 pixels without two equal rows or columns, one channel per number: uint8 `(16, 24, n)`."""
     y, x = np.mgrid[:16, :24]
     return np.stack([(x * (7 + n) + y * (13 * n + 5) + x * y) % 256 for n in channels], axis=-1).astype(np.uint8)
 
@@ -591,16 +589,16 @@ CHANGED = "other pixels than before: change DECODER_VERSION in decode.py (and CO
 
 
 def short(pixels: np.ndarray) -> str:
-    """A digest of pixels and their shape."""
+    """Hash pixels and their shape."""
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:16]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_whoever_changes_decoded_pixels_changes_the_version(name: str) -> None:
+def test_changed_decoded_pixels_need_a_new_version(name: str) -> None:
     image, kind, options = FILES[name]
     assert short(np.asarray(decode_image(encoded(image, kind, **options)))) == DIGESTS[name], CHANGED
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
-def test_whoever_changes_fitted_pixels_changes_the_version(resize: Resize) -> None:
+def test_changed_resized_pixels_need_a_new_version(resize: Resize) -> None:
     assert short(decode_pixels(encoded(RGB, "PNG"), 32, resize)) == FITTED[resize], CHANGED

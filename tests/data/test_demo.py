@@ -1,4 +1,4 @@
-"""The drawn data set: the same bytes every time, whole or not there at all, and not to be told apart by colour."""
+"""Test that drawings are repeatable, complete or absent, and that colour does not separate the classes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return demo.draw(tmp_path_factory.mktemp("demo") / "a", {"train": 80, "test": 40}, seed=0)
 
 
-def test_pictures_are_jpegs_of_the_promised_number_and_sizes(drawn: Path) -> None:
+def test_pictures_are_jpegs_in_the_right_number_and_sizes(drawn: Path) -> None:
     found = contents(drawn)
     assert len(found) == 120
     for split, size in (("train", 80), ("test", 40)):
@@ -41,7 +41,7 @@ def test_pictures_are_jpegs_of_the_promised_number_and_sizes(drawn: Path) -> Non
     assert len(set(sides)) > 100
 
 
-def test_a_picture_depends_on_seed_split_class_and_number_alone(tmp_path: Path, drawn: Path) -> None:
+def test_a_picture_depends_on_seed_split_class_and_number(tmp_path: Path, drawn: Path) -> None:
     here = contents(demo.draw(tmp_path / "b", SIZES, seed=0, processes=1))
     there = contents(drawn)
     assert {name: there[name] for name in here} == here
@@ -50,25 +50,23 @@ def test_a_picture_depends_on_seed_split_class_and_number_alone(tmp_path: Path, 
     assert len(set(here.values())) == len(here)
 
 
-def test_what_is_there_is_not_drawn_again(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_draw_all", lambda *_: pytest.fail("drawn again"))
+def test_existing_pictures_are_not_drawn_again(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "draw_all", lambda *_: pytest.fail("drawn again"))
     assert demo.draw(drawn, SIZES, seed=0) == drawn
 
 
-def test_a_drawing_that_fails_leaves_nothing_and_the_next_one_completes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    draw_all: Callable[..., None] = demo._draw_all
+def test_a_failed_drawing_leaves_nothing_and_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_all: Callable[..., None] = demo.draw_all
 
     def half(folder: Path, *rest: object) -> None:
         (folder / "train" / "hot_dog" / "0000.jpg").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "_draw_all", half)
+    monkeypatch.setattr(demo, "draw_all", half)
     with pytest.raises(KeyboardInterrupt):
         demo.draw(tmp_path / "a", SIZES, seed=0)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(demo, "_draw_all", draw_all)
+    monkeypatch.setattr(demo, "draw_all", draw_all)
     assert len(contents(demo.draw(tmp_path / "a", SIZES, seed=0))) == 18
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
@@ -81,7 +79,7 @@ def test_a_worker_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "a").exists()
 
 
-def test_two_at_once_both_end_with_the_same_pictures(tmp_path: Path) -> None:
+def test_concurrent_drawings_give_the_same_pictures(tmp_path: Path) -> None:
     ended: list[Path] = []
     threads = [
         threading.Thread(target=lambda: ended.append(demo.draw(tmp_path / "a", SIZES, seed=0))) for _ in range(2)
@@ -95,12 +93,12 @@ def test_two_at_once_both_end_with_the_same_pictures(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_names_tell_drawings_apart() -> None:
+def test_cache_names_differ_between_drawings() -> None:
     names = {demo.cache_name(sizes, seed) for sizes in (SIZES, {"train": 13, "test": 6}) for seed in (0, 1)}
     assert len(names) == 4
 
 
-def test_colours_alone_do_not_tell_the_classes_apart(drawn: Path) -> None:
+def test_colours_alone_do_not_separate_the_classes(drawn: Path) -> None:
     def histograms(split: str) -> tuple[np.ndarray, np.ndarray]:
         rows, labels = [], []
         for label, name in enumerate(demo.CLASSES):

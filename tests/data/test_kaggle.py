@@ -1,4 +1,4 @@
-"""The real Kaggle client against a server on this machine: what arrives, what is asked, and what a failure says."""
+"""Kaggle's real client against a server on this machine: the files that arrive, requests, and error messages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -27,10 +25,16 @@ from tl_research.data.kaggle import kaggle, kaggle_client
 from tl_research.errors import InputError
 
 NAME = "dansbecker/hot-dog-not-hot-dog"
-ASK = "/api/v1/datasets.DatasetApiService/DownloadDataset"
-REFRESH = "/api/v1/users.AccountService/GenerateAccessToken"
-PICTURE = random.Random(0).randbytes(60_000)
+API = "/v1/datasets.DatasetApiService/"
+METADATA, DOWNLOAD = API + "GetDatasetMetadata", API + "DownloadDataset"
+PICTURE = random.Random(0).randbytes(600_000)
 FILES = {f"seefood/{split}/{name}/1.jpg": PICTURE for split in ("train", "test") for name in ("hot_dog", "not_hot_dog")}
+MIB = 1 << 20  # the client writes a MiB at a time
+REDIRECT = """
+import os
+from kagglesdk import kaggle_env
+kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.PROD] = os.environ["LOCAL_KAGGLE"]
+"""
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
@@ -46,7 +50,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 class Server(ThreadingHTTPServer):
-    """Kaggle as the client knows it: the API redirects to a storage host, which knows ranges."""
+    """Kaggle as its client knows it: metadata, then a redirect to a storage host that serves ranges."""
 
     daemon_threads = True
 
@@ -54,20 +58,18 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = zipped(FILES)
         self.headers = {"ETag": '"one"', "Accept-Ranges": "bytes"}
-        self.status = 200  # what the API answers
-        self.ends: list[int | None] = []  # where in the file each next answer breaks off, None for not at all
-        self.stalls = False  # an answer that broke off keeps its connection open
-        self.over = threading.Event()
-        self.delay = 0.0
-        self.prefix = b""  # of the body
-        self.direct = False  # the API itself sends the file
-        self.asked: list[tuple[str, dict[str, str], bytes]] = []
+        self.status = 200  # of the API's answer
+        self.ends: list[int] = []  # the byte at which each next download breaks off
+        self.stalls = False  # a download that breaks off keeps its connection open
+        self.page = False  # the API answers with a web page
+        self.stalled, self.hung_up = threading.Event(), threading.Event()
+        self.requests: list[tuple[str, dict[str, str], dict[str, str]]] = []
 
     def paths(self) -> list[str]:
-        return [path for path, _, _ in self.asked]
+        return [path for path, _, _ in self.requests]
 
-    def of(self, path: str) -> list[dict[str, str]]:
-        return [headers for asked, headers, _ in self.asked if asked == path]
+    def header(self, path: str, name: str) -> list[str | None]:
+        return [headers.get(name) for requested, headers, _ in self.requests if requested == path]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -75,54 +77,44 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.asked.append((self.path, dict(self.headers), body))
-        if self.path == REFRESH:
-            self.send({"token": "fresh", "expiresIn": 3600, "userName": "me"})
+        self.server.requests.append((self.path, dict(self.headers), json.loads(body)))
+        if self.server.page:
+            self.answer(b"<html>", "text/html")
         elif self.server.status != 200:
-            self.send({"code": self.server.status, "message": "Permission 'datasets.get' was denied"})
-        elif self.server.direct:
-            self.file()
+            message = {"code": self.server.status, "message": "Permission 'datasets.get' was denied"}
+            self.answer(json.dumps(message).encode(), "application/json")
+        elif self.path == METADATA:
+            self.answer(b'{"info": {}}', "application/json")
         else:
             self.send_response(302)  # another host, as on Kaggle
             self.send_header("Location", f"http://localhost:{self.server.server_port}/storage")
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-    def do_GET(self) -> None:
-        self.server.asked.append((self.path, dict(self.headers), b""))
-        self.file()
-
-    def send(self, answer: dict[str, Any]) -> None:
-        content = json.dumps(answer).encode()
+    def answer(self, content: bytes, kind: str) -> None:
         self.send_response(self.server.status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
 
-    def file(self) -> None:
-        """The content, or what is left of it; nothing is left of a file that the client has whole."""
-        time.sleep(self.server.delay)
+    def do_GET(self) -> None:
+        self.server.requests.append((self.path, dict(self.headers), {}))
         content, start, wanted = self.server.content, 0, self.headers.get("Range")
-        if wanted and self.headers.get("If-Range") == self.server.headers.get("ETag"):
+        if wanted and self.headers.get("If-Range") == self.server.headers["ETag"]:
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-        if start >= len(content):
-            return self.send_error(416)
         self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         for name, value in {"Content-Length": str(len(content) - start), **self.server.headers}.items():
-            if value:
-                self.send_header(name, value)
+            self.send_header(name, value)
         self.end_headers()
         end = self.server.ends.pop(0) if self.server.ends else None
         self.close_connection = True
-        try:
-            self.wfile.write(self.server.prefix + content[start:end])
+        with suppress(ConnectionError):  # the client hangs up once it knows that it needs the rest only
+            self.wfile.write(content[start:end])
             if end and self.server.stalls:
-                self.server.over.wait(20)
-        except ConnectionError:
-            pass  # the client hangs up once it knows that it needs the rest only
+                self.server.stalled.set()
+                self.rfile.read(1)
+        self.server.hung_up.set()
 
     def log_message(self, *args: object) -> None: ...
 
@@ -131,31 +123,28 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with Server() as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        point_at(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+        monkeypatch.setenv("LOCAL_KAGGLE", f"http://127.0.0.1:{server.server_port}")
         yield server
-        server.over.set()
         server.shutdown()
-
-
-def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's own test environment, on a port that is surely free."""
-    from kagglesdk import kaggle_env  # type: ignore[import-untyped]
-
-    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")
-    monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.TEST, url)
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home without credentials of anybody's."""
+    """A home without credentials, in which the client asks this machine in place of Kaggle, and reaches no other."""
     for name in list(os.environ):
-        if name.startswith("KAGGLE_") or name.lower().endswith("_proxy"):
+        if name.startswith(("KAGGLE_", "VERBOSE")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(kaggle_client, "CHUNK", 1000)  # so that the places where a download breaks off are exact
-    (tmp_path / "home").mkdir()
-    return tmp_path / "home"
+    home = tmp_path / "home"
+    (home / "python").mkdir(parents=True)
+    (home / "python" / "sitecustomize.py").write_text(REDIRECT)
+    paths = [str(home / "python"), str(Path(kaggle.__file__).parents[3])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("HOME", str(home))
+    closed = "http://127.0.0.1:1"
+    for name, value in {"LOCAL_KAGGLE": closed, "HTTPS_PROXY": closed, "NO_PROXY": "127.0.0.1,localhost"}.items():
+        monkeypatch.setenv(name, value)
+    return home
 
 
 @pytest.fixture
@@ -163,14 +152,8 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def signed_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KAGGLE_USERNAME", "me")
-    monkeypatch.setenv("KAGGLE_KEY", "secret")
-
-
 def failure(cache: Path, name: str = NAME) -> str:
-    """What a failed `fetch` says: one line with the ways out; nothing under a final name."""
+    """The message of a failed `fetch`: one line with the ways out; nothing under a final name."""
     with pytest.raises(InputError) as caught:
         kaggle.fetch(name, cache)
     message = str(caught.value)
@@ -183,229 +166,191 @@ def failure(cache: Path, name: str = NAME) -> str:
     return message
 
 
-def basic(name: str, key: str) -> str:
-    return "Basic " + base64.b64encode(f"{name}:{key}".encode()).decode()
+def break_off(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The message of a download that stands still after its first MiB."""
+    server.stalls, server.ends = True, [MIB + 500_000]
+    with monkeypatch.context() as patched:
+        patched.setattr(kaggle_client, "STALL_SECONDS", 1.5)
+        message = failure(cache)
+    server.stalls = False
+    server.requests.clear()
+    return message
 
 
-@pytest.mark.usefixtures("signed_in")
-def test_a_data_set_arrives_once(
+def test_a_data_set_arrives_once_and_needs_no_account(
     server: Server, cache: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("VERBOSE", "1")  # with it the client would print the zip
+    assert kaggle.available(NAME, cache) is None
+    assert server.requests == []
     folder = kaggle.fetch(NAME, cache)
     assert folder == cache / "kaggle" / NAME
     assert tree(cache) == {f"kaggle/{NAME}/{name}": content for name, content in FILES.items()}
-    assert server.paths() == [ASK, "/storage"]
-    assert server.of("/storage")[0]["Accept-Encoding"] == "identity"  # or bytes could not be counted
-    asked = json.loads(server.asked[0][2])
-    assert (asked["ownerSlug"], asked["datasetSlug"]) == tuple(NAME.split("/"))
-    monkeypatch.setattr(kaggle, "claim", None)  # nor is anything written then: the cache may be read-only
+    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
+    assert server.paths() == [METADATA, DOWNLOAD, "/storage"]
+    assert server.header(DOWNLOAD, "Authorization") == [None]
+    names = server.requests[1][2]
+    assert (names["ownerSlug"], names["datasetSlug"]) == tuple(NAME.split("/"))
+    monkeypatch.setattr(kaggle, "claim", None)  # nothing is written the second time: the cache may be read-only
     assert kaggle.fetch(NAME, cache) == folder
-    assert len(server.asked) == 2
+    assert len(server.requests) == 3
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.usefixtures("signed_in")
-def test_the_key_goes_to_kaggle_and_to_nobody_else(server: Server, cache: Path) -> None:
-    server.ends = [100_000]
+def test_credentials_go_to_kaggle_and_to_nobody_else(
+    server: Server, cache: Path, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = home / ".kaggle" / "kaggle.json"
+    path.parent.mkdir()
+    path.write_text('{"username": "me", "key": "secret"}')
+    path.chmod(0o644)
     kaggle.fetch(NAME, cache)
-    assert [headers.get("Authorization") for headers in server.of(ASK)] == [basic("me", "secret")] * 2
-    assert [headers.get("Authorization") for headers in server.of("/storage")] == [None] * 3
+    expected = "Basic " + base64.b64encode(b"me:secret").decode()
+    assert server.header(METADATA, "Authorization") == server.header(DOWNLOAD, "Authorization") == [expected]
+    assert server.header("/storage", "Authorization") == [None]
+    (message,) = caplog.messages  # others can read the key
+    assert f"chmod 600 {path}" in message
 
 
-@pytest.mark.usefixtures("signed_in")
-@pytest.mark.parametrize("direct", [False, True])
-def test_a_download_that_breaks_off_goes_on(direct: bool, server: Server, cache: Path) -> None:
-    server.direct = direct
-    server.ends = [100_000]
+def test_the_client_continues_a_download_that_breaks_off(server: Server, cache: Path) -> None:
+    server.ends = [MIB + 500_000]
     assert tree(kaggle.fetch(NAME, cache)) == FILES
-    resumed = [headers for _, headers, _ in server.asked if "Range" in headers]
-    assert [(headers["Range"], headers["If-Range"]) for headers in resumed] == [("bytes=100000-", '"one"')]
+    assert server.header("/storage", "Range")[0] is None
+    assert server.header("/storage", "If-Range") == [None, '"one"']
 
 
-@pytest.mark.usefixtures("signed_in")
-def test_the_next_run_goes_on_too(server: Server, cache: Path) -> None:
-    server.ends = [50_000, None, 60_000, None, 70_000]
-    message = failure(cache)
-    assert f"broke off after 70,000 of {len(server.content):,} bytes; run again to go on" in message
-    server.asked.clear()
+def test_the_next_run_continues_a_download(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = break_off(server, cache, monkeypatch)
+    assert f"broke off after {MIB:,} of {len(server.content):,} bytes; run again to go on" in message
     assert tree(kaggle.fetch(NAME, cache)) == FILES
-    assert [headers.get("Range") for headers in server.of("/storage")] == [None, "bytes=70000-"]
+    assert server.header("/storage", "Range") == [None, f"bytes={MIB}-"]
     assert not list(cache.rglob(".*"))
 
 
-@pytest.mark.usefixtures("signed_in")
-@pytest.mark.parametrize("headers", [{"ETag": 'W/"one"'}, {"ETag": ""}, {"Accept-Ranges": ""}])
-def test_without_a_proof_of_the_version_nothing_is_resumed(
-    headers: dict[str, str], server: Server, cache: Path
+@pytest.mark.parametrize("change", [{"ETag": '"two"'}, {"Accept-Ranges": "none"}])
+def test_bytes_of_another_version_are_never_joined(
+    change: dict[str, str], server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.headers |= headers
-    server.ends = [50_000]
-    assert tree(kaggle.fetch(NAME, cache)) == FILES
-    assert not any("Range" in headers for _, headers, _ in server.asked)
+    break_off(server, cache, monkeypatch)
+    server.content = zipped({name: bytes(reversed(content)) for name, content in FILES.items()})
+    server.headers |= change
+    assert set(tree(kaggle.fetch(NAME, cache)).values()) == {bytes(reversed(PICTURE))}
+    assert server.header("/storage", "Range") == [None]
 
 
-@pytest.mark.usefixtures("signed_in")
-@pytest.mark.parametrize("length", ["all", "more"])
-def test_a_download_that_was_killed_at_its_end(length: str, server: Server, cache: Path) -> None:
-    server.ends = [50_000, None, 60_000, None, 70_000]
-    failure(cache)
-    (part,) = cache.rglob("*.part")
-    part.write_bytes(server.content + (b"x" if length == "more" else b""))
-    server.asked.clear()
-    assert tree(kaggle.fetch(NAME, cache)) == FILES
-    assert not any("Range" in headers for _, headers, _ in server.asked)
-
-
-@pytest.mark.usefixtures("signed_in")
-def test_a_whole_file_that_was_not_unpacked_is_not_fetched_again(
+def test_a_part_that_the_client_takes_for_complete(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The data set has become smaller than what arrived of its former version, and has an old date."""
+    break_off(server, cache, monkeypatch)
+    server.content = zipped({"train/a/1.jpg": b"1", "train/b/1.jpg": b"2"})
+    server.headers |= {"ETag": '"two"', "Last-Modified": "Mon, 06 Jan 2020 10:00:00 GMT"}
+    assert "run again to go on" in failure(cache)
+    assert len(tree(kaggle.fetch(NAME, cache))) == 2
+
+
+def test_a_zip_that_was_not_unpacked_is_not_fetched_again(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies where version 0.1 left it, whose unfinished parts go when they are of no use any more."""
     usage = shutil.disk_usage(cache.parent)
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda path: usage._replace(free=len(server.content) + 10))
         assert "unpacking needs" in failure(cache)
-    server.asked.clear()
+    owner, name = NAME.split("/")
+    assert (cache / "kaggle" / owner / f".{name}.zip").read_bytes() == server.content
+    (cache / "kaggle" / owner / f".{name}.zip.part").touch()
+    server.requests.clear()
     assert tree(kaggle.fetch(NAME, cache)) == FILES
-    assert server.asked == []
+    assert server.requests == []
+    assert not list(cache.rglob(".*"))
 
 
-@pytest.mark.usefixtures("signed_in")
-@pytest.mark.parametrize("change", [{"ETag": '"two"'}, {"ETag": 'W/"one"'}, {"Accept-Ranges": "none"}])
-def test_bytes_of_another_version_are_never_joined(change: dict[str, str], server: Server, cache: Path) -> None:
-    server.ends = [50_000, None, 50_001, None, 50_002]
-    failure(cache)
-    server.content = zipped({name: bytes(reversed(content)) for name, content in FILES.items()})
-    server.headers |= change
-    server.asked.clear()
-    assert set(tree(kaggle.fetch(NAME, cache)).values()) == {bytes(reversed(PICTURE))}
-    assert server.paths() == [ASK, "/storage"]
-
-
-@pytest.mark.usefixtures("signed_in")
-def test_a_server_that_ignores_ranges(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.ends = [50_000]
-    partial = kaggle_client._rest
-    monkeypatch.setattr(
-        kaggle_client, "_rest", lambda *args: (server.headers.update(ETag='"new"'), partial(*args))[1]
-    )  # changed between the two requests: If-Range does not hold
-    assert tree(kaggle.fetch(NAME, cache)) == FILES
-    assert len(server.of("/storage")) == 3
-
-
-@pytest.mark.usefixtures("signed_in")
-def test_a_length_that_is_not_told(server: Server, cache: Path) -> None:
-    server.headers = {"Content-Length": ""}
-    assert tree(kaggle.fetch(NAME, cache)) == FILES
-
-
-@pytest.mark.usefixtures("signed_in")
-def test_a_stream_that_breaks_off(server: Server, cache: Path) -> None:
-    server.headers = {"Content-Length": "", "Transfer-Encoding": "chunked"}
-    server.prefix, server.ends = b"FFFFF\r\n", [50_000]
-    assert "the download broke off; run again" in failure(cache)
-
-
-@pytest.mark.usefixtures("signed_in")
-@pytest.mark.parametrize("content", [b"<html>", zipped(FILES)[:-400]])
-def test_what_is_no_zip_is_thrown_away(content: bytes, server: Server, cache: Path) -> None:
-    good, server.content = server.content, content
+@pytest.mark.parametrize("content", [b"PK no zip", zipped(FILES)[:-400]])
+def test_a_damaged_zip_is_thrown_away(content: bytes, server: Server, cache: Path) -> None:
+    complete, server.content = server.content, content
     assert "not a zip" in failure(cache)
     assert tree(cache) == {}
-    server.content = good
+    server.content = complete
     assert tree(kaggle.fetch(NAME, cache)) == FILES
 
 
-@pytest.mark.usefixtures("signed_in")
+@pytest.mark.parametrize("page", [True, False])
+def test_a_web_page_in_place_of_an_answer_or_the_zip(page: bool, server: Server, cache: Path) -> None:
+    server.page, server.content = page, b"\n<!doctype html>"
+    assert "is a web page" in failure(cache)
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (401, "does not accept the credentials in KAGGLE_USERNAME and KAGGLE_KEY; create a new token at https"),
+        (401, "asks for an account, or does not accept the credentials"),
         (403, "accept the licence or the rules"),
         (404, "no such data set on Kaggle"),
         (429, "too many requests"),
         (503, "try again later"),
     ],
 )
-def test_what_kaggle_refuses(status: int, words: str, server: Server, cache: Path) -> None:
+def test_refusals_of_kaggle(status: int, words: str, server: Server, cache: Path) -> None:
     server.status = status
     message = failure(cache)
     assert words in message
-    assert f"(HTTP {status})" in message
+    assert f"(HTTP {str(status).replace('503', '5xx')})" in message
+    assert ("~/.kaggle/kaggle.json" in message and "KAGGLE_API_TOKEN" in message) == (status in (401, 403))
     assert "python train.py data=hot_dog data.archive=" in message
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
-@pytest.mark.usefixtures("signed_in")
-def test_another_data_set_is_fetched_by_hand_with_another_command(server: Server, cache: Path) -> None:
+def test_another_data_set_has_another_command(server: Server, cache: Path) -> None:
     server.status = 404
     assert "python train.py data=kaggle data.dataset=a/b data.archive=" in failure(cache, "a/b")
 
 
-@pytest.mark.usefixtures("signed_in")
-def test_a_page_that_wants_a_login(server: Server, cache: Path) -> None:
-    server.headers = {"Content-Type": "text/html; charset=utf-8"}
-    assert "is a web page" in failure(cache)
-
-
-@pytest.mark.usefixtures("signed_in")
-def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        point_at(f"http://127.0.0.1:{unused.getsockname()[1]}", monkeypatch)
-        assert "no connection to Kaggle" in failure(cache)
-
-    def nowhere(*args: object, **kwargs: object) -> None:
-        raise socket.gaierror(-3, "Temporary failure in name resolution")
-
-    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+def test_no_network(cache: Path) -> None:
     assert "no connection to Kaggle" in failure(cache)
 
 
-@pytest.mark.usefixtures("signed_in")
-@pytest.mark.slow
 def test_a_server_that_never_answers(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kaggle_client, "ANSWER_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        point_at(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
-        began = time.monotonic()
-        message = failure(cache)
-        assert time.monotonic() - began < 8
-    assert "Kaggle does not answer" in message
+        monkeypatch.setenv("LOCAL_KAGGLE", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert "Kaggle does not answer" in failure(cache)
 
 
-@pytest.mark.usefixtures("signed_in")
-def test_a_name_that_is_looked_up_forever(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    over = threading.Event()
-    monkeypatch.setattr(kaggle_client, "ANSWER_SECONDS", 0.2)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: over.wait(20) and [])
-    point_at("http://kaggle.invalid", monkeypatch)
-    assert "Kaggle does not answer" in failure(cache)
-    over.set()
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("HTTPSConnectionPool: Max retries exceeded (Caused by SSLError(...))", "is not trusted here"),
+        ("HTTPSConnectionPool(...): Read timed out.", "does not answer"),
+        ("[Errno 28] No space left on device", "the disk is full"),
+        ("'latin-1' codec can't encode character", "copy it again"),
+        ("Dataset URL: x\nOddError: 17\n\nIf this is unexpected", "is not understood (OddError: 17)"),
+        ("Traceback (most recent call last):\n  File\nOddError: 18", "is not understood (OddError: 18)"),
+        ("", "is not understood (nothing)"),
+    ],
+)
+def test_other_failures_of_the_client(output: str, words: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kaggle_client, "CLIENT", f"print({output!r}); exit(1)")  # the real one retries for a minute
+    assert words in failure(cache)
 
 
-@pytest.mark.usefixtures("signed_in")
-def test_a_download_that_stands_still(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kaggle_client, "STALL_SECONDS", 0.2)
-    server.stalls = True
-    server.ends = [50_000, None, 60_000, None, 70_000]
-    assert "broke off after 70,000" in failure(cache)
+def test_a_client_that_gives_up_midway(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        "import sys; path = sys.argv[5] + '/hot-dog-not-hot-dog.zip'; open(path, 'w').write('12345')\n"
+        "open(path + '.kaggle-partial', 'w').write('{\"size\": 9}'); print('Connection broken'); exit(1)"
+    )
+    monkeypatch.setattr(kaggle_client, "CLIENT", script)
+    assert "the download broke off after 5 of 9 bytes; run again to go on" in failure(cache)
 
 
-@pytest.mark.usefixtures("signed_in")
 def test_a_full_disk(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.stalls, server.ends = True, [1000]
     usage = shutil.disk_usage(cache.parent)
-    with monkeypatch.context() as patched:
-        patched.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-        assert "the download needs 0.00 GB and" in failure(cache)
-
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(kaggle_client, "_demand_space", full)
-    assert "the disk is full" in failure(cache)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert "the download needs 0.00 GB and" in failure(cache)
 
 
-@pytest.mark.usefixtures("signed_in")
-def test_a_cache_that_is_a_file(server: Server, tmp_path: Path) -> None:
+def test_a_cache_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "data.cache=FOLDER" in failure(tmp_path / "file")
 
@@ -419,151 +364,34 @@ def test_names_that_are_none(name: str, cache: Path) -> None:
 
 
 def test_the_address_of_the_page_is_understood(cache: Path) -> None:
-    said = kaggle.available(f"https://www.kaggle.com/datasets/{NAME}/data", cache) or ""
-    assert f"did you mean {NAME}?" in said
+    message = kaggle.available(f"https://www.kaggle.com/datasets/{NAME}/data", cache) or ""
+    assert f"did you mean {NAME}?" in message
 
 
-def test_no_credentials(server: Server, cache: Path) -> None:
-    message = failure(cache)
-    assert "no Kaggle credentials" in message
-    assert "~/.kaggle/kaggle.json" in message
-    assert server.asked == []
-    assert kaggle.available(NAME, cache) == message
-
-
-def test_preflight_asks_nobody(server: Server, cache: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KAGGLE_API_TOKEN", "t")
-    assert kaggle.available(NAME, cache) is None
-    assert server.asked == []
-    kaggle.fetch(NAME, cache)
-    monkeypatch.delenv("KAGGLE_API_TOKEN")
-    assert kaggle.available(NAME, cache) is None  # it is there
-
-
-def put(path: Path, content: object, mode: int = 0o600) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    path.chmod(mode)
-    return path
-
-
-KEY = {"username": "file", "key": "k"}
-
-
-@pytest.mark.parametrize(
-    ("files", "variables", "expected"),
-    [
-        ({".kaggle/kaggle.json": KEY}, {}, basic("file", "k")),
-        ({".config/kaggle/kaggle.json": KEY}, {}, basic("file", "k")),
-        ({".kaggle/kaggle.json": KEY}, {"KAGGLE_KEY": "env"}, basic("file", "env")),
-        ({".kaggle/kaggle.json": "no json"}, {"KAGGLE_USERNAME": "e", "KAGGLE_KEY": "v"}, basic("e", "v")),
-        ({"elsewhere/kaggle.json": KEY}, {"KAGGLE_CONFIG_DIR": "elsewhere"}, basic("file", "k")),
-        ({".kaggle/kaggle.json": KEY}, {"KAGGLE_API_TOKEN": "t"}, "Bearer t"),
-        ({".kaggle/access_token": "t2\n"}, {}, "Bearer t2"),
-        (
-            {".kaggle/kaggle.json": {"path": "/x"}, ".kaggle/credentials.json": {"refresh_token": "r"}},
-            {},
-            "Bearer fresh",
-        ),
-        (
-            {
-                ".kaggle/credentials.json": {
-                    "refresh_token": "r",
-                    "access_token": "old",
-                    "access_token_expiration": "2999-01-01T00:00:00+00:00",
-                }
-            },
-            {},
-            "Bearer old",
-        ),
-    ],
+FETCH = (
+    "import sys, pathlib; from tl_research.data.kaggle import kaggle\n"
+    "print(kaggle.fetch(sys.argv[1], pathlib.Path(sys.argv[2])))\n"
+    "assert not {'tensorflow', 'keras', 'kaggle'} & set(sys.modules)"
 )
-def test_credentials_are_found_where_the_client_has_them(
-    files: dict[str, object],
-    variables: dict[str, str],
-    expected: str,
-    home: Path,
-    server: Server,
-    cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    for name, content in files.items():
-        put(home / name, content)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, str(home / value) if name == "KAGGLE_CONFIG_DIR" else value)
-    assert kaggle.available(NAME, cache) is None
-    kaggle.fetch(NAME, cache)
-    assert server.of(ASK)[0]["Authorization"] == expected
-    assert caplog.text == ""
 
 
-@pytest.mark.parametrize("name", ["kaggle.json", "access_token", "credentials.json"])
-def test_a_key_that_others_can_read(name: str, home: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = put(home / ".kaggle" / name, {**KEY, "refresh_token": "r"}, mode=0o644)
-    kaggle.available(NAME, cache)
-    assert [record.getMessage().split(": ")[1] for record in caplog.records] == [f"chmod 600 {path}"]
-
-
-def test_credentials_that_are_none(home: Path, cache: Path, server: Server) -> None:
-    path = put(home / ".kaggle" / "kaggle.json", "no json")
-    assert f"{path} is not a kaggle.json" in failure(cache)
-    put(path, {"username": "me", "key": "\u201ckey\u201d"})
-    assert f"no key has such characters as that in {path}" in failure(cache)
-    put(path, {})
-    put(home / ".kaggle" / "credentials.json", "{}")
-    assert "kaggle auth login" in failure(cache)
-    assert server.asked == []
-
-
-def test_the_stale_file_is_named(home: Path, cache: Path, server: Server) -> None:
-    server.status = 401
-    path = put(home / ".kaggle" / "access_token", "old")
-    assert f"does not accept the credentials in {path}" in failure(cache)
-
-
-def colab(monkeypatch: pytest.MonkeyPatch, upload: Any) -> None:
-    import importlib.machinery
-
-    module: Any = ModuleType("google.colab")
-    module.__spec__ = importlib.machinery.ModuleSpec("google.colab", None)
-    module.files = SimpleNamespace(upload=upload)
-    monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
-    monkeypatch.setitem(sys.modules, "google.colab", module)
-
-
-def test_in_colab_the_key_is_uploaded(home: Path, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    colab(monkeypatch, lambda: {"kaggle (1).json": json.dumps(KEY).encode()})
-    assert kaggle.available(NAME, cache) is None
-    kaggle.fetch(NAME, cache)
-    assert server.of(ASK)[0]["Authorization"] == basic("file", "k")
-    path = home / ".config" / "kaggle" / "kaggle.json"
-    assert json.loads(path.read_text()) == KEY
-    assert path.stat().st_mode & 0o777 == 0o600
-
-
-@pytest.mark.parametrize("upload", [dict, lambda: {"x": b"{}"}, lambda: None.kernel])  # type: ignore[attr-defined]
-def test_in_colab_without_an_upload(upload: Any, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    colab(monkeypatch, upload)
-    assert "no Kaggle credentials" in failure(cache)
-
-
-@pytest.mark.usefixtures("signed_in")
 def test_two_at_once_download_once(server: Server, cache: Path) -> None:
-    code = (
-        "import sys, pathlib; from kagglesdk import kaggle_env as e\n"
-        "e._env_to_endpoint[e.KaggleEnv.TEST] = sys.argv[1]\n"
-        "from tl_research.data.kaggle import kaggle; print(kaggle.fetch(sys.argv[2], pathlib.Path(sys.argv[3])))\n"
-        "assert not {'tensorflow', 'keras', 'kaggle'} & set(sys.modules)"
-    )
-    server.delay = 0.5  # so that the second comes while the first is at it
-    url = f"http://127.0.0.1:{server.server_port}"
-    command = [sys.executable, "-W", "error", "-c", code, url, NAME, str(cache)]
+    command = [sys.executable, "-W", "error", "-c", FETCH, NAME, str(cache)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate(timeout=60)[0].strip() for process in both] == [str(cache / "kaggle" / NAME)] * 2
     assert [process.returncode for process in both] == [0, 0]
-    assert server.paths() == [ASK, "/storage"]
+    assert server.paths() == [METADATA, DOWNLOAD, "/storage"]
     assert tree(cache / "kaggle" / NAME) == FILES
+
+
+def test_the_client_ends_when_the_program_is_killed(server: Server, cache: Path) -> None:
+    """Else it would write into the file that the next run continues."""
+    server.stalls, server.ends = True, [MIB + 500_000]
+    with subprocess.Popen([sys.executable, "-c", FETCH, NAME, str(cache)]) as process:
+        assert server.stalled.wait(60)
+        assert not server.hung_up.is_set()
+        process.kill()
+    assert server.hung_up.wait(60)
 
 
 def test_a_zip_fetched_by_hand(home: Path, cache: Path, server: Server) -> None:
@@ -578,7 +406,7 @@ def test_a_zip_fetched_by_hand(home: Path, cache: Path, server: Server) -> None:
     assert kaggle.available(NAME, cache, path) is None
     path.write_bytes(zipped({"a/1.jpg": b"1", "b/1.jpg": b"2"}))
     assert tree(kaggle.fetch(NAME, cache, path)) == {"a/1.jpg": b"1", "b/1.jpg": b"2"}
-    assert server.asked == []
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("content", [None, b"no zip"])
@@ -586,9 +414,9 @@ def test_a_zip_that_is_not_there(content: bytes | None, tmp_path: Path, cache: P
     path = tmp_path / "x.zip"
     if content:
         path.write_bytes(content)
-    said = kaggle.available(NAME, cache, path) or ""
-    assert said.startswith(f"data.archive={path}: ")
-    assert f"https://www.kaggle.com/datasets/{NAME}" in said
+    message = kaggle.available(NAME, cache, path) or ""
+    assert message.startswith(f"data.archive={path}: ")
+    assert f"https://www.kaggle.com/datasets/{NAME}" in message
     with pytest.raises(InputError, match=str(path)):
         kaggle.fetch(NAME, cache, path)
 
@@ -608,10 +436,8 @@ def grow(root: Path, *images: str) -> Path:
         (["x/y/Training/a/1.PNG", "x/notes.txt", ".hidden/train/a/1.jpg"], "x/y"),
         (["pets/cat/1.jpg", "pets/dog/1.jpg", "pets/readme.md"], "pets"),
         (["train/a/1.jpg", "test/a/1.jpg", "seefood/train/a/1.jpg"], "."),
-        (
-            ["x/train/1.jpg", "x/test/1.jpg", "x/y/cat/1.jpg", "x/y/dog/1.jpg"],
-            "x/y",
-        ),  # not classes, but unsorted splits
+        # x/train and x/test are no classes, but unsorted splits
+        (["x/train/1.jpg", "x/test/1.jpg", "x/y/cat/1.jpg", "x/y/dog/1.jpg"], "x/y"),
         (["a/1.txt", "b/1.txt", "c/cat/1.jpg", "c/dog/1.jpg"], "c"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Mixed batches: targets and pixels by the same shares, as a pure function of the batch and what it is drawn for."""
+"""Test that mixing uses the same shares for targets and pixels, and depends on batch and draw key only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tl_research.data.augment.augment import Augment
-from tl_research.data.augment.mixing import Mixed, mix
+from tl_research.data.augment.mixing import Mixed, mix_batch
 from tl_research.reports import figures
 
 few = settings(deadline=None, max_examples=60)
@@ -20,7 +20,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def batch(b: int, k: int, side: int, seed: int = 0) -> Mixed:
-    """Random pixels, and one-hot targets."""
+    """Draw random pixels and one-hot targets."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (b, side, side, 3), dtype=np.uint8)
     return pixels, np.eye(k, dtype=np.float32)[rng.integers(0, k, b)]
@@ -30,14 +30,12 @@ batches = st.builds(batch, st.integers(1, 9), st.integers(1, 5), st.integers(1, 
 
 
 def mixed(given: Mixed, seed: int, **alphas: float) -> Mixed:
-    return mix(*given, np.random.default_rng(seed), **{"mixup": 0.0, "cutmix": 0.0, **alphas})
+    return mix_batch(*given, np.random.default_rng(seed), **{"mixup": 0.0, "cutmix": 0.0, **alphas})
 
 
 @few
 @given(given_=batches, seed=seeds, mixup=alphas, cutmix=alphas)
-def test_targets_sum_to_one_and_pixels_lie_between_those_that_were_mixed(
-    given_: Mixed, seed: int, mixup: float, cutmix: float
-) -> None:
+def test_mixed_targets_sum_to_one_and_pixels_lie_between(given_: Mixed, seed: int, mixup: float, cutmix: float) -> None:
     if not mixup and not cutmix:
         return
     before = [array.copy() for array in given_]
@@ -55,7 +53,7 @@ def test_targets_sum_to_one_and_pixels_lie_between_those_that_were_mixed(
 @given(given_=st.builds(batch, st.integers(2, 9), st.just(9), st.integers(2, 12), seeds), seed=seeds)
 def test_blended_pixels_are_the_targets_mean_of_two_images(given_: Mixed, seed: int) -> None:
     images = given_[0]
-    targets = np.eye(9, dtype=np.float32)[: len(images)]  # who is who
+    targets = np.eye(9, dtype=np.float32)[: len(images)]  # one class per image
     pixels, shares = mixed((images, targets), seed, mixup=1.0)
     assert ((shares > 0).sum(1) <= 2).all()
     expected = np.tensordot(shares[:, : len(images)], images.astype(float), axes=1)
@@ -83,28 +81,28 @@ def test_shares_are_drawn_from_beta(kind: str, mean: float, spread: float) -> No
     uniform, rare = (
         np.array([mixed(given_, seed, **{kind: alpha})[1][0, 0] for seed in range(1500)]) for alpha in (1.0, 0.1)
     )
-    own = uniform[uniform < 1]  # a half of the permutations of two leaves everyone with itself
+    own = uniform[uniform < 1]  # half of the permutations of two are the identity
     assert 600 < len(own) < 900
-    assert abs(own.mean() - mean) < 0.06  # what a box loses beyond the edge is the image's own
+    assert abs(own.mean() - mean) < 0.06  # the clipped part of a box remains the image's own
     assert abs(own.std() - spread) < 0.05
     nearly_one = ((rare > 0.95) | (rare < 0.05)).mean()
     assert nearly_one > ((uniform > 0.95) | (uniform < 0.05)).mean() + 0.1, "a small alpha leaves most nearly pure"
 
 
-def test_of_both_a_coin_chooses_one() -> None:
+def test_with_both_methods_one_is_chosen_at_random() -> None:
     images = np.broadcast_to(np.array([0, 200], np.uint8)[:, None, None, None], (2, 16, 16, 3))
     cut = blended = 0
     for seed in range(300):
         values = set(mixed((images, np.eye(2, dtype=np.float32)), seed, mixup=1.0, cutmix=1.0)[0][0].ravel().tolist())
         cut += values == {0, 200}
         blended += len(values) == 1 and not values <= {0, 200}
-    assert 50 < cut < 100  # the other half was its own partner
+    assert 50 < cut < 100  # in the other half each is its own partner
     assert 50 < blended < 100
 
 
 @few
 @given(draw_key=st.tuples(seeds, st.integers(0, 50), st.integers(0, 50)), seed=seeds)
-def test_a_batch_is_mixed_by_recipe_seed_epoch_and_number_alone(draw_key: tuple[int, int, int], seed: int) -> None:
+def test_mixing_depends_on_recipe_seed_epoch_and_number_only(draw_key: tuple[int, int, int], seed: int) -> None:
     given_ = batch(7, 3, 8)
     recipe = Augment(mixup=0.2, cutmix=1.0, seed=seed)
     first = recipe.mix(*given_, draw_key)
@@ -114,7 +112,7 @@ def test_a_batch_is_mixed_by_recipe_seed_epoch_and_number_alone(draw_key: tuple[
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_every_seed_epoch_and_number_mixes_in_its_own_way() -> None:
+def test_every_seed_epoch_and_number_mixes_differently() -> None:
     given_ = batch(16, 16, 8)
     occasions = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 2, 1), (2, 1, 0)]
     found: list[Any] = [
@@ -130,7 +128,7 @@ def test_soft_targets_are_mixed_as_hard_ones(targets: np.ndarray) -> None:
     np.testing.assert_allclose(mixed((batch(4, 3, 2)[0], targets), 1, mixup=1.0)[1].sum(1), 1, atol=1e-5)
 
 
-def test_a_page_of_a_batch_names_the_classes_and_what_each_has_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_figure_of_a_batch_names_classes_and_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     titles: list[str] = []
     page = figures._page
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Drawn hot dogs told apart by the course of their sauce: even, repeatable, and no other sign of the class."""
+"""Test that sauce drawings are balanced and repeatable, and that nothing but the sauce reveals the class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def drawn(folder: Path, seed: int, processes: int) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.jpg"))}
 
 
-def test_the_recipe_draws_as_many_of_each_class_as_it_says() -> None:
+def test_the_recipe_draws_the_configured_numbers() -> None:
     sizes = [f"data.num_{split}={size}" for split, size in SIZES.items()]
     data = compose(["data=hot_dog_sauce", *sizes]).data.load()
     assert list(data.class_names) == list(COURSES)
@@ -30,18 +30,18 @@ def test_the_recipe_draws_as_many_of_each_class_as_it_says() -> None:
         assert np.bincount(data.labels[data.indices(split)]).tolist() == [size // 3] * 3
 
 
-def test_a_picture_depends_on_seed_split_class_and_number_alone(tmp_path: Path) -> None:
+def test_a_picture_depends_on_seed_split_class_and_number(tmp_path: Path) -> None:
     once, again = drawn(tmp_path / "a", 0, 1), drawn(tmp_path / "b", 0, 2)
     other = drawn(tmp_path / "c", 1, 2)
     assert once == again
     assert len(set(once.values()) | set(other.values())) == 24
 
 
-def test_names_tell_it_from_the_demo() -> None:
+def test_the_cache_name_differs_from_the_demos() -> None:
     assert demo.cache_name(SIZES, 0, demo.SAUCE) != demo.cache_name(SIZES, 0)
 
 
-def test_lines_cross_run_side_by_side_or_stand_alone() -> None:
+def test_lines_are_crossed_parallel_or_single() -> None:
     rng = np.random.default_rng(0)
     for name, lines in ((name, course(name, 1.0, 0.3, rng)) for name in COURSES for _ in range(20)):
         along = np.linspace(-0.99, 0.99, 500)
@@ -52,7 +52,7 @@ def test_lines_cross_run_side_by_side_or_stand_alone() -> None:
             assert (np.abs(np.diff(np.sign(apart))).sum() > 0) == (name == "crossed")
 
 
-def test_a_line_is_as_wide_as_it_is_said_to_be_also_where_it_leaves_the_picture() -> None:
+def test_a_line_has_its_width_also_at_the_pictures_edge() -> None:
     canvas = Canvas(np.zeros((60, 80, 3), np.float32), np.random.default_rng(0))
     patch = canvas.patch(70, 30, 0.3, 20, 1.5)
     along = np.linspace(-2, 2, 400)
@@ -62,7 +62,7 @@ def test_a_line_is_as_wide_as_it_is_said_to_be_also_where_it_leaves_the_picture(
 
 
 def looks(count: int, split: int) -> tuple[np.ndarray, np.ndarray]:
-    """Thumbnails and mean colours `(3 * count, 16 * 16 * 3 + 3)`, and the classes."""
+    """Draw thumbnails and mean colours `(3 * count, 16 * 16 * 3 + 3)`, with their classes."""
     rows = []
     for label, name in enumerate(COURSES):
         for number in range(count):
@@ -72,7 +72,7 @@ def looks(count: int, split: int) -> tuple[np.ndarray, np.ndarray]:
     return np.array(rows, np.float32), np.repeat(np.arange(len(COURSES)), count)
 
 
-def test_neither_colour_nor_layout_tells_the_class() -> None:
+def test_neither_colour_nor_layout_reveals_the_class() -> None:
     (features, labels), (judged, truth) = looks(9, split=0), looks(9, split=1)
     solution = solve(features, labels, LBFGS(), seed=0)
     assert np.mean((judged @ solution.kernel + solution.bias).argmax(1) == truth) < 0.55

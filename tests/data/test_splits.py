@@ -1,4 +1,4 @@
-"""What is held out: of each class its share, by the seed and by nothing else."""
+"""Test that splits take each class's share and depend on the seed only."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def held(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 @few
 @given(counts=counts_per_class, share=shares, seed=seeds, mix=st.integers(0, 9))
-def test_each_class_gives_its_share_and_keeps_the_rest(counts: list[int], share: float, seed: int, mix: int) -> None:
+def test_each_class_is_split_by_its_share(counts: list[int], share: float, seed: int, mix: int) -> None:
     labels = labels_of(counts, mix)
     indices = held(labels, share, seed)
     assert np.array_equal(indices, np.unique(indices)), "sorted, each once"
@@ -53,7 +53,7 @@ def test_each_class_gives_its_share_and_keeps_the_rest(counts: list[int], share:
 
 @few
 @given(extra=st.integers(1, 9), share=shares, seed=seeds, keep=st.integers(1, 5))
-def test_as_many_are_kept_as_the_next_split_needs(extra: int, share: float, seed: int, keep: int) -> None:
+def test_enough_images_are_left_for_the_next_split(extra: int, share: float, seed: int, keep: int) -> None:
     labels = labels_of([keep + extra, 30])
     indices = hold_out(labels, share, seed, names=["small", "large"], key="data.test", keep=keep)
     assert 1 <= np.sum(labels[indices] == 0) <= extra
@@ -61,7 +61,7 @@ def test_as_many_are_kept_as_the_next_split_needs(extra: int, share: float, seed
 
 @few
 @given(counts=counts_per_class, share=shares, seed=seeds)
-def test_it_is_a_pure_function_of_the_seed(counts: list[int], share: float, seed: int) -> None:
+def test_a_split_depends_on_the_seed_only(counts: list[int], share: float, seed: int) -> None:
     labels = labels_of(counts)
     before = labels.copy()
     first = held(labels, share, seed)
@@ -79,7 +79,7 @@ def test_seeds_hold_out_different_examples() -> None:
 
 @few
 @given(count=st.integers(4, 40), share=shares, seed=seeds)
-def test_a_small_class_gives_one_beside_a_large_one(count: int, share: float, seed: int) -> None:
+def test_a_small_class_has_one_image_held_out(count: int, share: float, seed: int) -> None:
     labels = labels_of([2, count])
     assert np.sum(labels[held(labels, share, seed)] == 0) == 1
 
@@ -99,9 +99,7 @@ def test_a_class_too_small_to_split_is_named(count: int, keep: int) -> None:
 
 @few
 @given(counts=st.lists(st.integers(5, 30), min_size=2, max_size=5), folds=st.integers(2, 5), seed=seeds)
-def test_over_all_folds_each_example_is_held_out_once_and_each_class_evenly(
-    counts: list[int], folds: int, seed: int
-) -> None:
+def test_each_example_is_held_out_once_over_all_folds(counts: list[int], folds: int, seed: int) -> None:
     labels, names = labels_of(counts), [str(i) for i in range(len(counts))]
     parts = [held_fold(labels, fold, folds, seed, names=names) for fold in range(folds)]
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
@@ -117,7 +115,7 @@ def test_a_class_with_fewer_images_than_folds_is_named() -> None:
 
 @few
 @given(counts=counts_per_class, small=st.floats(0.01, 1), large=st.floats(0.01, 1), seed=seeds)
-def test_a_smaller_part_lies_within_a_larger_one(counts: list[int], small: float, large: float, seed: int) -> None:
+def test_a_smaller_part_is_a_subset_of_a_larger_one(counts: list[int], small: float, large: float, seed: int) -> None:
     labels, names = labels_of(counts), [str(i) for i in range(len(counts))]
     small, large = sorted((small, large))
     parts = [subset(labels, fraction, None, seed, names=names) for fraction in (small, large)]
@@ -137,7 +135,7 @@ def test_a_class_with_too_few_for_per_class_is_named() -> None:
 
 @given(st.integers(0, 2**16), st.sampled_from([0.1, 0.2, 0.33, 0.5, 0.7]), st.integers(2, 5))
 @settings(max_examples=40, deadline=None)
-def test_a_group_is_never_on_both_sides(seed: int, share: float, folds: int) -> None:
+def test_a_group_is_never_divided(seed: int, share: float, folds: int) -> None:
     rng = np.random.default_rng(seed)
     groups = np.array([f"p{number}" for number in rng.integers(0, 40, 300)])
     labels = np.array([hash_of(group, 2) for group in groups])
@@ -163,7 +161,7 @@ def test_over_all_folds_each_group_is_held_out_once() -> None:
     assert sorted(np.concatenate(held).tolist()) == list(range(36))
 
 
-def test_groups_are_what_the_pattern_finds_in_the_path() -> None:
+def test_groups_are_matched_in_the_path() -> None:
     root = Path("/photos")
     paths = [root / "cat" / "p1_a.jpg", root / "dog" / "p1_b.jpg", root / "dog" / "p22_b.jpg"]
     assert groups_of(paths, root, r"p(\d+)_").tolist() == ["1", "1", "22"]
@@ -172,7 +170,7 @@ def test_groups_are_what_the_pattern_finds_in_the_path() -> None:
         groups_of(paths, root, "x")
 
 
-def test_too_few_groups_and_groups_on_both_sides_are_told() -> None:
+def test_too_few_groups_and_divided_groups_are_refused() -> None:
     labels, groups = np.array([0, 0, 1, 1]), np.array(["p", "p", "q", "r"])
     with pytest.raises(InputError, match=r"data\.test=0\.2: it takes 5 groups .* of class 'a', and there are 1"):
         hold_out_groups(labels, groups, 0.2, 0, names=("a", "b"), key="data.test")

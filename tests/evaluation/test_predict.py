@@ -1,4 +1,4 @@
-"""Answers for other images: same decode path, a bad file is a row with a reason, other classes are refused."""
+"""Predictions for other images: same decode path, a row with the error for a bad file, other classes refused."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(whole, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_answers_are_those_of_the_runs_own_predictions(run: Run) -> None:
+def test_predictions_equal_those_that_the_run_recorded(run: Run) -> None:
     with (run.directory / "predictions.csv").open() as file:
         recorded = {row["path"]: row for row in csv.DictReader(file)}
     header, rows = predict_images(run, [Path(path) for path in recorded])
     for row in rows:
-        found = dict(zip(header, row, strict=True))
-        known = recorded[found["path"]]
-        assert found["prediction"] == known["prediction"]
-        assert found["p_red"] == pytest.approx(float(known["p_red"]), abs=1e-4)
-        assert found["error"] == ""
+        predicted = dict(zip(header, row, strict=True))
+        known = recorded[predicted["path"]]
+        assert predicted["prediction"] == known["prediction"]
+        assert predicted["p_red"] == pytest.approx(float(known["p_red"]), abs=1e-4)
+        assert predicted["error"] == ""
 
 
 @pytest.mark.slow
-def test_a_bad_file_is_a_row_with_a_reason_and_the_others_are_answered(run: Run, colours: Path, tmp_path: Path) -> None:
+def test_a_bad_file_gets_a_row_with_its_error(run: Run, colours: Path, tmp_path: Path) -> None:
     bad = tmp_path / "notes.jpg"
     bad.write_text("no image")
     paths = [bad, colours / "test" / "red" / "000.jpg", tmp_path / "missing.png"]

@@ -1,4 +1,4 @@
-"""Whole runs in process, on tiny networks and generated images: what is written, what moves, what is equal."""
+"""Whole runs in process, on tiny networks and generated images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_frozen_run_writes_everything_and_only_the_head_has_learned(tmp_path: Path, colours: Path) -> None:
+def test_a_frozen_run_writes_all_files_and_trains_the_head(tmp_path: Path, colours: Path) -> None:
     done = run(tmp_path / "run", colours)
     assert {p.name for p in done.directory.iterdir()} == FILES | {"validation.csv"}
     assert done.status["state"] == "done"
@@ -55,35 +55,35 @@ def test_a_frozen_run_writes_everything_and_only_the_head_has_learned(tmp_path: 
         np.testing.assert_array_equal(before, after)
 
 
-def test_finetuning_moves_the_unfrozen_blocks_and_no_statistics(tmp_path: Path, colours: Path) -> None:
+def test_finetuning_changes_unfrozen_blocks_but_no_statistics(tmp_path: Path, colours: Path) -> None:
     done = run(tmp_path / "run", colours, "transfer=finetune", "transfer.backbone.epochs=2", "callbacks=none",
                "transfer.backbone.learning_rate=1e-3")  # fmt: skip
     before = compose(["backbone=tiny", "backbone.image_size=32"]).backbone.build()
     after = done.model().get_layer("backbone")
-    moved = {
+    changed = {
         variable.path: not np.array_equal(a, b)
         for variable, a, b in zip(before.weights, before.get_weights(), after.get_weights(), strict=True)
     }
-    assert moved.pop("block2_conv/kernel")
-    assert moved.pop("block3_conv/kernel")
-    assert not moved["block1_conv/kernel"]
-    assert not any(changed for path, changed in moved.items() if "_bn/" in path)
+    assert changed["block2_conv/kernel"]
+    assert changed["block3_conv/kernel"]
+    assert not changed["block1_conv/kernel"]
+    assert not any(is_changed for path, is_changed in changed.items() if "_bn/" in path)
     stages = [row["stage"] for row in table(done.directory / "history.csv")]
     assert stages == ["head", "backbone", "backbone"]
     assert [int(row["epoch"]) for row in table(done.directory / "history.csv")] == [0, 1, 2]
 
 
-def test_predictions_are_the_saved_models_answers_and_metrics_follow_from_them(tmp_path: Path, colours: Path) -> None:
+def test_predictions_agree_with_saved_model_and_metrics(tmp_path: Path, colours: Path) -> None:
     done = run(tmp_path / "run", colours)
     rows = table(done.directory / "predictions.csv")
     assert {row["split"] for row in rows} == {"val", "test"}
     data = compose(["data=folder", f"data.root={colours}"]).data.load()
     model, names = done.model(), done.class_names()
-    place = {str(path): i for i, path in enumerate(data.paths)}
-    pixels = np.stack([data.pixels(place[row["path"]], 32) for row in rows]).astype(np.float32)
+    index = {str(path): i for i, path in enumerate(data.paths)}
+    pixels = np.stack([data.pixels(index[row["path"]], 32) for row in rows]).astype(np.float32)
     logits = np.asarray(model(pixels, training=False), np.float64)
-    told = np.log([[float(row[f"p_{name}"]) for name in names] for row in rows])
-    assert np.abs((logits - logits.mean(1, keepdims=True)) - (told - told.mean(1, keepdims=True))).max() < 1e-3
+    recorded = np.log([[float(row[f"p_{name}"]) for name in names] for row in rows])
+    assert np.abs((logits - logits.mean(1, keepdims=True)) - (recorded - recorded.mean(1, keepdims=True))).max() < 1e-3
     test = [row for row in rows if row["split"] == "test"]
     assert np.mean([row["label"] == row["prediction"] for row in test]) == done.metrics["test_accuracy"]
     held_out = table(done.directory / "validation.csv")
@@ -91,9 +91,7 @@ def test_predictions_are_the_saved_models_answers_and_metrics_follow_from_them(t
 
 
 @pytest.mark.parametrize("transfer", ["frozen", pytest.param("finetune", marks=pytest.mark.slow)])
-def test_the_same_seed_gives_the_same_digits_also_after_another_run(
-    tmp_path: Path, colours: Path, transfer: str
-) -> None:
+def test_equal_seeds_give_equal_digits_after_another_run(tmp_path: Path, colours: Path, transfer: str) -> None:
     short = ["transfer.backbone.epochs=2"] if transfer == "finetune" else []
     options = [f"transfer={transfer}", *short, "deterministic=true"]
     first = run(tmp_path / "a", colours, *options)
@@ -108,7 +106,7 @@ def test_the_same_seed_gives_the_same_digits_also_after_another_run(
         assert rows[0] == rows[1]
 
 
-def test_each_image_passes_the_frozen_backbone_once_however_many_epochs(
+def test_each_image_passes_the_frozen_backbone_once(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[int] = []
@@ -116,17 +114,17 @@ def test_each_image_passes_the_frozen_backbone_once_however_many_epochs(
     monkeypatch.setattr(DataModule, "pixels", lambda self, i, s: (decoded.append(i), pixels(self, i, s))[1])
     run(tmp_path / "run", colours, "optimizer=adam", "transfer.head.epochs=7", "callbacks=none")
     assert sorted(decoded[:36]) == list(range(36))
-    assert len(decoded) == 36 + 12  # the rest are the pictures shown at the end
+    assert len(decoded) == 36 + 12  # the rest are shown at the end
 
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes that do not differ: whoever learns them by heart gets worse on the rest."""
+    """Two classes that do not differ, so that training overfits."""
     return draw_noise(tmp_path_factory.mktemp("noise"), ("train", "val", "test"), 10)
 
 
 @pytest.mark.slow
-def test_early_stopping_ends_on_the_best_epoch_whichever_way_a_stage_ends(tmp_path: Path, noise: Path) -> None:
+def test_a_stage_ends_on_its_best_epoch_stopped_early_or_not(tmp_path: Path, noise: Path) -> None:
     options = ["head=mlp", "head.dropout=0", "optimizer.learning_rate=0.03", "callbacks.early_stopping.patience=3"]
     done = run(tmp_path / "run", noise, *options, "transfer.head.epochs=60")
     rows = table(done.directory / "history.csv")
@@ -135,14 +133,14 @@ def test_early_stopping_ends_on_the_best_epoch_whichever_way_a_stage_ends(tmp_pa
     assert int(np.argmin(losses)) == len(rows) - 4
     assert done.metrics["best_epoch"] == int(np.argmin(losses))
     assert done.metrics["val_loss"] == pytest.approx(min(losses), rel=1e-4)
-    epochs = len(rows) - 1  # one epoch sooner than patience would end it
+    epochs = len(rows) - 1  # one less than early stopping's
     full = run(tmp_path / "full", noise, *options, f"transfer.head.epochs={epochs}")
     losses = [float(row["val_loss"]) for row in table(full.directory / "history.csv")]
     assert len(losses) == epochs
     assert full.metrics["val_loss"] == pytest.approx(min(losses), rel=1e-4)
 
 
-def test_a_run_whose_backbone_stage_made_it_worse_ends_as_a_frozen_one(tmp_path: Path, noise: Path) -> None:
+def test_a_run_that_finetuning_makes_worse_ends_as_frozen(tmp_path: Path, noise: Path) -> None:
     quick = ["optimizer.folds=2", "optimizer.max_iterations=30"]
     options = ["transfer=finetune", "transfer.backbone.epochs=1", "transfer.backbone.learning_rate=1"]
     done, frozen = run(tmp_path / "run", noise, *quick, *options), run(tmp_path / "frozen", noise, *quick)
@@ -156,7 +154,7 @@ def test_a_run_whose_backbone_stage_made_it_worse_ends_as_a_frozen_one(tmp_path:
 
 
 @pytest.mark.slow
-def test_a_head_that_a_later_stage_improves_has_not_seen_the_validation_images(tmp_path: Path, colours: Path) -> None:
+def test_a_head_before_a_better_stage_sees_no_validation(tmp_path: Path, colours: Path) -> None:
     done = run(tmp_path / "run", colours, "transfer=finetune", "transfer.backbone.epochs=1")
     assert done.metrics["best_stage"] == "backbone"
     assert not (done.directory / "validation.csv").exists()
@@ -165,7 +163,7 @@ def test_a_head_that_a_later_stage_improves_has_not_seen_the_validation_images(t
 
 
 @pytest.mark.slow
-def test_scratch_starts_from_random_weights_whatever_the_config_says(tmp_path: Path, colours: Path) -> None:
+def test_scratch_starts_from_random_weights(tmp_path: Path, colours: Path) -> None:
     source = compose(["backbone=tiny", "backbone.image_size=32", "backbone.seed=9"]).backbone.build()
     source.save(tmp_path / "trained.keras")
     experiment = compose(["backbone=tiny", "transfer=scratch", f"backbone.weights={tmp_path / 'trained.keras'}"])
@@ -174,7 +172,7 @@ def test_scratch_starts_from_random_weights_whatever_the_config_says(tmp_path: P
     done = run(tmp_path / "run", colours, "transfer=scratch", "transfer.all.epochs=1")
     before = compose(["backbone=tiny", "backbone.image_size=32"]).backbone.build()
     for a, b in zip(before.get_weights(), done.model().get_layer("backbone").get_weights(), strict=True):
-        assert not np.array_equal(a, b)  # batch norm's statistics, too: random weights have none worth keeping
+        assert not np.array_equal(a, b)  # including batch norm statistics
     assert [row["stage"] for row in table(done.directory / "history.csv")] == ["all"]
 
 
@@ -220,7 +218,7 @@ def test_a_full_disk_leaves_no_half_written_model(
     assert "No space left" in Run.open(tmp_path / "run").status["reason"]
 
 
-def test_a_second_run_in_one_directory_is_refused_and_the_first_stays(tmp_path: Path, colours: Path) -> None:
+def test_a_second_run_in_one_directory_is_refused(tmp_path: Path, colours: Path) -> None:
     first = run(tmp_path / "run", colours)
     metrics = (first.directory / "metrics.json").read_bytes()
     with pytest.raises(InputError, match="there is a run in it already"):
@@ -235,7 +233,7 @@ def test_defaults_on_the_photographs(tmp_path: Path, photos: Path) -> None:
 
 
 @pytest.mark.slow
-def test_five_seeds_on_the_photographs_reach_what_is_promised(tmp_path: Path, photos: Path) -> None:
+def test_five_seeds_on_the_photographs_reach_94_percent(tmp_path: Path, photos: Path) -> None:
     accuracies = [
         compose(["data=folder", f"data.root={photos}", f"seed={seed}"])
         .run(tmp_path / str(seed))
@@ -245,49 +243,10 @@ def test_five_seeds_on_the_photographs_reach_what_is_promised(tmp_path: Path, ph
     assert np.mean(accuracies) >= 0.94
 
 
-@pytest.mark.parametrize(
-    ("wrong", "told"),
-    [
-        (["transfer=finetune", "features.views=4"], "features.views are of .* data.augment.mixup or cutmix .*=null"),
-        (
-            ["optimizer=adam", "features.views=2", "data/augment=none", "data.augment.mixup=1"],
-            "give features.views=null",
-        ),
-        ([], "transfer.head would never see, .*; add optimizer=adam head=linear$"),
-        (["head=knn"], "transfer.head would never see, .*; add optimizer=adam head=linear$"),
-        (["transfer=finetune", "trainer.batch_size=1"], "trainer.batch_size=1 leaves .*mixup or cutmix nothing"),
-        (
-            ["optimizer=adam", "features.test_views=2", "data/augment=none", "data.augment.cutmix=1"],
-            "views would be equal",
-        ),
-    ],
-    ids=range(6),
-)
-def test_mixing_that_no_stage_would_do_is_refused_in_one_line(wrong: list[str], told: str) -> None:
-    with pytest.raises(InputError, match=told) as refused:
-        compose(["backbone=tiny", "data/augment=strong", *wrong])
-    assert "\n" not in str(refused.value)
-
-
-def test_mixing_that_some_stage_does_is_accepted() -> None:
-    for able in (
-        ["transfer=finetune"],
-        ["optimizer=adam"],
-        ["transfer=scratch"],
-        ["transfer=lp_ft", "features.test_views=2"],
-    ):
-        assert compose(["backbone=tiny", "data/augment=strong", *able]).data.augment.mixes
-
-
-def test_keys_that_change_nothing_are_told(tmp_path: Path, colours: Path, caplog: pytest.LogCaptureFixture) -> None:
-    told = "trainer.ema changes nothing: the head is computed at once, and no stage has epochs"
+def test_keys_without_effect_are_warned_of(tmp_path: Path, colours: Path, caplog: pytest.LogCaptureFixture) -> None:
+    warning = "trainer.ema changes nothing: the head is computed at once, and no stage has epochs"
     run(tmp_path / "solved", colours, "trainer.ema=0.9", "callbacks=none", "optimizer.folds=2")
-    assert [record.getMessage() for record in caplog.records if "nothing" in record.getMessage()] == [told]
+    assert [record.getMessage() for record in caplog.records if "nothing" in record.getMessage()] == [warning]
     caplog.clear()
     run(tmp_path / "trained", colours, "trainer.ema=0.9", "callbacks=none", "optimizer=adam", "transfer.head.epochs=1")
     assert not [record for record in caplog.records if "nothing" in record.getMessage()]
-
-
-def test_a_backbone_is_not_solved_in_one_line() -> None:
-    with pytest.raises(InputError, match=r"^transfer\.backbone\.optimizer: lbfgs solves heads, and this stage trains"):
-        compose(["backbone=tiny", "transfer=finetune", "+optimizer@transfer.backbone.optimizer=lbfgs"])

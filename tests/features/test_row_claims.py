@@ -1,4 +1,4 @@
-"""Many processes that fill one store: each row is computed once, by one of them, and all of them have all rows."""
+"""Processes that fill one store together: each row is computed once, and every process gets all rows."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ from tests.features.test_store import ABOUT, digests_of, fill, flipped, found_in
 from tl_research.features import row_claims as claims_module
 from tl_research.features import shared_fill
 from tl_research.features import store as feature_store
-from tl_research.features.engines import BATCH
+from tl_research.features.engines import BATCH, Engine
 from tl_research.features.row_claims import RowClaims
+from tl_research.features.row_source import RowSource
 from tl_research.features.shared_fill import SharedFill
 from tl_research.features.store import FeatureStore
 from tl_research.features.table import Features, FeatureTable
@@ -50,8 +51,8 @@ class Images:
 
 
 class Filler:
-    """A table of features with a store of its own on the common folder, as a process of its own has; its engine gives
-    the row that belongs to a number, and counts."""
+    """A feature table with its own store object on the shared folder, as in a process of its own; the engine returns
+    the row of a number, and counts its calls."""
 
     def __init__(self, root: Path | None, numbers: list[int], seconds: float = 0.0, threads: int = 1):
         self.computed: Counter[int] = Counter()
@@ -63,8 +64,12 @@ class Filler:
         network: Any = SimpleNamespace(output_shape=(None, 3), input_shape=(None, 1, 1, 3))
         data: Any = Images(numbers)
         self.table = FeatureTable(network, data, Features(), "auto", threads)
-        self.table.store = self.store
-        self.table._built = self.engine
+        self.put(self.engine)
+
+    def put(self, engine: Engine) -> None:
+        """Give the table this engine and the store of the process."""
+        data: Any = self.table.data
+        self.table.source = RowSource(self.store, engine, data, 1, self.table.row, self.table.threads)
 
     def engine(self, pixels: np.ndarray) -> np.ndarray:
         time.sleep(self.seconds)
@@ -78,26 +83,26 @@ class Filler:
         self.rows = self.table.get(np.arange(len(self.numbers)))
 
     def has_all(self) -> None:
-        assert self.rows is not None, "it has not ended"
+        assert self.rows is not None, "the thread has not ended"
         np.testing.assert_array_equal(self.rows, rows_of(self.numbers))
 
 
 def together(fillers: list[Filler], seconds: float = 20) -> None:
-    """Runs them at once, each in a thread; none may take longer than so many seconds."""
+    """Run fillers at once, each in a thread; none may take longer than `seconds`."""
     threads = [threading.Thread(target=filler.run, daemon=True) for filler in fillers]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + seconds
     for thread in threads:
         thread.join(max(deadline - time.monotonic(), 0))
-    assert not any(thread.is_alive() for thread in threads), "they wait for each other for ever"
+    assert not any(thread.is_alive() for thread in threads), "deadlock"
     for filler in fillers:
         filler.has_all()
 
 
 def once_each(fillers: list[Filler], numbers: list[int]) -> None:
     computed = sum((filler.computed for filler in fillers), Counter[int]())
-    computed[0] = min(computed[0], 1)  # what a batch is padded with, too
+    computed[0] = min(computed[0], 1)  # the padding of a batch, too
     assert computed == Counter(numbers)
 
 
@@ -105,10 +110,10 @@ def leftovers(root: Path) -> list[Path]:
     return list(root.glob("*/*.claims"))
 
 
-# Together
+# Several processes
 
 
-def test_each_row_is_computed_once_by_however_many(tmp_path: Path) -> None:
+def test_any_number_of_processes_computes_each_row_once(tmp_path: Path) -> None:
     numbers = list(range(20 * BATCH + 5))
     fillers = [Filler(tmp_path, numbers, seconds=0.01, threads=threads) for threads in (1, 2, 1, 3)]
     together(fillers)
@@ -119,14 +124,14 @@ def test_each_row_is_computed_once_by_however_many(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
-def test_those_who_want_different_rows_share_what_both_want(tmp_path: Path) -> None:
+def test_processes_share_the_rows_that_both_need(tmp_path: Path) -> None:
     spans = [range(0, 200), range(100, 300), range(250, 120, -1)]
     fillers = [Filler(tmp_path, list(span), seconds=0.01) for span in spans]
     together(fillers)
     once_each(fillers, list(range(300)))
 
 
-def test_one_that_comes_later_computes_nothing_that_is_there(tmp_path: Path) -> None:
+def test_a_later_process_computes_only_missing_rows(tmp_path: Path) -> None:
     fill(tmp_path, range(50))
     late = Filler(tmp_path, list(range(100)))
     late.run()
@@ -139,7 +144,7 @@ CHILD = "import sys; from tests.features.test_row_claims import child; child(*sy
 
 
 def child(root: str, count: str, seconds: str) -> None:
-    """A process that fills, and tells what it has computed."""
+    """Fill the store in a process of its own, and print the computed numbers."""
     filler = Filler(Path(root), list(range(int(count))), float(seconds), threads=2)
     print("ready", flush=True)  # noqa: T201
     sys.stdin.readline()
@@ -175,31 +180,29 @@ def ready(*processes: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-def test_each_row_is_computed_once_by_four_processes(
-    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
-) -> None:
+def test_four_processes_compute_each_row_once(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     count = 15 * BATCH + 3
     processes = [start(count) for _ in range(4)]
     ready(*processes)
     answers = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4
-    told = [(json.loads(answer.rpartition(" ")[0]), int(answer.rpartition(" ")[2])) for answer in answers]
-    assert Counter(n for numbers, _ in told for n in numbers if n) == Counter(range(1, count))
-    assert sum(computed for _, computed in told) == count
+    results = [(json.loads(answer.rpartition(" ")[0]), int(answer.rpartition(" ")[2])) for answer in answers]
+    assert Counter(n for numbers, _ in results for n in numbers if n) == Counter(range(1, count))
+    assert sum(computed for _, computed in results) == count
     assert leftovers(tmp_path) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_one_that_is_killed_half_way_leaves_its_rows_to_others(
+def test_a_killed_process_leaves_its_rows_to_others(
     tmp_path: Path, start: Callable[..., subprocess.Popen[str]], number: int
 ) -> None:
     numbers = list(range(12 * BATCH))
     process = start(len(numbers), 0.1)
     ready(process)
     deadline = time.monotonic() + 30
-    while not (held := found_in(FeatureStore(tmp_path, ABOUT, row_type()), numbers)) and time.monotonic() < deadline:
+    while not (stored := found_in(FeatureStore(tmp_path, ABOUT, row_type()), numbers)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert held
+    assert stored
     others = [Filler(tmp_path, numbers, 0.1) for _ in range(2)]
     threading.Timer(0.15, process.send_signal, [number]).start()
     together(others)
@@ -207,12 +210,12 @@ def test_one_that_is_killed_half_way_leaves_its_rows_to_others(
     assert process.returncode == -number
     there = FeatureStore(tmp_path, ABOUT, row_type())
     assert found_in(there, numbers) == numbers
-    entries = sum(len(shard.entries) for shard in there._shards)
+    entries = sum(len(shard.entries) for shard in there.shards)
     assert entries == len(numbers), "no row is in the store twice"
     assert leftovers(tmp_path) == []
 
 
-def test_one_that_ends_with_an_error_leaves_its_rows_to_others(tmp_path: Path) -> None:
+def test_a_failed_process_leaves_its_rows_to_others(tmp_path: Path) -> None:
     broken, other = (Filler(tmp_path, list(range(6 * BATCH)), 0.02) for _ in range(2))
 
     def engine(pixels: np.ndarray) -> np.ndarray:
@@ -221,7 +224,7 @@ def test_one_that_ends_with_an_error_leaves_its_rows_to_others(tmp_path: Path) -
         raise RuntimeError("the engine broke")
 
     go_on = threading.Event()
-    broken.table._built = engine
+    broken.put(engine)
 
     def run() -> None:
         with pytest.raises(RuntimeError, match="the engine broke"):
@@ -236,7 +239,7 @@ def test_one_that_ends_with_an_error_leaves_its_rows_to_others(tmp_path: Path) -
     assert leftovers(tmp_path) == []
 
 
-# What cannot be had from others is computed
+# Without a store, locks or room
 
 
 def test_without_a_store_all_is_computed(tmp_path: Path) -> None:
@@ -246,7 +249,7 @@ def test_without_a_store_all_is_computed(tmp_path: Path) -> None:
     once_each([filler], filler.numbers)
 
 
-def test_where_nothing_can_be_written_all_is_computed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_write_permission_all_is_computed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     fillers = [Filler(tmp_path / "file", list(range(3 * BATCH + 1))) for _ in range(2)]
     together(fillers)
@@ -258,7 +261,7 @@ def test_where_nothing_can_be_written_all_is_computed(tmp_path: Path, caplog: py
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
-def test_where_there_are_no_locks_all_is_computed(
+def test_without_file_locks_all_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
     def flock(*_: object) -> None:
@@ -282,14 +285,14 @@ def test_damaged_rows_are_computed(tmp_path: Path) -> None:
     once_each(fillers, [0, 3, 40])
 
 
-def test_rows_that_a_living_process_stored_and_that_were_damaged_since_are_computed_when_it_ends(
+def test_damaged_rows_of_a_living_process_wait_for_its_end(
     tmp_path: Path,
 ) -> None:
-    """The claim on them holds until then."""
+    """The process holds its claim on them until then."""
     numbers = list(range(2 * BATCH))
     store = FeatureStore(tmp_path, ABOUT, row_type())
     claims = RowClaims(store.folder)
-    claims.take(len(numbers), lambda _: digests_of(numbers))
+    claim(claims, numbers, len(numbers))
     put(store, numbers)
     store.close()
     (rows,) = store.folder.glob("*.rows")
@@ -301,114 +304,111 @@ def test_rows_that_a_living_process_stored_and_that_were_damaged_since_are_compu
 
 
 @pytest.mark.parametrize("who", ["both", "one"])
-def test_those_whose_disk_is_full_do_not_wait_for_each_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str
-) -> None:
-    """Claims are a few bytes for which there may be room where there is none for rows."""
+def test_processes_with_a_full_disk_do_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+    """There may be room for claims, which are a few bytes, but not for rows."""
     fillers = [Filler(tmp_path, list(range(4 * BATCH)), 0.05) for _ in range(2)]
-    append = feature_store._Writer.append
+    append = feature_store.ShardWriter.append
 
-    def full(self: feature_store._Writer, *arguments: np.ndarray) -> None:
-        if who == "both" or (fillers[0].store is not None and self is fillers[0].store._writer):
+    def full(self: feature_store.ShardWriter, *arguments: np.ndarray) -> None:
+        if who == "both" or (fillers[0].store is not None and self is fillers[0].store.writer):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         append(self, *arguments)
 
-    monkeypatch.setattr(feature_store._Writer, "append", full)
+    monkeypatch.setattr(feature_store.ShardWriter, "append", full)
     together(fillers, seconds=5)
 
 
-def test_a_disk_without_room_for_claims_keeps_nobody_from_computing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_are_computed_without_room_for_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: RowClaims, digests: np.ndarray) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(RowClaims, "_note", full)
+    monkeypatch.setattr(RowClaims, "note", full)
     fillers = [Filler(tmp_path, list(range(3 * BATCH))) for _ in range(2)]
     together(fillers)
 
 
-# Claims by themselves
+# Claims alone
 
 
-def wanting(numbers: list[int], looks: list[bool] | None = None) -> Callable[[bool], np.ndarray]:
-    def look(changed: bool) -> np.ndarray:
-        if looks is not None:
-            looks.append(changed)
-        return digests_of(numbers)
+def claim(claims: RowClaims, numbers: list[int], count: int, looks: list[bool] | None = None) -> list[int]:
+    """Claim rows as a fill does; `looks` records whether it had to read the store first."""
+    positions = claims.take(digests_of(numbers), count)
+    if looks is not None:
+        looks.append(positions is None)
+    while positions is None:
+        positions = claims.take(digests_of(numbers), count)
+    return positions.tolist()
 
-    return look
 
-
-def test_what_one_has_claimed_another_does_not_get_while_it_lives(tmp_path: Path) -> None:
+def test_a_claim_excludes_others_while_its_process_lives(tmp_path: Path) -> None:
     first, second = RowClaims(tmp_path), RowClaims(tmp_path)
-    assert first.take(3, wanting([0, 1, 2, 3, 4])).tolist() == [0, 1, 2]
-    assert second.take(3, wanting([4, 3, 2, 1, 0])).tolist() == [0, 1]
-    assert second.take(3, wanting([0, 1, 2])).tolist() == []
+    assert claim(first, [0, 1, 2, 3, 4], 3) == [0, 1, 2]
+    assert claim(second, [4, 3, 2, 1, 0], 3) == [0, 1]
+    assert claim(second, [0, 1, 2], 3) == []
     first.close()
-    assert second.take(3, wanting([0, 1, 2])).tolist() == [0, 1, 2]
+    assert claim(second, [0, 1, 2], 3) == [0, 1, 2]
 
 
-def test_one_may_claim_again_what_it_has_claimed(tmp_path: Path) -> None:
+def test_a_process_may_repeat_its_own_claim(tmp_path: Path) -> None:
     claims = RowClaims(tmp_path)
-    assert claims.take(2, wanting([0, 1])).tolist() == [0, 1]
-    assert claims.take(2, wanting([1, 2, 3])).tolist() == [0, 1]
+    assert claim(claims, [0, 1], 2) == [0, 1]
+    assert claim(claims, [1, 2, 3], 2) == [0, 1]
 
 
 @pytest.mark.parametrize("ends", ["closes", "is killed"])
-def test_one_that_came_and_went_between_two_looks_is_noticed(tmp_path: Path, ends: str) -> None:
-    ours, theirs = RowClaims(tmp_path), RowClaims(tmp_path)
+def test_a_process_that_ended_between_two_claims_is_noticed(tmp_path: Path, ends: str) -> None:
+    first, second = RowClaims(tmp_path), RowClaims(tmp_path)
     looks: list[bool] = []
-    ours.take(1, wanting([0], looks))
-    ours.take(1, wanting([1], looks))
-    assert looks == [True, False], "the first time all is new"
-    theirs.take(1, wanting([2]))
-    ours.take(1, wanting([3], looks))
-    assert looks[-1] is False, "who is at work has left nothing yet"
+    claim(first, [0], 1, looks)
+    claim(first, [1], 1, looks)
+    assert looks == [True, False], "the first claim always reads the store"
+    claim(second, [2], 1)
+    claim(first, [3], 1, looks)
+    assert looks[-1] is False, "a running process has left nothing yet"
     if ends == "closes":
-        theirs.close()
+        second.close()
     else:
-        assert theirs._lock is not None
-        theirs._lock.close()
-    ours.take(1, wanting([4], looks))
-    ours.take(1, wanting([5], looks))
+        assert second.lock is not None
+        second.lock.close()
+    claim(first, [4], 1, looks)
+    claim(first, [5], 1, looks)
     assert looks[-2:] == [True, False]
 
 
-def test_a_death_that_one_has_noticed_the_others_notice_too(tmp_path: Path) -> None:
-    ours, dead, third = (RowClaims(tmp_path) for _ in range(3))
+def test_every_process_notices_a_dead_one(tmp_path: Path) -> None:
+    first, dead, third = (RowClaims(tmp_path) for _ in range(3))
     looks: list[bool] = []
-    ours.take(1, wanting([0], looks))
-    dead.take(1, wanting([1]))
-    assert dead._lock is not None
-    dead._lock.close()
-    third.take(1, wanting([2]))
-    assert len(list(tmp_path.glob("*.claims"))) == 2, "the dead is buried"
-    ours.take(1, wanting([3], looks))
+    claim(first, [0], 1, looks)
+    claim(dead, [1], 1)
+    assert dead.lock is not None
+    dead.lock.close()
+    claim(third, [2], 1)
+    assert len(list(tmp_path.glob("*.claims"))) == 2, "the claims of the dead process are removed"
+    claim(first, [3], 1, looks)
     assert looks == [True, True]
 
 
-def test_a_claim_that_is_half_written_counts_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_a_partly_written_claim_counts_for_its_whole_entries(tmp_path: Path) -> None:
     first, second = RowClaims(tmp_path), RowClaims(tmp_path)
-    first.take(2, wanting([0, 1]))
-    with first._path.open("r+b") as file:
+    claim(first, [0, 1], 2)
+    with first.path.open("r+b") as file:
         file.truncate(12)
-    assert second.take(5, wanting([0, 1, 2])).tolist() == [1, 2]
+    assert claim(second, [0, 1, 2], 5) == [1, 2]
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"-3", b"\xff\xfe", b"12\n"])
-def test_a_damaged_count_of_the_dead_keeps_nobody_from_claiming(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_count_does_not_prevent_claims(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "claims.lock").write_bytes(content)
     first, second = RowClaims(tmp_path), RowClaims(tmp_path)
     looks: list[bool] = []
-    assert first.take(1, wanting([0, 1], looks)).tolist() == [0]
-    assert second.take(2, wanting([0, 1])).tolist() == [1]
+    assert claim(first, [0, 1], 1, looks) == [0]
+    assert claim(second, [0, 1], 2) == [1]
     second.close()
-    first.take(1, wanting([0], looks))
+    claim(first, [0], 1, looks)
     assert looks == [True, True]
 
 
-def test_those_who_claimed_nothing_leave_nothing(tmp_path: Path) -> None:
+def test_unused_claims_leave_no_files(tmp_path: Path) -> None:
     claims = RowClaims(tmp_path / "store")
     claims.close()
     claims.close()
@@ -419,7 +419,7 @@ def test_those_who_claimed_nothing_leave_nothing(tmp_path: Path) -> None:
 
 
 class Process:
-    """What a process does to a store, one step at a time."""
+    """A process that fills a store step by step."""
 
     def __init__(self, root: Path, numbers: list[int]):
         self.numbers = numbers
@@ -427,43 +427,41 @@ class Process:
         rows = np.full((len(numbers), 3), np.nan, np.float32)
         digests = digests_of(numbers)
         found = self.store.read(digests, rows)
-        self.filling = SharedFill(self.store, digests, rows, np.flatnonzero(~found), lambda _: None)
-        self.batches = self.filling.batches()
+        self.fill = SharedFill(self.store, digests, rows, np.flatnonzero(~found), lambda _: None)
+        self.batches = self.fill.batches()
         self.taken: list[np.ndarray] = []
         self.computed: list[int] = []
 
     @property
     def promised(self) -> set[int]:
-        """What it has taken and not stored yet."""
-        return {self.numbers[place] for places in self.taken for place in places}
+        """The rows that it has claimed and not stored yet."""
+        return {self.numbers[position] for positions in self.taken for position in positions}
 
     def take(self) -> None:
-        places = next(self.batches, None)
-        if places is None:
-            self.filling.wait()
-            self.batches = self.filling.batches()
+        positions = next(self.batches, None)
+        if positions is None:
+            self.fill.wait()
+            self.batches = self.fill.batches()
         else:
-            self.taken.append(places)
-            self.computed += [self.numbers[place] for place in places]
+            self.taken.append(positions)
+            self.computed += [self.numbers[position] for position in positions]
 
     def put(self) -> None:
         if self.taken:
-            places = self.taken.pop(0)
-            values = rows_of([self.numbers[place] for place in places])
-            self.filling.rows[places] = values
-            self.store.append(self.filling.digests[places], values)
+            positions = self.taken.pop(0)
+            self.fill.put(positions, rows_of([self.numbers[position] for position in positions]))
 
     @property
     def done(self) -> bool:
-        return not self.taken and not len(self.filling.left)
+        return not self.taken and not len(self.fill.left)
 
     def end(self) -> None:
-        self.filling.__exit__(None, None, None)
+        self.fill.__exit__(None, None, None)
         self.store.close()
 
     def die(self) -> None:
-        if self.filling._claims is not None and self.filling._claims._lock is not None:
-            self.filling._claims._lock.close()
+        if self.fill.claims is not None and self.fill.claims.lock is not None:
+            self.fill.claims.lock.close()
         self.store.close()
 
 
@@ -474,9 +472,7 @@ class Process:
         st.tuples(st.integers(0, 3), st.sampled_from(["take", "take", "put", "put", "die", "again"])), max_size=40
     ),
 )
-def test_in_any_order_of_events_a_row_is_computed_once_unless_who_promised_it_died(
-    wanted: list[list[int]], steps: list[tuple[int, str]]
-) -> None:
+def test_rows_are_computed_once_in_any_order_of_events(wanted: list[list[int]], steps: list[tuple[int, str]]) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(shared_fill, "BATCH", 2)
         patch.setattr(shared_fill, "PAUSE", 0.0)
@@ -503,22 +499,22 @@ def test_in_any_order_of_events_a_row_is_computed_once_unless_who_promised_it_di
 
         for number, what in steps:
             step(number % len(processes), what)
-        for _ in range(200):  # now all go on until they have all
+        for _ in range(200):  # all processes continue until each has all rows
             for number, process in enumerate(processes):
                 if not process.done:
                     step(number, "take")
                     step(number, "put")
                 else:
                     process.end()
-        assert all(process.done for process in processes), "somebody waits for ever"
+        assert all(process.done for process in processes), "a process never finishes"
         for process in processes:
-            np.testing.assert_array_equal(process.filling.rows, rows_of(process.numbers))
+            np.testing.assert_array_equal(process.fill.rows, rows_of(process.numbers))
         computed = Counter(number for process in everybody for number in process.computed)
         assert computed == Counter({n for numbers in wanted for n in numbers}) + lost
 
 
 @pytest.mark.parametrize("point", ["try_lock", "is_held"])
-def test_one_that_is_killed_while_it_claims_keeps_nobody_from_claiming(
+def test_a_process_killed_while_claiming_blocks_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     class KilledError(BaseException):
@@ -531,5 +527,5 @@ def test_one_that_is_killed_while_it_claims_keeps_nobody_from_claiming(
     with monkeypatch.context() as patch:
         patch.setattr(claims_module, point, die)
         with pytest.raises(KilledError):
-            RowClaims(tmp_path).take(5, wanting([0, 1, 2]))
-    assert RowClaims(tmp_path).take(5, wanting([0, 1, 2])).tolist() == [0, 1, 2]
+            claim(RowClaims(tmp_path), [0, 1, 2], 5)
+    assert claim(RowClaims(tmp_path), [0, 1, 2], 5) == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""The store of features: what was put in comes out equal or not at all, whatever becomes of files and processes."""
+"""The feature store: rows come back bit by bit or not at all, whatever happens to files and processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from tl_research.errors import InputError
 from tl_research.features import store as feature_store
-from tl_research.features import store_admin as stock_module
+from tl_research.features import store_admin
 from tl_research.features.store import ENTRY, FeatureStore, as_digests, checksum
 from tl_research.features.store_admin import StoreEntry, list_entries, prune_store
 
@@ -47,7 +47,7 @@ def digests_of(numbers: Iterable[int]) -> np.ndarray:
 
 
 def rows_of(numbers: Iterable[int], width: int = 3) -> np.ndarray:
-    """The row that belongs to each number; no two are equal."""
+    """Return a row for each number; no two are equal."""
     return (np.array(list(numbers), "<f4").reshape(-1, 1) + np.arange(width, dtype="<f4") / 2).astype("<f4")
 
 
@@ -57,20 +57,20 @@ def put(store: FeatureStore, numbers: Iterable[int]) -> None:
 
 
 def found_in(store: FeatureStore, numbers: Iterable[int]) -> list[int]:
-    """Which of the numbers the store has; that each row it gives is the right one is asserted."""
+    """Return the numbers that the store has, and check their rows."""
     numbers = list(numbers)
     out = np.full((len(numbers), *store.row.shape), np.nan, store.row.base)
     found = store.read(digests_of(numbers), out)
     assert found.shape == (len(numbers),)
     assert found.dtype == bool
     np.testing.assert_array_equal(out[found], rows_of(numbers, store.row.shape[0])[found])
-    return [number for number, is_there in zip(numbers, found, strict=True) if is_there]
+    return [number for number, present in zip(numbers, found, strict=True) if present]
 
 
 def fill(
     root: Path, numbers: Iterable[int], width: int = 3, about: Mapping[str, Any] = ABOUT, used: float | None = None
 ) -> Path:
-    """Writes one shard, says when it was last used, and gives the path of its index."""
+    """Write one shard, set the time of its last use, and return the path of its index."""
     before = set(root.glob("*/*.index"))
     store = FeatureStore(root, about, row_type(width))
     put(store, numbers)
@@ -101,7 +101,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 # Writing and reading
 
 
-def test_what_was_appended_is_read_back_equal_in_any_order(tmp_path: Path) -> None:
+def test_appended_rows_are_read_back_in_any_order(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path, ABOUT, row_type())
     put(store, range(10))
     put(store, [10])
@@ -146,7 +146,7 @@ def test_rows_come_back_bit_by_bit(tmp_path: Path, special: float) -> None:
     "laid",
     [np.asfortranarray, lambda rows: np.repeat(rows, 2, axis=0)[::2], lambda rows: np.repeat(rows, 2, 1)[:, ::2]],
 )
-def test_how_rows_lie_in_memory_does_not_matter(tmp_path: Path, laid: Any) -> None:
+def test_rows_need_not_be_contiguous_in_memory(tmp_path: Path, laid: Any) -> None:
     store = FeatureStore(tmp_path, ABOUT, row_type())
     with contextlib.closing(store):
         store.append(digests_of(range(5)), laid(rows_of(range(5))))
@@ -154,7 +154,7 @@ def test_how_rows_lie_in_memory_does_not_matter(tmp_path: Path, laid: Any) -> No
     assert found_in(store, range(5)) == list(range(5))
 
 
-def test_another_object_finds_rows_at_once_or_after_it_looks_again(tmp_path: Path) -> None:
+def test_another_store_object_finds_rows_after_a_refresh(tmp_path: Path) -> None:
     before = FeatureStore(tmp_path, ABOUT, row_type())
     writer = FeatureStore(tmp_path, ABOUT, row_type())
     put(writer, range(4))
@@ -170,7 +170,7 @@ def test_another_object_finds_rows_at_once_or_after_it_looks_again(tmp_path: Pat
     writer.close()
 
 
-def test_a_look_is_due_when_the_last_is_long_enough_ago(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refresh_is_due_after_some_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     reader = FeatureStore(tmp_path, ABOUT, row_type())
@@ -193,7 +193,7 @@ def test_unknown_digests_are_not_found(tmp_path: Path) -> None:
     assert digests_of([3])[0] not in store
 
 
-def test_the_least_and_the_greatest_digest_are_found_and_their_neighbours_are_not(tmp_path: Path) -> None:
+def test_smallest_and_largest_digest_are_found_exactly(tmp_path: Path) -> None:
     ends = as_digests([b"\0" * 32, b"\xff" * 32])
     store = FeatureStore(tmp_path, ABOUT, row_type())
     assert not store.has(ends).any()
@@ -207,7 +207,7 @@ def test_the_least_and_the_greatest_digest_are_found_and_their_neighbours_are_no
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_digests_that_begin_alike_are_told_apart(tmp_path: Path, together: bool) -> None:
+def test_digests_with_equal_prefixes_are_distinguished(tmp_path: Path, together: bool) -> None:
     alike = as_digests([b"12345678" * k + bytes([k]) * (32 - 8 * k) for k in (1, 2, 3)])
     store = FeatureStore(tmp_path, ABOUT, row_type())
     for number in range(2):
@@ -221,7 +221,7 @@ def test_digests_that_begin_alike_are_told_apart(tmp_path: Path, together: bool)
     np.testing.assert_array_equal(out[:2], rows_of([0, 1]))
 
 
-def test_shards_end_where_they_are_large_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_ends_at_the_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_store, "LARGEST_SHARD", 5 * row_type().itemsize)
     store = FeatureStore(tmp_path, ABOUT, row_type())
     for number in range(13):
@@ -233,7 +233,7 @@ def test_shards_end_where_they_are_large_enough(tmp_path: Path, monkeypatch: pyt
 
 
 class Copy:
-    """A `FeatureStore` and what it must find: what was there when it last looked."""
+    """A `FeatureStore` and the numbers that it must find: those of its last refresh."""
 
     def __init__(self, root: Path, there: set[int]):
         self.root = root
@@ -254,7 +254,7 @@ steps = st.one_of(
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(steps, max_size=25))
-def test_the_store_does_what_a_dict_does(sequence: list[tuple[str, int, list[int]]]) -> None:
+def test_the_store_behaves_like_a_dict(sequence: list[tuple[str, int, list[int]]]) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(feature_store, "LARGEST_SHARD", 60)
         there: set[int] = set()
@@ -278,10 +278,10 @@ def test_the_store_does_what_a_dict_does(sequence: list[tuple[str, int, list[int
             copy.store.close()
             copy.store.refresh()
             assert found_in(copy.store, range(35)) == sorted(there)
-        assert not any(stock.damaged() for stock in list_entries(Path(folder)))
+        assert not any(entry.damaged() for entry in list_entries(Path(folder)))
 
 
-# What rows depend on
+# The key
 
 
 @pytest.mark.parametrize(
@@ -322,30 +322,30 @@ def test_the_row_shape_is_part_of_the_key(tmp_path: Path) -> None:
     assert not square.read(digests_of(range(8)), np.zeros((8, 2, 2), "<f4")).any()
 
 
-def test_order_of_keys_notes_and_place_are_no_part_of_what_rows_depend_on(tmp_path: Path) -> None:
+def test_key_ignores_order_notes_and_location(tmp_path: Path) -> None:
     fill(tmp_path / "here", range(8))
     (tmp_path / "here").rename(tmp_path / "there")
     backwards = dict(reversed(ABOUT.items()))
     assert found_in(FeatureStore(tmp_path / "there", backwards, row_type(), {"note": 1}), range(8)) == list(range(8))
 
 
-def test_a_checksum_is_of_digest_row_and_store() -> None:
+def test_a_checksum_covers_digest_row_and_store() -> None:
     digest, row = digests_of([0])[0], rows_of([0])[0]
     expected = checksum(digest, row, 1)
     assert expected == zlib.crc32(digest.tobytes() + row.tobytes(), 1)
     assert len({expected, checksum(digest, row, 2), checksum(digest, row + 1, 1), checksum(~digest, row, 1)}) == 4
 
 
-def test_rows_are_where_the_description_says(tmp_path: Path) -> None:
+def test_files_have_the_documented_format(tmp_path: Path) -> None:
     index = fill(tmp_path, range(8), width=5)
     np.testing.assert_array_equal(
         np.memmap(index.with_suffix(".rows"), "<f4", "r").reshape(-1, 5), rows_of(range(8), 5)
     )
-    told = json.loads((index.parent / "about.json").read_text())
-    assert told["about"]["network"] == "a network"
+    about = json.loads((index.parent / "about.json").read_text())
+    assert about["about"]["network"] == "a network"
 
 
-def test_what_people_note_is_kept_whatever_letters_it_has(tmp_path: Path) -> None:
+def test_notes_may_have_any_letters(tmp_path: Path) -> None:
     note = {"note": {"weights": "/données/图/" + os.fsdecode(b"net-\xff.h5")}}
     store = FeatureStore(tmp_path, ABOUT, row_type(), note)
     put(store, range(3))
@@ -361,7 +361,7 @@ def test_what_people_note_is_kept_whatever_letters_it_has(tmp_path: Path) -> Non
 @pytest.mark.parametrize("bad", ["first", "second"])
 @pytest.mark.parametrize("suffix", [".rows", ".index"])
 @pytest.mark.parametrize("apart", [True, False])
-def test_of_content_written_twice_the_good_row_is_given(
+def test_the_undamaged_copy_of_a_row_is_read(
     tmp_path: Path, bad: str, suffix: str, apart: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     step = (row_type() if suffix == ".rows" else ENTRY).itemsize
@@ -379,7 +379,7 @@ def test_of_content_written_twice_the_good_row_is_given(
 
 
 @pytest.mark.parametrize("copies", [2, 5])
-def test_of_content_whose_every_copy_is_damaged_none_is_given_until_it_is_written_again(
+def test_a_row_with_only_damaged_copies_is_absent(
     tmp_path: Path, copies: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(copies):
@@ -394,7 +394,7 @@ def test_of_content_whose_every_copy_is_damaged_none_is_given_until_it_is_writte
     assert found_in(store, range(4)) == [0, 1, 2, 3]
 
 
-def test_of_content_written_twice_the_newer_row_is_read_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_newest_copy_of_a_row_is_read_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("20260101-000000-c", "20260101-000001-b", "20260101-000002-a"):
         index = fill(tmp_path, [0])
         flipped(index.with_suffix(".rows"), 0, 0 if name.endswith("a") else 1)
@@ -405,7 +405,7 @@ def test_of_content_written_twice_the_newer_row_is_read_first(tmp_path: Path, ca
 
 
 @pytest.mark.parametrize("suffix", [".rows", ".index"])
-def test_a_flipped_byte_anywhere_costs_its_row_and_no_other(tmp_path: Path, suffix: str) -> None:
+def test_a_flipped_byte_invalidates_only_its_row(tmp_path: Path, suffix: str) -> None:
     path = fill(tmp_path, range(3), width=2).with_suffix(suffix)
     step = 8 if suffix == ".rows" else ENTRY.itemsize
     whole = path.read_bytes()
@@ -423,7 +423,7 @@ def test_a_flipped_byte_anywhere_costs_its_row_and_no_other(tmp_path: Path, suff
 
 
 @pytest.mark.parametrize("suffix", [".rows", ".index"])
-def test_a_flipped_byte_in_a_larger_shard_costs_its_row_and_no_other(tmp_path: Path, suffix: str) -> None:
+def test_a_flipped_byte_in_a_large_shard_invalidates_one_row(tmp_path: Path, suffix: str) -> None:
     path = fill(tmp_path, range(200), width=50).with_suffix(suffix)
     step = 200 if suffix == ".rows" else ENTRY.itemsize
     rng = random.Random(0)
@@ -435,7 +435,7 @@ def test_a_flipped_byte_in_a_larger_shard_costs_its_row_and_no_other(tmp_path: P
         flipped(path, position, mask)
 
 
-def test_a_byte_that_flips_after_the_shard_was_listed_costs_its_row_as_well(tmp_path: Path) -> None:
+def test_a_byte_flipped_after_listing_invalidates_its_row(tmp_path: Path) -> None:
     index = fill(tmp_path, range(5))
     store = FeatureStore(tmp_path, ABOUT, row_type())
     assert found_in(store, range(5)) == [0, 1, 2, 3, 4]
@@ -443,7 +443,7 @@ def test_a_byte_that_flips_after_the_shard_was_listed_costs_its_row_as_well(tmp_
     assert found_in(store, range(5)) == [0, 1, 2, 4]
 
 
-def test_rows_that_changed_places_are_not_found(tmp_path: Path) -> None:
+def test_swapped_rows_are_not_found(tmp_path: Path) -> None:
     path = fill(tmp_path, range(4)).with_suffix(".rows")
     rows_of([1, 0, 2, 3]).tofile(path)
     assert found_in(FeatureStore(tmp_path, ABOUT, row_type()), range(4)) == [2, 3]
@@ -458,16 +458,16 @@ def test_a_file_cut_at_any_length_keeps_the_rows_before_the_cut(tmp_path: Path, 
         path.write_bytes(whole)
         listed_before = FeatureStore(tmp_path, ABOUT, row_type(2))
         os.truncate(path, length)
-        kept = list(range(length // step))
-        assert found_in(FeatureStore(tmp_path, ABOUT, row_type(2)), range(4)) == kept, length
+        remaining = list(range(length // step))
+        assert found_in(FeatureStore(tmp_path, ABOUT, row_type(2)), range(4)) == remaining, length
         found_in(listed_before, range(4))
         listed_before.refresh()
-        assert found_in(listed_before, range(4)) == kept, length
-        (stock,) = list_entries(tmp_path)
-        assert (stock.num_rows, stock.damaged()) == (len(kept), {})
+        assert found_in(listed_before, range(4)) == remaining, length
+        (entry,) = list_entries(tmp_path)
+        assert (entry.num_rows, entry.damaged()) == (len(remaining), {})
 
 
-def test_a_store_with_a_cut_shard_is_written_on(tmp_path: Path) -> None:
+def test_a_store_with_a_cut_shard_can_be_written(tmp_path: Path) -> None:
     index = fill(tmp_path, range(4))
     os.truncate(index, 50)
     os.truncate(index.with_suffix(".rows"), 25)
@@ -489,7 +489,7 @@ harms = pytest.mark.parametrize(
 
 @harms
 @pytest.mark.parametrize("what", ["rows", "index", "about"])
-def test_a_file_that_is_lost_or_turned_into_something_else_costs_at_most_its_rows(
+def test_a_lost_or_replaced_file_costs_at_most_its_rows(
     tmp_path: Path, harm: Any, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     sound = fill(tmp_path, range(10, 14))
@@ -515,15 +515,15 @@ def test_a_file_that_is_lost_or_turned_into_something_else_costs_at_most_its_row
 def test_a_store_with_a_lost_file_is_listed_and_pruned(tmp_path: Path, harm: Any, suffix: str) -> None:
     fill(tmp_path, range(10, 14), used=1e9)
     harm(fill(tmp_path, range(4), used=2e9).with_suffix(suffix))
-    (stock,) = list_entries(tmp_path)
-    assert (stock.num_rows, stock.damaged(), stock.num_bytes) == (4, {}, pytest.approx(size_of(tmp_path), abs=48))
+    (entry,) = list_entries(tmp_path)
+    assert (entry.num_rows, entry.damaged(), entry.num_bytes) == (4, {}, pytest.approx(size_of(tmp_path), abs=48))
     prune_store(tmp_path, 0)
     assert not list(tmp_path.glob("*/*.index"))
 
 
 @settings(deadline=None, max_examples=50)
 @given(rows=st.binary(max_size=300), index=st.binary(max_size=300))
-def test_a_shard_of_anything_gives_nothing(rows: bytes, index: bytes) -> None:
+def test_a_shard_of_random_bytes_has_no_rows(rows: bytes, index: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = fill(Path(folder), range(4))
         (place.parent / "20000101-000000-0.rows").write_bytes(rows)
@@ -531,10 +531,10 @@ def test_a_shard_of_anything_gives_nothing(rows: bytes, index: bytes) -> None:
         assert found_in(FeatureStore(Path(folder), ABOUT, row_type()), range(8)) == [0, 1, 2, 3]
 
 
-# Several at once
+# Several processes
 
 
-def test_two_writers_that_take_turns_lose_nothing(tmp_path: Path) -> None:
+def test_two_alternating_writers_lose_nothing(tmp_path: Path) -> None:
     writers = [FeatureStore(tmp_path, ABOUT, row_type()) for _ in range(2)]
     for number in range(20):
         put(writers[number % 2], [number, number + 1])
@@ -544,8 +544,8 @@ def test_two_writers_that_take_turns_lose_nothing(tmp_path: Path) -> None:
         writer.close()
         writer.refresh()
         assert found_in(writer, range(30)) == list(range(21))
-    (stock,) = list_entries(tmp_path)
-    assert (len(stock.shards), stock.num_rows, stock.damaged()) == (3, 40, {})
+    (entry,) = list_entries(tmp_path)
+    assert (len(entry.shards), entry.num_rows, entry.damaged()) == (3, 40, {})
 
 
 WRITER = """
@@ -570,7 +570,7 @@ store.close()
 
 @contextlib.contextmanager
 def writer(root: Path, *numbers: int) -> Iterator[subprocess.Popen[str]]:
-    """A process that is about to write; a line on its standard input lets it go."""
+    """Start a process that waits for a line on its standard input before it writes."""
     command = [sys.executable, "-c", WRITER, str(root), *map(str, numbers)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
@@ -591,7 +591,7 @@ def go(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
-def test_four_processes_that_fill_one_store_lose_nothing(tmp_path: Path) -> None:
+def test_four_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         spans = [(0, 300, 7), (200, 500, 1), (0, 300, 64), (450, 700, 13)]
         processes = [stack.enter_context(writer(tmp_path, 16, *span)) for span in spans]
@@ -603,10 +603,10 @@ def test_four_processes_that_fill_one_store_lose_nothing(tmp_path: Path) -> None
             process.communicate(timeout=60)
             assert process.returncode == 0
     assert found_in(FeatureStore(tmp_path, ABOUT, row_type(16)), range(800)) == list(range(700))
-    (stock,) = list_entries(tmp_path)
-    assert (len(stock.shards), stock.num_rows, stock.damaged()) == (4, 1150, {})
-    assert stock.about["about"]["network"] == "a network"
-    assert {path.suffix for path in stock.folder.iterdir()} == {".rows", ".index", ".json"}
+    (entry,) = list_entries(tmp_path)
+    assert (len(entry.shards), entry.num_rows, entry.damaged()) == (4, 1150, {})
+    assert entry.about["about"]["network"] == "a network"
+    assert {path.suffix for path in entry.folder.iterdir()} == {".rows", ".index", ".json"}
 
 
 def _killed_after(root: Path, reports: int, width: int, step: int) -> None:
@@ -632,18 +632,18 @@ def _killed_after(root: Path, reports: int, width: int, step: int) -> None:
 
 
 @pytest.mark.parametrize("reports", [0, 1, 2, 17, 60])
-def test_a_writer_that_is_killed_leaves_all_it_has_reported(tmp_path: Path, reports: int) -> None:
+def test_a_killed_writer_leaves_all_reported_rows(tmp_path: Path, reports: int) -> None:
     _killed_after(tmp_path, reports, width=1280, step=32)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(60))
-def test_a_writer_that_is_killed_at_any_moment_leaves_all_it_has_reported(tmp_path: Path, seed: int) -> None:
+def test_a_writer_killed_at_any_moment_leaves_all_reported_rows(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     _killed_after(tmp_path, rng.randrange(80), width=rng.choice([3, 64, 1280, 4096]), step=rng.choice([1, 5, 32]))
 
 
-# Places that cannot be written
+# Disks that cannot be written
 
 
 class Disk:
@@ -679,7 +679,7 @@ def one_warning(caplog: pytest.LogCaptureFixture, root: Path, reason: int) -> No
 
 @pytest.mark.parametrize("width", [3, 5000], ids=["buffered", "larger than the buffer"])
 @pytest.mark.parametrize("later_free", [False, True])
-def test_a_disk_that_fills_up_ends_writing_with_one_warning(
+def test_a_full_disk_ends_writing_with_one_warning(
     tmp_path: Path, width: int, later_free: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     disk = Disk(monkeypatch)
@@ -700,7 +700,7 @@ def test_a_disk_that_fills_up_ends_writing_with_one_warning(
 
 
 @pytest.mark.parametrize("suffix", [".rows", ".index", ""])
-def test_a_shard_that_cannot_be_begun_ends_writing_with_one_warning(
+def test_a_shard_that_cannot_be_created_ends_writing_once(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(tmp_path, range(4))
@@ -722,7 +722,7 @@ def test_a_shard_that_cannot_be_begun_ends_writing_with_one_warning(
     assert found_in(store, range(8)) == [0, 1, 2, 3]
 
 
-def test_a_store_that_may_only_be_read_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_store_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
@@ -731,7 +731,7 @@ def test_a_store_that_may_only_be_read_is_read(tmp_path: Path, monkeypatch: pyte
     assert found_in(FeatureStore(tmp_path, ABOUT, row_type()), range(6)) == [0, 1, 2, 3]
 
 
-# Writes under a limit of the size of files, of which a part is written and then none: as on a disk that fills up.
+# Writes under a limit of the file size, which a write may reach half way, as on a disk that fills up.
 LIMITED = """
 import hashlib, json, logging, resource, signal, sys
 from pathlib import Path
@@ -771,7 +771,7 @@ for limit in range(0, 1000, 9):
 
 
 @pytest.mark.parametrize("begun", ["begun", "new"])
-def test_a_disk_that_takes_a_part_of_what_is_written_costs_only_what_came_after(tmp_path: Path, begun: str) -> None:
+def test_a_partial_write_costs_only_later_rows(tmp_path: Path, begun: str) -> None:
     command = [sys.executable, "-W", "error", "-c", LIMITED, str(tmp_path), begun]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert (result.returncode, result.stderr) == (0, "")
@@ -803,9 +803,7 @@ def test_a_store_below_a_file_finds_nothing_and_warns_once(
         list_entries(root)
 
 
-def test_a_store_whose_own_folder_is_a_file_finds_nothing_and_warns_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_in_place_of_the_store_warns_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = FeatureStore(tmp_path, ABOUT, row_type())
     store.folder.write_text("no folder")
     for _ in range(2):
@@ -819,31 +817,31 @@ def test_a_store_whose_own_folder_is_a_file_finds_nothing_and_warns_once(
     assert store.folder.read_text() == "no folder"
 
 
-# What there is
+# Listing
 
 
-def test_stocks_are_listed_with_the_most_recently_used_last(tmp_path: Path) -> None:
+def test_entries_are_listed_most_recently_used_last(tmp_path: Path) -> None:
     fill(tmp_path, range(5), used=3e8)
     fill(tmp_path, range(5, 7), used=1e8)
     fill(tmp_path, range(4), width=9, about=OTHER, used=2e8)
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "0.json").write_text("{}")
     (tmp_path / "notes.txt").write_text("not ours")
-    other, mine = list_entries(tmp_path)
-    assert (mine.num_rows, other.num_rows) == (7, 4)
-    assert (mine.last_used, other.last_used) == (3e8, 2e8)
-    assert (mine.num_bytes, other.num_bytes) == (7 * (12 + ENTRY.itemsize), 4 * (36 + ENTRY.itemsize))
-    assert mine.num_bytes + other.num_bytes == size_of(tmp_path)
-    assert mine.about["about"] == {**ABOUT, "format": 1, "row": ["<f4", [3]]}
+    other, newest = list_entries(tmp_path)
+    assert (newest.num_rows, other.num_rows) == (7, 4)
+    assert (newest.last_used, other.last_used) == (3e8, 2e8)
+    assert (newest.num_bytes, other.num_bytes) == (7 * (12 + ENTRY.itemsize), 4 * (36 + ENTRY.itemsize))
+    assert newest.num_bytes + other.num_bytes == size_of(tmp_path)
+    assert newest.about["about"] == {**ABOUT, "format": 1, "row": ["<f4", [3]]}
     assert other.folder == FeatureStore(tmp_path, OTHER, row_type(9)).folder
 
 
-def test_an_empty_root_has_no_stocks(tmp_path: Path) -> None:
+def test_an_empty_root_has_no_entries(tmp_path: Path) -> None:
     assert list_entries(tmp_path) == []
     assert prune_store(tmp_path, 0) == 0
 
 
-@pytest.mark.parametrize("function", [list_entries, lambda root: prune_store(root, 0)], ids=["stocks", "prune"])
+@pytest.mark.parametrize("function", [list_entries, lambda root: prune_store(root, 0)], ids=["entries", "prune"])
 def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, function: Any) -> None:
     (tmp_path / "file").write_text("no folder")
     for place in (tmp_path / "nowhere", tmp_path / "file"):
@@ -884,7 +882,7 @@ def described(row: object) -> bytes:
     ],
     ids=lambda content: repr(content)[:60],
 )
-def test_stocks_survive_a_damaged_about(tmp_path: Path, content: bytes | None) -> None:
+def test_listing_survives_a_damaged_about_file(tmp_path: Path, content: bytes | None) -> None:
     fill(tmp_path, range(4), about=OTHER, used=2e9)
     index = fill(tmp_path, range(4), used=1e9)
     about = index.parent / "about.json"
@@ -897,42 +895,40 @@ def test_stocks_survive_a_damaged_about(tmp_path: Path, content: bytes | None) -
     damaged.damaged()
     freed = damaged.num_bytes
     assert prune_store(tmp_path, freed) == freed
-    assert [stock.folder for stock in list_entries(tmp_path)] == [sound.folder]
+    assert [entry.folder for entry in list_entries(tmp_path)] == [sound.folder]
 
 
-def test_stocks_survive_any_flipped_byte_in_about(tmp_path: Path) -> None:
+def test_listing_survives_any_flipped_byte_in_about(tmp_path: Path) -> None:
     index = fill(tmp_path, range(4))
     about = index.parent / "about.json"
     for position in range(about.stat().st_size):
         for mask in FLIPS:
             flipped(about, position, mask)
-            (stock,) = list_entries(tmp_path)
-            stock.damaged()
-            assert stock.num_bytes == size_of(tmp_path)
+            (entry,) = list_entries(tmp_path)
+            entry.damaged()
+            assert entry.num_bytes == size_of(tmp_path)
             flipped(about, position, mask)
     assert list_entries(tmp_path)[0].damaged() == {}
 
 
-def test_damaged_rows_are_named_exactly(tmp_path: Path) -> None:
+def test_damaged_rows_are_located_exactly(tmp_path: Path) -> None:
     sound = fill(tmp_path, range(20))
     first, second = fill(tmp_path, range(20)), fill(tmp_path, range(20, 40))
     other = fill(tmp_path, range(20), width=7, about=OTHER)
-    assert [stock.damaged() for stock in list_entries(tmp_path)] == [{}, {}]
+    assert [entry.damaged() for entry in list_entries(tmp_path)] == [{}, {}]
     for place in (0, 7, 19):
         flipped(first.with_suffix(".rows"), place * 12 + 5)
     flipped(first, 8 * ENTRY.itemsize)
     flipped(second, 11 * ENTRY.itemsize + 35)
-    found = {path: bad.tolist() for stock in list_entries(tmp_path) for path, bad in stock.damaged().items()}
+    found = {path: bad.tolist() for entry in list_entries(tmp_path) for path, bad in entry.damaged().items()}
     assert found == {first.with_suffix(".rows"): [0, 7, 8, 19], second.with_suffix(".rows"): [11]}
     flipped(other.with_suffix(".rows"), 6 * 28)
-    found |= {path: bad.tolist() for stock in list_entries(tmp_path) for path, bad in stock.damaged().items()}
+    found |= {path: bad.tolist() for entry in list_entries(tmp_path) for path, bad in entry.damaged().items()}
     assert found[other.with_suffix(".rows")] == [6]
     assert sound.with_suffix(".rows") not in found
 
 
-def test_stocks_survive_a_shard_that_another_process_removes_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_listing_survives_a_shard_removed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, range(4))
     going = fill(tmp_path, range(4))
     really = feature_store.Shard.read
@@ -943,23 +939,25 @@ def test_stocks_survive_a_shard_that_another_process_removes_meanwhile(
         return really(index, row)
 
     monkeypatch.setattr(feature_store.Shard, "read", read)
-    assert [stock.num_rows for stock in list_entries(tmp_path)] == [4]
+    assert [entry.num_rows for entry in list_entries(tmp_path)] == [4]
 
 
 # Pruning
 
 
-@pytest.mark.parametrize(("room", "kept"), [(4, 3), (3, 3), (2.99, 2), (2, 2), (1.5, 1), (1, 1), (0.5, 0), (0, 0)])
-def test_least_recently_used_shards_go_until_the_rest_fits(tmp_path: Path, room: float, kept: int) -> None:
+@pytest.mark.parametrize(("room", "remaining"), [(4, 3), (3, 3), (2.99, 2), (2, 2), (1.5, 1), (1, 1), (0.5, 0), (0, 0)])
+def test_pruning_removes_least_recently_used_shards(tmp_path: Path, room: float, remaining: int) -> None:
     middle = fill(tmp_path, range(5), used=2e8)
     newest = fill(tmp_path, range(5), used=3e8, about=OTHER)
     oldest = fill(tmp_path, range(5, 10), used=1e8)
     before, size = size_of(tmp_path), 5 * (12 + ENTRY.itemsize)
     freed = prune_store(tmp_path, room * size)
-    assert set(tmp_path.glob("*/*.index")) == set([newest, middle, oldest][:kept])
-    assert {path.with_suffix(".index") for path in tmp_path.glob("*/*.rows")} == set([newest, middle, oldest][:kept])
-    assert size_of(tmp_path) == before - freed == kept * size <= room * size
-    assert found_in(FeatureStore(tmp_path, ABOUT, row_type()), range(10)) == list(range([0, 0, 5, 10][kept]))
+    assert set(tmp_path.glob("*/*.index")) == set([newest, middle, oldest][:remaining])
+    assert {path.with_suffix(".index") for path in tmp_path.glob("*/*.rows")} == set(
+        [newest, middle, oldest][:remaining]
+    )
+    assert size_of(tmp_path) == before - freed == remaining * size <= room * size
+    assert found_in(FeatureStore(tmp_path, ABOUT, row_type()), range(10)) == list(range([0, 0, 5, 10][remaining]))
 
 
 @settings(deadline=None, max_examples=50)
@@ -968,7 +966,7 @@ def test_least_recently_used_shards_go_until_the_rest_fits(tmp_path: Path, room:
     room=st.integers(0, 1500),
     spared=st.integers(0, 6),
 )
-def test_what_is_left_fits_or_has_been_used_and_is_the_latest(
+def test_pruning_keeps_used_and_latest_shards(
     shards: list[tuple[int, int, dict[str, Any]]], room: int, spared: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -987,7 +985,7 @@ def test_what_is_left_fits_or_has_been_used_and_is_the_latest(
             assert size_of(root) + last > room
 
 
-def test_shards_used_since_are_spared_whatever_their_size(tmp_path: Path) -> None:
+def test_pruning_spares_shards_used_since(tmp_path: Path) -> None:
     now = time.time()
     old = fill(tmp_path, range(5), used=now - 100)
     fresh = [fill(tmp_path, range(5), used=now - age) for age in (50, 10)]
@@ -997,7 +995,7 @@ def test_shards_used_since_are_spared_whatever_their_size(tmp_path: Path) -> Non
     assert found_in(FeatureStore(tmp_path, ABOUT, row_type()), range(5)) == list(range(5))
 
 
-def test_rows_without_an_index_go_when_they_are_older_than_an_hour(tmp_path: Path) -> None:
+def test_rows_without_index_are_removed_after_an_hour(tmp_path: Path) -> None:
     index = fill(tmp_path, range(5))
     now = time.time()
     for age in (0, 3500, 3700, 10**6):
@@ -1009,7 +1007,7 @@ def test_rows_without_an_index_go_when_they_are_older_than_an_hour(tmp_path: Pat
     assert index.exists()
 
 
-def test_old_rows_alone_in_their_folder_go_with_it(tmp_path: Path) -> None:
+def test_old_rows_without_index_go_with_their_folder(tmp_path: Path) -> None:
     index = fill(tmp_path, range(5))
     index.unlink()
     os.utime(index.with_suffix(".rows"), (1e9, 1e9))
@@ -1017,7 +1015,7 @@ def test_old_rows_alone_in_their_folder_go_with_it(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_writer_that_has_just_begun_is_left_alone(tmp_path: Path) -> None:
+def test_pruning_leaves_a_new_writer_alone(tmp_path: Path) -> None:
     index = fill(tmp_path, [])
     index.unlink()  # as if it had not got that far
     assert prune_store(tmp_path, 0) == 0
@@ -1026,22 +1024,22 @@ def test_a_writer_that_has_just_begun_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("about", ["there", "lost"])
-def test_folders_that_have_become_empty_go_and_others_stay(tmp_path: Path, about: str) -> None:
+def test_pruning_removes_empty_folders_only(tmp_path: Path, about: str) -> None:
     index = fill(tmp_path, range(5), used=1e8)
     if about == "lost":
         (index.parent / "about.json").unlink()
-    kept = fill(tmp_path, range(5), used=2e8, about=OTHER)
+    remaining = fill(tmp_path, range(5), used=2e8, about=OTHER)
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "0.json").write_text("{}")
     assert prune_store(tmp_path, size_of(tmp_path) // 2) == 5 * (12 + ENTRY.itemsize)
-    assert {path.name for path in tmp_path.iterdir()} == {kept.parent.name, "files"}
-    assert sorted(path.name for path in kept.parent.iterdir()) == sorted(
-        ["about.json", kept.name, kept.with_suffix(".rows").name]
+    assert {path.name for path in tmp_path.iterdir()} == {remaining.parent.name, "files"}
+    assert sorted(path.name for path in remaining.parent.iterdir()) == sorted(
+        ["about.json", remaining.name, remaining.with_suffix(".rows").name]
     )
     assert (tmp_path / "files" / "0.json").exists()
 
 
-def test_reading_marks_a_shard_as_used_and_looking_elsewhere_does_not(tmp_path: Path) -> None:
+def test_only_reading_marks_a_shard_as_used(tmp_path: Path) -> None:
     read, unread = fill(tmp_path, range(5), used=1e8), fill(tmp_path, range(5, 10), used=2e8)
     began = time.time()
     store = FeatureStore(tmp_path, ABOUT, row_type())
@@ -1055,9 +1053,7 @@ def test_reading_marks_a_shard_as_used_and_looking_elsewhere_does_not(tmp_path: 
     assert not unread.exists()
 
 
-def test_a_reader_of_a_shard_that_is_pruned_finds_nothing_and_goes_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_reader_survives_pruning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fill(tmp_path, range(5), used=1e8)
     store = FeatureStore(tmp_path, ABOUT, row_type())
     prune_store(tmp_path, 0)
@@ -1071,7 +1067,7 @@ def test_a_reader_of_a_shard_that_is_pruned_finds_nothing_and_goes_on(
     assert warnings_of(caplog) == []
 
 
-def test_a_writer_whose_shard_is_pruned_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_writer_survives_pruning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = FeatureStore(tmp_path, ABOUT, row_type())
     put(store, range(3))
     prune_store(tmp_path, 0)
@@ -1085,7 +1081,7 @@ def test_a_writer_whose_shard_is_pruned_goes_on(tmp_path: Path, caplog: pytest.L
 
 
 @pytest.mark.parametrize("what", ["a shard", "everything"])
-def test_two_may_prune_at_once(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_may_prune_at_once(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     index = fill(tmp_path, range(5), used=1e8)
     fill(tmp_path, range(5), used=2e8)
 
@@ -1098,6 +1094,6 @@ def test_two_may_prune_at_once(tmp_path: Path, what: str, monkeypatch: pytest.Mo
             index.with_suffix(".rows").unlink()
         return found
 
-    monkeypatch.setattr(stock_module, "list_entries", listed)
+    monkeypatch.setattr(store_admin, "list_entries", listed)
     prune_store(tmp_path, 0)
     assert not list(tmp_path.iterdir())

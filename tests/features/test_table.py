@@ -1,4 +1,4 @@
-"""Features come in the images' order, each image passes once in the lifetime of a store, and a hit changes nothing."""
+"""Features (table, row_source, extraction, head_inputs) come in the order of the images, and a hit changes nothing."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ from tl_research.features import engines
 from tl_research.features import store as feature_store
 from tl_research.features.engines import BATCH, EngineName, build_engine, keras_engine, openvino_engine
 from tl_research.features.extraction import extract_features
+from tl_research.features.row_source import DtypeRangeError
 from tl_research.features.store_admin import list_entries
-from tl_research.features.table import DtypeRangeError, Features, FeatureTable
+from tl_research.features.table import Features, FeatureTable
 from tl_research.models.blocks import find_blocks, split_backbone
 
 
@@ -44,9 +45,7 @@ def network() -> keras.Model:
 
 
 @pytest.mark.parametrize("name", ["keras", "openvino"])
-def test_rows_follow_the_indices_whatever_the_batch_and_the_threads(
-    data: DataModule, network: keras.Model, name: EngineName
-) -> None:
+def test_rows_depend_on_neither_batch_nor_threads(data: DataModule, network: keras.Model, name: EngineName) -> None:
     everything = extract_features(build_engine(name, network, 2), data, np.arange(len(data)), 64, threads=2)
     assert len(data) % BATCH  # so that the last batch is padded
     some = np.array([30, 2, 17])
@@ -56,7 +55,7 @@ def test_rows_follow_the_indices_whatever_the_batch_and_the_threads(
     np.testing.assert_allclose(everything, network(pixels, training=False), atol=1e-5)
 
 
-def test_an_image_passes_once(data: DataModule, network: keras.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_is_read_once(data: DataModule, network: keras.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Counter[int] = Counter()
     pixels = DataModule.pixels
     monkeypatch.setattr(DataModule, "pixels", lambda self, i, size: (seen.update([i]), pixels(self, i, size))[1])
@@ -64,9 +63,7 @@ def test_an_image_passes_once(data: DataModule, network: keras.Model, monkeypatc
     assert seen == Counter(range(len(data)))
 
 
-def test_openvino_is_chosen_on_a_cpu_and_its_absence_is_one_line(
-    network: keras.Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_openvino_is_chosen_on_a_cpu(network: keras.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = []
     monkeypatch.setattr(engines, "openvino_engine", lambda *_: chosen.append("openvino"))
     monkeypatch.setattr(engines, "keras_engine", lambda *_: chosen.append("keras"))
@@ -91,7 +88,7 @@ def test_the_engines_agree(name: str) -> None:
     )
 
 
-# The store behind the features
+# With a store
 
 
 def trained(folder: Path, data: Path, *overrides: str) -> Run:
@@ -114,7 +111,7 @@ def counts(run: Run) -> tuple[int, int]:
         *(pytest.param(*p, marks=pytest.mark.slow) for p in (("openvino", "adam"), ("keras", "lbfgs"))),
     ],
 )
-def test_a_hit_changes_nothing_but_the_time(tmp_path: Path, colours: Path, engine: str, optimizer: str) -> None:
+def test_cached_features_change_nothing_but_time(tmp_path: Path, colours: Path, engine: str, optimizer: str) -> None:
     options = [f"engine={engine}", f"optimizer={optimizer}", "transfer.head.epochs=3"]
     cold = trained(tmp_path / "cold", colours, *options)
     warm = trained(tmp_path / "warm", colours, *options)
@@ -126,14 +123,14 @@ def test_a_hit_changes_nothing_but_the_time(tmp_path: Path, colours: Path, engin
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_a_new_seed_split_head_and_optimizer_find_all_rows(tmp_path: Path, colours: Path) -> None:
+def test_other_seeds_splits_heads_and_optimizers_reuse_rows(tmp_path: Path, colours: Path) -> None:
     trained(tmp_path / "0", colours)
     others = [["seed=3", "data.val=0.4", "head=knn"], ["head=mlp", "transfer.head.epochs=1", "backbone.name=another"]]
     for number, overrides in enumerate(others, 1):
         assert counts(trained(tmp_path / str(number), colours, *overrides)) == (0, 36), overrides
 
 
-def test_what_changes_a_row_misses_all_rows(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_other_settings_are_not_reused(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     extracted(tmp_path / "0", colours)
     others = ["backbone.seed=1", "backbone.image_size=96", "data.resize=pad", "backbone.preprocessing=torch",
               "engine=keras", "backbone.pooling=max"]  # fmt: skip
@@ -145,7 +142,7 @@ def test_what_changes_a_row_misses_all_rows(tmp_path: Path, colours: Path, monke
             assert counts(extracted(tmp_path / name, colours)) == (36, 0), name
 
 
-def test_new_images_alone_are_computed_and_equal_ones_are_one_row(tmp_path: Path, colours: Path) -> None:
+def test_only_new_images_are_computed(tmp_path: Path, colours: Path) -> None:
     own = shutil.copytree(colours, tmp_path / "own")
     first = sorted((own / "train" / "red").iterdir())[0]
     shutil.copy(first, first.with_name("again.jpg"))
@@ -159,7 +156,7 @@ def test_new_images_alone_are_computed_and_equal_ones_are_one_row(tmp_path: Path
     assert counts(trained(tmp_path / "2", own)) == (0, 48)
 
 
-def test_a_photo_that_was_changed_is_another_photo(tmp_path: Path, colours: Path) -> None:
+def test_a_changed_image_is_computed_again(tmp_path: Path, colours: Path) -> None:
     own = shutil.copytree(colours, tmp_path / "own")
     extracted(tmp_path / "0", own)
     path = own / "train" / "red" / "003.jpg"
@@ -190,7 +187,7 @@ def shards(store: Path, suffix: str) -> list[Path]:
     ],
 )
 @pytest.mark.slow
-def test_damage_is_noticed_and_computed_anew(tmp_path: Path, colours: Path, harm: str) -> None:
+def test_damaged_rows_are_computed_again(tmp_path: Path, colours: Path, harm: str) -> None:
     store = tmp_path / "store"
     good = trained(tmp_path / "0", colours, f"features.store={store}")
     (rows,), (index,) = shards(store, "rows"), shards(store, "index")
@@ -219,17 +216,17 @@ def test_a_full_disk_costs_the_store_and_not_the_run(
     monkeypatch.setattr("tl_research.features.engines.BATCH", 8)
     monkeypatch.setattr("tl_research.features.shared_fill.BATCH", 8)
     monkeypatch.setattr("tl_research.features.extraction.BATCH", 8)
-    append = feature_store._Writer.append
+    append = feature_store.ShardWriter.append
     calls = iter(range(100))
 
-    def full(self: feature_store._Writer, digests: np.ndarray, checksums: np.ndarray, rows: np.ndarray) -> None:
+    def full(self: feature_store.ShardWriter, digests: np.ndarray, checksums: np.ndarray, rows: np.ndarray) -> None:
         if next(calls) == 2:
             append(self, digests[:1], checksums[:1], rows[:1])
             raise OSError(28, "No space left on device")
         append(self, digests, checksums, rows)
 
     with monkeypatch.context() as limited:
-        limited.setattr(feature_store._Writer, "append", full)
+        limited.setattr(feature_store.ShardWriter, "append", full)
         run = trained(tmp_path / "1", colours)
     assert numbers(run).keys() == numbers(good).keys()
     assert counts(run) == (36, 0)
@@ -239,17 +236,19 @@ def test_a_full_disk_costs_the_store_and_not_the_run(
     assert numbers(again) == numbers(run)
 
 
-def test_old_features_go_when_the_store_is_too_large(tmp_path: Path, colours: Path) -> None:
+def test_max_gb_removes_old_features(tmp_path: Path, colours: Path) -> None:
     store = tmp_path / "store"
     extracted(tmp_path / "0", colours, f"features.store={store}")
     for path in shards(store, "index"):
         os.utime(path, (1, 1))
     extracted(tmp_path / "1", colours, f"features.store={store}", "backbone.seed=1", "features.max_gb=1e-9")
-    assert len(shards(store, "index")) == len(list(store.glob("*/about.json"))) == 1, "what a run uses it keeps"
+    assert len(shards(store, "index")) == len(list(store.glob("*/about.json"))) == 1, (
+        "a run keeps the rows that it uses"
+    )
     assert counts(extracted(tmp_path / "2", colours, f"features.store={store}", "backbone.seed=1")) == (0, 36)
 
 
-# Feature maps: what frozen blocks make of the images
+# Feature maps of frozen blocks
 
 
 @pytest.fixture(scope="module")
@@ -265,9 +264,7 @@ def table(prefix: keras.Model, data: DataModule, store: Path | None, **options: 
 EVERYTHING = np.arange(36)
 
 
-def test_maps_are_the_same_bits_from_a_cold_store_a_warm_store_and_none(
-    prefix: keras.Model, data: DataModule, tmp_path: Path
-) -> None:
+def test_maps_are_bit_identical_with_and_without_a_store(prefix: keras.Model, data: DataModule, tmp_path: Path) -> None:
     tables = [table(prefix, data, store) for store in (tmp_path, tmp_path, None)]
     cold, warm, off = (one.get(EVERYTHING) for one in tables)
     assert (cold.shape, cold.dtype) == ((36, 16, 16, 16), np.float16)
@@ -282,7 +279,7 @@ def test_maps_are_the_same_bits_from_a_cold_store_a_warm_store_and_none(
     assert sum(path.stat().st_size for path in shards(tmp_path, "rows")) == 3 * cold.nbytes, "float16 and float32"
 
 
-def test_a_batch_comes_from_memory_where_all_fit_and_from_the_store_otherwise(
+def test_batches_come_from_memory_or_from_the_store(
     prefix: keras.Model, data: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = table(prefix, data, None).get(EVERYTHING)
@@ -290,19 +287,19 @@ def test_a_batch_comes_from_memory_where_all_fit_and_from_the_store_otherwise(
     small.load(EVERYTHING)
     monkeypatch.setattr("tl_research.features.table.HELD_GB", 0.0)
     monkeypatch.setattr("tl_research.features.table.CHUNK_BYTES", small.row.itemsize * 20)  # 16 rows, then 16, then 4
-    held = [small, table(prefix, data, tmp_path), table(prefix, data, tmp_path / "other"), table(prefix, data, None)]
+    tables = [small, table(prefix, data, tmp_path), table(prefix, data, tmp_path / "other"), table(prefix, data, None)]
     some = np.array([30, 2, 17])
-    for one in held:
+    for one in tables:
         one.load(EVERYTHING)
         counted = one.computed, one.hit
         np.testing.assert_array_equal(one.get_batch(some), expected[some])
         np.testing.assert_array_equal(one.get_batch(some[::-1]), expected[some[::-1]])
         assert (one.computed, one.hit) == counted
-    assert [bool(one._rows) for one in held] == [True, False, False, True]
-    assert [(one.computed, one.hit) for one in held] == [(36, 0), (0, 36), (36, 0), (36, 0)]
-    shutil.rmtree(held[2].store.folder)
-    np.testing.assert_array_equal(held[2].get_batch(some), expected[some])
-    assert held[2].computed == 39, "what was lost is computed anew"
+    assert [one.in_memory(EVERYTHING) for one in tables] == [True, False, False, True]
+    assert [(one.computed, one.hit) for one in tables] == [(36, 0), (0, 36), (36, 0), (36, 0)]
+    shutil.rmtree(tables[2].source.store.folder)
+    np.testing.assert_array_equal(tables[2].get_batch(some), expected[some])
+    assert tables[2].computed == 39, "lost rows are computed again"
 
 
 def test_maps_stay_in_memory_when_the_disk_is_full(
@@ -311,7 +308,7 @@ def test_maps_stay_in_memory_when_the_disk_is_full(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(feature_store._Writer, "append", full)
+    monkeypatch.setattr(feature_store.ShardWriter, "append", full)
     monkeypatch.setattr("tl_research.features.table.HELD_GB", 0.0)
     one = table(prefix, data, tmp_path)
     one.load(EVERYTHING)
@@ -321,9 +318,7 @@ def test_maps_stay_in_memory_when_the_disk_is_full(
 
 
 @pytest.mark.parametrize("factor", [1e6, pytest.param(1e-8, marks=pytest.mark.slow)])
-def test_features_that_do_not_fit_in_16_bits_are_told_and_never_kept(
-    data: DataModule, tmp_path: Path, factor: float
-) -> None:
+def test_features_that_overflow_float16_are_not_stored(data: DataModule, tmp_path: Path, factor: float) -> None:
     network = compose(["backbone=tiny"]).backbone.build()
     prefix = split_backbone(network, 2)[0]
     norm = network.get_layer("block1_bn")
@@ -352,7 +347,7 @@ def test_the_engines_agree_on_maps(name: str) -> None:
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-# Extraction, and the command that looks after a store
+# The commands `extract` and `features`
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -395,19 +390,19 @@ def test_the_store_is_listed_verified_and_pruned(tmp_path: Path, colours: Path) 
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["shard=4/4"], "shard=4/4: give a part and the number of parts, such as 0/4"),
         (["shard=first"], "shard=first: give a part"),
         (["shard=0/0"], "shard=0/0: give a part"),
     ],
 )
-def test_a_shard_that_is_none_is_refused(overrides: list[str], told: str) -> None:
-    with pytest.raises(InputError, match=re.escape(told)):
+def test_an_invalid_shard_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
         compose(overrides)
 
 
-def test_training_wants_all_images_and_extraction_a_store(tmp_path: Path) -> None:
+def test_training_refuses_shards_and_extraction_needs_a_store(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="shard=0/2 is for"):
         compose(["shard=0/2"]).run(tmp_path / "run")
     with pytest.raises(InputError, match=r"features\.store=null"):
@@ -415,7 +410,7 @@ def test_training_wants_all_images_and_extraction_a_store(tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
-def test_views_are_kept_beside_the_plain_images(tmp_path: Path, colours: Path) -> None:
+def test_views_are_stored_beside_original_images(tmp_path: Path, colours: Path) -> None:
     options = ["backbone=tiny", "data=folder", f"data.root={colours}", "data/augment=light", "features.views=2"]
     extracted = compose(options).extract(tmp_path / "0")
     assert counts(extracted) == (36 * 3, 0)
@@ -423,13 +418,13 @@ def test_views_are_kept_beside_the_plain_images(tmp_path: Path, colours: Path) -
 
 
 def stored(store: Path) -> int:
-    """Rows that are there and whole."""
-    stocks = list_entries(store) if store.is_dir() else []
-    return sum(held.num_rows - sum(map(len, held.damaged().values())) for held in stocks)
+    """Count the undamaged rows."""
+    entries = list_entries(store) if store.is_dir() else []
+    return sum(entry.num_rows - sum(map(len, entry.damaged().values())) for entry in entries)
 
 
 def killed(options: list[str], folder: Path, rows: int) -> None:
-    """Ends an extraction by SIGKILL as soon as it has stored so many rows."""
+    """Kill an extraction as soon as it has stored this many rows."""
     store = next(option.partition("=")[2] for option in options if option.startswith("features.store="))
     process = subprocess.Popen(
         [sys.executable, "-m", "tl_research", "extract", *options, f"hydra.run.dir={folder}"],
@@ -445,7 +440,7 @@ def killed(options: list[str], folder: Path, rows: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [10])
-def test_a_pass_that_was_killed_goes_on_where_it_was(tmp_path: Path, kills: int) -> None:
+def test_a_killed_extraction_is_continued(tmp_path: Path, kills: int) -> None:
     draw_tree(tmp_path, {"photos/red": 400, "photos/blue": 400})
     options = ["backbone=tiny", "backbone.image_size=160", "data=folder", f"data.root={tmp_path / 'photos'}",
                f"features.store={tmp_path / 'store'}"]  # fmt: skip
@@ -476,4 +471,4 @@ def test_four_processes_fill_one_store_together(tmp_path: Path) -> None:
     assert started("whole", "features.store=null").wait() == 0
     runs, whole = [Run.open(tmp_path / str(n)) for n in range(4)], Run.open(tmp_path / "whole")
     assert all(numbers(run) == numbers(whole) for run in runs)
-    assert 800 <= sum(counts(run)[0] for run in runs) < 4 * 800, "they did not all do all of it"
+    assert 800 <= sum(counts(run)[0] for run in runs) < 4 * 800, "they share the work"

@@ -1,4 +1,4 @@
-"""Each shipped backbone: the right preprocessing, blocks that cut no path, weights that survive saving."""
+"""Test every shipped backbone: preprocessing, blocks that cut no path, saving and loading."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tl_research.models.blocks import find_blocks
 from tl_research.models.classifier import build_classifier as put_together
 from tl_research.models.classifier import set_trainable
 from tl_research.models.head import Linear
+from tl_research.models.trainable_plan import TrainablePlan
 
 SHIPPED = sorted(path.stem for path in (ROOT / "conf" / "backbone").glob("*.yaml"))
 NETWORKS = [name for name in SHIPPED if name not in ("saved", "custom")]
@@ -39,7 +40,7 @@ QUICK = ("tiny", "efficientnet_lite0")
 
 
 def marked(names: Iterable[str]) -> list[Any]:
-    """All but the quick ones belong to the slow tier."""
+    """Mark all but the quick networks as slow."""
     return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
@@ -63,7 +64,7 @@ def smallest(name: str) -> int:
 
 
 @pytest.mark.parametrize("name", marked(n for n in NETWORKS if n != "tiny" and "lite" not in n))
-def test_preprocessing_inside_equals_the_originals_own(name: str) -> None:
+def test_built_in_preprocessing_equals_the_originals(name: str) -> None:
     import keras
 
     backbone = recipe(name)
@@ -101,7 +102,7 @@ def test_blocks_hold_each_layer_once_and_cut_no_path(name: str) -> None:
 
 @each_network
 @pytest.mark.slow
-def test_a_saved_classifier_loads_with_keras_alone_and_answers_the_same(name: str, tmp_path: Path) -> None:
+def test_a_saved_classifier_predicts_the_same_with_keras_alone(name: str, tmp_path: Path) -> None:
     import keras
 
     backbone = recipe(name, image_size=smallest(name)).build()
@@ -115,7 +116,7 @@ def test_a_saved_classifier_loads_with_keras_alone_and_answers_the_same(name: st
 
 @each_network
 @pytest.mark.parametrize("unfreeze", [1, "all"])
-def test_a_fit_moves_what_its_table_says_and_no_other_bit(name: str, unfreeze: Any) -> None:
+def test_training_changes_exactly_what_the_table_lists(name: str, unfreeze: Any) -> None:
     import keras
 
     keras.utils.set_random_seed(0)
@@ -123,7 +124,7 @@ def test_a_fit_moves_what_its_table_says_and_no_other_bit(name: str, unfreeze: A
     classifier = put_together(backbone, Linear().build(backbone.output_shape[-1], 2))
     parts = set_trainable(classifier, unfreeze)
     before = [np.array(w) for w in classifier.get_weights()]
-    update(classifier, parts, unfreeze, np.stack([pictures(backbone.input_shape[1], 2).astype(np.uint8)] * 2))
+    update(TrainablePlan(classifier, parts), np.stack([pictures(backbone.input_shape[1], 2).astype(np.uint8)] * 2))
     learning = {id(variable) for part in parts for variable in part.learning}
     moved = [not np.array_equal(a, b) for a, b in zip(before, classifier.get_weights(), strict=True)]
     for variable, changed in zip(classifier.weights, moved, strict=True):
@@ -134,15 +135,13 @@ def test_a_fit_moves_what_its_table_says_and_no_other_bit(name: str, unfreeze: A
     assert not learning & {id(weight) for layer in norms for weight in layer.weights}
 
 
-def test_random_weights_depend_on_the_backbones_seed_alone() -> None:
+def test_random_weights_depend_on_the_backbones_seed_only() -> None:
     first, again, other = (recipe("tiny", seed=s).build().get_weights() for s in (3, 3, 4))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0])
 
 
-def test_a_custom_function_is_built_and_a_wrong_name_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_custom_function_is_built_and_a_wrong_one_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_networks.py").write_text("from tl_research.models.networks.tiny import Tiny as small\n")
     monkeypatch.chdir(tmp_path)
     experiment = compose(["backbone=custom", "backbone.build=my_networks:small", "backbone.image_size=32"])
@@ -153,7 +152,7 @@ def test_a_custom_function_is_built_and_a_wrong_name_is_one_line(
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         ("def make():\n    pass", "include_top"),
         ("def make(**_):\n    return 3", "int"),
@@ -161,8 +160,8 @@ def test_a_custom_function_is_built_and_a_wrong_name_is_one_line(
         ("import keras as k\ndef make(**_):\n return k.Sequential([k.Input((32, 32, 3)), k.layers.Flatten()])", "3072"),
     ],
 )  # fmt: skip
-def test_a_custom_function_that_gives_no_feature_map_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, told: str
+def test_a_custom_function_without_a_feature_map_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
 ) -> None:
     module = f"mine_{abs(hash(body))}"
     (tmp_path / f"{module}.py").write_text(body)
@@ -170,10 +169,10 @@ def test_a_custom_function_that_gives_no_feature_map_is_one_line(
     backbone = compose(["backbone=custom", f"backbone.build={module}:make", "backbone.image_size=32"]).backbone
     with pytest.raises(InputError, match=r"^backbone\.build=") as caught:
         backbone.build()
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_sequential_with_an_input_is_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sequential_with_an_input_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = "import keras\ndef make(input_shape, **_):\n    conv = keras.layers.Conv2D(4, 3, 2)\n"
     (tmp_path / "chain.py").write_text(body + "    return keras.Sequential([keras.Input(input_shape), conv])\n")
     monkeypatch.chdir(tmp_path)
@@ -181,7 +180,7 @@ def test_a_sequential_with_an_input_is_a_network(tmp_path: Path, monkeypatch: py
     assert backbone.build().output_shape == (None, 4)
 
 
-def test_a_saved_network_gives_its_features(tmp_path: Path) -> None:
+def test_a_saved_network_computes_its_features(tmp_path: Path) -> None:
     source = recipe("tiny", image_size=48).build()
     classifier = put_together(source, Linear().build(32, 2))
     classifier.save(tmp_path / "mine.keras")
@@ -192,7 +191,7 @@ def test_a_saved_network_gives_its_features(tmp_path: Path) -> None:
     np.testing.assert_allclose(backbone(pixels), source(pixels), atol=1e-6)
 
 
-def test_weights_from_a_file_and_one_that_does_not_fit(tmp_path: Path) -> None:
+def test_weights_load_from_a_file_unless_they_do_not_fit(tmp_path: Path) -> None:
     source = recipe("tiny", seed=5).build()
     source.save_weights(tmp_path / "good.weights.h5")
     source.save(tmp_path / "good.keras")
@@ -208,7 +207,7 @@ def test_weights_from_a_file_and_one_that_does_not_fit(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_b0"])
-def test_a_file_of_keras_own_put_somewhere_by_hand_equals_what_keras_would_load(name: str, tmp_path: Path) -> None:
+def test_keras_own_file_in_another_folder_loads_as_keras_would(name: str, tmp_path: Path) -> None:
     import h5py
     import keras
     from keras.src.legacy.saving import legacy_h5_format
@@ -236,7 +235,7 @@ def test_a_file_of_keras_own_put_somewhere_by_hand_equals_what_keras_would_load(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("tiny",) and "lite" not in name])
-def test_the_url_in_the_yaml_is_the_file_that_keras_asks_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_url_in_the_yaml_is_the_one_keras_downloads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import keras
     from keras.src.utils import file_utils
 

@@ -1,4 +1,4 @@
-"""Blocks are where one would cut by hand, a backbone that was split gives the same bits, and what a block costs."""
+"""Test where blocks end, that splitting a backbone keeps every bit, and what a block costs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tl_research.system import console
 
 layers = keras.layers
 
-# Where the papers' figures begin a new stage; a stem's pooling belongs to the stem.
+# Where the papers' figures start a new stage; a stem's pooling belongs to the stem.
 ENDS = {
     "convnext_tiny": "add_2 add_5 add_14 layer_normalization",
     "densenet121": "pool1 pool2_pool pool3_pool pool4_pool avg_pool",
@@ -60,7 +60,7 @@ def test_blocks_are_the_stages_of_the_papers(name: str) -> None:
 
 
 @only_tiny_quick
-def test_a_split_backbone_gives_the_same_bits_and_stays_as_it_is(name: str, tmp_path: Path) -> None:
+def test_a_split_backbone_is_bit_equal_and_unchanged(name: str, tmp_path: Path) -> None:
     backbone = recipe(name, image_size=smallest(name)).build()
     parts, architecture = find_blocks(backbone), backbone.to_json()
     assert names(backbone) == ENDS[name].split(), "as at its own size"
@@ -79,7 +79,7 @@ def test_a_split_backbone_gives_the_same_bits_and_stays_as_it_is(name: str, tmp_
     assert backbone.to_json() == architecture
 
 
-def test_a_backbone_is_saved_the_same_after_it_was_split(tmp_path: Path) -> None:
+def test_splitting_does_not_change_how_a_backbone_is_saved(tmp_path: Path) -> None:
     def content(path: Path) -> tuple[bytes, bytes]:
         backbone.save(path)
         with zipfile.ZipFile(path) as file:
@@ -91,7 +91,7 @@ def test_a_backbone_is_saved_the_same_after_it_was_split(tmp_path: Path) -> None
     assert content(tmp_path / "after.keras") == before
 
 
-def test_what_the_tail_learns_the_backbone_has_learned() -> None:
+def test_training_the_tail_trains_the_backbone() -> None:
     backbone = recipe("tiny").build()
     prefix, tail = split_backbone(backbone, 1)
     pixels = pictures(64)
@@ -103,14 +103,14 @@ def test_what_the_tail_learns_the_backbone_has_learned() -> None:
     np.testing.assert_array_equal(after, tail(prefix(pixels, training=False), training=False))
 
 
-def test_both_parts_have_a_block() -> None:
+def test_both_parts_need_a_block() -> None:
     backbone = recipe("tiny").build()
     for unfreeze in (0, 3, 4):
         with pytest.raises(ValueError, match=f"unfreeze={unfreeze}: backbone has 3 blocks"):
             split_backbone(backbone, unfreeze)
 
 
-# The key that a prefix's maps are stored under
+# Keys of a prefix's stored maps
 
 KEYS = """
 import sys
@@ -130,7 +130,7 @@ def keys(of: list[str]) -> list[str]:
     return found
 
 
-def test_a_prefix_has_one_key_whatever_was_built_before_and_is_frozen() -> None:
+def test_a_prefix_is_frozen_and_its_key_independent_of_history() -> None:
     expected = keys(["tiny"])
     keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(1, 3), layers.ReLU()])
     backbone = recipe("tiny", image_size=64).build()
@@ -145,7 +145,7 @@ def test_a_prefix_has_one_key_whatever_was_built_before_and_is_frozen() -> None:
 
 @pytest.mark.slow
 def test_a_prefix_has_one_key_in_all_processes() -> None:
-    def told(how: str, of: list[str]) -> list[str]:
+    def printed_keys(how: str, of: list[str]) -> list[str]:
         return subprocess.run(
             [sys.executable, "-c", KEYS, how, *of],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -155,12 +155,12 @@ def test_a_prefix_has_one_key_in_all_processes() -> None:
         ).stdout.split()
 
     some = ["inception_v3", "convnext_tiny", "efficientnet_b0", "mobilenet_v3_large", "resnet50", "tiny", "vgg16"]
-    one, other = told("first", some), told("alone", some[::-1])
+    one, other = printed_keys("first", some), printed_keys("alone", some[::-1])
     assert one == [key for n in range(len(some))[::-1] for key in other[2 * n : 2 * n + 2]]
     assert len(set(one)) == len(one)
 
 
-# Graphs of our own
+# Handmade graphs
 
 
 def model(body: Callable[[keras.KerasTensor], keras.KerasTensor], size: int = 32) -> keras.Model:
@@ -201,7 +201,7 @@ def test_where_a_block_ends(parts: list[keras.Layer], expected: list[str]) -> No
     assert [o for block in find_blocks(backbone) for o in block.operations] == backbone.operations
 
 
-def test_a_layer_used_twice_and_one_used_elsewhere_are_no_cuts_and_no_hindrance() -> None:
+def test_shared_layers_are_no_cuts_and_do_not_prevent_others() -> None:
     shared = conv("shared")
 
     def body(x: keras.KerasTensor) -> keras.KerasTensor:
@@ -220,7 +220,7 @@ def test_a_layer_used_twice_and_one_used_elsewhere_are_no_cuts_and_no_hindrance(
     assert multiply_accumulates(backbone) == [32 * 32 * (27 * 8 + 2 * 72 * 8), 16 * 16 * 72 * 8]
 
 
-# What a block computes
+# Cost of a block
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_multiply_accumulates_of_a_layer(layer: keras.Layer, expected: int) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "low", "high"),  # billions, as the papers and torchvision tell them for one image of 224 x 224
+    ("name", "low", "high"),  # billions, as papers and torchvision report for one image of 224 x 224
     [
         ("resnet50", 3.8, 4.1),
         ("mobilenet_v2", 0.29, 0.31),
@@ -259,7 +259,7 @@ def test_multiply_accumulates_of_a_layer(layer: keras.Layer, expected: int) -> N
         ("inception_resnet_v2", 13.1, 13.3),
     ],
 )
-def test_multiply_accumulates_are_the_known_ones(name: str, low: float, high: float) -> None:
+def test_multiply_accumulates_match_published_figures(name: str, low: float, high: float) -> None:
     assert low < sum(multiply_accumulates(recipe(name).build())) / 1e9 < high
 
 
@@ -280,7 +280,7 @@ def test_the_command_lists_the_blocks_from_the_top(
 
 
 @pytest.mark.slow
-def test_the_command_takes_a_saved_networks_structure_from_its_file(tmp_path: Path) -> None:
+def test_the_blocks_command_reads_a_saved_networks_structure(tmp_path: Path) -> None:
     recipe("tiny", image_size=48).build().save(tmp_path / "mine.keras")
     options = ["backbone=saved", "backbone.image_size=48", f"backbone.weights={tmp_path / 'mine.keras'}"]
     result = CliRunner().invoke(app, ["blocks", *options])
@@ -293,7 +293,7 @@ def test_the_command_takes_a_saved_networks_structure_from_its_file(tmp_path: Pa
     [["backbone=saved"], ["backbone=custom"], ["backbone=resnet51"], ["backbone=tiny", "backbone.image_size=3"]],
     ids=lambda wrong: wrong[0],
 )
-def test_a_backbone_that_cannot_be_built_is_one_line(wrong: list[str]) -> None:
+def test_a_backbone_that_cannot_be_built_is_refused(wrong: list[str]) -> None:
     refused = CliRunner().invoke(app, ["blocks", *wrong])
     assert isinstance(refused.exception, InputError)
     assert str(refused.exception).startswith("backbone")

@@ -1,8 +1,6 @@
-"""What moves in a fit and what does not, through the real step, bit for bit."""
+"""Test which variables training changes, bit for bit, with the real train step."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import keras
 import numpy as np
@@ -13,6 +11,7 @@ from tl_research.models.backbone import Custom
 from tl_research.models.blocks import find_blocks
 from tl_research.models.classifier import BatchNorm, Parameters, Part, build_classifier, set_trainable, trainable_table
 from tl_research.models.head import MLP, Linear
+from tl_research.models.trainable_plan import TrainablePlan
 
 TINY = Custom(
     name="tiny", build="tl_research.models.networks.tiny:Tiny", image_size=32, weights=None, preprocessing="tf"
@@ -25,11 +24,11 @@ def classifier() -> keras.Model:
     return build_classifier(backbone, Linear().build(32, 2))
 
 
-def fit(classifier: keras.Model, parts: list[Part], unfreeze: int | Literal["all"] = "all") -> dict[str, bool]:
-    """Two updates by the real step; which variables moved, by path."""
+def fit(classifier: keras.Model, parts: list[Part]) -> dict[str, bool]:
+    """Train for two updates; return the paths of changed variables."""
     before = {v.path: np.array(v) for v in classifier.variables}
     rng = np.random.default_rng(0)
-    update(classifier, parts, unfreeze, rng.integers(0, 256, (2, 8, 32, 32, 3), np.uint8))
+    update(TrainablePlan(classifier, parts), rng.integers(0, 256, (2, 8, 32, 32, 3), np.uint8))
     return {v.path: not np.array_equal(before[v.path], v) for v in classifier.variables if v.path in before}
 
 
@@ -41,8 +40,8 @@ def is_norm(path: str) -> bool:
     return "_bn/" in path
 
 
-def test_frozen_moves_the_head_and_nothing_else(classifier: keras.Model) -> None:
-    moved = fit(classifier, set_trainable(classifier, 0), 0)
+def test_frozen_trains_the_head_only(classifier: keras.Model) -> None:
+    moved = fit(classifier, set_trainable(classifier, 0))
     assert {path for path, changed in moved.items() if changed} == {p for p in moved if "logits" in p}
 
 
@@ -58,7 +57,7 @@ def test_batch_norm_policies_in_unfrozen_blocks(classifier: keras.Model, policy:
 
 
 class Unit(keras.layers.Layer):
-    """A layer made of others, as users write them."""
+    """A layer that contains others, as users write them."""
 
     def __init__(self, filters: int, name: str) -> None:
         super().__init__(name=name)
@@ -74,7 +73,7 @@ class Unit(keras.layers.Layer):
 
 
 def nested(include_top: bool, weights: None, input_shape: tuple[int, int, int]) -> keras.Model:
-    """A model in a model, two with layers of the same names, and layers in a layer."""
+    """Build a model in a model, two with layers of the same names, and layers in a layer."""
     image = keras.Input(input_shape)
     maps = image
     for name in ("a", "b"):
@@ -85,7 +84,7 @@ def nested(include_top: bool, weights: None, input_shape: tuple[int, int, int]) 
 
 
 def same_names(include_top: bool, weights: None, input_shape: tuple[int, int, int]) -> keras.Model:
-    """Two models inside whose layers have the same names: they cannot be laid flat."""
+    """Build two nested models whose layers have the same names, which cannot be flattened."""
     image = keras.Input(input_shape)
     maps = image
     for name in ("a", "b"):
@@ -96,27 +95,27 @@ def same_names(include_top: bool, weights: None, input_shape: tuple[int, int, in
 
 @pytest.mark.parametrize("policy", ["frozen", "adapt", "train"])
 @pytest.mark.parametrize("function", ["nested", "same_names"])
-def test_batch_norm_within_models_and_layers_follows_the_policy_too(function: str, policy: BatchNorm) -> None:
+def test_nested_batch_norm_follows_the_policy(function: str, policy: BatchNorm) -> None:
     build = f"tests.models.test_classifier:{function}"
     recipe = Custom(name="x", build=build, image_size=32, weights=None, preprocessing="tf")  # type: ignore[call-arg]
     backbone = recipe.build()
     classifier = build_classifier(backbone, Linear().build(backbone.output_shape[-1], 2))
     parts = set_trainable(classifier, "all", policy)
-    told = {id(variable) for part in parts for variable in (*part.learning, *part.statistics)}
+    listed = {id(variable) for part in parts for variable in (*part.learning, *part.statistics)}
     moved = fit(classifier, parts)
-    expected = {variable.path for variable in classifier.variables if id(variable) in told}
+    expected = {variable.path for variable in classifier.variables if id(variable) in listed}
     assert {path for path, changed in moved.items() if changed} == expected
     assert {moved[p] for p in moved if is_statistic(p)} == {policy != "frozen"}
     assert {moved[p] for p in moved if is_norm(p) and not is_statistic(p)} == {policy == "train"}
     assert {row.batch_norm for row in trainable_table(parts)[:-1]} == {policy}
     assert len(parts) == (4 if function == "nested" else 3)
-    frozen = fit(classifier, set_trainable(classifier, 0), 0)
+    frozen = fit(classifier, set_trainable(classifier, 0))
     assert {path for path, changed in frozen.items() if changed} == {p for p in frozen if "logits" in p}
 
 
 @pytest.mark.parametrize("unfreeze", [1, 2])
 def test_blocks_unfreeze_from_the_top(classifier: keras.Model, unfreeze: int) -> None:
-    moved = fit(classifier, set_trainable(classifier, unfreeze, "train"), unfreeze)
+    moved = fit(classifier, set_trainable(classifier, unfreeze, "train"))
     parts = find_blocks(classifier.get_layer("backbone"))
     for number, block in enumerate(parts):
         paths = [w.path for layer in block.layers for w in layer.weights]
@@ -124,7 +123,7 @@ def test_blocks_unfreeze_from_the_top(classifier: keras.Model, unfreeze: int) ->
 
 
 @pytest.mark.parametrize(("parameters", "names"), [("batch_norm", {"gamma", "beta"}), ("bias", {"bias", "beta"})])
-def test_parameters_of_one_kind_move_with_the_head_though_batch_norm_is_frozen(
+def test_selected_parameters_train_even_if_batch_norm_is_frozen(
     classifier: keras.Model, parameters: Parameters, names: set[str]
 ) -> None:
     moved = fit(classifier, set_trainable(classifier, "all", parameters=parameters))
@@ -133,9 +132,9 @@ def test_parameters_of_one_kind_move_with_the_head_though_batch_norm_is_frozen(
     assert backbone
 
 
-def test_freezing_again_after_a_fit_holds(classifier: keras.Model) -> None:
+def test_freezing_again_after_training_works(classifier: keras.Model) -> None:
     fit(classifier, set_trainable(classifier, "all", "adapt"))
-    moved = fit(classifier, set_trainable(classifier, 0), 0)
+    moved = fit(classifier, set_trainable(classifier, 0))
     assert {path for path, changed in moved.items() if changed} == {
         v.path for v in classifier.get_layer("head").weights
     }
@@ -144,9 +143,9 @@ def test_freezing_again_after_a_fit_holds(classifier: keras.Model) -> None:
 
 @pytest.mark.parametrize("policy", ["frozen", "adapt", "train"])
 @pytest.mark.parametrize("parameters", ["all", "batch_norm", "bias"])
-def test_the_table_says_what_moves(classifier: keras.Model, policy: BatchNorm, parameters: Parameters) -> None:
+def test_the_table_lists_what_is_trained(classifier: keras.Model, policy: BatchNorm, parameters: Parameters) -> None:
     parts = set_trainable(classifier, 1, policy, parameters, layer_decay=0.5)
-    moved = fit(classifier, parts, 1)
+    moved = fit(classifier, parts)
     size = {v.path: int(np.prod(v.shape)) for v in classifier.variables}
     rows = trainable_table(parts)
     assert sum(row.trainable for row in rows) == sum(
@@ -160,7 +159,7 @@ def test_the_table_says_what_moves(classifier: keras.Model, policy: BatchNorm, p
     assert any(moved[p] for p in moved if is_statistic(p)) == (policy != "frozen")
 
 
-def test_heads_give_float32_logits_with_the_data_s_class_count() -> None:
+def test_heads_return_float32_logits_for_the_datas_classes() -> None:
     for head in (Linear(), MLP(layers=2, units=8)):
         model = head.build(5, 3)
         assert model.name == "head"

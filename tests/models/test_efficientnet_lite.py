@@ -30,12 +30,12 @@ def check_against_timm(model, name, image):
     golden = GOLDEN["images"][name]
     same_pixels = hashlib.sha256(image.tobytes()).hexdigest() == golden["pixels_sha256"]
     ours = logits(model, image)
-    # Another JPEG decoder may differ in single grey levels; the answers then differ by more than arithmetic does.
+    # Another JPEG decoder may differ in single grey levels; logits then differ more than by rounding.
     np.testing.assert_allclose(ours, golden["logits"], rtol=0, atol=1e-4 if same_pixels else 0.2)
     assert np.argsort(-ours)[: 5 if same_pixels else 1].tolist() == golden["top5"][: 5 if same_pixels else 1]
 
 
-def test_the_golden_answers_are_of_the_installed_weights():
+def test_the_golden_logits_belong_to_the_installed_weights():
     file = weights.package_file(PACKAGE)
     assert hashlib.sha256(file.read_bytes()).hexdigest() == GOLDEN["weights_sha256"]
 
@@ -49,11 +49,11 @@ def test_logits_equal_those_of_timm_on_photographs(lite0, photos, name):
     check_against_timm(lite0, name, photo(photos / "test" / "food" / f"{name}.jpg"))
 
 
-def test_the_banana_is_a_banana(lite0, photos):
+def test_a_banana_is_recognized(lite0, photos):
     assert logits(lite0, photo(photos / "test" / "food" / "banana.jpg")).argmax() == BANANA
 
 
-def test_without_top_the_same_features_come_before_pooling(lite0):
+def test_without_top_features_before_pooling_are_the_same(lite0):
     import keras
 
     network = efficientnet_lite.EfficientNetLite0(include_top=False, weights=None, input_shape=(224, 224, 3))
@@ -65,7 +65,7 @@ def test_without_top_the_same_features_come_before_pooling(lite0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2])
-def test_the_larger_ones_load_in_full_and_know_a_banana(number, photos):
+def test_larger_variants_load_and_recognize_a_banana(number, photos):
     from PIL import Image
 
     model = getattr(efficientnet_lite, f"EfficientNetLite{number}")()
@@ -74,14 +74,14 @@ def test_the_larger_ones_load_in_full_and_know_a_banana(number, photos):
     assert logits(model, np.asarray(image)).argmax() == BANANA
 
 
-# Trainable and moving numbers of the published networks, less their 1000-class head.
+# Trainable and moving parameters of the published networks without their 1000-class head.
 @pytest.mark.parametrize(("number", "tensors", "parameters"), [(0, 247, 4694024), (1, 322, 5470344), (2, 322, 6150168)])
-def test_size(number, tensors, parameters):
+def test_number_of_tensors_and_parameters(number, tensors, parameters):
     model = getattr(efficientnet_lite, f"EfficientNetLite{number}")()
     assert (len(model.weights), model.count_params()) == (tensors, parameters)
 
 
-def test_layers_are_built_in_and_named_after_their_place():
+def test_layers_are_built_in_and_named_by_position():
     model = efficientnet_lite.EfficientNetLite0(include_top=False, input_shape=(64, 96, 3))
     assert model.output_shape == (None, 2, 3, 1280)
     assert all(type(layer).__module__.startswith("keras.src.layers.") for layer in model.layers)
@@ -100,6 +100,6 @@ def test_pooling(pooling):
     ("options", "message"),
     [({"weights": "imagenet"}, "weights.load_torch"), ({"include_top": False, "pooling": "mean"}, "'avg', 'max'")],
 )
-def test_what_it_does_not_take_is_refused(options, message):
+def test_unsupported_arguments_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         efficientnet_lite.EfficientNetLite0(**options)

@@ -1,4 +1,4 @@
-"""Heads are plain Keras models: what they answer is what a slow count by hand does, also from a file and in a run."""
+"""Test heads against slow direct computations, also from a file and in whole runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def blobs(n: int, d: int, k: int, seed: int = 0, spread: float = 1.0) -> tuple[n
 
 
 def others(d: int, n: int = 20, seed: int = 99) -> np.ndarray:
-    """Features that no head was made from."""
+    """Draw features that no head was fitted to."""
     return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
 
 
@@ -67,7 +67,7 @@ def policy(name: str) -> Iterator[None]:
         keras.config.set_dtype_policy("float32")
 
 
-# What all heads are
+# All heads
 
 
 def built(head: Head, d: int = 6, k: int = 3) -> keras.Model:
@@ -77,7 +77,7 @@ def built(head: Head, d: int = 6, k: int = 3) -> keras.Model:
 
 
 @pytest.mark.parametrize("head", [*LEARNED, *MADE], ids=str)
-def test_a_head_turns_features_into_logits_and_is_made_of_what_keras_has(head: Head, tmp_path: Path) -> None:
+def test_a_head_maps_features_to_logits_with_built_in_layers(head: Head, tmp_path: Path) -> None:
     model = built(head)
     assert model.name == "head"
     assert model.input_shape == (None, 6)
@@ -106,7 +106,7 @@ def test_logits_are_float32_whatever_the_precision(head: Head, name: str) -> Non
 
 
 @pytest.mark.parametrize("head", [*LEARNED, *MADE], ids=str)
-def test_an_answer_does_not_depend_on_its_neighbours_in_a_batch(head: Head) -> None:
+def test_logits_do_not_depend_on_the_rest_of_the_batch(head: Head) -> None:
     model = built(head)
     rows = others(6)
     whole = answers(model, rows)
@@ -115,17 +115,17 @@ def test_an_answer_does_not_depend_on_its_neighbours_in_a_batch(head: Head) -> N
     np.testing.assert_allclose(model.predict(rows, batch_size=7, verbose=0), whole, rtol=1e-4, atol=1e-4)
 
 
-def test_the_bases_make_nothing() -> None:
+def test_base_classes_are_abstract() -> None:
     with pytest.raises(NotImplementedError):
         Head().build(4, 2)
     with pytest.raises(NotImplementedError):
         DirectHead().fit(*blobs(4, 2, 2), 2)
 
 
-# Heads that learn
+# Trained heads
 
 
-def test_a_linear_head_is_one_dense_layer_with_dropout_before_it_if_wanted() -> None:
+def test_a_linear_head_is_a_dense_layer_after_optional_dropout() -> None:
     plain, dropped = Linear().build(6, 3), Linear(dropout=0.4).build(6, 3)
     assert [layer.name for layer in plain.layers] == ["logits"]
     assert [layer.name for layer in dropped.layers] == ["dropout", "logits"]
@@ -135,7 +135,7 @@ def test_a_linear_head_is_one_dense_layer_with_dropout_before_it_if_wanted() -> 
     assert not np.array_equal(dropped(others(6), training=True), dropped(others(6), training=False))
 
 
-def test_an_mlp_has_the_layers_that_are_asked_for() -> None:
+def test_an_mlp_has_the_configured_layers() -> None:
     names = [layer.name for layer in MLP(units=5, layers=2).build(6, 3).layers]
     assert names == ["dense1", "bn1", "relu1", "dropout1", "dense2", "bn2", "relu2", "dropout2", "logits"]
     bare = MLP(units=5, layers=1, dropout=0, batch_norm=False).build(6, 3)
@@ -158,7 +158,7 @@ def unit(features: np.ndarray) -> np.ndarray:
 
 @few
 @given(n=st.integers(4, 40), d=st.integers(2, 10), k=st.integers(2, 4), normalize=st.booleans())
-def test_a_prototype_head_answers_with_the_nearest_class_mean(n: int, d: int, k: int, normalize: bool) -> None:
+def test_a_prototype_head_predicts_the_nearest_class_mean(n: int, d: int, k: int, normalize: bool) -> None:
     features, labels = blobs(n, d, k)
     head = Prototype(normalize=normalize).fit(features, labels, k)
     rows, queries = (unit(x) if normalize else x.astype(np.float64) for x in (features, others(d, 50)))
@@ -174,7 +174,7 @@ def test_a_prototype_head_answers_with_the_nearest_class_mean(n: int, d: int, k:
     np.testing.assert_allclose(falls, s * differences, rtol=1e-2, atol=1e-3 * np.abs(falls).max())
 
 
-def test_only_a_normalizing_prototype_head_does_not_care_for_length() -> None:
+def test_only_a_normalizing_prototype_head_ignores_length() -> None:
     features, labels = blobs(30, 5, 3)
     for normalize in (True, False):
         head = Prototype(normalize=normalize).fit(features, labels, 3)
@@ -189,7 +189,7 @@ def test_only_a_normalizing_prototype_head_does_not_care_for_length() -> None:
 def votes_by_hand(
     features: np.ndarray, labels: np.ndarray, classes: int, queries: np.ndarray, k: int, temperature: float
 ) -> np.ndarray:
-    """Log-probabilities `(n, classes)`: the `k` nearest by cosine vote, and one vote is spread over all classes."""
+    """Compute log-probabilities `(n, classes)` of votes of the `k` nearest by cosine, plus one vote for all classes."""
     rows, found = unit(features), []
     for query in unit(queries):
         cosines = [float(row @ query) for row in rows]
@@ -218,7 +218,7 @@ def test_neighbours_vote_as_by_hand(n: int, d: int, classes: int, k: int, temper
 
 @pytest.mark.parametrize("given_", [{}, {"k": 4}, {"temperature": 0.5}], ids=str)
 @pytest.mark.parametrize("views", [1, 3])
-def test_what_is_not_given_is_chosen_with_the_views_of_an_image_apart(views: int, given_: dict[str, Any]) -> None:
+def test_leave_one_out_choice_leaves_out_all_views_of_an_image(views: int, given_: dict[str, Any]) -> None:
     features, labels = blobs(20, 6, 2, spread=2)
     features, labels = features.repeat(views, axis=0), labels.repeat(views)
     features += 0.05 * others(6, len(features))
@@ -228,7 +228,7 @@ def test_what_is_not_given_is_chosen_with_the_views_of_an_image_apart(views: int
     np.testing.assert_allclose(log_softmax(answers(head, others(6))), expected, atol=2e-3)
 
 
-def test_prototypes_are_made_with_the_views_of_an_image_apart() -> None:
+def test_prototypes_leave_out_all_views_of_an_image() -> None:
     rng = np.random.default_rng(0)
     features, labels = rng.normal(size=(30, 50)).repeat(3, axis=0).astype(np.float32), (np.arange(30) % 2).repeat(3)
     together, apart = (Prototype().fit(features, labels, 2, views) for views in (3, 1))
@@ -248,7 +248,7 @@ def test_the_nearest_neighbour_of_a_training_image_is_itself(n: int, d: int, see
     assert np.array_equal(answers(head, 5 * features).argmax(axis=1), labels), "whatever its length"
 
 
-def test_no_neighbour_makes_an_answer_certain() -> None:
+def test_neighbours_never_give_certainty() -> None:
     features, labels = blobs(40, 6, 4, spread=0.01)
     for k in (1, 5):
         probability = np.exp(log_softmax(answers(KNN(k=k, temperature=0.1).fit(features, labels, 4), features)))
@@ -256,7 +256,7 @@ def test_no_neighbour_makes_an_answer_certain() -> None:
         assert (probability.min(axis=1) > 0.2 / (k + 1)).all()
 
 
-def test_equally_near_neighbours_of_two_classes_leave_it_open() -> None:
+def test_equidistant_neighbours_of_two_classes_tie() -> None:
     features = np.array([[1, 0], [0, 1], [1, 0], [0, 1]], np.float32)
     labels = np.array([0, 1, 1, 0])
     for k in (1, 2, 3, 4):
@@ -264,7 +264,7 @@ def test_equally_near_neighbours_of_two_classes_leave_it_open() -> None:
         np.testing.assert_allclose(found, np.log(0.5), atol=1e-5)
 
 
-# Odd features
+# Unusual features
 
 
 ODD = {
@@ -281,7 +281,7 @@ ODD = {
 
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("head", MADE, ids=str)
-def test_odd_features_give_numbers(head: DirectHead, kind: str) -> None:
+def test_unusual_features_give_finite_logits(head: DirectHead, kind: str) -> None:
     features = ODD[kind].astype(np.float32)
     for labels in (np.arange(8) % 2, np.array([0] * 7 + [1]), np.arange(8)):
         model = head.fit(features, labels, int(labels.max()) + 1)
@@ -291,7 +291,7 @@ def test_odd_features_give_numbers(head: DirectHead, kind: str) -> None:
 
 @pytest.mark.parametrize("head", MADE, ids=str)
 @pytest.mark.parametrize("views", [1, 3])
-def test_one_image_a_class_is_enough(head: DirectHead, views: int) -> None:
+def test_one_image_per_class_is_enough(head: DirectHead, views: int) -> None:
     features, labels = blobs(4, 6, 4)
     features, labels = features.repeat(views, axis=0), labels.repeat(views)
     found = answers(head.fit(features, labels, 4, views), features)
@@ -304,7 +304,7 @@ def test_one_image_a_class_is_enough(head: DirectHead, views: int) -> None:
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes that do not differ, so that answers are unsure."""
+    """Draw two classes that do not differ, so that predictions are uncertain."""
     return draw_noise(tmp_path_factory.mktemp("noise"), ("train", "test"), 12)
 
 
@@ -321,16 +321,14 @@ def assert_saved_model_answers_as_recorded(done: Run, root: Path) -> None:
 
 
 def in_split(done: Run, split: str, name: str = "predictions.csv") -> float:
-    """Accuracy of what a table of answers says."""
+    """Compute the accuracy of a table of predictions."""
     rows = [row for row in table(done.directory / name) if row["split"] == split]
     return float(np.mean([row["label"] == row["prediction"] for row in rows]))
 
 
 @pytest.mark.parametrize("head", ["prototype", "knn"])
 @pytest.mark.slow
-def test_a_run_makes_its_head_and_records_what_the_saved_one_answers(
-    tmp_path: Path, colours: Path, noise: Path, head: str
-) -> None:
+def test_a_run_records_the_predictions_of_its_saved_head(tmp_path: Path, colours: Path, noise: Path, head: str) -> None:
     done = run(tmp_path / "colours", colours, f"head={head}")
     assert done.status["state"] == "done"
     assert done.metrics["test_accuracy"] > 0.9
@@ -344,9 +342,7 @@ def test_a_run_makes_its_head_and_records_what_the_saved_one_answers(
     assert numbers(adam) == numbers(doubtful), "whatever the optimizer: nothing is trained"
 
 
-def test_the_head_that_is_kept_knows_the_validation_images_and_the_one_that_is_judged_does_not(
-    tmp_path: Path, noise: Path
-) -> None:
+def test_the_saved_head_uses_validation_images_the_scored_not(tmp_path: Path, noise: Path) -> None:
     done = run(tmp_path / "run", noise, "head=knn", "head.k=1", "callbacks=none")
     train, val = done.metrics["num_train"], done.metrics["num_val"]
     bank, votes = done.model().get_layer("head").get_weights()
@@ -358,7 +354,7 @@ def test_the_head_that_is_kept_knows_the_validation_images_and_the_one_that_is_j
     assert in_split(done, "test") == done.metrics["test_accuracy"] < 0.9
 
 
-def test_keys_of_a_head_reach_it(tmp_path: Path, noise: Path) -> None:
+def test_a_heads_keys_have_an_effect(tmp_path: Path, noise: Path) -> None:
     run_ = run(tmp_path / "knn", noise, "head=knn", "head.k=2", "head.temperature=0.5", "callbacks=none")
     data = Folder(root=str(noise)).load()
     model = run_.model()
@@ -374,7 +370,7 @@ def test_keys_of_a_head_reach_it(tmp_path: Path, noise: Path) -> None:
 
 
 @pytest.mark.parametrize("head", ["prototype", "knn"])
-def test_a_head_is_made_from_all_views(tmp_path: Path, noise: Path, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_direct_head_uses_all_views(tmp_path: Path, noise: Path, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[int, int]] = []
     recipe = {"prototype": Prototype, "knn": KNN}[head]
     fit = recipe.fit
@@ -398,7 +394,9 @@ def test_a_head_is_made_from_all_views(tmp_path: Path, noise: Path, head: str, m
 
 
 @pytest.mark.slow
-def test_later_stages_train_a_prototype_head_on(tmp_path: Path, noise: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_stages_continue_training_a_prototype_head(
+    tmp_path: Path, noise: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[list[np.ndarray]] = []
     seen: list[int] = []
     fit = Prototype.fit
@@ -422,9 +420,7 @@ def test_later_stages_train_a_prototype_head_on(tmp_path: Path, noise: Path, mon
 
 @pytest.mark.parametrize("head", ["linear", "prototype", "knn"])
 @pytest.mark.slow
-def test_two_frozen_stages_keep_a_head_that_knows_the_validation_images_as_one_does(
-    tmp_path: Path, noise: Path, head: str
-) -> None:
+def test_two_frozen_stages_refit_on_validation_images_too(tmp_path: Path, noise: Path, head: str) -> None:
     options = [f"head={head}", "callbacks.tensorboard=null"]
     second = "+transfer.again={_target_: tl_research.training.stage.Stage, epochs: 1}"
     one, two = run(tmp_path / "one", noise, *options), run(tmp_path / "two", noise, *options, second)
@@ -448,7 +444,7 @@ def test_two_frozen_stages_keep_a_head_that_knows_the_validation_images_as_one_d
     ],
     ids=str,
 )  # fmt: skip
-def test_what_a_head_cannot_do_is_refused_in_one_line(options: list[str], words: str) -> None:
+def test_unsupported_combinations_with_a_head_are_refused(options: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words) as caught:
         compose(["backbone=tiny", *options])
     assert "\n" not in str(caught.value)

@@ -25,13 +25,13 @@ def refusal(path):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><html>", b"\x89PNG\r\n\x1a\n", b"PK\x03\x04", bytes(2000)])
-def test_what_is_no_keras_file_is_refused(tmp_path, suffix, content):
+def test_other_files_than_keras_files_are_refused(tmp_path, suffix, content):
     path = tmp_path / f"file{suffix}"
     path.write_bytes(content)
     refusal(path)
 
 
-def test_the_reason_tells_what_the_file_is_instead(tmp_path):
+def test_the_error_says_what_the_file_is_instead(tmp_path):
     path = tmp_path / "file.h5"
     for content, word in [
         (b"", "empty"),
@@ -44,7 +44,7 @@ def test_the_reason_tells_what_the_file_is_instead(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_missing_path_and_a_directory_are_told(tmp_path, suffix):
+def test_a_missing_path_and_a_directory_are_refused(tmp_path, suffix):
     path = tmp_path / f"file{suffix}"
     assert "does not exist" in refusal(path)
     path.mkdir()
@@ -52,7 +52,7 @@ def test_a_missing_path_and_a_directory_are_told(tmp_path, suffix):
 
 
 class Payload:
-    """Unpickling it would create a file."""
+    """Create a file when unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -62,7 +62,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_pickle_is_not_run(tmp_path, suffix):
+def test_a_pickle_is_not_executed(tmp_path, suffix):
     path, ran = tmp_path / f"file{suffix}", tmp_path / "ran"
     path.write_bytes(pickle.dumps(Payload(ran)))
     refusal(path)
@@ -79,7 +79,7 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, share):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_damaged_file_never_ends_in_anything_but_an_input_error(tmp_path, suffix):
+def test_a_damaged_file_raises_only_input_errors(tmp_path, suffix):
     whole = save(fill(small()), tmp_path / f"whole{suffix}").read_bytes()
     path = tmp_path / f"file{suffix}"
     rng = np.random.default_rng(0)
@@ -89,7 +89,7 @@ def test_a_damaged_file_never_ends_in_anything_but_an_input_error(tmp_path, suff
         start = int(rng.integers(8, len(whole) - 64))
         damaged[start : start + 64] = rng.bytes(64)
         path.write_bytes(damaged)
-        with contextlib.suppress(InputError):  # the damage may lie where nothing is read: then it loads
+        with contextlib.suppress(InputError):  # it loads if the damage is where nothing is read
             weights.load_file(model, path)
 
 

@@ -19,7 +19,7 @@ def test_links_out_of_the_file_are_not_followed(tmp_path, link):
     assert "leads elsewhere" in refusal(path)
 
 
-def test_a_layer_kept_in_another_file_is_not_followed(tmp_path):
+def test_a_layer_in_another_file_is_not_followed(tmp_path):
     save(fill(small()), tmp_path / "other.weights.h5")
     path = save(fill(small()), tmp_path / "file.weights.h5")
     with h5py.File(path, "a") as file:
@@ -28,7 +28,7 @@ def test_a_layer_kept_in_another_file_is_not_followed(tmp_path):
     assert "holds nothing for conv2d" in refusal(path)
 
 
-def test_numbers_kept_in_another_file_are_not_read(tmp_path):
+def test_numbers_in_another_file_are_not_read(tmp_path):
     path = save(fill(small()), tmp_path / "file.weights.h5")
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(3 * 3 * 3 * 4 * 4))
@@ -40,7 +40,7 @@ def test_numbers_kept_in_another_file_are_not_read(tmp_path):
 
 
 def keras2(path, layers, split=False):
-    """Writes HDF5 as Keras 2 did: names end in :0, and the names of a long list are split over several attributes."""
+    """Write HDF5 as Keras 2 did: names end in :0, and long lists of names are split over several attributes."""
     with h5py.File(path, "w") as file:
         names = [layer.encode() for layer, _ in layers]
         parts = {"layer_names": names} if not split else {"layer_names0": names[:2], "layer_names1": names[2:]}
@@ -59,7 +59,7 @@ def test_a_file_of_keras_2_is_read(tmp_path, split):
     layers = []
     for layer in source.layers:
         name = {"conv2d": "conv2d_93", "conv2d_1": "conv2d_94"}.get(layer.name, layer.name)
-        # TensorFlow 1 counted scopes by itself: the group conv2d_93 may hold conv2d_93_7/kernel:0.
+        # TensorFlow 1 numbered scopes independently: the group conv2d_93 may contain conv2d_93_7/kernel:0.
         arrays = {}
         for variable in layer.weights:
             own = "depthwise_kernel" if layer.name == "first_depthwise" and variable.name == "kernel" else variable.name

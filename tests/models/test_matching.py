@@ -1,4 +1,4 @@
-"""Which tensor of a file goes where: by names, by order, and what is no match."""
+"""Test matching of tensors by name and by order, and what is no match."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ PATH = Path("file.h5")
 
 
 def stored(*layers):
-    """Tensors from (layer, {kind: shape})."""
+    """Make tensors from (layer, {kind: shape})."""
     return [
         Tensor("", layer, f"{layer}/{kind}", kind, shape, np.zeros(shape))
         for layer, kinds in layers
@@ -30,7 +30,7 @@ HEAD = {"kernel": (4, 2), "bias": (2,)}
 
 
 def network(*names):
-    """conv -> bn -> conv of the given names."""
+    """Build conv -> bn -> conv with the given names."""
     import keras
 
     image = keras.Input((8, 8, 3))
@@ -64,7 +64,7 @@ def test_unknown_names_are_matched_by_order():
 
 @pytest.mark.parametrize("first", [0, 1, 93])
 def test_automatic_names_are_matched_by_rank(first):
-    """The network's own names overlap with the file's by chance: conv2d_1 is its second, and the file's first."""
+    """Names overlap by chance: conv2d_1 is the network's second layer and the file's first."""
     model = network("conv2d", "n", "conv2d_1")
     file_names = [f"conv2d_{first + i}" if first + i else "conv2d" for i in range(3)]
     tensors = stored((file_names[0], CONV), ("n", BN), (file_names[1], LAST), (file_names[2], LAST))
@@ -80,18 +80,18 @@ def refused(tensors, model=None):
     return str(caught.value)
 
 
-def test_a_shape_that_differs_names_both_and_how_many_are_left_over():
+def test_a_shape_mismatch_names_both_and_the_number_left_over():
     other = {"kernel": (3, 3, 3, 5), "bias": (5,)}
     message = refused(stored(("a", other), ("n", BN), ("b", LAST)))
     assert "its a/kernel (3, 3, 3, 5) stands where a/kernel (3, 3, 3, 4) belongs, 8 left over" in message
 
 
-def test_a_kind_that_differs_is_no_match_though_the_shape_is():
+def test_another_kind_of_the_same_shape_is_no_match():
     message = refused(stored(("x", CONV), ("y", dict(reversed(BN.items()))), ("z", LAST)))
     assert "y/moving_variance (4,) stands where n/gamma (4,) belongs" in message
 
 
-def test_a_file_that_ends_too_early_names_the_first_weight_without_a_tensor():
+def test_a_short_file_names_the_first_weight_without_a_tensor():
     assert "holds nothing for b/kernel (1, 1, 4, 4)" in refused(stored(("a", CONV), ("n", BN)))
     assert "holds nothing for b/bias (4,)" in refused(stored(("a", CONV), ("n", BN), ("b", {"kernel": (1, 1, 4, 4)})))
 
@@ -119,8 +119,8 @@ def test_layers_of_one_name_in_two_models_are_not_mixed_up():
     assert {name[:3] for name in names(left)} == {"two"}
 
 
-def test_ranks_of_automatic_names_do_not_reach_into_another_model():
-    """Conv2d before the model inside is the file's first, and not the network's."""
+def test_ranks_of_automatic_names_are_counted_per_model():
+    """The conv2d before the nested model is the file's first, and not the network's."""
     before = stored(("conv2d", CONV))
     model = network("conv2d_7", "n", "conv2d_8")
     network_inside = inside("net", stored(("conv2d_1", CONV), ("n", BN), ("conv2d_2", LAST)))
@@ -129,13 +129,13 @@ def test_ranks_of_automatic_names_do_not_reach_into_another_model():
     assert names(found)[0] == "net/conv2d_1/kernel"
 
 
-def test_without_names_for_all_an_order_that_fits_is_taken_even_if_names_do_not():
+def test_order_decides_if_some_names_are_missing():
     tensors = stored(("b", CONV), ("n", BN), ("a", LAST))
     found, _ = match(network("a", "n", "b"), tensors, PATH)
     assert names(found)[0] == "b/kernel"
 
 
-def test_a_network_that_is_longer_than_the_file_is_told(tmp_path):
+def test_a_network_larger_than_the_file_is_refused(tmp_path):
     import keras
 
     source = small()
@@ -146,7 +146,7 @@ def test_a_network_that_is_longer_than_the_file_is_told(tmp_path):
 
 
 def wrapped(network, before):
-    """A layer of weights before the network, which then is no head."""
+    """Build a layer with weights before the network, which is no head."""
     import keras
 
     image = keras.Input((16, 16, 3))
@@ -154,7 +154,7 @@ def wrapped(network, before):
 
 
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5", ".keras"])
-def test_weights_before_a_network_inside_are_no_head(tmp_path, suffix):
+def test_weights_before_a_nested_network_are_no_head(tmp_path, suffix):
     import keras
 
     for before in (keras.layers.Conv2D(3, 1), keras.layers.Normalization()):
@@ -173,7 +173,7 @@ def test_a_second_network_in_a_file_without_order_is_no_head(tmp_path):
         weights.load_file(small(), path)
 
 
-def test_a_weightless_network_and_file_are_told(tmp_path):
+def test_a_network_and_a_file_without_weights_are_refused(tmp_path):
     import keras
 
     path = save(keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten()]), tmp_path / "file.weights.h5")

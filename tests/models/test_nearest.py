@@ -1,4 +1,4 @@
-"""Class means and neighbours are what a slow count by hand finds, and no image has a part in judging itself."""
+"""Test class means and neighbours against slow direct computations that leave each image out."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ few = settings(deadline=None, max_examples=40)
 def blobs(
     images: int, d: int, k: int, views: int = 1, spread: float = 1.0, seed: int = 0, shared: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features `(images * views, d)` and labels: images lie about the centre of their class, views about their
-    image."""
+    """Draw features `(images * views, d)` and labels: images around their class's centre, views around their image."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(images) % k)
     rows = rng.normal(size=(k, d))[labels] + spread * rng.normal(size=(images, d))
@@ -29,7 +28,7 @@ def blobs(
 
 
 def long(features: np.ndarray, normalize: bool) -> np.ndarray:
-    """Rows in float64, each divided by its length if wanted."""
+    """Convert rows to float64, optionally scaled to length 1."""
     rows = features.astype(np.float64)
     if normalize:
         for row in rows:
@@ -51,8 +50,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 @few
 @given(arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=st.floats(-1000, 1000, width=32)))
-def test_rows_are_brought_to_length_one_in_their_own_direction(features: np.ndarray) -> None:
-    assume(not ((features != 0) & (np.abs(features) < 1e-9)).any())  # whose squares are no number of float32
+def test_rows_are_scaled_to_length_one(features: np.ndarray) -> None:
+    assume(not ((features != 0) & (np.abs(features) < 1e-9)).any())  # whose squares underflow in float32
     before = features.copy()
     rows = unit(features)
     assert rows.dtype == np.float32
@@ -63,7 +62,7 @@ def test_rows_are_brought_to_length_one_in_their_own_direction(features: np.ndar
         np.testing.assert_allclose(row * length, original, rtol=1e-5, atol=1e-5)
 
 
-def test_a_row_of_zeros_stays_as_it_is() -> None:
+def test_a_row_of_zeros_stays_zero() -> None:
     assert np.array_equal(unit(np.array([[0, 0], [3, 4]], np.float32)), np.array([[0, 0], [0.6, 0.8]], np.float32))
 
 
@@ -71,7 +70,7 @@ def test_a_row_of_zeros_stays_as_it_is() -> None:
 
 
 def without_own(rows: np.ndarray, labels: np.ndarray, k: int, views: int) -> np.ndarray:
-    """Squared distances of each row from each class's mean over other images, or over all where there is no other."""
+    """Compute squared distances of rows from class means over other images, or over all if there is no other."""
     image = np.arange(len(rows)) // views
     found = np.empty((len(rows), k))
     for i, row in enumerate(rows):
@@ -83,7 +82,7 @@ def without_own(rows: np.ndarray, labels: np.ndarray, k: int, views: int) -> np.
 
 
 def mean_losses(distances: np.ndarray, labels: np.ndarray, views: int) -> np.ndarray:
-    """Log loss for each of `SHARPNESS`, over images that are not alone in their class if there are any."""
+    """Compute the log loss for each of `SHARPNESS`, over images that are not the only one of their class, if any."""
     images = np.bincount(labels)[labels] // views
     judged = images > 1 if (images > 1).any() else np.ones(len(labels), bool)
     scaled = -distances[judged] / distances.mean()
@@ -92,7 +91,7 @@ def mean_losses(distances: np.ndarray, labels: np.ndarray, views: int) -> np.nda
 
 
 def sharpness_of(kernel: np.ndarray, means: np.ndarray) -> float:
-    """The `s` of a kernel `2 * s * means.T`, which it must be, but for what all classes share."""
+    """Return the `s` of a kernel `2 * s * means.T`; assert that form, up to what all classes share."""
     means = means - means.mean(axis=0)
     s = float(np.sum(kernel * means.T) / np.sum(means**2)) / 2
     np.testing.assert_allclose(kernel, 2 * s * means.T, rtol=1e-4, atol=1e-5 * np.abs(kernel).max())
@@ -123,7 +122,7 @@ def test_the_largest_logit_is_the_nearest_class_mean(features: np.ndarray, k: in
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_logits_fall_with_the_squared_distance(normalize: bool) -> None:
+def test_logits_decrease_with_the_squared_distance(normalize: bool) -> None:
     features, labels = blobs(40, 6, 3, spread=2)
     kernel, bias = prototypes(features, labels, 3, 1, normalize=normalize)
     rows = long(features, normalize)
@@ -137,9 +136,7 @@ def test_logits_fall_with_the_squared_distance(normalize: bool) -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("views", [1, 3])
-def test_logits_fall_as_fast_as_is_best_where_each_image_is_judged_by_the_others(
-    views: int, normalize: bool, seed: int
-) -> None:
+def test_the_scale_of_logits_minimizes_leave_one_out_loss(views: int, normalize: bool, seed: int) -> None:
     features, labels = blobs(25, 8, 3, views, spread=2, seed=seed)
     kernel, _ = prototypes(features, labels, 3, views, normalize=normalize)
     rows = long(features, normalize)
@@ -158,9 +155,7 @@ def test_logits_fall_as_fast_as_is_best_where_each_image_is_judged_by_the_others
 )
 @example(counts=[1, 4], d=5, views=1, seed=0)
 @example(counts=[1, 4, 2], d=5, views=3, seed=0)
-def test_an_image_that_is_alone_in_its_class_does_not_decide_how_fast(
-    counts: list[int], d: int, views: int, seed: int
-) -> None:
+def test_the_only_image_of_a_class_does_not_affect_the_scale(counts: list[int], d: int, views: int, seed: int) -> None:
     assume(max(counts) > 1)
     labels = np.arange(len(counts)).repeat(counts).repeat(views)
     features = np.random.default_rng(seed).normal(size=(len(labels), d)).astype(np.float32)
@@ -169,31 +164,33 @@ def test_an_image_that_is_alone_in_its_class_does_not_decide_how_fast(
     distances = without_own(rows, labels, len(counts), views)
     losses = mean_losses(distances, labels, views)
     chosen = sharpness_of(kernel, means_of(rows, labels, len(counts))) * distances.mean()
-    place = int(np.abs(np.log(SHARPNESS / chosen)).argmin())
-    assert chosen == pytest.approx(SHARPNESS[place], rel=1e-3)
-    assert losses[place] <= losses.min() + 1e-9
+    nearest_index = int(np.abs(np.log(SHARPNESS / chosen)).argmin())
+    assert chosen == pytest.approx(SHARPNESS[nearest_index], rel=1e-3)
+    assert losses[nearest_index] <= losses.min() + 1e-9
 
 
 @pytest.mark.parametrize("views", [2, 3])
-def test_distances_without_the_own_image_leave_out_all_of_its_views(views: int) -> None:
+def test_leave_one_out_distances_leave_out_all_views(views: int) -> None:
     features, labels = blobs(13, 4, 3, views)
-    labels[:views] = 3  # one image alone in its class
+    labels[:views] = 3  # the only image of its class
     rows = long(features, False)
-    found = nearest._without_own_image(rows, labels, means_of(rows, labels, 4), views)
+    found = nearest.leave_one_out_distances(rows, labels, means_of(rows, labels, 4), views)
     expected = without_own(rows, labels, 4, views)[np.arange(len(labels)), labels]
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-def test_many_rows_have_the_distances_of_few() -> None:
+def test_fast_distances_equal_direct_ones() -> None:
     features, labels = blobs(30, 7, 4, shared=5)
     rows = long(features, False)
     means = means_of(rows, labels, 4)
-    np.testing.assert_allclose(nearest._distances(rows, means), ((rows[:, None] - means) ** 2).sum(axis=2), rtol=1e-9)
-    assert (nearest._distances(means, means) >= 0).all()
+    np.testing.assert_allclose(
+        nearest.squared_distances(rows, means), ((rows[:, None] - means) ** 2).sum(axis=2), rtol=1e-9
+    )
+    assert (nearest.squared_distances(means, means) >= 0).all()
 
 
 @pytest.mark.parametrize("views", [1, 3])
-def test_noise_is_answered_with_doubt(views: int) -> None:
+def test_noise_gives_uncertain_predictions(views: int) -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(30, 300)).repeat(views, axis=0).astype(np.float32)
     labels = (np.arange(30) % 2).repeat(views)
@@ -206,7 +203,7 @@ def test_noise_is_answered_with_doubt(views: int) -> None:
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("views", [1, 3])
-def test_one_image_a_class_is_enough(views: int, normalize: bool) -> None:
+def test_one_image_per_class_is_enough(views: int, normalize: bool) -> None:
     features, labels = blobs(4, 6, 4, views, spread=0.1)
     kernel, bias = prototypes(features, labels, 4, views, normalize=normalize)
     rows = long(features, normalize)
@@ -217,7 +214,7 @@ def test_one_image_a_class_is_enough(views: int, normalize: bool) -> None:
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("value", [0.0, 0.1, 7.0])
-def test_rows_that_do_not_differ_are_answered_with_doubt(value: float, normalize: bool) -> None:
+def test_equal_rows_give_uncertain_predictions(value: float, normalize: bool) -> None:
     labels = np.array([0] * 5 + [1] * 7 + [2] * 3)
     features = np.full((15, 8), value, np.float32)
     kernel, bias = prototypes(features, labels, 3, 1, normalize=normalize)
@@ -226,7 +223,7 @@ def test_rows_that_do_not_differ_are_answered_with_doubt(value: float, normalize
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_what_all_features_share_does_not_blur_where_they_differ(normalize: bool) -> None:
+def test_a_common_offset_does_not_cost_precision(normalize: bool) -> None:
     features, labels = blobs(60, 16, 3, spread=2, shared=100)
     kernel, bias = prototypes(features, labels, 3, 1, normalize=normalize)
     rows = long(features, normalize)
@@ -244,20 +241,20 @@ def test_what_all_features_share_does_not_blur_where_they_differ(normalize: bool
 def losses_by_hand(
     features: np.ndarray, labels: np.ndarray, classes: int, views: int, ks: Sequence[int], ts: Sequence[float]
 ) -> dict[tuple[int, float], float]:
-    """Leave-one-out log loss of every choice, an image's own views never among its neighbours."""
+    """Compute the leave-one-out log loss of every choice; an image's own views are never its neighbours."""
     rows = long(features, True)
     losses: dict[tuple[int, float], float] = {}
     for k in ks:
         for t in ts:
-            told = []
+            image_losses = []
             for i, row in enumerate(rows):
                 others = [j for j in range(len(rows)) if j // views != i // views]
                 others = sorted(others, key=lambda j: -rows[j] @ row)[:k]
                 votes = np.full(classes, 1 / classes)
                 for j in others:
                     votes[labels[j]] += np.exp((rows[j] @ row - rows[others[0]] @ row) / t)
-                told.append(-np.log(votes[labels[i]] / votes.sum()))
-            losses[k, t] = float(np.mean(told))
+                image_losses.append(-np.log(votes[labels[i]] / votes.sum()))
+            losses[k, t] = float(np.mean(image_losses))
     return losses
 
 
@@ -266,7 +263,7 @@ def losses_by_hand(
     ("views", "k", "temperature"),
     [(1, None, None), (3, None, None), (1, 7, None), (3, 7, None), (1, None, 0.3), (3, None, 0.3)],
 )
-def test_what_is_not_given_is_chosen_as_by_hand(
+def test_k_and_temperature_are_chosen_as_by_direct_computation(
     views: int, k: int | None, temperature: float | None, seed: int
 ) -> None:
     features, labels = blobs(20, 5, 3, views, spread=1.5, seed=seed)
@@ -285,7 +282,9 @@ def test_what_is_not_given_is_chosen_as_by_hand(
     images=st.integers(2, 9), views=st.integers(1, 3), d=st.integers(2, 5), classes=st.integers(2, 3),
     k=st.one_of(st.none(), st.integers(1, 40)), seed=st.integers(0, 1000),
 )  # fmt: skip
-def test_few_rows_are_no_trouble(images: int, views: int, d: int, classes: int, k: int | None, seed: int) -> None:
+def test_few_rows_are_enough_to_choose_k(
+    images: int, views: int, d: int, classes: int, k: int | None, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(images * views, d)).astype(np.float32)
     labels = (np.arange(images) % classes).repeat(views)
@@ -298,7 +297,7 @@ def test_few_rows_are_no_trouble(images: int, views: int, d: int, classes: int, 
     assert losses[min(found[0], others), found[1]] <= min(losses.values()) + 1e-5
 
 
-def test_what_is_given_is_kept_and_never_more_than_the_rows_there_are() -> None:
+def test_given_values_are_used_and_k_is_at_most_the_rows() -> None:
     features, labels = blobs(6, 4, 2)
     assert choose_k(features, labels, 2, 1, 3, 0.7) == (3, 0.7)
     assert choose_k(features, labels, 2, 1, 100, 0.7) == (6, 0.7)
@@ -310,7 +309,7 @@ def test_what_is_given_is_kept_and_never_more_than_the_rows_there_are() -> None:
 
 
 @pytest.mark.parametrize("views", [1, 3])
-def test_of_one_image_nothing_can_be_left_out(views: int) -> None:
+def test_a_single_image_gives_default_values(views: int) -> None:
     features, labels = np.ones((views, 4), np.float32), np.zeros(views, int)
     k, temperature = choose_k(features, labels, 1, views, None, None)
     assert (k, temperature in TEMPERATURES) == (1, True)
@@ -318,7 +317,7 @@ def test_of_one_image_nothing_can_be_left_out(views: int) -> None:
     assert choose_k(features, labels, 1, views, None, 0.4) == (1, 0.4)
 
 
-def test_views_of_an_image_do_not_vouch_for_it() -> None:
+def test_views_are_not_neighbours_of_their_own_image() -> None:
     rng = np.random.default_rng(1)
     features = rng.normal(size=(60, 20)).repeat(3, axis=0).astype(np.float32)
     labels = rng.permutation(np.arange(60) % 2).repeat(3)
@@ -327,12 +326,12 @@ def test_views_of_an_image_do_not_vouch_for_it() -> None:
 
 
 @pytest.mark.parametrize("views", [1, 3])
-def test_among_many_rows_some_are_judged_and_all_are_neighbours(monkeypatch: pytest.MonkeyPatch, views: int) -> None:
+def test_of_many_rows_a_part_is_scored_against_all(monkeypatch: pytest.MonkeyPatch, views: int) -> None:
     features, labels = blobs(90, 6, 3, views, spread=1.5)
     everything = choose_k(features, labels, 3, views, None, None)
     seen: list[tuple[int, ...]] = []
-    vote_loss = nearest._vote_loss
-    monkeypatch.setattr(nearest, "_vote_loss", lambda near, *rest: (seen.append(near.shape), vote_loss(near, *rest))[1])
+    vote_loss = nearest.vote_loss
+    monkeypatch.setattr(nearest, "vote_loss", lambda near, *rest: (seen.append(near.shape), vote_loss(near, *rest))[1])
     monkeypatch.setattr(nearest, "MOST_FOR_CHOOSING", 60)
     part = choose_k(features, labels, 3, views, None, None)
     assert {shape[0] for shape in seen} == {60}
@@ -341,7 +340,7 @@ def test_among_many_rows_some_are_judged_and_all_are_neighbours(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3])
-def test_rows_that_do_not_differ_choose_something(value: float) -> None:
+def test_equal_rows_give_valid_values(value: float) -> None:
     features = np.full((9, 4), value, np.float32)
     k, temperature = choose_k(features, np.arange(9) % 2, 2, 1, None, None)
     assert 1 <= k <= 9

@@ -26,7 +26,7 @@ SHAPES = [flat, sequential, nested, nested_with_model_head]
 
 
 def refusal(path):
-    """What both ways into a file say of it."""
+    """Return the error message of both loading functions."""
     with pytest.raises(InputError) as caught:
         load_model(path)
     message = str(caught.value)
@@ -41,7 +41,7 @@ def refusal(path):
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 @pytest.mark.parametrize("classifier", [flat, sequential, nested_with_model_head])
-def test_a_saved_model_answers_as_it_did(tmp_path, suffix, classifier):
+def test_a_loaded_model_predicts_as_before(tmp_path, suffix, classifier):
     source = classifier(fill(small()))
     source.compile("adam", "mse")
     loaded = load_model(save(source, tmp_path / f"model{suffix}"))
@@ -50,26 +50,26 @@ def test_a_saved_model_answers_as_it_did(tmp_path, suffix, classifier):
 
 
 @pytest.mark.parametrize("classifier", SHAPES)
-def test_features_are_those_of_the_network_before_its_head(classifier):
+def test_features_equal_those_before_the_head(classifier):
     network = fill(small())
     features = feature_extractor(classifier(network))
     np.testing.assert_array_equal(answers(features), answers(network))
 
 
 @pytest.mark.parametrize("classifier", SHAPES)
-def test_features_are_one_flat_graph_of_the_networks_layers(classifier):
+def test_features_are_computed_by_one_flat_graph(classifier):
     import keras
 
     features = feature_extractor(classifier(fill(small())))
     kinds = [type(operation).__name__ for operation in features.operations if "Divide" not in type(operation).__name__]
     expected = "InputLayer Rescaling Normalization Conv2D BatchNormalization DepthwiseConv2D Conv2D Add"
     assert kinds == expected.split()
-    # Each layer is called once, so that its output is the graph's.
+    # Each layer is called once, so its output belongs to the graph.
     for layer in features.layers:
         keras.Model(features.input, layer.output)
 
 
-def test_features_are_a_copy():
+def test_the_extractor_is_a_copy():
     network = fill(small())
     features = feature_extractor(flat(network))
     before = answers(network)
@@ -82,17 +82,17 @@ def test_the_image_may_have_another_size():
     features = feature_extractor(flat(network), size=24)
     assert features.input_shape == (None, 24, 24, 3)
     assert features.output_shape == (None, 9, 9, 4)
-    for ours, theirs in zip(features.get_weights(), network.get_weights(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for actual, expected_weights in zip(features.get_weights(), network.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected_weights)
 
 
-def test_a_size_that_the_network_does_not_bear_is_refused():
+def test_a_size_too_small_for_the_network_is_refused():
     with pytest.raises(InputError, match="cannot be cut down"):
         feature_extractor(flat(small()), size=3)
 
 
-def test_one_pixel_left_by_pooling_is_no_feature_map():
-    """MobileNet's classifier keeps four dimensions behind its pooling; ResNet's of old pooled with a window."""
+def test_a_map_pooled_to_one_pixel_is_no_feature_map():
+    """MobileNet's classifier keeps four dimensions after pooling; old ResNets pooled with a window."""
     import keras
 
     layers = keras.layers
@@ -104,7 +104,7 @@ def test_one_pixel_left_by_pooling_is_no_feature_map():
         np.testing.assert_array_equal(answers(feature_extractor(classifier)), answers(network))
 
 
-def test_dropout_behind_the_features_is_cut_off():
+def test_dropout_after_the_features_is_cut_off():
     import keras
 
     network = fill(small())
@@ -122,7 +122,7 @@ def test_a_model_without_a_feature_map_is_refused():
         feature_extractor(keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]))
 
 
-def test_several_inputs_and_unbuilt_or_subclassed_models_are_refused():
+def test_unsuitable_models_are_refused():
     import keras
 
     class Mine(keras.Model):
@@ -140,11 +140,11 @@ def test_several_inputs_and_unbuilt_or_subclassed_models_are_refused():
             feature_extractor(model)
 
 
-# What is refused
+# Refusals
 
 
 def edited(source, path, change):
-    """A copy of a .keras file with its config changed."""
+    """Copy a .keras file with a changed config."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
         config = json.loads(old.read("config.json"))
         change(config)
@@ -155,7 +155,7 @@ def edited(source, path, change):
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 @pytest.mark.parametrize("deep", [False, True])
-def test_a_lambda_is_refused_and_not_run(tmp_path, suffix, deep):
+def test_a_lambda_is_refused_and_not_executed(tmp_path, suffix, deep):
     import keras
 
     ran = tmp_path / "ran"
@@ -167,13 +167,13 @@ def test_a_lambda_is_refused_and_not_run(tmp_path, suffix, deep):
         model = keras.Model(again, model(again))
     path = save(model, tmp_path / f"model{suffix}")
     answers(model)
-    ran.unlink()  # it was there: whoever runs the function leaves a trace
+    ran.unlink()  # executing the function leaves this file
     message = refusal(path)
     assert "Lambda" in message
     assert not ran.exists()
 
 
-def test_a_class_of_the_users_is_refused_and_its_module_not_imported(tmp_path, monkeypatch):
+def test_a_custom_class_is_refused_and_not_imported(tmp_path, monkeypatch):
     (tmp_path / "trap_layers.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -204,7 +204,7 @@ UNSAFE = [
 
 
 @pytest.mark.parametrize(("module", "name"), UNSAFE)
-def test_what_is_no_part_of_an_image_network_is_refused(tmp_path, module, name):
+def test_classes_foreign_to_image_networks_are_refused(tmp_path, module, name):
     def change(config):
         config["config"]["layers"][1].update(module=module, class_name=name, config={})
 
@@ -215,7 +215,7 @@ def test_what_is_no_part_of_an_image_network_is_refused(tmp_path, module, name):
 @pytest.mark.parametrize(
     ("module", "function"), [("keras.utils", "get_file"), ("builtins", "get_file"), ("os", "system")]
 )
-def test_a_function_that_is_no_activation_is_refused(tmp_path, module, function):
+def test_functions_other_than_activations_are_refused(tmp_path, module, function):
     def change(config):
         layer = next(layer for layer in config["config"]["layers"] if layer["class_name"] == "Conv2D")
         layer["config"]["activation"] = {
@@ -229,7 +229,7 @@ def test_a_function_that_is_no_activation_is_refused(tmp_path, module, function)
     assert "function" in refusal(path)
 
 
-def test_how_a_model_inside_was_compiled_is_not_looked_at(tmp_path):
+def test_compile_settings_of_nested_models_are_ignored(tmp_path):
     def change(config):
         inside = next(layer for layer in config["config"]["layers"] if layer["class_name"] == "Functional")
         inside["compile_config"] = {"optimizer": {"module": "os", "class_name": "system", "config": {}}, "loss": "mse"}
@@ -240,7 +240,7 @@ def test_how_a_model_inside_was_compiled_is_not_looked_at(tmp_path):
     assert len(weights.load_file(small(), path)) == 2
 
 
-def test_a_config_that_does_not_agree_with_the_weights_is_refused(tmp_path):
+def test_a_config_that_contradicts_the_weights_is_refused(tmp_path):
     def change(config):
         next(layer for layer in config["config"]["layers"] if layer["class_name"] == "Conv2D")["config"]["filters"] = 9
 
@@ -249,7 +249,7 @@ def test_a_config_that_does_not_agree_with_the_weights_is_refused(tmp_path):
         load_model(path)
 
 
-def test_weights_without_a_model_are_told(tmp_path):
+def test_weights_without_a_model_are_refused(tmp_path):
     for suffix in (".weights.h5", "_old.h5"):
         path = tmp_path / f"w{suffix}"
         save(small(), tmp_path / "w.weights.h5")
@@ -261,13 +261,13 @@ def test_weights_without_a_model_are_told(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.pkl", "model", "absent.keras", "absent.h5"])
-def test_a_path_that_is_no_model_is_told(tmp_path, name):
+def test_a_path_that_is_no_model_is_refused(tmp_path, name):
     with pytest.raises(InputError, match=name):
         load_model(tmp_path / name)
 
 
-def test_a_model_of_keras_2_is_rebuilt(tmp_path):
-    """Its config names no modules and writes the graph as lists."""
+def test_a_model_of_keras_2_is_loaded(tmp_path):
+    """A config of Keras 2 names no modules and describes the graph by lists."""
     source = fill(small())
     conv = source.get_layer(index=3)
     initializer = {"class_name": "GlorotUniform", "config": {"seed": None}}

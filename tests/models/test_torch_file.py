@@ -19,7 +19,7 @@ KINDS = {np.dtype(np.float32): "FloatStorage", np.dtype(np.float64): "DoubleStor
 
 
 class Global:
-    """Pickled as the name of something in a module that need not exist."""
+    """Pickled as a name in a module that need not exist."""
 
     def __init__(self, module, name):
         self.module, self.name = module, name
@@ -38,7 +38,7 @@ class Storage:
 
 
 class Pickler(pickle._Pickler):
-    """Writes the same bytes as torch does, without torch."""
+    """Write the same bytes as torch, without torch."""
 
     def persistent_id(self, value):
         if isinstance(value, Storage):
@@ -95,7 +95,7 @@ def zipped(state, values):
 
 
 @pytest.mark.parametrize("write", [legacy, zipped])
-def test_both_formats_give_the_tensors_in_order(tmp_path, write):
+def test_both_formats_are_read_in_order(tmp_path, write):
     path = tmp_path / "m.pth"
     path.write_bytes(write(tensors(STATE), list(STATE.values())))
     found = read_torch(path)
@@ -116,7 +116,7 @@ def test_views_of_one_storage_are_read_by_their_strides(tmp_path):
 
 @pytest.mark.parametrize("write", [legacy, zipped])
 @pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.nn.modules.conv.Conv2d", "collections.Counter"])
-def test_nothing_but_tensors_is_admitted_and_nothing_runs(tmp_path, write, name):
+def test_only_tensors_are_accepted_and_nothing_is_executed(tmp_path, write, name):
     ran = tmp_path / "ran"
     module, _, function = name.rpartition(".")
     state = {"w": Call(Global(module, function), f"touch {ran}")}
@@ -128,13 +128,13 @@ def test_nothing_but_tensors_is_admitted_and_nothing_runs(tmp_path, write, name)
     assert not ran.exists()
 
 
-def test_the_payload_would_run_if_it_were_unpickled(tmp_path):
+def test_unpickling_the_payload_would_execute_it(tmp_path):
     ran = tmp_path / "ran"
     pickle.loads(pickled({"w": Call(Global("os", "system"), f"touch {ran}")}))  # noqa: S301 - the proof above needs it
     assert ran.exists()
 
 
-def test_a_module_that_a_pickle_names_is_not_imported(tmp_path, monkeypatch):
+def test_modules_named_by_a_pickle_are_not_imported(tmp_path, monkeypatch):
     (tmp_path / "trap_module.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "m.pth").write_bytes(legacy({"w": Global("trap_module", "x")}, []))
@@ -143,15 +143,15 @@ def test_a_module_that_a_pickle_names_is_not_imported(tmp_path, monkeypatch):
     assert "trap_module" not in sys.modules
 
 
-def test_a_pickle_cannot_change_what_the_next_one_is_read_with(tmp_path):
+def test_a_pickle_cannot_modify_the_reader(tmp_path):
     rebuild = Global("torch._utils", "_rebuild_tensor_v2")
-    # BUILD with a state of (None, {...}) sets attributes of the object on the stack, here a function.
+    # BUILD with the state (None, {...}) sets attributes of the object on the stack, here a function.
     attack = pickled(rebuild)[:-1] + pickled((None, {"__defaults__": (1,)}))[2:-1] + pickle.BUILD + pickle.STOP
     start = [MAGIC, PROTOCOL, {"little_endian": True}]
     (tmp_path / "a.pth").write_bytes(b"".join(pickle.dumps(value, 2) for value in start) + attack)
     with pytest.raises(InputError):
         read_torch(tmp_path / "a.pth")
-    test_both_formats_give_the_tensors_in_order(tmp_path, legacy)
+    test_both_formats_are_read_in_order(tmp_path, legacy)
 
 
 BROKEN = {
@@ -165,7 +165,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_a_tensor_outside_of_its_storage_is_refused(tmp_path, what):
+def test_a_tensor_outside_its_storage_is_refused(tmp_path, what):
     (tmp_path / "m.pth").write_bytes(legacy({"w": BROKEN[what]}, [STATE["bn.bias"]]))
     with pytest.raises(InputError, match="not a whole torch weights file"):
         read_torch(tmp_path / "m.pth")
@@ -173,7 +173,7 @@ def test_a_tensor_outside_of_its_storage_is_refused(tmp_path, what):
 
 @pytest.mark.parametrize("keep", [0, 5, 40, 300, 0.5, 0.99, -1])
 @pytest.mark.parametrize("write", [legacy, zipped])
-def test_a_truncated_file_is_refused_in_one_line(tmp_path, keep, write):
+def test_a_truncated_torch_file_is_refused(tmp_path, keep, write):
     whole = write(tensors(STATE), list(STATE.values()))
     path = tmp_path / "m.pth"
     path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
@@ -184,19 +184,19 @@ def test_a_truncated_file_is_refused_in_one_line(tmp_path, keep, write):
 
 
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html>", b"\x89HDF\r\n\x1a\n", bytes(1000), pickle.dumps({"a": 1})])
-def test_what_is_no_torch_file_is_refused(tmp_path, content):
+def test_other_files_than_torch_files_are_refused(tmp_path, content):
     (tmp_path / "m.pth").write_bytes(content)
     with pytest.raises(InputError, match=r"m\.pth"):
         read_torch(tmp_path / "m.pth")
 
 
 @pytest.mark.parametrize("name", ["absent.pth", "."])
-def test_a_file_that_cannot_be_opened_is_told(tmp_path, name):
+def test_a_file_that_cannot_be_opened_is_refused(tmp_path, name):
     with pytest.raises(InputError, match="cannot be read"):
         read_torch(tmp_path / name)
 
 
-def test_the_home_directory_may_be_abbreviated(tmp_path, monkeypatch):
+def test_a_tilde_means_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "m.pth").write_bytes(legacy(tensors(STATE), list(STATE.values())))
     assert list(read_torch("~/m.pth")) == list(STATE)

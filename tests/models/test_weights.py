@@ -17,7 +17,7 @@ FORMATS = (".weights.h5", ".h5", ".keras")
 
 
 def small(name="small"):
-    """A network with what matching has to get right: automatic names, a branch, moving statistics, a scalar weight."""
+    """Build a network that is hard to match: automatic names, a branch, moving statistics, a scalar weight."""
     import keras
 
     layers = keras.layers
@@ -32,7 +32,7 @@ def small(name="small"):
 
 
 def fill(model, seed=0):
-    """Other weights in every tensor."""
+    """Randomize every tensor."""
     from tl_research.models.weights.keras_layout import finish
 
     rng = np.random.default_rng(seed)
@@ -96,7 +96,7 @@ def answers(model):
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("classifier", [None, flat, sequential, nested, nested_frozen, nested_with_model_head])
-def test_every_format_with_or_without_a_head_gives_the_backbone(tmp_path, suffix, classifier):
+def test_the_backbone_loads_from_every_format(tmp_path, suffix, classifier):
     source = fill(small())
     expected = answers(source)
     path = save(classifier(source) if classifier else source, tmp_path / f"file{suffix}")
@@ -109,7 +109,7 @@ def test_every_format_with_or_without_a_head_gives_the_backbone(tmp_path, suffix
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_a_file_that_does_not_fit_leaves_the_model_as_it_was(tmp_path, suffix):
+def test_a_misfit_leaves_the_model_unchanged(tmp_path, suffix):
     import keras
 
     source = fill(small())
@@ -125,7 +125,7 @@ def test_a_file_that_does_not_fit_leaves_the_model_as_it_was(tmp_path, suffix):
         np.testing.assert_array_equal(now, then)
 
 
-def test_numbers_that_are_none_are_refused_before_anything_is_set(tmp_path):
+def test_nan_and_infinity_are_refused_before_any_assignment(tmp_path):
     source = fill(small())
     source.get_layer("first_bn").gamma.assign(np.full(4, np.nan))
     path = save(source, tmp_path / "file.weights.h5")
@@ -136,7 +136,7 @@ def test_numbers_that_are_none_are_refused_before_anything_is_set(tmp_path):
     np.testing.assert_array_equal(answers(target), before)
 
 
-def test_the_home_directory_may_be_abbreviated(tmp_path, monkeypatch):
+def test_a_tilde_means_the_home_folder(tmp_path, monkeypatch):
     source = fill(small())
     save(source, tmp_path / "file.weights.h5")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -146,12 +146,12 @@ def test_the_home_directory_may_be_abbreviated(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["weights.npz", "weights", "weights.h5.txt"])
-def test_an_unknown_kind_of_file_is_refused_with_the_known_ones(tmp_path, name):
+def test_an_unknown_suffix_is_refused_naming_known_ones(tmp_path, name):
     with pytest.raises(InputError, match=r"\.weights\.h5, \.h5, \.keras or \.pth"):
         weights.load_file(SimpleNamespace(name="any"), tmp_path / name)
 
 
-def test_a_real_network_takes_its_weights_from_a_nested_classifier(tmp_path):
+def test_a_real_network_loads_from_a_nested_classifier(tmp_path):
     import keras
 
     def mobilenet():
@@ -162,13 +162,13 @@ def test_a_real_network_takes_its_weights_from_a_nested_classifier(tmp_path):
     keras.Model(image, head(source(image))).save(tmp_path / "classifier.keras")
     target = mobilenet()
     assert len(weights.load_file(target, tmp_path / "classifier.keras")) == 2
-    for ours, theirs in zip(target.get_weights(), source.get_weights(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for actual, expected_weights in zip(target.get_weights(), source.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected_weights)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_inception_whose_names_count_on_takes_every_format(tmp_path, suffix):
+def test_inception_with_numbered_names_loads_every_format(tmp_path, suffix):
     import keras
 
     def inception():
@@ -179,8 +179,8 @@ def test_inception_whose_names_count_on_takes_every_format(tmp_path, suffix):
     target = inception()
     assert {layer.name for layer in target.layers} != {layer.name for layer in source.layers}
     assert len(weights.load_file(target, path)) == 2
-    for ours, theirs in zip(target.get_weights(), source.get_weights(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for actual, expected_weights in zip(target.get_weights(), source.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected_weights)
 
 
 # Torch files
@@ -193,7 +193,7 @@ def lite0():
     return EfficientNetLite0(include_top=False, input_shape=(32, 32, 3))
 
 
-def test_a_torch_file_goes_by_its_suffix(tmp_path, lite0):
+def test_a_torch_file_is_recognized_by_its_suffix(tmp_path, lite0):
     path = shutil.copy(weights.package_file(LITE), tmp_path / "mine.pth")
     lite0.get_layer("stem_conv").kernel.assign(np.zeros((3, 3, 3, 32)))
     assert weights.load_file(lite0, path) == ["_fc.weight", "_fc.bias"]
@@ -201,7 +201,7 @@ def test_a_torch_file_goes_by_its_suffix(tmp_path, lite0):
     np.testing.assert_array_equal(lite0.get_layer("stem_conv").kernel.numpy(), stored.transpose(2, 3, 1, 0))
 
 
-def test_torch_weights_of_another_size_name_the_first_tensor_that_does_not_fit():
+def test_torch_weights_of_another_size_name_the_first_misfit():
     from tl_research.models.networks.efficientnet_lite import EfficientNetLite1
 
     model = EfficientNetLite1(include_top=False, input_shape=(32, 32, 3))
@@ -215,7 +215,7 @@ def test_torch_weights_of_another_size_name_the_first_tensor_that_does_not_fit()
         np.testing.assert_array_equal(now, then)
 
 
-def test_torch_weights_with_more_than_a_classifier_left_over_are_refused(tmp_path, lite0):
+def test_torch_weights_with_unused_tensors_are_refused(tmp_path, lite0):
     stored = weights.read_torch(weights.package_file(LITE)) | {"extra.weight": np.zeros((2, 2), np.float32)}
     path = tmp_path / "more.pth"
     path.write_bytes(legacy(tensors(stored), list(stored.values())))
@@ -232,10 +232,10 @@ def test_torch_weights_fit_no_other_network(tmp_path):
 # Packages
 
 
-def test_the_package_is_not_imported_to_find_its_file(monkeypatch):
+def test_a_packages_file_is_found_without_importing_it(monkeypatch):
     import sys
 
-    monkeypatch.setitem(sys.modules, LITE.replace("-", "_"), None)  # importing it would now fail
+    monkeypatch.setitem(sys.modules, LITE.replace("-", "_"), None)  # importing it now fails
     assert weights.package_file(LITE).name.startswith("efficientnet-lite0")
 
 
@@ -244,7 +244,7 @@ def test_a_missing_package_is_named_with_the_command():
         weights.package_file("efficientnet-lite9-pytorch-model")
 
 
-def test_a_package_that_lost_its_file_is_told(monkeypatch, tmp_path):
+def test_a_package_without_its_file_is_refused(monkeypatch, tmp_path):
     lost = metadata.PackagePath("package/models/weights.pth")
     lost.dist = SimpleNamespace(locate_file=lambda path: tmp_path / path)
     monkeypatch.setattr(metadata, "files", lambda _: [lost])
@@ -252,7 +252,7 @@ def test_a_package_that_lost_its_file_is_told(monkeypatch, tmp_path):
         weights.package_file(LITE)
 
 
-def test_pythons_own_pth_files_are_not_taken_for_weights(monkeypatch, tmp_path):
+def test_pythons_pth_files_are_not_mistaken_for_weights(monkeypatch, tmp_path):
     (tmp_path / "weights.pth").touch()
     files = [metadata.PackagePath(name) for name in ("paths.pth", "package/weights.pth")]
     for file in files:
@@ -273,7 +273,7 @@ def keras_home(tmp_path, monkeypatch):
 
 
 def fetched(monkeypatch, content=b"new"):
-    """Replaces the download; returns the list of its calls."""
+    """Replace the download; return the list of its calls."""
     calls = []
 
     def download(url, target, **options):
@@ -285,7 +285,7 @@ def fetched(monkeypatch, content=b"new"):
     return calls
 
 
-def test_a_published_file_that_keras_has_is_used(keras_home, monkeypatch):
+def test_a_file_in_keras_cache_is_used(keras_home, monkeypatch):
     calls = fetched(monkeypatch)
     (keras_home / "models").mkdir()
     (keras_home / "models" / "net_no_top.h5").write_bytes(b"old")
@@ -295,7 +295,7 @@ def test_a_published_file_that_keras_has_is_used(keras_home, monkeypatch):
     assert calls == []
 
 
-def test_a_published_file_that_is_damaged_is_fetched_again(keras_home, monkeypatch):
+def test_a_damaged_file_in_keras_cache_is_downloaded_again(keras_home, monkeypatch):
     calls = fetched(monkeypatch)
     (keras_home / "models").mkdir()
     (keras_home / "models" / "net_no_top.h5").write_bytes(b"old")
@@ -304,14 +304,14 @@ def test_a_published_file_that_is_damaged_is_fetched_again(keras_home, monkeypat
     assert calls == [(URL, keras_home / "models" / "net_no_top.h5", {"algorithm": "md5", "digest": wanted})]
 
 
-def test_without_keras_home_the_file_is_kept_where_keras_keeps_it(tmp_path, monkeypatch):
+def test_without_keras_home_keras_default_folder_is_used(tmp_path, monkeypatch):
     fetched(monkeypatch)
     monkeypatch.delenv("KERAS_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert weights.imagenet(URL) == Path(tmp_path, ".keras", "models", "net_no_top.h5")
 
 
-def test_offline_the_error_names_the_file_its_source_its_place_and_what_works(keras_home, monkeypatch):
+def test_offline_the_error_says_what_is_missing_and_what_works(keras_home, monkeypatch):
     def offline(url, target, **_):
         raise InputError(f"{url} cannot be downloaded: no network")
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, two of them, of this very job, and never unpickled."""
+"""Checkpoints are written atomically, the last two kept, read for one job only and never unpickled."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ plain = st.dictionaries(st.text(), st.one_of(st.integers(), st.floats(allow_nan=
 
 
 @given(plain, st.dictionaries(st.sampled_from(["v/1", "v/2", "x"]), arrays))
-def test_what_is_read_is_what_was_written(tmp_path_factory: pytest.TempPathFactory, facts: dict, found: dict) -> None:
+def test_a_checkpoint_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, facts: dict, values: dict
+) -> None:
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
-    CheckpointFolder(folder, ABOUT).write(CheckpointState(facts, found))
+    CheckpointFolder(folder, ABOUT).write(CheckpointState(facts, values))
     back = CheckpointFolder(folder, ABOUT).read()
     assert back is not None
     assert back.facts == facts
-    assert back.arrays.keys() == found.keys()
-    for name, array in found.items():
+    assert back.arrays.keys() == values.keys()
+    for name, array in values.items():
         assert back.arrays[name].dtype == array.dtype
         np.testing.assert_array_equal(back.arrays[name], array)
 
 
-def test_parts_come_back_by_name() -> None:
+def test_nested_parts_are_read_by_name() -> None:
     parts = {"a": CheckpointState({"n": 1}, {"x": np.zeros(2)}), "ab": CheckpointState({"n": 2}, {"x/y": np.ones(1)})}
     whole = CheckpointState.nested(**parts)
     for name, part in parts.items():
@@ -44,33 +46,26 @@ def numbers(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
+def test_the_last_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
     for number in range(4):
         CheckpointFolder(tmp_path, ABOUT).write(CheckpointState({"n": number}))
     assert numbers(tmp_path) == ["000003.npz", "000004.npz"]
     assert CheckpointFolder(tmp_path, ABOUT).read().facts == {"n": 3}  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("damage", [b"", b"no zip at all"])
-def test_a_damaged_one_gives_way_to_the_one_before(
-    tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("damage", [b"", b"no zip at all", None])
+def test_the_previous_one_is_read_if_the_newest_is_damaged(
+    tmp_path: Path, damage: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(2):
         CheckpointFolder(tmp_path, ABOUT).write(CheckpointState({"n": number}, {"x": np.zeros(9)}))
-    (tmp_path / "000002.npz").write_bytes(damage)
+    newest = tmp_path / "000002.npz"
+    newest.write_bytes(newest.read_bytes()[:-30] if damage is None else damage)
     assert CheckpointFolder(tmp_path, ABOUT).read().facts == {"n": 0}  # type: ignore[union-attr]
     assert "000002.npz" in caplog.text
 
 
-def test_one_that_was_cut_gives_way_to_the_one_before(tmp_path: Path) -> None:
-    for number in range(2):
-        CheckpointFolder(tmp_path, ABOUT).write(CheckpointState({"n": number}, {"x": np.zeros(9)}))
-    newest = tmp_path / "000002.npz"
-    newest.write_bytes(newest.read_bytes()[:-30])
-    assert CheckpointFolder(tmp_path, ABOUT).read().facts == {"n": 0}  # type: ignore[union-attr]
-
-
-def test_one_of_another_job_is_none(tmp_path: Path) -> None:
+def test_checkpoints_of_another_job_are_not_read(tmp_path: Path) -> None:
     CheckpointFolder(tmp_path, {"identity": "b"}).write(CheckpointState({"n": 1}))
     assert CheckpointFolder(tmp_path, ABOUT).read() is None
     assert CheckpointFolder(tmp_path / "nowhere", ABOUT).read() is None
@@ -81,7 +76,7 @@ class Trap:
         return (Path("sprung").touch, ())
 
 
-def test_a_pickle_in_it_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickles_are_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert pickle.dumps(Trap())
     np.savez(tmp_path / "000001.npz", facts=np.array([Trap()], dtype=object))
@@ -89,7 +84,7 @@ def test_a_pickle_in_it_is_not_opened(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     CheckpointFolder(tmp_path, ABOUT).write(CheckpointState({"n": 1}))
 
     def full(*_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""Whatever can change a number changes a job's identity, and nothing else does."""
+"""A job's identity changes with whatever can change a result, and with nothing else."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ from tl_research.experiment.experiment import Experiment
 from tl_research.runs import identity as module
 from tl_research.runs.identity import Identity, changed_keys, identity
 
+Identify = Callable[..., Identity]
+
 
 @pytest.fixture(scope="module")
-def experiment(colours: Path) -> Experiment:
-    return compose(["backbone=tiny", "data=folder", f"data.root={colours}"])
+def options(colours: Path) -> list[str]:
+    return ["backbone=tiny", "data=folder", f"data.root={colours}"]
+
+
+@pytest.fixture(scope="module")
+def experiment(options: list[str]) -> Experiment:
+    return compose(options)
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +41,12 @@ def data(experiment: Experiment) -> DataModule:
 @pytest.fixture
 def config(experiment: Experiment) -> dict[str, Any]:
     return copy.deepcopy(experiment.config)
+
+
+@pytest.fixture
+def identify(config: dict[str, Any], data: DataModule) -> Identify:
+    """The identity of the experiment, but for the parts that are given."""
+    return lambda config=config, data=data, files=(): identity(config, data, files)
 
 
 @pytest.fixture
@@ -60,33 +73,30 @@ def changed(config: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     return config
 
 
-# What is asked for
+# Configuration
 
 
-def test_every_value_counts_but_those_that_only_say_where_things_go(config: dict[str, Any], data: DataModule) -> None:
-    before = identity(config, data, [])
-    without = {path for path in leaves(config) if identity(changed(config, path), data, []) == before}
-    named = {".".join(path) for path in without if path[0] != "choices"}
-    # Weights that are missing have no content, which counts; what is to be done about it need not.
+def test_every_key_counts_except_places_and_conditions(config: dict[str, Any], identify: Identify) -> None:
+    before = identify()
+    names = {".".join(path): identify(changed(config, path)) != before for path in leaves(config)}
+    ignored = {name for name, counts in names.items() if not counts and not name.startswith("choices.")}
+    # Missing weights have no content, which counts; the reaction to that need not.
     places = {"directory", "data.cache", "features.store", "features.max_gb"}
-    assert named <= {*places, "fresh", "resume", "shard", "missing_weights", "trainer.checkpoint_minutes", "verbose"}
-    assert {"fresh", "verbose", "features.store", "features.max_gb"} <= named
-    assert {"seed", "data.root", "backbone.image_size", "callbacks.tensorboard.samples"} <= {
-        ".".join(path) for path in leaves(config)
-    } - named
+    assert ignored <= {*places, "fresh", "resume", "shard", "missing_weights", "trainer.checkpoint_minutes", "verbose"}
+    assert {"fresh", "verbose", "features.store", "features.max_gb"} <= ignored
+    assert all(names[key] for key in ("seed", "data.root", "backbone.image_size", "callbacks.tensorboard.samples"))
 
 
-def test_a_key_more_or_less_counts(config: dict[str, Any], data: DataModule) -> None:
-    before = identity(config, data, [])
-    assert identity({**config, "callbacks": {}}, data, []) != before
-    assert identity({**config, "another": 1}, data, []) != before
-    assert identity({k: v for k, v in config.items() if k != "monitor"}, data, []) != before
-
-
-def test_a_key_is_left_out_only_where_it_stands_for_a_place(config: dict[str, Any], data: DataModule) -> None:
-    before = identity(config, data, [])
-    assert identity({**config, "store": "elsewhere"}, data, []) != before
-    assert identity({**config, "optimizer": {**config["optimizer"], "fresh": True}}, data, []) != before
+def test_an_added_or_missing_key_counts(config: dict[str, Any], identify: Identify) -> None:
+    others = [
+        {**config, "callbacks": {}},
+        {**config, "another": 1},
+        {key: value for key, value in config.items() if key != "monitor"},
+        # names of places count where they mean something else
+        {**config, "store": "elsewhere"},
+        {**config, "optimizer": {**config["optimizer"], "fresh": True}},
+    ]
+    assert identify() not in [identify(other) for other in others]
 
 
 @given(st.randoms(use_true_random=False))
@@ -106,7 +116,7 @@ def test_the_order_of_keys_does_not_count(experiment: Experiment, data: DataModu
     [
         ("seed=1", True),
         ("head=mlp", True),
-        ("backbone.weights=null", False),  # which it is already
+        ("backbone.weights=null", False),  # the default
         ("callbacks=none", True),
         ("threads=1", True),
         ("missing_weights=random", False),
@@ -117,20 +127,14 @@ def test_the_order_of_keys_does_not_count(experiment: Experiment, data: DataModu
         ("shard=0/2", False),
     ],
 )
-def test_overrides_count_where_they_could_change_a_number(
-    experiment: Experiment, data: DataModule, colours: Path, override: str, counts: bool
+def test_overrides_count_if_they_can_change_a_number(
+    identify: Identify, options: list[str], override: str, counts: bool
 ) -> None:
-    overrides = ["head=linear"] if override.startswith("head") else []
-    other = compose(["backbone=tiny", "data=folder", f"data.root={colours}", *overrides, *_needed(override), override])
-    mine = compose(["backbone=tiny", "data=folder", f"data.root={colours}", *overrides, *_needed(override)])
-    assert (identity(other.config, data, []) != identity(mine.config, data, [])) == counts
+    base = [*options, "optimizer=adam", "head=linear"] if override == "head=mlp" else options
+    assert (identify(compose([*base, override]).config) != identify(compose(base).config)) == counts
 
 
-def _needed(override: str) -> list[str]:
-    return ["optimizer=adam"] if override == "head=mlp" else []
-
-
-# The images
+# Images
 
 
 CHANGES: dict[str, Callable[[DataModule], DataModule]] = {
@@ -146,151 +150,138 @@ CHANGES: dict[str, Callable[[DataModule], DataModule]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_it_changes_with(config: dict[str, Any], data: DataModule, change: str) -> None:
-    assert identity(config, CHANGES[change](data), []) != identity(config, data, [])
+def test_a_change_of_the_images_counts(identify: Identify, data: DataModule, change: str) -> None:
+    assert identify(data=CHANGES[change](data)) != identify()
 
 
-def test_which_group_an_image_is_of_counts(config: dict[str, Any], data: DataModule) -> None:
+def test_groups_of_images_count(identify: Identify, data: DataModule) -> None:
     """Cross-validation keeps groups together, so another grouping chooses another penalty."""
     groups = np.array(["a", "b"] * (len(data) // 2))
     one, other = replace(data, groups=groups), replace(data, groups=np.sort(groups))
-    assert identity(config, one, []) != identity(config, other, [])
+    assert identify(data=one) != identify(data=other)
 
 
-def test_where_images_lie_and_what_was_set_aside_does_not_count(config: dict[str, Any], data: DataModule) -> None:
+def test_paths_of_images_do_not_count(identify: Identify, data: DataModule) -> None:
     moved = replace(data, root=Path("/elsewhere"), paths=[Path("/elsewhere") / path.name for path in data.paths])
-    assert identity(config, moved, []) == identity(config, data, [])
+    assert identify(data=moved) == identify()
 
 
 # Weights and versions
 
 
-def test_it_changes_with_the_content_of_weights_and_not_with_their_place(
-    config: dict[str, Any], data: DataModule, weights: Path
-) -> None:
-    before = identity(config, data, [weights])
-    assert before != identity(config, data, [])
+def test_the_content_of_weights_counts_but_not_their_path(identify: Identify, weights: Path) -> None:
+    before = identify(files=[weights])
+    assert before != identify()
     moved = weights.rename(weights.with_name("moved.h5"))
-    assert identity(config, data, [moved]) == before
+    assert identify(files=[moved]) == before
     moved.write_bytes(b"other weights")
-    assert identity(config, data, [moved]) != before
+    assert identify(files=[moved]) != before
 
 
-def test_random_weights_for_want_of_others_are_another_job(data: DataModule, colours: Path, weights: Path) -> None:
-    def asked() -> Identity:
-        options = ["backbone=tiny", f"backbone.weights={weights}", "missing_weights=random"]
-        experiment = compose([*options, "data=folder", f"data.root={colours}"])
-        return identity(experiment.config, data, experiment.start.files())
+def test_a_fallback_to_random_weights_counts(identify: Identify, options: list[str], weights: Path) -> None:
+    def identified() -> Identity:
+        experiment = compose([*options, f"backbone.weights={weights}", "missing_weights=random"])
+        return identify(experiment.config, files=experiment.start.files())
 
-    there = asked()
+    before = identified()
     weights.unlink()
-    assert asked() != there
+    assert identified() != before
 
 
-def test_two_files_are_not_one_of_both_contents(config: dict[str, Any], data: DataModule, tmp_path: Path) -> None:
-    def named(name: str, content: bytes) -> Path:
-        (tmp_path / name).write_bytes(content)
-        return tmp_path / name
-
-    a, b = named("a", b"one"), named("b", b"two")
-    found = [identity(config, data, files) for files in ([a, b], [b, a], [named("c", b"onetwo")], [a], [])]
-    assert len({each.weights for each in found}) == 5
+def test_files_are_told_apart_by_order_and_boundary(identify: Identify, tmp_path: Path) -> None:
+    for content in ("one", "two", "onetwo"):
+        (tmp_path / content).write_text(content)
+    lists = (["one", "two"], ["two", "one"], ["onetwo"], ["one"], [])
+    assert len({identify(files=[tmp_path / name for name in names]).weights for names in lists}) == 5
 
 
-def test_it_changes_with_a_version(config: dict[str, Any], data: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = identity(config, data, [])
+def test_versions_count(identify: Identify, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identify()
     monkeypatch.setattr(module, "versions", lambda: {"version_keras": "99"})
-    assert identity(config, data, []) != before
+    assert identify() != before
     monkeypatch.setattr(module, "CODE_VERSION", "another")
-    assert identity(config, data, []).differences(before) == ["code version"]
+    assert identify().differences(before) == ["code version"]
 
 
-# The parts and how they differ
+# Parts and differences
 
 
-def test_each_part_stands_for_itself(config: dict[str, Any], data: DataModule, weights: Path) -> None:
-    before = identity(config, data, [])
+def test_each_part_is_compared_by_itself(
+    config: dict[str, Any], data: DataModule, identify: Identify, weights: Path
+) -> None:
+    before = identify()
     others = {
-        "config": identity({**config, "seed": 3}, data, []),
-        "images": identity(config, CHANGES["a label"](data), []),
-        "weights": identity(config, data, [weights]),
+        "config": identify({**config, "seed": 3}),
+        "images": identify(data=CHANGES["a label"](data)),
+        "weights": identify(files=[weights]),
         "code version": replace(before, code="another"),
     }
     for part, other in others.items():
         assert before.differences(other) == [part]
         assert not before.package_changes(other)
-    packages = {**before.packages, "version_keras": "99"}
-    other = replace(before, packages=packages)
+    other = replace(before, packages={**before.packages, "version_keras": "99"})
     assert before.differences(other) == []
     assert before.package_changes(other) == [f"keras {before.packages['version_keras']} -> 99"]
 
 
-def test_it_is_read_back_as_it_was_stored(config: dict[str, Any], data: DataModule) -> None:
-    found = identity(config, data, [])
-    for each in (found, replace(found, opaque="a hash")):
-        assert Identity.of(json.loads(json.dumps(each.as_dict()))) == each
-    for other in (None, "a hash of an older version", {}, {"config": "a"}, {**found.as_dict(), "more": 1}):
+def test_an_identity_is_read_as_it_was_stored(identify: Identify) -> None:
+    for job in (identify(), replace(identify(), opaque="a hash")):
+        assert Identity.of(json.loads(json.dumps(job.as_dict()))) == job
+    for other in (None, "a hash of an older version", {}, {"config": "a"}, {**identify().as_dict(), "more": 1}):
         assert Identity.of(other) is None
 
 
-def test_our_classes_may_move_to_other_modules(config: dict[str, Any], data: DataModule) -> None:
-    before = identity(config, data, [])
-    assert config["head"]["_target_"].startswith("tl_research.")
-    config["head"]["_target_"] = f"tl_research.elsewhere.{config['head']['_target_'].rpartition('.')[2]}"
+def test_modules_count_for_foreign_classes_only(config: dict[str, Any], identify: Identify) -> None:
+    before, target = identify(), config["head"]["_target_"]
+    assert target.startswith("tl_research.")
+    config["head"]["_target_"] = f"tl_research.elsewhere.{target.rpartition('.')[2]}"
     config["backbone"]["build"] = "tl_research.elsewhere.tiny:Tiny"
-    assert identity(config, data, []) == before
+    assert identify() == before
     config["head"]["_target_"] = "tl_research.models.head.MLP"
-    assert identity(config, data, []).differences(before) == ["config"]
-
-
-def test_a_class_of_the_user_s_counts_with_its_module(config: dict[str, Any], data: DataModule) -> None:
+    assert identify().differences(before) == ["config"]
     one, other = ({**config, "head": {"_target_": f"{module}.Head"}} for module in ("mine", "yours"))
-    assert identity(one, data, []) != identity(other, data, [])
+    assert identify(one) != identify(other)
     assert changed_keys(one, other) == ["head._target_"]
 
 
-def test_changed_keys_are_those_that_make_another_job(config: dict[str, Any]) -> None:
+def test_changed_keys_are_those_that_count(config: dict[str, Any]) -> None:
     other = {**config, "seed": 3, "fresh": True, "callbacks": {}, "features": {**config["features"], "store": None}}
-    found = changed_keys(config, other)
-    assert "seed" in found
-    assert "fresh" not in found
-    assert "features.store" not in found
-    assert {key.split(".")[0] for key in found} == {"seed", "callbacks"}
+    keys = changed_keys(config, other)
+    assert "features.store" not in keys
+    assert {key.split(".")[0] for key in keys} == {"seed", "callbacks"}
 
 
-# What it is for
+# Finished jobs
 
 
-def test_a_job_that_is_done_is_kept_with_other_packages(
-    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def run_job(tmp_path: Path, options: list[str]) -> Callable[..., Run]:
+    short = [*options, "backbone.image_size=32", "callbacks=none"]
+    return lambda *overrides: compose([*short, *overrides]).run(tmp_path / "run", "resume")
+
+
+def test_a_finished_job_is_kept_with_other_packages(
+    run_job: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def asked() -> Run:
-        options = ["backbone=tiny", "backbone.image_size=32", "data=folder", f"data.root={colours}", "callbacks=none"]
-        return compose(options).run(tmp_path / "run", "resume")
-
-    assert not asked().kept
-    found = module.versions()
-    monkeypatch.setattr(module, "versions", lambda: found | {"version_keras": "99"})
-    assert asked().kept
-    assert f"package versions have changed since: keras {found['version_keras']} -> 99" in caplog.text
+    assert not run_job().kept
+    versions = module.versions()
+    monkeypatch.setattr(module, "versions", lambda: versions | {"version_keras": "99"})
+    assert run_job().kept
+    assert f"package versions have changed since: keras {versions['version_keras']} -> 99" in caplog.text
     monkeypatch.setattr(module, "CODE_VERSION", "another")
-    assert not asked().kept
+    assert not run_job().kept
 
 
 @pytest.mark.slow
-def test_a_job_that_is_done_is_kept_and_one_that_is_another_is_not(
-    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_finished_job_is_kept_unless_it_has_changed(
+    run_job: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def asked(*overrides: str) -> Run:
-        options = ["backbone=tiny", "backbone.image_size=32", "data=folder", f"data.root={colours}", "callbacks=none"]
-        return compose([*options, *overrides]).run(tmp_path / "run", "resume")
-
-    first = asked()
+    first = run_job()
     assert not first.kept
-    kept = asked("features.store=null", f"features.max_gb={5}")
+    kept = run_job("features.store=null", "features.max_gb=5")
     assert kept.kept
     assert kept.metrics["test_accuracy"] == first.metrics["test_accuracy"]
     monkeypatch.setattr(module, "CODE_VERSION", "another")
-    assert not asked().kept
-    assert asked().kept
-    assert not asked("fresh=true").kept
+    assert not run_job().kept
+    assert run_job().kept
+    assert not run_job("fresh=true").kept

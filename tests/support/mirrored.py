@@ -1,6 +1,6 @@
 """Trains on one device and on two logical CPUs, which must be there before TensorFlow begins: a process of its own.
 
-`python -m tests.support.mirrored steps` prints how far two Steps come apart, as JSON;
+`python -m tests.support.mirrored steps` prints the differences between train steps on one and two devices, as JSON;
 `python -m tests.support.mirrored run DIR OVERRIDES...` does a whole run.
 """
 
@@ -16,7 +16,8 @@ import numpy as np
 from tl_research import compose
 from tl_research.backend.strategy import Distribution, open_strategy, sync_batch_norm
 from tl_research.backend.train_step import Learning, StepOptions, TrainStep
-from tl_research.models.classifier import build_classifier, set_trainable
+from tl_research.models.classifier import build_classifier
+from tl_research.models.trainable_plan import resolve_plan
 from tl_research.system.process import exit_now
 from tl_research.training import inputs
 
@@ -50,36 +51,35 @@ def classifier() -> Any:
 def trained(
     name: Distribution, batch_norm: Any, accumulate: int, synchronized: bool, options: StepOptions
 ) -> list[np.ndarray]:
-    """What each update told, and all that is changed by them: weights, statistics, the optimizer's state, averages."""
+    """Return the results of each update, and all variables: weights, statistics, the optimizer's state, averages."""
     import keras
 
     with open_strategy(name, "") as strategy:
         model = classifier()
-        parts = set_trainable(model, "all", batch_norm)
+        plan = resolve_plan(model, "all", batch_norm)
         with sync_batch_norm(strategy if synchronized else None, model):
-            learning = [variable for part in parts for variable in part.learning]
             step = TrainStep(
-                inputs.forward_of(model.get_layer("backbone"), model.get_layer("head"), "all", learning),
-                [Learning(variable) for variable in learning],
-                [variable for part in parts for variable in part.statistics],
+                inputs.training_forward(plan),
+                [Learning(variable) for variable in plan.learning],
+                plan.statistics,
                 keras.optimizers.SGD(momentum=0.9, weight_decay=0.01),
                 options,
                 strategy,
                 accumulates=accumulate > 1,
             )
-            told = [np.array([float(x) for x in step(group, 0.05)]) for group in groups(accumulate)]
-        return [*told, *(variable.numpy() for variable in [*model.variables, *step.variables])]
+            results = [np.array([float(x) for x in step(group, 0.05)]) for group in groups(accumulate)]
+        return [*results, *(variable.numpy() for variable in [*model.variables, *step.variables])]
 
 
 def groups(accumulate: int) -> list[Sequence[tuple[np.ndarray, np.ndarray]]]:
-    """Three epochs, whose last batches are uneven."""
+    """Return the batches of three epochs with batches of different sizes."""
     ends = np.cumsum(SIZES)
     batches = [(PIXELS[end - size : end], TARGETS[end - size : end]) for end, size in zip(ends, SIZES, strict=True)] * 3
-    return [batches[place : place + accumulate] for place in range(0, len(batches), accumulate)]
+    return [batches[start : start + accumulate] for start in range(0, len(batches), accumulate)]
 
 
 def apart(batch_norm: str, accumulate: int = 1, synchronized: bool = True, **options: Any) -> float:
-    """The largest difference between one device and two, of numbers that are at most some units large."""
+    """Return the largest difference between one device and two; the numbers are of the order of 1."""
     chosen = StepOptions(**options)
     one, two = (trained(name, batch_norm, accumulate, synchronized, chosen) for name in ("none", "mirrored"))
     return max(float(np.abs(a.astype(float) - b).max()) for a, b in zip(one, two, strict=True))
@@ -90,13 +90,13 @@ def main() -> None:
     if sys.argv[1] == "run":
         compose(sys.argv[3:]).run(sys.argv[2])
         return
-    told = {
+    differences = {
         "frozen": apart("frozen", clip_norm=0.5, ema=0.9, label_smoothing=0.1),
         "train": apart("train", accumulate=2, clip_norm=0.5, ema=0.9),
         "float16": apart("adapt", loss_scale=True),
         "each by its own share": apart("train", synchronized=False),
     }
-    sys.stdout.write(json.dumps(told))
+    sys.stdout.write(json.dumps(differences))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Feeds: what a stage learns from, kept or made anew, comes to the same; and below what learns nothing moves."""
+"""The inputs of a stage: cached feature maps train like images, and frozen blocks do not change."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from tl_research import compose
 from tl_research.backend.train_step import Learning, TrainStep
 from tl_research.data.datamodule import DataModule
 from tl_research.features.table import Features, FeatureTable
-from tl_research.models.blocks import find_blocks, split_backbone
-from tl_research.models.classifier import BatchNorm, build_classifier, set_trainable
+from tl_research.models.blocks import find_blocks
+from tl_research.models.classifier import BatchNorm, build_classifier
 from tl_research.models.head import Linear
-from tl_research.training import inputs as feeds
+from tl_research.models.trainable_plan import resolve_plan
+from tl_research.training import inputs
 from tl_research.training.inputs import StageInputs
 
 HALF, SINGLE = 2**-11, 2**-20
-"""How far apart numbers of a size may be, as a share of it: float16 rounds to half of 2^-10."""
+"""Relative rounding errors: float16 rounds to half of 2^-10."""
 
 
 @pytest.fixture
@@ -41,13 +42,13 @@ class Outcome:
     end: dict[str, np.ndarray]
     learned: set[str]
     frozen: set[str]
-    """The variables of blocks that do not learn."""
+    """The variables of frozen blocks."""
 
 
 def an_epoch(
     data: DataModule, unfreeze: int, batch_norm: BatchNorm, rows: Literal["images", "<f2", "<f4"], rate: float = 0.02
 ) -> Outcome:
-    """Of a tiny network whose batch norm has seen something: on images, or on maps kept in 16 or 32 bits."""
+    """Train a tiny network, with batch norm of random statistics, on images or on maps stored in 16 or 32 bits."""
     backbone = recipe("tiny", image_size=32).build()
     rng = np.random.default_rng(0)
     for weight in backbone.weights:
@@ -56,32 +57,31 @@ def an_epoch(
     keras.utils.set_random_seed(0)
     head = Linear().build(32, 2)
     classifier = build_classifier(backbone, head)
-    parts = set_trainable(classifier, unfreeze, batch_norm)
-    learning = [variable for part in parts for variable in part.learning]
+    plan = resolve_plan(classifier, unfreeze, batch_norm)
     if rows == "images":
-        feed = feeds.on_images(backbone, head, unfreeze, learning, data, 8, 3, 2)
+        feed = inputs.image_inputs(plan, data, 8, 3, 2)
     else:
-        kept = FeatureTable(backbone, data, Features(), "openvino", 2).maps(split_backbone(backbone, unfreeze)[0])
-        kept = replace(kept, row_type=rows)
-        kept.load(data.indices("train", "val"))
-        feed = feeds.on_maps(backbone, head, unfreeze, learning, kept, data, 8, 3)
-    statistics = [variable for part in parts for variable in part.statistics]
-    step = TrainStep(feed.forward, [Learning(variable) for variable in learning], statistics, keras.optimizers.SGD())
+        maps = FeatureTable(backbone, data, Features(), "openvino", 2).maps(plan.prefix)
+        maps = replace(maps, row_type=rows)
+        maps.load(data.indices("train", "val"))
+        feed = inputs.map_inputs(plan, maps, data, 8, 3)
+    learning = [Learning(variable) for variable in plan.learning]
+    step = TrainStep(feed.forward, learning, plan.statistics, keras.optimizers.SGD())
 
     def weights() -> dict[str, np.ndarray]:
         return {weight.path: np.array(weight) for weight in classifier.weights}
 
     def logits() -> np.ndarray:
-        return np.concatenate([feed.answer(inputs) for inputs, _ in feed.validation()])
+        return np.concatenate([feed.logits(batch) for batch, _ in feed.validation()])
 
     start, before = weights(), logits()
     batches = list(feed.train(0, 0))
     assert len(batches) == feed.num_batches == 3
     for batch in batches:
         step([batch], rate)
-    below = find_blocks(backbone)[: len(find_blocks(backbone)) - unfreeze]
-    frozen = {weight.path for block in below for layer in block.layers for weight in layer.weights}
-    return Outcome(before, logits(), start, weights(), {variable.path for variable in learning}, frozen)
+    blocks = find_blocks(backbone)
+    frozen = {w.path for block in blocks[: len(blocks) - unfreeze] for layer in block.layers for w in layer.weights}
+    return Outcome(before, logits(), start, weights(), {variable.path for variable in plan.learning}, frozen)
 
 
 @pytest.mark.parametrize(
@@ -96,59 +96,58 @@ def an_epoch(
         ),
     ],
 )
-def test_maps_that_are_kept_teach_what_the_images_do_and_blocks_below_stay(
-    data: DataModule, unfreeze: int, batch_norm: BatchNorm
-) -> None:
+def test_cached_maps_train_like_images(data: DataModule, unfreeze: int, batch_norm: BatchNorm) -> None:
     whole = an_epoch(data, unfreeze, batch_norm, "images")
-    demand_only_what_learns_moved(whole, batch_norm)
+    check_changed_variables(whole, batch_norm)
     if unfreeze == 3:
-        assert not whole.frozen, "of three blocks: there are no maps to keep"
+        assert not whole.frozen, "all blocks learn: there are no maps to cache"
         return
     furthest = max(np.abs(whole.end[path] - whole.start[path]).max() for path in whole.learned)
     assert furthest > 1e-3
     for rows, rounding in (("<f4", SINGLE), ("<f2", HALF)):
-        kept = an_epoch(data, unfreeze, batch_norm, rows)  # type: ignore[arg-type]
-        demand_only_what_learns_moved(kept, batch_norm)
-        for found, expected in ((kept.before, whole.before), (kept.after, whole.after)):
-            assert np.abs(found - expected).max() <= rounding * np.abs(expected).max()
-        apart = max(np.abs(kept.end[path] - whole.end[path]).max() for path in whole.end)
+        cached = an_epoch(data, unfreeze, batch_norm, rows)  # type: ignore[arg-type]
+        check_changed_variables(cached, batch_norm)
+        for logits, expected in ((cached.before, whole.before), (cached.after, whole.after)):
+            assert np.abs(logits - expected).max() <= rounding * np.abs(expected).max()
+        apart = max(np.abs(cached.end[path] - whole.end[path]).max() for path in whole.end)
         assert apart <= 8 * rounding * furthest
 
 
-def demand_only_what_learns_moved(found: Outcome, batch_norm: BatchNorm) -> None:
-    """Bit for bit: blocks below, and statistics unless they are to move."""
+def check_changed_variables(found: Outcome, batch_norm: BatchNorm) -> None:
+    """Check that frozen blocks, and statistics unless they may change, are bit-identical."""
     moved = {path for path, value in found.end.items() if not np.array_equal(value, found.start[path])}
     statistics = {path for path in found.end if path.endswith(("moving_mean", "moving_variance"))}
     assert moved == found.learned | (set() if batch_norm == "frozen" else statistics - found.frozen)
     assert not moved & found.frozen
 
 
-def test_an_epoch_begins_where_it_is_told_to(data: DataModule) -> None:
+def test_an_epoch_begins_at_the_given_batch(data: DataModule) -> None:
     backbone = recipe("tiny", image_size=32).build()
     head = Linear().build(32, 2)
-    maps = FeatureTable(backbone, data, Features(), "keras", 2).maps(split_backbone(backbone, 1)[0])
+    plan = resolve_plan(build_classifier(backbone, head), 1)
+    maps = FeatureTable(backbone, data, Features(), "keras", 2).maps(plan.prefix)
     maps.load(data.indices("train", "val"))
     pool = np.random.default_rng(0).normal(size=(20, 32)).astype(np.float32), data.labels[data.indices("train")]
     for feed in (
-        feeds.on_images(backbone, head, 1, [], data, 8, 3, 2),
-        feeds.on_maps(backbone, head, 1, [], maps, data, 8, 3),
-        feeds.on_features(head, pool, pool, 2, 8, 3),
+        inputs.image_inputs(plan, data, 8, 3, 2),
+        inputs.map_inputs(plan, maps, data, 8, 3),
+        inputs.feature_inputs(head, pool, pool, 2, 8, 3),
     ):
         whole, rest = list(feed.train(1, 0)), list(feed.train(1, 1))
-        assert [len(inputs) for inputs, _ in whole] == [8, 8, 4]
-        for (inputs, targets), (others, told) in zip(rest, whole[1:], strict=True):
-            np.testing.assert_array_equal(inputs, others)
-            np.testing.assert_array_equal(targets, told)
+        assert [len(batch) for batch, _ in whole] == [8, 8, 4]
+        for batch, expected in zip(rest, whole[1:], strict=True):
+            np.testing.assert_array_equal(batch[0], expected[0])
+            np.testing.assert_array_equal(batch[1], expected[1])
         assert not np.array_equal(whole[0][0], next(iter(feed.train(2, 0)))[0])
 
 
-def test_maps_that_would_take_too_much_room_are_made_in_every_epoch(
+def test_maps_above_max_map_gb_are_recomputed(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     made: list[str] = []
 
     def noted(name: str) -> Callable[..., StageInputs]:
-        make = getattr(feeds, name)
+        make = getattr(inputs, name)
 
         def noting(*given: Any) -> StageInputs:
             made.append(name)
@@ -156,16 +155,18 @@ def test_maps_that_would_take_too_much_room_are_made_in_every_epoch(
 
         return noting
 
-    for name in ("on_maps", "on_images"):
-        monkeypatch.setattr(feeds, name, noted(name))
+    for name in ("map_inputs", "image_inputs"):
+        monkeypatch.setattr(inputs, name, noted(name))
     caplog.set_level("INFO", "tl_research")
     options = ["transfer=finetune", "transfer.backbone.epochs=2", "callbacks=none"]
     losses = []
     for room in (4, 0):
         done = run(tmp_path / str(room), colours, *options, f"features.max_map_gb={room}")
         losses.append([float(row["val_loss"]) for row in table(done.directory / "history.csv")])
-        told = [record.getMessage() for record in caplog.records if "max_map_gb" in record.getMessage()]
-        assert len(told) == (room == 0)
-    assert made == ["on_maps", "on_images"]
-    assert told[0].startswith("frozen blocks run in every epoch, for what they make of images is not kept: they would")
+        messages = [record.getMessage() for record in caplog.records if "max_map_gb" in record.getMessage()]
+        assert len(messages) == (room == 0)
+    assert made == ["map_inputs", "image_inputs"]
+    assert messages[0].startswith(
+        "frozen blocks run in every epoch, for what they make of images is not kept: they would"
+    )
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.01)

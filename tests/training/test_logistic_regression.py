@@ -1,4 +1,4 @@
-"""The linear probe is at its optimum, and its penalty is chosen from the data it is given."""
+"""The linear probe reaches its optimum, and cross-validation chooses its penalty."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def test_the_gradient_is_zero_at_the_solution(n: int, d: int, k: int, l2: float)
     assert np.abs(gradient).max() < 1e-3
 
 
-def test_weak_signal_asks_for_a_strong_penalty() -> None:
+def test_weak_signal_leads_to_a_strong_penalty() -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(80, 200)).astype(np.float32)
     clear, labels = blobs(80, 200, 2, spread=0.3)
     assert solve(noise, labels, LBFGS(), 0).l2 > solve(clear, labels, LBFGS(), 0).l2
 
 
-def test_equal_seeds_give_equal_bits_and_scale_does_not_matter() -> None:
+def test_equal_seeds_give_equal_bits_at_any_scale() -> None:
     features, labels = blobs(60, 100, 3)
     first, again = (solve(features, labels, LBFGS(), seed=1) for _ in range(2))
     np.testing.assert_array_equal(first.kernel, again.kernel)
@@ -51,36 +51,36 @@ def test_equal_seeds_give_equal_bits_and_scale_does_not_matter() -> None:
     np.testing.assert_allclose(scaled.kernel * 8, first.kernel, rtol=1e-3, atol=1e-5)
 
 
-def test_cross_validated_accuracy_is_honest_on_noise() -> None:
+def test_cross_validated_accuracy_on_noise_is_near_chance() -> None:
     rng = np.random.default_rng(0)
     solution = solve(rng.normal(size=(200, 300)).astype(np.float32), np.arange(200) % 2, LBFGS(), 0)
     assert solution.cv_accuracy is not None
     assert 0.35 < solution.cv_accuracy < 0.65
 
 
-def test_a_class_with_one_example_is_fitted_without_cross_validation() -> None:
+def test_a_class_of_one_example_prevents_cross_validation() -> None:
     features, labels = blobs(7, 5, 2)
     labels = np.array([0] * 6 + [1])
     assert solve(features, labels, LBFGS(), 0).cv_accuracy is None
 
 
-def test_metrics_of_known_answers() -> None:
+def test_metrics_of_known_logits() -> None:
     logits = np.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
-    found = classification_metrics(logits, np.array([0, 0, 1, 1]))
-    assert found["accuracy"] == 0.75
-    assert found["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)
-    assert found["auroc"] == pytest.approx(0.75)
-    assert found["loss"] == pytest.approx((3 * np.log1p(np.exp(-2)) + np.log1p(np.exp(2))) / 4)
-    assert found["accuracy_low"] == pytest.approx(0.3006, abs=1e-3)  # Wilson's interval for 3 of 4
-    assert found["accuracy_high"] == pytest.approx(0.9544, abs=1e-3)
+    metrics = classification_metrics(logits, np.array([0, 0, 1, 1]))
+    assert metrics["accuracy"] == 0.75
+    assert metrics["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)
+    assert metrics["auroc"] == pytest.approx(0.75)
+    assert metrics["loss"] == pytest.approx((3 * np.log1p(np.exp(-2)) + np.log1p(np.exp(2))) / 4)
+    assert metrics["accuracy_low"] == pytest.approx(0.3006, abs=1e-3)  # Wilson's interval for 3 of 4
+    assert metrics["accuracy_high"] == pytest.approx(0.9544, abs=1e-3)
     assert "auroc" not in classification_metrics(logits[:2], np.array([0, 0]))
 
 
-def test_images_of_a_group_are_not_held_out_one_from_the_other() -> None:
+def test_cross_validation_keeps_groups_together() -> None:
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(20), 6)
     labels = groups % 2
-    # Each group has a direction of its own and classes share nothing: who has seen the group knows the answer.
+    # Groups have directions of their own, classes none: only a group that was trained on can be predicted.
     features = rng.normal(size=(20, 64))[groups] + 0.01 * rng.normal(size=(120, 64))
     together = solve(features, labels, LBFGS(), seed=0, groups=groups)
     apart = solve(features, labels, LBFGS(), seed=0)
@@ -89,7 +89,7 @@ def test_images_of_a_group_are_not_held_out_one_from_the_other() -> None:
     assert together.cv_accuracy < 0.8
 
 
-def test_one_group_a_class_leaves_nothing_to_choose_by() -> None:
+def test_one_group_per_class_prevents_cross_validation() -> None:
     labels = np.repeat([0, 1], 10)
     features = np.random.default_rng(0).normal(size=(20, 4))
     assert solve(features, labels, LBFGS(), seed=0, groups=labels).cv_accuracy is None

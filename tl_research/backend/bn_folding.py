@@ -1,6 +1,6 @@
-"""Folding: normalization by fixed statistics multiplies each channel and adds to it, which the convolution below can do
-with a scaled kernel and a bias (Jacob et al. 2018, arXiv 1712.05877, section 3.2). Known from inference, it also makes
-training under frozen batch norm faster: a CPU's time goes into passes over feature maps, and these are saved."""
+"""Fold frozen batch norm into convolutions: normalization by fixed statistics multiplies each channel and adds to it,
+which the convolution below can do with a scaled kernel and a bias (Jacob et al. 2018, arXiv 1712.05877, section 3.2).
+It is common in inference; in training it saves passes over feature maps, which take most of a CPU's time."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 def fold_batch_norm(network: keras.Model, learning: Collection[keras.Variable] = ()) -> keras.Model:
-    """The same function of the same variables, with frozen batch norm done by the convolutions below it. What is
-    `learning` learns as before: gradients flow through a scaled kernel to the kernel itself. Batch norm of which
-    something learns is left alone.
+    """Return the same function of the same variables, with frozen batch norm folded into the convolutions below it.
+    Variables in `learning` learn as before: gradients flow through a scaled kernel to the kernel itself. Batch norm
+    with variables that learn is not folded.
 
-    Numbers differ from `network`'s as those of another order of multiplications. It is made for the layers as they are
-    set: after the next `thaw`, make another.
+    The result differs from `network`'s by rounding: multiplications are done in another order. It holds for the layers'
+    present `trainable` flags; fold again after `set_trainable`.
     """
     import keras
 
     learns = {id(variable) for variable in learning}
     below: dict[int, tuple[Any, Any]] = {}
-    """Convolutions and what they are given, by the id of what they give."""
+    """Convolutions and their inputs, by the id of their output."""
 
     def call(layer: Any, *inputs: Any, **options: Any) -> Any:
         if _normalizes_by_constants(layer, learns) and id(inputs[0]) in below:
@@ -53,7 +53,7 @@ def _is_plain_convolution(layer: Any) -> bool:
 
 
 def _folded(convolution: Any, norm: Any) -> keras.Operation:
-    """Both in one: feature maps -> feature maps."""
+    """Return one operation for both: feature maps -> feature maps."""
     import keras
     import tensorflow as tf
     from keras import ops

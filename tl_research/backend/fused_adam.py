@@ -1,6 +1,5 @@
-"""Fused updates: Adam's arithmetic on a variable by the one kernel that TensorFlow has for it. Keras writes it as two
-dozen operations, which is half of what there is to trace in a network of many variables, and as many passes over
-memory at each update."""
+"""Update a variable by TensorFlow's fused kernel for Adam. Keras writes the update as two dozen operations: half of all
+operations to trace in a network of many variables, and as many passes over memory at each update."""
 
 from __future__ import annotations
 
@@ -11,12 +10,12 @@ if TYPE_CHECKING:
     import keras
 
 UpdateRule = Callable[[Any, Any, Any], None]
-"""Gradient, variable, rate: the variable, and what the optimizer keeps for it, move."""
+"""Updates a variable, and the optimizer's state for it: gradient, variable, rate."""
 
 
 def update_rule(optimizer: keras.Optimizer) -> UpdateRule:
-    """What one update does to each variable: of Adam and AdamW the kernel, of others Keras' own `update_step`. To be
-    called where the update is traced, once for all variables. Decay is no part of it."""
+    """Return the update of one variable, without decay: the kernel for Adam and AdamW, Keras' own `update_step` for
+    others. Call it where the update is traced, once for all variables."""
     import keras
     import tensorflow as tf
 
@@ -25,13 +24,13 @@ def update_rule(optimizer: keras.Optimizer) -> UpdateRule:
     step = tf.cast(optimizer.iterations.value + 1, tf.float32)
     powers = tf.pow(tf.constant(optimizer.beta_1), step), tf.pow(tf.constant(optimizer.beta_2), step)
 
-    def move(gradient: Any, variable: keras.Variable, rate: Any) -> None:
-        # Keras has no public name for them; should it rename them, the first update tells.
-        number = optimizer._get_variable_index(variable)
+    def update(gradient: Any, variable: keras.Variable, rate: Any) -> None:
+        # Keras has no public names for these; if it renames them, the first update fails.
+        index = optimizer._get_variable_index(variable)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.value.handle,
-            m=optimizer._momentums[number].value.handle,
-            v=optimizer._velocities[number].value.handle,
+            m=optimizer._momentums[index].value.handle,
+            v=optimizer._velocities[index].value.handle,
             beta1_power=powers[0],
             beta2_power=powers[1],
             lr=tf.convert_to_tensor(rate),
@@ -41,4 +40,4 @@ def update_rule(optimizer: keras.Optimizer) -> UpdateRule:
             grad=gradient,
         )
 
-    return move
+    return update

@@ -1,4 +1,4 @@
-"""TensorFlow's process-wide state: started once, quietly, with the threads and determinism that a run records."""
+"""TensorFlow's process-wide state: its import, threads, determinism and seeds."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from tl_research.system.hardware import CORES_VARIABLE, cores
 from tl_research.system.process import gc_paused, suppress_stderr
 
 
+def import_backend() -> None:
+    """Import TensorFlow and nothing else: no device is touched and no thread is started."""
+    import tensorflow  # noqa: F401
+
+
 def start_backend(threads: int | None = None, deterministic: bool = False) -> int:
-    """Imports TensorFlow and sets its thread pools; returns the number of threads in force.
+    """Import TensorFlow and set the size of its thread pools; returns the number of threads in use.
 
     Raises:
         InputError: TensorFlow already runs in this process with other threads (in a notebook: restart the kernel).
@@ -25,7 +30,7 @@ def start_backend(threads: int | None = None, deterministic: bool = False) -> in
         from threadpoolctl import threadpool_limits
 
         if first:
-            gc.freeze()  # what the import has made stays; later collections need not look at it
+            gc.freeze()  # the modules stay; later collections need not traverse them
     wanted = threads or int(os.environ.get(CORES_VARIABLE, "0")) or cores()
     if tf.config.threading.get_intra_op_parallelism_threads() != wanted:
         try:
@@ -39,18 +44,9 @@ def start_backend(threads: int | None = None, deterministic: bool = False) -> in
                     f"threads; start a new process (in a notebook: restart the kernel)"
                 ) from None
             wanted = running or wanted
-    threadpool_limits(wanted)  # BLAS has counted cores when it was loaded, which may have been before they were divided
+    threadpool_limits(
+        wanted
+    )  # BLAS counts cores when it is loaded, which may be before they are divided among processes
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     return wanted
-
-
-def reset_keras(seed: int) -> None:
-    """Forgets the models and names that Keras has given in this process, and seeds: what is built next does not depend
-    on what was built before."""
-    import keras
-    import tensorflow as tf
-
-    if not tf.distribute.has_strategy():  # whose scope would be forgotten, too; `distribution.devices` did this before
-        keras.utils.clear_session(free_memory=False)
-    keras.utils.set_random_seed(seed)

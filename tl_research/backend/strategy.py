@@ -1,6 +1,6 @@
-"""Several devices, or several machines, for one run, on TensorFlow's own strategies: each holds a copy of the weights
-and takes its share of every batch; gradients are summed over all. Keras' `fit` cannot do it on several machines (Keras
-3.15, keras-team/keras#20585); a step of our own can."""
+"""Several devices or machines for one run, by TensorFlow's strategies: each holds a copy of the weights and takes its
+share of every batch; gradients are summed over all. Keras' `fit` cannot do it on several machines (Keras 3.15,
+keras-team/keras#20585); a train step of our own can."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -30,67 +30,69 @@ else:
 log = logging.getLogger(__name__)
 
 Distribution = Literal["none", "mirrored", "multi_worker"]
+Strategy: TypeAlias = "tf.distribute.Strategy"
+"""The devices of a run, for the annotations of other rooms; they only hand it on."""
 
 
 class WorkerLostError(RuntimeError):
-    """Another worker has gone, and a run cannot go on without it."""
+    """Another worker has ended, and a run cannot go on without it."""
 
 
 @contextmanager
-def open_strategy(name: Distribution, job: str) -> Iterator[tf.distribute.Strategy | None]:
-    """TensorFlow's strategy; what is built inside is on each of its devices. None for one device. Enter it before
-    anything else has used a device. `job` says what is to be done, which must be the same on all workers.
+def open_strategy(name: Distribution, job: str) -> Iterator[Strategy | None]:
+    """Open TensorFlow's strategy, None for one device; models built inside are copied to each of its devices. Enter it
+    before anything else has used a device. `job` describes the run, which must be the same on all workers.
 
     `mirrored` takes all GPUs of the machine, or all logical CPUs; `multi_worker` the machines in `TF_CONFIG`.
 
     Raises:
-        InputError: there is no good `TF_CONFIG`, or the workers were given different jobs, or some did not come.
-        LostError: one of them has gone meanwhile.
+        InputError: `TF_CONFIG` is missing or wrong, workers have different jobs, or some did not start.
+        WorkerLostError: a worker has ended meanwhile.
     """
     import keras
 
     if name == "none":
         yield None
         return
-    keras.utils.clear_session(free_memory=False)  # inside it would forget the scope, too
+    keras.utils.clear_session(free_memory=False)  # inside, it would end the scope
     if name == "mirrored":
-        strategy = _mirrored()
+        strategy = _mirrored_strategy()
         names = [device.rpartition("device:")[2] for device in strategy.extended.worker_devices]
         log.info("mirrored on %s", ", ".join(names))
         with strategy.scope():
             yield strategy
         return
-    with _loss_told():
-        strategy = _joined()
+    with _report_lost_worker():
+        strategy = _multi_worker_strategy()
         with strategy.scope():
-            _demand_same(strategy, job)
+            _require_same_job(strategy, job)
             yield strategy
 
 
 @cache
-def _mirrored() -> tf.distribute.Strategy:
-    """One for all runs of the process: a second would number its reductions as the first did, and TensorFlow mixes
-    them up."""
+def _mirrored_strategy() -> Strategy:
+    """Create one for all runs of the process: a second would number its reductions like the first, and TensorFlow
+    confuses them."""
     import tensorflow as tf
 
-    found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    return tf.distribute.MirroredStrategy([device.name for device in found])
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
 @cache
-def _joined() -> tf.distribute.Strategy:
-    """The strategy of all workers, when all have come."""
+def _multi_worker_strategy() -> Strategy:
+    """Create the strategy of all workers, once all have started."""
     import tensorflow as tf
 
     wait_for_workers()
-    tf.get_logger().setLevel(logging.ERROR)  # it tells of each collective operation
-    with _mortal():
+    tf.get_logger().setLevel(logging.ERROR)  # it logs each collective operation
+    with _default_signals():
         return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 @contextmanager
-def _mortal() -> Iterator[None]:
-    """While TensorFlow connects, Python handles no signals: Ctrl-C then ends the process at once."""
+def _default_signals() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: while TensorFlow connects, Python handles no signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -103,8 +105,8 @@ def _mortal() -> Iterator[None]:
 
 
 @contextmanager
-def _loss_told() -> Iterator[None]:
-    """TensorFlow notices within seconds that a worker is silent, and says it in many lines."""
+def _report_lost_worker() -> Iterator[None]:
+    """Turn TensorFlow's many lines about a lost worker into one error."""
     import tensorflow as tf
 
     try:
@@ -118,11 +120,11 @@ def _loss_told() -> Iterator[None]:
         ) from error
 
 
-def _demand_same(strategy: tf.distribute.Strategy, job: str) -> None:
-    told = np.zeros(len(cluster_members()[0]), np.int64)
-    told[worker_rank()] = int.from_bytes(hashlib.sha256(job.encode()).digest()[:7])
-    told = _summed(strategy, told)
-    different = np.flatnonzero(told != told[0])
+def _require_same_job(strategy: Strategy, job: str) -> None:
+    digests = np.zeros(len(cluster_members()[0]), np.int64)
+    digests[worker_rank()] = int.from_bytes(hashlib.sha256(job.encode()).digest()[:7])
+    digests = _sum_over_workers(strategy, digests)
+    different = np.flatnonzero(digests != digests[0])
     if len(different):
         raise InputError(
             f"trainer.distribution=multi_worker: worker {different[0]} was given other overrides, images, weights or "
@@ -130,31 +132,31 @@ def _demand_same(strategy: tf.distribute.Strategy, job: str) -> None:
         )
 
 
-def broadcast_from_chief(strategy: tf.distribute.Strategy | None, numbers: Mapping[str, float]) -> dict[str, float]:
-    """Worker 0's numbers, on all workers: clocks and last bits may differ among machines, decisions may not."""
-    if not _is_of_many(strategy):
+def broadcast_from_chief(strategy: Strategy | None, numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return worker 0's numbers on all workers: clocks and last bits may differ among machines, decisions may not."""
+    if not _spans_machines(strategy):
         return dict(numbers)
-    values = _of_first(strategy, np.array(list(numbers.values()), np.float64))
+    values = _value_of_chief(strategy, np.array(list(numbers.values()), np.float64))
     return dict(zip(numbers, values.tolist(), strict=True))
 
 
-def _is_of_many(strategy: Any) -> bool:
+def _spans_machines(strategy: Any) -> bool:
     import tensorflow as tf
 
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
-def _of_first(strategy: Any, value: np.ndarray) -> np.ndarray:
-    return _summed(strategy, value if worker_rank() == 0 else np.zeros_like(value))
+def _value_of_chief(strategy: Any, value: np.ndarray) -> np.ndarray:
+    return _sum_over_workers(strategy, value if worker_rank() == 0 else np.zeros_like(value))
 
 
-def _summed(strategy: Any, value: np.ndarray) -> np.ndarray:
-    """The sum of what all workers give."""
-    return strategy.experimental_local_results(_summing(strategy)(value))[0].numpy()
+def _sum_over_workers(strategy: Any, value: np.ndarray) -> np.ndarray:
+    """Sum an array over all workers."""
+    return strategy.experimental_local_results(_trace_sum(strategy)(value))[0].numpy()
 
 
 @cache
-def _summing(strategy: Any) -> Any:
+def _trace_sum(strategy: Any) -> Any:
     import tensorflow as tf
 
     def each(value: Any) -> Any:
@@ -166,9 +168,9 @@ def _summing(strategy: Any) -> Any:
 
 
 @contextmanager
-def sync_batch_norm(strategy: tf.distribute.Strategy | None, classifier: keras.Model) -> Iterator[None]:
-    """What is traced inside normalizes by the whole batch, not by each device's share, whose kept statistics would
-    drift apart. Workers that have come here by sums in another order begin with the weights of the first."""
+def sync_batch_norm(strategy: Strategy | None, classifier: keras.Model) -> Iterator[None]:
+    """Let functions traced inside normalize by the whole batch, not by each device's share, whose moving statistics
+    would drift apart. All workers take the weights of worker 0, from which rounding may have moved theirs."""
     import keras
 
     if strategy is None:
@@ -176,9 +178,9 @@ def sync_batch_norm(strategy: tf.distribute.Strategy | None, classifier: keras.M
         return
     parts = [layer for layer in classifier.layers if hasattr(layer, "layers")]
     layers = [layer for part in parts for layer in part.layers if hasattr(layer, "synchronized")]
-    if _is_of_many(strategy):
+    if _spans_machines(strategy):
         for variable in classifier.variables:
-            variable.assign(_of_first(strategy, keras.ops.convert_to_numpy(variable)))
+            variable.assign(_value_of_chief(strategy, keras.ops.convert_to_numpy(variable)))
     for layer in layers:
         layer.synchronized = True
     try:

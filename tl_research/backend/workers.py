@@ -16,14 +16,14 @@ from tl_research.errors import InputError
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 1800.0
-"""Seconds for all workers to come: each has read its images by then."""
+"""Seconds to wait for all workers: each reads its images first."""
 
 
 def check_cluster(name: str, *, sweep: bool) -> None:
-    """Whether a run can be divided so.
+    """Check that a run can be distributed by this strategy.
 
     Raises:
-        InputError: `multi_worker` without a good `TF_CONFIG`, or in a sweep, whose jobs each worker would choose alone.
+        InputError: `multi_worker` without a valid `TF_CONFIG`, or in a sweep: each worker would choose jobs alone.
     """
     if name != "multi_worker":
         return
@@ -33,43 +33,45 @@ def check_cluster(name: str, *, sweep: bool) -> None:
 
 
 def cluster_members() -> tuple[list[str], int]:
-    """Addresses of all workers, and which of them this process is."""
-    told = os.environ.get("TF_CONFIG", "")
+    """Return the addresses of all workers, and the number of this process among them."""
+    text = os.environ.get("TF_CONFIG", "")
     try:
-        config = json.loads(told)
+        config = json.loads(text)
         workers, task = config["cluster"]["worker"], config["task"]
         index = int(task["index"])
-        alone = set(config["cluster"]) == {"worker"} and task["type"] == "worker"  # no chief, no parameter server
-        if alone and isinstance(workers, list) and 0 <= index < len(workers) and all(map(_is_address, workers)):
+        workers_only = (
+            set(config["cluster"]) == {"worker"} and task["type"] == "worker"
+        )  # no chief, no parameter server
+        if workers_only and isinstance(workers, list) and 0 <= index < len(workers) and all(map(_is_address, workers)):
             return workers, index
     except (ValueError, KeyError, TypeError):
         pass
     raise InputError(
         "trainer.distribution=multi_worker: each worker needs the environment variable TF_CONFIG, such as "
         '{"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": "worker", "index": 0}}'
-        + (f"; it is {told[:200]}" if told else "")
+        + (f"; it is {text[:200]}" if text else "")
     )
 
 
 def _is_address(text: Any) -> bool:
-    found = re.fullmatch(r"\S+:(\d+)", text) if isinstance(text, str) else None
-    return found is not None and int(found[1]) < 1 << 16
+    match = re.fullmatch(r"\S+:(\d+)", text) if isinstance(text, str) else None
+    return match is not None and int(match[1]) < 1 << 16
 
 
 def worker_rank() -> int:
-    """Which of the workers this process is; 0 owns the run directory.
+    """Return the number of this worker; worker 0 owns the run directory.
 
     Raises:
-        InputError: `TF_CONFIG` is not there, or does not say so.
+        InputError: `TF_CONFIG` is missing or wrong.
     """
     return cluster_members()[1]
 
 
 def wait_for_workers() -> None:
-    """Waits for the others. TensorFlow would do so by itself, an hour, deaf to Ctrl-C, and not say for whom.
+    """Wait for the other workers. TensorFlow would wait an hour, ignore Ctrl-C, and not name the missing ones.
 
     Raises:
-        InputError: some did not come, or our own address cannot be taken.
+        InputError: some did not start, or this worker cannot listen at its address.
     """
     workers, index = cluster_members()
     missing = [address for number, address in enumerate(workers) if number != index]
@@ -77,9 +79,9 @@ def wait_for_workers() -> None:
     log.info("worker %d of %d, waiting for %s", index, len(workers), ", ".join(missing) or "nobody")
     end = time.monotonic() + MOST_WAITING
     try:
-        # Who connects sees that we are here. TensorFlow takes the port next, and is seen there by those who come late.
+        # Others see by connecting that this worker is ready. TensorFlow listens at the port next, for late workers.
         with socket.create_server(("", port)):
-            while missing := [address for address in missing if not _is_there(address)]:
+            while missing := [address for address in missing if not is_listening(address)]:
                 if time.monotonic() > end:
                     raise InputError(
                         f"trainer.distribution=multi_worker: no sign of {', '.join(missing)} within "
@@ -92,8 +94,9 @@ def wait_for_workers() -> None:
         ) from None
 
 
-def _is_there(address: str) -> bool:
+def is_listening(address: str) -> bool:
+    """Return whether another process accepts connections at an address `host:port`."""
     host, _, port = address.rpartition(":")
     with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=5) as connection:
-        return connection.getsockname() != connection.getpeername()  # a port that is free may be given to us ourselves
+        return connection.getsockname() != connection.getpeername()  # a free port may be connected to itself
     return False

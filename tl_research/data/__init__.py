@@ -1,1 +1,1 @@
-"""From image files to checked, split, streamed examples."""
+"""Turn image files into checked, split and streamed examples."""

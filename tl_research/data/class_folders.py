@@ -1,4 +1,4 @@
-"""A folder of images as people have them: `train/` and `test/` with a folder for each class, or the classes alone."""
+"""Read folders of images: `train/` and `test/` with one folder per class, or class folders alone."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """What lies under a root: image paths per class and split, sorted, and what was passed over.
+    """Sorted image paths under a root by split and class, and the files that were ignored.
 
-    `files["train"]["hot_dog"]` is a list of paths; a flat tree has the one split `"all"`.
+    `files["train"]["hot_dog"]` is a list of paths; a tree without splits has the single split `"all"`.
     """
 
     root: Path
@@ -28,16 +28,16 @@ class ClassFolders:
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the class folders, sorted."""
+        """List the names of the class folders, sorted."""
         return sorted({name for classes in self.files.values() for name in classes})
 
 
 def read_class_folders(root: Path, key: str = "data.root") -> ClassFolders:
-    """Lists a class-folder tree without opening an image.
+    """List a class-folder tree without opening images.
 
     Raises:
-        InputError: the folder is missing, empty, has one class only, nests folders inside classes, holds no images,
-            or its splits do not have the same classes. The message says which folder, what was found, what is expected.
+        InputError: the folder is missing or empty, has only one class, has folders inside class folders, has no
+            images, or its splits have different classes. The message names the folder and what is expected.
     """
     root = root.expanduser()
     _demand_folder(root, key)
@@ -57,17 +57,17 @@ def read_class_folders(root: Path, key: str = "data.root") -> ClassFolders:
 
 def _demand_folder(root: Path, key: str) -> None:
     try:
-        found = None if root.is_dir() else "is a file" if root.exists() else "does not exist"
+        problem = None if root.is_dir() else "is a file" if root.exists() else "does not exist"
     except (OSError, ValueError) as error:
-        found = f"cannot be a folder ({getattr(error, 'strerror', None) or error})"
-    if found:
-        raise InputError(f"{key}={root}: {found}; {EXPECTED}")
+        problem = f"cannot be a folder ({getattr(error, 'strerror', None) or error})"
+    if problem:
+        raise InputError(f"{key}={root}: {problem}; {EXPECTED}")
 
 
 def _splits(root: Path, folders: list[Path], key: str) -> dict[str, Path]:
-    """The folders that are splits, by the split's name, in that order; none where the classes lie in `root` itself.
+    """Map split names to their folders, in order; empty if `root` contains the classes directly.
 
-    A lone `train/` or `valid/` that holds images, not folders, is a class: somebody tells trains from buses.
+    A lone `train/` or `valid/` that contains images, not folders, is a class, as in trains against buses.
     """
     splits: dict[str, Path] = {}
     for folder in folders:
@@ -98,8 +98,8 @@ def _classes(folder: Path, key: str, ignored: list[Path]) -> dict[str, list[Path
     classes = {p.name: _images(p, key, ignored) for p in entries if p.is_dir()}
     loose = [p for p in entries if not p.is_dir()]
     if not classes:
-        found = f"{len(loose)} file(s) and no folders" if loose else "nothing"
-        raise InputError(f"{key}: found {found} in {folder}; {EXPECTED}")
+        contents = f"{len(loose)} file(s) and no folders" if loose else "nothing"
+        raise InputError(f"{key}: found {contents} in {folder}; {EXPECTED}")
     ignored += loose
     empty = [name for name, paths in classes.items() if not paths]
     if len(empty) == len(classes):

@@ -1,4 +1,4 @@
-"""DataModule: ordered examples with labels and splits, and the pipelines that stream them."""
+"""Hold ordered examples with labels and splits, and stream them in batches."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class DataModule:
-    """Checked examples in a fixed order (the tree's split, then class, then path), and which of them belong to which
-    split.
+    """Checked examples with their splits, in a fixed order: split folder, then class, then path.
 
     `labels[i]` is the index of `paths[i]`'s class in `class_names` (sorted by name), `split_of[i]` one of `SPLITS`,
     `digests[i]` the SHA-256 of the file's content.
@@ -40,33 +39,33 @@ class DataModule:
     resize: Resize = "squash"
     augment: Augment = field(default_factory=Augment)
     groups: np.ndarray | None = None
-    """`groups[i]` is the group of `paths[i]`, where `data.group_by` says what one is."""
+    """`groups[i]` is the group of `paths[i]`, as defined by `data.group_by`."""
     quarantined: Sequence[Inspection] = ()
     ignored: Sequence[Path] = field(default=())
-    _kept: PixelCache = field(default_factory=PixelCache, init=False, repr=False, compare=False)
+    _pixel_cache: PixelCache = field(default_factory=PixelCache, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def indices(self, *splits: str) -> np.ndarray:
-        """Indices of the examples in these splits, in order."""
+        """Return the indices of the examples in these splits, in order."""
         return np.flatnonzero(np.isin(self.split_of, splits))
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images per class in each split: `counts()["train"]["hot_dog"]`."""
+        """Count images by split and class: `counts()["train"]["hot_dog"]`."""
         return {
             split: {name: int(np.sum(self.labels[self.indices(split)] == i)) for i, name in enumerate(self.class_names)}
             for split in SPLITS
         }
 
     def pixels(self, index: int, image_size: int) -> np.ndarray:
-        """One example as the network sees it: uint8 `(image_size, image_size, 3)`. Raises `InputError` for a file that
-        has changed since it was checked."""
+        """Decode one example at the network's size: uint8 `(image_size, image_size, 3)`. Raises `InputError` if the
+        file has changed since it was checked."""
         return self._decoded(index, lambda content: decode_pixels(content, image_size, self.resize))
 
     def augmented(self, index: int, image_size: int, draw_key: object) -> np.ndarray:
-        """`pixels` of an augmented version, a pure function of the image, `augment`, and the draw_key: the number of a
-        view, or (seed, epoch)."""
+        """Decode and augment one example. The result depends only on the image, `augment` and `draw_key`, which is the
+        number of a view or (seed, epoch)."""
         version = self.augment.digest(self.digests[index], draw_key)
         return self._decoded(
             index, lambda content: augmented_pixels(content, image_size, self.resize, self.augment, version)
@@ -93,17 +92,17 @@ class DataModule:
         seed: int | None = None,
         threads: int | None = None,
     ) -> Prefetcher[np.ndarray, Batch]:
-        """One epoch, from batch number `skip` on: `(pixels uint8 (b, s, s, 3), targets float32 (b, k))`, decoded by
-        threads from now on, a few batches ahead of who iterates.
+        """Stream one epoch from batch number `skip` on: `(pixels uint8 (b, s, s, 3), targets float32 (b, k))`. Threads
+        decode a few batches ahead, starting now.
 
-        With a `seed` it is for training: shuffled, augmented and mixed, all of it a pure function of (seed, epoch), so
-        that batch k is the same whether the epoch begins with it or before. Without, images come in order, as they are.
+        With a `seed`, images are shuffled, augmented and mixed for training, as a pure function of (seed, epoch): batch
+        k does not depend on `skip`. Without, images come in order and unchanged.
         """
 
         def load(index: int) -> np.ndarray:
             if seed is not None and self.augment.changes_images:
                 return self.augmented(index, image_size, [seed, epoch])
-            return self._kept.get(index, image_size, self.pixels)
+            return self._pixel_cache.get(index, image_size, self.pixels)
 
         def join(number: int, batch: np.ndarray, images: list[np.ndarray]) -> Batch:
             pixels, targets = np.stack(images), one_hot(self.labels[batch], len(self.class_names))
@@ -131,22 +130,22 @@ def split_dataset(
     augment: Augment | None = None,
     index: FileIndex | None = None,
 ) -> DataModule:
-    """Checks every file of a tree that `index` does not know, sets bad ones aside, and splits the rest.
+    """Check every file that `index` does not know, set unreadable ones aside, and split the rest.
 
-    A split that the tree brings is kept as it is. Otherwise `test` is cut from all, `val` from what trains. With `fold`
-    of `folds`, `val` is that part of all that is not tested. Of what is left to train on, `fraction` or `per_class`
-    says how much. Groups, found by `group_by` in the paths, stay on one side of every split.
+    Splits that exist as folders are kept. Otherwise `test` is cut from all images and `val` from the training images;
+    with `fold` of `folds`, `val` is that part of all images outside `test`. `fraction` or `per_class` then reduces the
+    training images. Groups, found by `group_by` in the paths, are never divided between splits.
 
     Raises:
-        InputError: more than `max_bad` of the files are bad, a class is too small for the splits, or a group lies on
-            both sides of one that the tree brings.
+        InputError: more than `max_bad` of the files are unreadable, a class is too small for the splits, or split
+            folders divide a group.
     """
     names = tree.class_names
     checked = _check(tree, (0, 1), max_bad, index)
     labels, split_of = checked.labels, checked.split_of
     groups = None
     if group_by is not None:
-        groups = groups_of([found.path for found in checked.inspections], tree.root, group_by)
+        groups = groups_of([inspection.path for inspection in checked.inspections], tree.root, group_by)
         demand_apart(split_of, groups)
     _demand_enough(tree, labels, split_of)
     _cut(split_of, labels, "test", test, split_seed, names, keep=1 if "val" in tree.files else 2, groups=groups)
@@ -171,8 +170,8 @@ def unsplit_dataset(
     augment: Augment | None = None,
     index: FileIndex | None = None,
 ) -> DataModule:
-    """The checked files of a tree, or of part `i` of `n`, all of them as `train`: for what needs images and no splits.
-    Files of other parts are not opened. Raises `InputError` for more bad ones than `max_bad`."""
+    """Check the files of a tree, or of part `i` of `n`, and label all as `train`, for uses that need no splits. Files
+    of other parts are not opened. Raises `InputError` if more than `max_bad` are unreadable."""
     checked = _check(tree, part, max_bad, index)
     checked.split_of[:] = "train"
     return checked.module(tree, np.arange(len(checked.labels)), resize, augment)
@@ -180,7 +179,7 @@ def unsplit_dataset(
 
 @dataclass(frozen=True)
 class _Checked:
-    """The readable files of a tree in order, and those that are not."""
+    """A tree's readable files, in order, and its unreadable ones."""
 
     inspections: Sequence[Inspection]
     labels: np.ndarray
@@ -240,7 +239,7 @@ def _cut(
     keep: int,
     groups: np.ndarray | None = None,
 ) -> None:
-    """Gives `split` its share, in place, unless the tree brought one."""
+    """Assign a share of the images to `split`, in place, unless it exists as a folder."""
     if split not in split_of:
         pool = np.flatnonzero(np.isin(split_of, ("all", "train")))
         key = f"data.{split}"
@@ -254,23 +253,23 @@ def _cut(
 def _used(
     split_of: np.ndarray, labels: np.ndarray, fraction: float, per_class: int | None, seed: int, names: list[str]
 ) -> np.ndarray:
-    """Indices of all examples but those of `train` that a smaller part leaves out."""
+    """Return the indices of all examples except training images dropped by `fraction` or `per_class`."""
     train = np.flatnonzero(split_of == "train")
-    kept = train[subset(labels[train], fraction, per_class, seed, names=names)]
-    return np.sort(np.concatenate([np.flatnonzero(split_of != "train"), kept]))
+    chosen = train[subset(labels[train], fraction, per_class, seed, names=names)]
+    return np.sort(np.concatenate([np.flatnonzero(split_of != "train"), chosen]))
 
 
 def _demand_enough(tree: ClassFolders, labels: np.ndarray, split_of: np.ndarray) -> None:
-    """Every class needs a readable image in each split that the tree brings, and one for each that is cut."""
+    """Check that every class has an image in each split folder, and one for each split to be cut."""
     cut = [split for split in SPLITS if split not in tree.files]
     for index, name in enumerate(tree.class_names):
         for split in tree.files:
-            found = int(np.sum((labels == index) & (split_of == split)))
+            count = int(np.sum((labels == index) & (split_of == split)))
             needed = [split] if split in ("val", "test") else sorted({"train", *cut}, key=SPLITS.index)
-            if found < len(needed):
+            if count < len(needed):
                 where = tree.root / name if split == "all" else f"{tree.root} ({split})"
                 raise InputError(
-                    f"data.root={tree.root}: found {found} readable image(s) of class '{name}' in {where}; expected at "
+                    f"data.root={tree.root}: found {count} readable image(s) of class '{name}' in {where}; expected at "
                     f"least {len(needed)}, one each for {', '.join(needed)}. Add images, or leave the class out"
                 )
 

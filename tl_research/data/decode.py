@@ -1,4 +1,4 @@
-"""One way from an image file to pixels: upright RGB, whatever the file holds."""
+"""Decode any image file to upright RGB pixels."""
 
 from __future__ import annotations
 
@@ -16,22 +16,20 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 Resize = Literal["squash", "crop", "pad"]
 
 DECODER_VERSION = "7d5b110b7d584438"
-"""Change it, to any other text, when a file comes to other pixels, or another file is set aside: features that were
-stored before are then not found any more, and files are checked again. (The first value is a hash of this file's text
-at commit aeace94, so that what was stored then is found.)"""
+"""Change it to any other text whenever a file's pixels change, or which files are unreadable: stored features are then
+no longer used, and files are checked again. (The first value is the hash of this file at commit aeace94, so that
+features stored then remain valid.)"""
 
 BACKGROUND = (255, 255, 255)
-"""What shows through transparent pixels, and around an image under `resize=pad`: white, the paper most of them lie
-on."""
+"""Colour behind transparent pixels, and around an image with `resize=pad`: white, the most common paper."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF")
-"""What is read, whatever a file's name says. Pillow knows forty more, some of which (EPS) start other programs."""
+"""Formats accepted, whatever the file's name. Pillow knows forty more, some of which (EPS) start other programs."""
 
-# Half-read EXIF blocks and odd palettes say nothing a user could act on; what cannot be decoded is raised, not warned.
+# Warnings about damaged EXIF blocks and odd palettes help no user; undecodable files raise an error.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# A file that asks for more than this (an uncompressed half gigabyte) is an attack or a mistake. Pillow checks it on
-# open.
+# A file with more pixels (half a gigabyte uncompressed) is an attack or a mistake. Pillow checks on opening.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
 _UPRIGHT = {
@@ -46,11 +44,11 @@ _UPRIGHT = {
 
 
 class UndecodableError(Exception):
-    """This file is not an image we can read; the message is the reason, in a few words."""
+    """A file cannot be decoded; the message is a short reason."""
 
 
 def version() -> dict[str, str]:
-    """What the pixels of a file depend on, beside the file: this module's version, Pillow, and its JPEG decoder."""
+    """Return what pixels depend on besides the file: this module's version, Pillow, and its image libraries."""
     return {
         "code": DECODER_VERSION,
         "pillow": PIL.__version__,
@@ -59,9 +57,9 @@ def version() -> dict[str, str]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a regular file. Raises `UndecodableError` with the reason if there is none to be had."""
+    """Read a regular file; raise `UndecodableError` with the reason if that fails."""
     try:
-        if not path.is_file():  # a pipe would be waited at for ever
+        if not path.is_file():  # reading a pipe would block for ever
             raise UndecodableError(_what_else(path))
         return path.read_bytes()
     except (OSError, MemoryError) as error:
@@ -69,23 +67,23 @@ def read_bytes(path: Path) -> bytes:
 
 
 def open_image(path: Path, at_least: int | None = None) -> Image.Image:
-    """Opens and fully decodes a file to upright 8-bit RGB, as `decode_image`. Raises `UndecodableError`."""
+    """Open a file and decode it as `decode_image`. Raises `UndecodableError`."""
     return decode_image(read_bytes(path), at_least)
 
 
 def decode_image(content: bytes, at_least: int | None = None) -> Image.Image:
-    """A file's content as upright 8-bit RGB.
+    """Decode a file's content to upright 8-bit RGB.
 
-    `at_least` lets a JPEG be decoded at a reduced scale, no side of which falls below that many pixels (the format
-    allows 1/2, 1/4 and 1/8 at a fraction of the cost). Animations give their first frame. Raises `UndecodableError`.
+    `at_least` allows a JPEG to be decoded at reduced scale, with no side below that many pixels (the format offers 1/2,
+    1/4 and 1/8 at a fraction of the cost). Of an animation the first frame is used. Raises `UndecodableError`.
     """
     with _opened(content) as image:
         return _decoded(image, at_least)
 
 
 def measure(content: bytes) -> tuple[int, int]:
-    """`(width, height)` as stored, once a whole file's content has been decoded: a JPEG at 1/8 scale, where a cut or
-    damaged stream shows just as well. Raises `UndecodableError`."""
+    """Return the stored `(width, height)` after decoding the whole content: a JPEG at 1/8 scale, which detects damaged
+    or truncated streams, too. Raises `UndecodableError`."""
     with _opened(content) as image:
         size = image.size
         _decoded(image, at_least=1)
@@ -128,7 +126,7 @@ def _decoded(image: Image.Image, at_least: int | None) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As `ImageOps.exif_transpose`, which also writes the EXIF block anew and fails where that is damaged."""
+    """Apply the EXIF orientation. `ImageOps.exif_transpose` also rewrites the EXIF block, and fails if damaged."""
     try:
         turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
@@ -147,8 +145,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit and float images keep their contrast: `convert` would clip all above 255 to white. Floats are taken as
-    0 to 1 if none is larger, else as 0 to 255, else as 0 to their largest."""
+    """Scale 16-bit and float images to 8 bits; `convert` would clip values above 255 to white. The range of floats is 0
+    to 1 if none is larger, else 0 to 255, else 0 to the maximum."""
     values = np.asarray(image, dtype=np.float32)
     values = np.where(np.isfinite(values), values, 0)
     peak = float(values.max(initial=0))
@@ -157,7 +155,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, size: int, resize: Resize = "squash") -> Image.Image:
-    """A `size` x `size` version: `squash` ignores the aspect, `crop` keeps the centre, `pad` adds `BACKGROUND`."""
+    """Resize to `size` x `size`: `squash` ignores proportions, `crop` keeps the centre, `pad` adds `BACKGROUND`."""
     filter_ = Image.Resampling.BICUBIC
     if resize == "crop":
         return ImageOps.fit(image, (size, size), filter_)
@@ -170,14 +168,14 @@ def fit(image: Image.Image, size: int, resize: Resize = "squash") -> Image.Image
 
 
 def read_pixels(path: Path, size: int, resize: Resize = "squash") -> np.ndarray:
-    """RGB pixels as the network sees them: uint8 `(size, size, 3)`. Raises `UndecodableError`."""
+    """Read a file's RGB pixels at the network's size: uint8 `(size, size, 3)`. Raises `UndecodableError`."""
     return decode_pixels(read_bytes(path), size, resize)
 
 
 def decode_pixels(content: bytes, size: int, resize: Resize = "squash") -> np.ndarray:
-    """`read_pixels` of a file's content.
+    """Decode a file's content as `read_pixels` does.
 
-    A JPEG may be decoded at a reduced scale as long as twice the network's size is left, so that the filter that
-    brings it to size still has something to average.
+    A JPEG may be decoded at reduced scale, but to at least twice the network's size, so that the resize filter still
+    averages over several pixels.
     """
     return np.asarray(fit(decode_image(content, at_least=2 * size), size, resize))

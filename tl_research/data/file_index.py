@@ -1,5 +1,5 @@
-"""The file-status index: what a file turned out to be when it was last read, as git keeps one, so that a file that has
-not been touched is neither hashed nor checked again."""
+"""Remember the inspection of every file by its status, as git's index does, so that unmodified files are neither hashed
+nor checked again."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tl_research.system.files import write_atomically
 log = logging.getLogger(__name__)
 
 INDEX_VERSION = "081e55a33b39f1f2"
-"""Change it, to any other text, when an entry means something else than before: files are then checked again. (The
-first value is a hash of this file's text at commit aeace94, so that what was known then is still known.)"""
+"""Change it to any other text whenever the meaning of an entry changes; files are then checked again. (The first value
+is the hash of this file at commit aeace94, so that its entries remain valid.)"""
 
-# A file written within the file system's clock tick after it was read could look untouched: such are not remembered.
+# A file modified within the file system's clock tick after reading could look unmodified; it is not remembered.
 SETTLED_NS = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What one file turned out to be: the SHA-256 of its content and `(width, height)` as stored, or the reason why it
-    is set aside."""
+    """Result of checking one file: SHA-256 of its content and stored `(width, height)`, or the reason why it is set
+    aside."""
 
     path: Path
     digest: bytes = b""
@@ -38,10 +38,10 @@ class Inspection:
 
 
 class FileIndex:
-    """Inspections remembered under `folder`, a JSON file for each folder of images; None remembers nothing.
+    """Inspections stored under `folder`, one JSON file per folder of images; with None nothing is stored.
 
-    An entry holds as long as size, inode and both times of the file do; `ctime` cannot be set back by hand. A damaged
-    or foreign index is as good as none. Two processes that write in the same moment cost an inspection done twice.
+    An entry is valid while the file's size, inode and both times are unchanged; `ctime` cannot be set back by hand. A
+    damaged or foreign index is ignored. If two processes write at the same moment, some files are inspected twice.
     """
 
     def __init__(self, folder: Path | None):
@@ -51,7 +51,7 @@ class FileIndex:
         self._changed: dict[str, set[str]] = {}
 
     def get(self, path: Path) -> Inspection | None:
-        """What is known of a file, if it has not been touched since."""
+        """Look up a file's inspection; None if unknown or if the file was modified since."""
         if self.folder is None:
             return None
         entry = self._of(str(path.parent)).get(path.name)
@@ -61,30 +61,30 @@ class FileIndex:
         return Inspection(path, bytes.fromhex(digest), tuple(size) if size else None, reason)
 
     def status(self, path: Path) -> list[int] | None:
-        """Take it before the file is read, and give it to `put`. None: not there, or too fresh to trust."""
-        found = self._status(path) if self.folder else None
-        return found if found and max(found[2:]) < time.time_ns() - SETTLED_NS else None
+        """Return a file's status for `put`; call it before reading. None if missing or modified too recently."""
+        status = self._status(path) if self.folder else None
+        return status if status and max(status[2:]) < time.time_ns() - SETTLED_NS else None
 
     def put(self, inspection: Inspection, status: list[int] | None) -> None:
-        """Remembers what was found in a file that had this status before it was read; not that it could not be read,
-        which may pass."""
+        """Remember an inspection with the file's status before reading; read errors, which may be temporary, are not
+        remembered."""
         if status is not None and inspection.digest:
             path, digest = inspection.path, inspection.digest.hex()
             self._of(str(path.parent))[path.name] = [status, digest, inspection.size, inspection.reason]
             self._changed.setdefault(str(path.parent), set()).add(path.name)
 
     def save(self) -> None:
-        """Writes what has been learned. A folder that cannot be written costs the next run its time, no more."""
+        """Write new inspections to disk. If the folder is not writable, the next run repeats them."""
         for folder, names in self._changed.items():
-            place = self._place(folder)
-            ours = {name: self._known[folder][name] for name in names}
-            self._known[folder] |= self._read(folder) | ours  # another process may have been at its other files
+            file = self._file(folder)
+            changed = {name: self._known[folder][name] for name in names}
+            self._known[folder] |= self._read(folder) | changed  # another process may have added other files
             content = json.dumps({"folder": folder, "version": self._version, "files": self._known[folder]})
             try:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(place, f"{_hash(content)}\n{content}")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(file, f"{_hash(content)}\n{content}")
             except OSError as error:
-                log.debug("%s: %s", place, error)
+                log.debug("%s: %s", file, error)
         self._changed.clear()
 
     def _of(self, folder: str) -> dict[str, list[Any]]:
@@ -94,23 +94,23 @@ class FileIndex:
 
     def _read(self, folder: str) -> dict[str, list[Any]]:
         with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
-            told, _, content = self._place(folder).read_text().partition("\n")
-            found = json.loads(content) if told == _hash(content) else {}
-            if (found.get("folder"), found.get("version")) == (folder, self._version):
-                return dict(found["files"])
+            checksum, _, content = self._file(folder).read_text().partition("\n")
+            entries = json.loads(content) if checksum == _hash(content) else {}
+            if (entries.get("folder"), entries.get("version")) == (folder, self._version):
+                return dict(entries["files"])
         return {}
 
-    def _place(self, folder: str) -> Path:
+    def _file(self, folder: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
 
     @staticmethod
     def _status(path: Path) -> list[int] | None:
         try:
-            found = path.stat()
+            stat = path.stat()
         except OSError:
             return None
-        return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+        return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def _hash(content: str) -> str:

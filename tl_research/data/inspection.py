@@ -1,4 +1,4 @@
-"""Every file is opened once before anything else happens: bad ones are set aside with a reason, not met in epoch 3."""
+"""Check every file before training, so that unreadable ones are set aside with a reason and not met in epoch 3."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".
 
 
 def inspect(path: Path) -> Inspection:
-    """Reads and decodes the whole file, and says what it holds or why it cannot be read."""
+    """Read and decode a whole file; return its digest and size, or why it cannot be read."""
     try:
         content = read_bytes(path)
     except UndecodableError as error:
@@ -31,11 +31,11 @@ def inspect(path: Path) -> Inspection:
 
 
 def inspect_all(paths: Sequence[Path], index: FileIndex | None = None) -> list[Inspection]:
-    """`inspect` over many files, in their order, with a progress bar; those that `index` knows are not opened again.
-    Pillow decodes outside the interpreter's lock."""
+    """Inspect many files, in order, with a progress bar; files that `index` knows are not opened. Threads suffice:
+    Pillow releases the interpreter's lock."""
     index = index or FileIndex(None)
-    found = [index.get(path) for path in paths]
-    unknown = [path for path, inspection in zip(paths, found, strict=True) if inspection is None]
+    known = [index.get(path) for path in paths]
+    unknown = [path for path, inspection in zip(paths, known, strict=True) if inspection is None]
     statuses = [index.status(path) for path in unknown]
     if unknown:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -44,16 +44,16 @@ def inspect_all(paths: Sequence[Path], index: FileIndex | None = None) -> list[I
             index.put(inspection, status)
         index.save()
         rest = iter(fresh)
-        return [inspection or next(rest) for inspection in found]
-    return [inspection for inspection in found if inspection]
+        return [inspection or next(rest) for inspection in known]
+    return [inspection for inspection in known if inspection]
 
 
 def is_image_name(path: Path) -> bool:
-    """By its suffix, or, where that says nothing, by its first bytes: people lose suffixes, tools do not read minds."""
+    """Recognize an image by its suffix or, failing that, by its first bytes: some files have lost their suffix."""
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return True
     try:
-        if not path.is_file():  # opening a pipe would wait for ever
+        if not path.is_file():  # opening a pipe would block for ever
             return False
         with Image.open(path, formats=FORMATS):
             return True
@@ -62,5 +62,5 @@ def is_image_name(path: Path) -> bool:
 
 
 def visible(paths: Iterable[Path]) -> list[Path]:
-    """Sorted by name, without what file systems and archivers leave behind (`.DS_Store`, `__MACOSX`, `Thumbs.db`)."""
+    """Sort by name and leave out files of operating systems and archivers (`.DS_Store`, `__MACOSX`, `Thumbs.db`)."""
     return sorted(p for p in paths if not p.name.startswith((".", "__MACOSX")) and p.name not in {"Thumbs.db"})

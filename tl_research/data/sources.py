@@ -1,4 +1,4 @@
-"""Where images come from. A source is a recipe; `load()` gives the checked, split `DataModule`."""
+"""Describe where images come from; `load()` returns a checked and split `DataModule`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Cut = Annotated[float, Field(gt=0, lt=1)]
 
 @recipe
 class Source:
-    """What every source shares: how it is split, resized, and how many bad files are put up with.
+    """Base class of sources: how images are split and resized, and how many unreadable files are tolerated.
 
-    `val` and `test` are the shares cut out where the folder brings no such split, by `split_seed`. `fold` of `folds`
-    makes another part of all that is not tested the validation split. `fraction`, or `per_class`, is how much of the
-    rest to train on. `group_by` is a regular expression for what images of one group share in their paths.
+    `val` and `test` are the shares cut out, by `split_seed`, where the folder has no such split. `fold` of `folds` uses
+    that part of all images outside `test` for validation. `fraction` or `per_class` limits the training images.
+    `group_by` is a regular expression for the part of a path that images of one group share.
     """
 
     val: Cut = 0.2
@@ -57,15 +57,15 @@ class Source:
         return self
 
     def folder(self) -> Path:
-        """The class-folder tree on disk; fetched or drawn first if need be."""
+        """Return the class-folder tree on disk; download or draw it first if necessary."""
         raise NotImplementedError
 
     def preflight(self) -> None:
-        """Raises `InputError` when what is needed is known not to be there; reads and writes no image."""
+        """Check that the images can be had; raise `InputError` if not. Reads and writes no image."""
 
     def load(self, index: FileIndex | None = None) -> DataModule:
-        """Lists, checks and splits; files that `index` knows are not opened. Raises `InputError` for a folder that is
-        not a class-folder tree."""
+        """List, check and split the images; files that `index` knows are not opened. Raises `InputError` if the folder
+        is not a class-folder tree."""
         return split_dataset(
             read_class_folders(self.folder()),
             val=self.val,
@@ -83,14 +83,14 @@ class Source:
         )
 
     def load_part(self, part: tuple[int, int], index: FileIndex | None = None) -> DataModule:
-        """The images of part `i` of `n` alone, checked and not split."""
+        """List and check the images of part `i` of `n`, without splits."""
         tree = read_class_folders(self.folder())
         return unsplit_dataset(tree, part, max_bad=self.max_bad, resize=self.resize, augment=self.augment, index=index)
 
 
 @recipe
 class Folder(Source):
-    """A class-per-folder tree of the user's. Nothing is ever written into it."""
+    """The user's own class folders. Nothing is ever written there."""
 
     root: Annotated[str, Field(min_length=1)]
 
@@ -105,7 +105,7 @@ class Folder(Source):
 
 @recipe
 class HotDogDemo(Source):
-    """Drawn scenes of hot dogs and of things easily taken for one: seeded, offline, any number of them."""
+    """Drawn scenes of hot dogs and of similar things: seeded, offline, any number."""
 
     drawing: ClassVar[str] = "hot_dog_demo"
     cache: str
@@ -120,13 +120,13 @@ class HotDogDemo(Source):
 
         sizes = {"train": self.num_train, "val": self.num_val, "test": self.num_test}
         drawing = demo.DRAWINGS[self.drawing]
-        place = Path(self.cache).expanduser() / demo.cache_name(sizes, self.seed, drawing)
-        return demo.draw(place, sizes, self.seed, drawing=drawing)
+        folder = Path(self.cache).expanduser() / demo.cache_name(sizes, self.seed, drawing)
+        return demo.draw(folder, sizes, self.seed, drawing=drawing)
 
 
 @recipe
 class HotDogSauce(HotDogDemo):
-    """Drawn hot dogs that differ by the course of their sauce alone: one line, two in parallel, two crossed."""
+    """Drawn hot dogs that differ only in the course of their sauce: one line, two parallel, two crossed."""
 
     drawing: ClassVar[str] = "hot_dog_sauce"
     num_train: Annotated[int, Field(ge=6)] = 900
@@ -136,7 +136,7 @@ class HotDogSauce(HotDogDemo):
 
 @recipe
 class Kaggle(Source):
-    """A data set of class folders from Kaggle, by `owner/name` or from a zip fetched by hand (`archive`)."""
+    """A Kaggle data set of class folders, by `owner/name` or from a zip downloaded by hand (`archive`)."""
 
     cache: str
     dataset: str
@@ -146,15 +146,15 @@ class Kaggle(Source):
     def folder(self) -> Path:
         from tl_research.data.kaggle import kaggle
 
-        return kaggle.find_root(kaggle.fetch(self.dataset, *self._places()))
+        return kaggle.find_root(kaggle.fetch(self.dataset, *self._paths()))
 
     @override
     def preflight(self) -> None:
         from tl_research.data.kaggle import kaggle
 
-        missing = kaggle.available(self.dataset, *self._places())
+        missing = kaggle.available(self.dataset, *self._paths())
         if missing:
             raise InputError(missing)
 
-    def _places(self) -> tuple[Path, Path | None]:
+    def _paths(self) -> tuple[Path, Path | None]:
         return Path(self.cache).expanduser(), Path(self.archive).expanduser() if self.archive else None

@@ -1,4 +1,4 @@
-"""Which image trains, which chooses, which judges: seeded and stratified."""
+"""Split images for training, validation and testing: seeded, stratified, by groups."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from tl_research.errors import InputError
 
 
 def groups_of(paths: Sequence[Path], root: Path, pattern: str) -> np.ndarray:
-    """Which group each file belongs to, `(n,)`, as text: what `pattern` finds first in its path below `root`, or the
-    first bracket of it. Images of one patient or one series look alike: on both sides of a split they make it look
-    easier than it is.
+    """Return each file's group, `(n,)` as text: the first match of `pattern` in its path below `root`, or that match's
+    first capture group. Images of one patient or series look alike; divided between splits they make results look
+    better than they are.
 
     Raises:
-        InputError: a path in which nothing is found.
+        InputError: `pattern` matches nothing in a path.
     """
-    found = []
+    groups = []
     for path in paths:
         match = re.search(pattern, path.relative_to(root).as_posix())
         if match is None or not match.group(1 if match.re.groups else 0):
             raise InputError(f"data.group_by={pattern}: it finds nothing in {path.relative_to(root)}")
-        found.append(match.group(1 if match.re.groups else 0))
-    return np.array(found)
+        groups.append(match.group(1 if match.re.groups else 0))
+    return np.array(groups)
 
 
 def hold_out(
     labels: np.ndarray, share: float, seed: int, *, names: Sequence[str], key: str, keep: int = 1
 ) -> np.ndarray:
-    """Indices (sorted) of a stratified `share` of the examples: of each class its share, rounded, but at least one
-    image, and `keep` are left. scikit-learn's stratified splitters give a small class none, so the quota is ours.
+    """Return sorted indices of a stratified `share` of the examples: per class the rounded share, at least one image,
+    leaving at least `keep`. scikit-learn's stratified splitters may give a small class none.
 
     Args:
         labels: class index per example, `(n,)`.
         share: between 0 and 1, exclusive.
         names: the classes' names, for the error.
-        key: the config key that asked for it, for the error.
-        keep: how many images of a class stay at least: 2 where another split is cut from them.
+        key: the config key of the share, for the error.
+        keep: number of images of each class to leave at least: 2 if another split is cut from them.
 
     Raises:
-        InputError: a class is too small to give one image and keep as many.
+        InputError: a class has no more than `keep` images.
     """
     rng = np.random.default_rng(seed)
-    held: list[np.ndarray] = []
+    chosen: list[np.ndarray] = []
     for index, name in enumerate(names):
         members = np.flatnonzero(labels == index)
         if len(members) <= keep:
@@ -54,18 +54,18 @@ def hold_out(
                 f"hold out and {keep} to keep; add images of it, or leave the class out"
             )
         quota = min(max(round(share * len(members)), 1), len(members) - keep)
-        held.append(rng.permutation(members)[:quota])
-    return np.sort(np.concatenate(held))
+        chosen.append(rng.permutation(members)[:quota])
+    return np.sort(np.concatenate(chosen))
 
 
 def held_fold(
     labels: np.ndarray, fold: int, folds: int, seed: int, *, names: Sequence[str], groups: np.ndarray | None = None
 ) -> np.ndarray:
-    """Indices (sorted) of one of `folds` stratified parts; over all folds each example is held out once. `groups`
-    `(n,)` stay whole.
+    """Return sorted indices of one of `folds` stratified parts; over all folds each example is held out once. `groups`
+    `(n,)` are not divided.
 
     Raises:
-        InputError: a class has fewer images, or groups, than there are folds.
+        InputError: a class has fewer images, or groups, than folds.
     """
     from sklearn.model_selection import StratifiedKFold
 
@@ -85,7 +85,7 @@ def held_fold(
 def hold_out_groups(
     labels: np.ndarray, groups: np.ndarray, share: float, seed: int, *, names: Sequence[str], key: str
 ) -> np.ndarray:
-    """Indices (sorted) of whole groups that make up about `share` of the examples, of each class.
+    """Return sorted indices of whole groups that make up about `share` of each class.
 
     Raises:
         InputError: a class has too few groups.
@@ -98,35 +98,35 @@ def hold_out_groups(
 def grouped_parts(
     labels: np.ndarray, groups: np.ndarray, parts: int, seed: int, *, names: Sequence[str], key: str
 ) -> list[np.ndarray]:
-    """Indices (sorted) of `parts` parts of whole groups, each with about its share of every class: scikit-learn's
-    `StratifiedGroupKFold`.
+    """Divide whole groups into `parts` parts, each with about its share of every class, by scikit-learn's
+    `StratifiedGroupKFold`; return each part's sorted indices.
 
     Raises:
-        InputError: a class has fewer groups than parts, or none of its groups fell into a part.
+        InputError: a class has fewer groups than parts, or a part has no image of a class.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     for label, name in enumerate(names):
-        found = len(np.unique(groups[labels == label]))
-        if found < parts:
+        available = len(np.unique(groups[labels == label]))
+        if available < parts:
             raise InputError(
-                f"{key}: it takes {parts} groups (data.group_by) of class '{name}', and there are {found}; ask for "
+                f"{key}: it takes {parts} groups (data.group_by) of class '{name}', and there are {available}; ask for "
                 f"fewer parts, or add images of other groups"
             )
     splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
-    found_parts = [held for _, held in splitter.split(labels, labels, groups)]
-    for held in found_parts:
-        missing = set(range(len(names))) - set(labels[held].tolist())
+    held_out = [part for _, part in splitter.split(labels, labels, groups)]
+    for part in held_out:
+        missing = set(range(len(names))) - set(labels[part].tolist())
         if missing:
             raise InputError(
                 f"{key}: groups (data.group_by) are so uneven that one part has no image of class "
                 f"'{names[min(missing)]}'; ask for fewer parts, or another data.split_seed"
             )
-    return found_parts
+    return held_out
 
 
 def demand_apart(split_of: np.ndarray, groups: np.ndarray) -> None:
-    """Raises `InputError` if a group lies on both sides of a split that the folder brought."""
+    """Check that split folders do not divide a group; raise `InputError` otherwise."""
     for left, right in (("train", "test"), ("val", "test"), ("train", "val")):
         both = np.intersect1d(groups[split_of == left], groups[split_of == right])
         if len(both):
@@ -139,17 +139,17 @@ def demand_apart(split_of: np.ndarray, groups: np.ndarray) -> None:
 def subset(
     labels: np.ndarray, fraction: float, per_class: int | None, seed: int, *, names: Sequence[str]
 ) -> np.ndarray:
-    """Indices (sorted) of a part of the examples: of each class `per_class`, or else its `fraction`, rounded, at least
-    one. By one seed a smaller part lies within a larger one, so that a learning curve adds images and swaps none.
+    """Return sorted indices of a part of the examples: `per_class` of each class, or else the rounded `fraction`, at
+    least one. With the same seed a smaller part is a subset of a larger one, so that a learning curve only adds images.
 
     Raises:
         InputError: a class has fewer than `per_class` images.
     """
-    kept = []
+    chosen = []
     for index, name in enumerate(names):
         members = np.flatnonzero(labels == index)
         if per_class is not None and len(members) < per_class:
             raise InputError(f"data.per_class={per_class}: class '{name}' has {len(members)} image(s) to train on")
         quota = per_class or max(round(fraction * len(members)), 1)
-        kept.append(np.random.default_rng((seed, index)).permutation(members)[:quota])
-    return np.sort(np.concatenate(kept))
+        chosen.append(np.random.default_rng((seed, index)).permutation(members)[:quota])
+    return np.sort(np.concatenate(chosen))

@@ -1,4 +1,4 @@
-"""The end of a run: what the classifier is worth, and what the callbacks make of it."""
+"""Evaluate a trained classifier and show the results through callbacks."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MOST_SAMPLES = 16
 MOST_MISTAKES = 12
 THUMBNAIL = 128
 
-# Keys that say where things lie, how to run, or what a group's option has already said.
+# Keys that name places, say how to run, or repeat the option of a group.
 HIDDEN = {"_target_", "url", "cache", "store", "max_gb", "name", "min_size", "distribution", "variant", "application",
           "verbose"}  # fmt: skip
 
 
 def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tuple[dict[str, float], np.ndarray]:
-    """Evaluate on validation and test and write the predictions; returns the metrics and the test logits
+    """Evaluate on validation and test and write the predictions; return the metrics and the test logits
     `(n, num_classes)`. With `test_views` there are also `test_tta_...`, of the average over augmented views."""
     data = state.data
     metrics: dict[str, float] = {}
@@ -52,8 +52,8 @@ def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tu
 def show_results(
     run: Run, state: ClassifierState, callbacks: Iterable[Callback], config: Mapping[str, Any], logits: np.ndarray
 ) -> None:
-    """Let the callbacks show metrics, hyperparameters and test answers, `logits`, and write the worst of these to
-    `mistakes.json`."""
+    """Write the worst of the test `logits` to `mistakes.json`, and pass logits, metrics and hyperparameters to the
+    callbacks."""
     data = state.data
     with run.phase("evaluate"):
         run.write_json("mistakes.json", mistakes(data, logits))
@@ -67,26 +67,26 @@ def show_results(
 
 
 def mistakes(data: DataModule, logits: np.ndarray) -> list[dict[str, Any]]:
-    """The most confident wrong answers to the test images, the worst first; `logits` `(n, k)`. Each with a small JPEG,
-    for the photographs may be gone when someone looks."""
+    """List the most confident errors on the test images, the worst first; `logits` `(n, k)`. Each has a small JPEG, for
+    the photographs may be gone when the report is made."""
     indices, probabilities = data.indices("test"), softmax(logits)
-    labels, answers, sure = data.labels[indices], probabilities.argmax(axis=1), probabilities.max(axis=1)
-    wrong = np.flatnonzero(answers != labels)
+    labels, predicted, confidence = data.labels[indices], probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != labels)
     return [
         {
-            "path": str(data.paths[indices[place]]),
-            "label": data.class_names[labels[place]],
-            "prediction": data.class_names[answers[place]],
-            "probability": round(float(sure[place]), 6),
-            "jpeg": thumbnail(data.paths[indices[place]]),
+            "path": str(data.paths[indices[n]]),
+            "label": data.class_names[labels[n]],
+            "prediction": data.class_names[predicted[n]],
+            "probability": round(float(confidence[n]), 6),
+            "jpeg": thumbnail(data.paths[indices[n]]),
         }
-        for place in wrong[np.argsort(-sure[wrong], kind="stable")][:MOST_MISTAKES]
+        for n in wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_MISTAKES]
     ]
 
 
 def thumbnail(path: Path) -> str:
-    """An image no larger than `THUMBNAIL` as a JPEG in base64; empty for a file that has vanished meanwhile, which is
-    no reason to lose a run at its end."""
+    """Encode an image no larger than `THUMBNAIL` as a JPEG in base64; empty if the file has vanished, which must not
+    fail a run at its end."""
     try:
         image = open_image(path, at_least=THUMBNAIL)
     except UndecodableError:
@@ -98,7 +98,7 @@ def thumbnail(path: Path) -> str:
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run may be told apart by, flat: the option of each group, then scalars by the key a user would set."""
+    """Flatten a configuration: the option of each group, then scalars by the key a user would set."""
     flat = dict(config.get("choices", {}))
     flat |= _flatten({key: value for key, value in config.items() if key not in ("choices", "callbacks")})
     return flat

@@ -1,4 +1,4 @@
-"""Answers of a trained run for images, on the same decode path as its training."""
+"""Predict images with a trained run, on the same decode path as its training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Table = tuple[list[str], list[list[Any]]]
 
 
 def prediction_rows(data: DataModule, indices: np.ndarray, logits: np.ndarray) -> Table:
-    """Header and rows of `predictions.csv`: path, split, label, prediction, and a probability `p_<class>` per class."""
+    """Make header and rows of `predictions.csv`: path, split, label, prediction, and `p_<class>` per class."""
     names = data.class_names
     header = ["path", "split", "label", "prediction", *(f"p_{name}" for name in names)]
     probabilities = softmax(logits)
@@ -38,22 +38,21 @@ def prediction_rows(data: DataModule, indices: np.ndarray, logits: np.ndarray) -
 
 
 def images_in(arguments: Iterable[Path]) -> list[Path]:
-    """Files as given; of a folder, all images below it, sorted. Raises `InputError` for a folder
-    without images."""
-    found: list[Path] = []
+    """List files as given, and all images below folders, sorted. Raises `InputError` for a folder without images."""
+    paths: list[Path] = []
     for path in arguments:
         if path.is_dir():
             inside = [p for p in visible(path.rglob("*")) if p.is_file() and is_image_name(p)]
             if not inside:
                 raise InputError(f"{path}: no images in this folder")
-            found += inside
+            paths += inside
         else:
-            found.append(path)  # also one that is not there: its row will say so
-    return found
+            paths.append(path)  # even if missing: its row reports that
+    return paths
 
 
 def predict_images(run: Run, paths: Sequence[Path]) -> Table:
-    """A row per image: path, prediction, `p_<class>` per class, and a reason where the file could not be read."""
+    """Make a row per image: path, prediction, `p_<class>` per class, and the error of an unreadable file."""
     names = run.class_names()
     rows = predict_logits(run, paths)
     header = ["path", "prediction", *(f"p_{name}" for name in names), "error"]
@@ -68,37 +67,37 @@ def predict_images(run: Run, paths: Sequence[Path]) -> Table:
 
 
 def predict_logits(run: Run, paths: Sequence[Path]) -> list[np.ndarray | str]:
-    """Logits `(num_classes,)` for each image, or the reason why it cannot be read, in the order of `paths`."""
+    """Compute logits `(num_classes,)` for each image, or why it cannot be read, in the order of `paths`."""
     model = run.model()
     size, resize = int(model.input_shape[1]), run.resize
-    answers: list[np.ndarray | str] = [""] * len(paths)
+    results: list[np.ndarray | str] = [""] * len(paths)
 
-    def load(place: int) -> np.ndarray:
+    def load(index: int) -> np.ndarray:
         try:
-            return read_pixels(paths[place], size, resize)
+            return read_pixels(paths[index], size, resize)
         except UndecodableError as error:
-            answers[place] = str(error)
+            results[index] = str(error)
             return np.zeros((size, size, 3), np.uint8)
 
     batches = iter(in_batches(np.arange(len(paths))))
-    # TensorFlow divides a batch among the cores by itself; a second worker decodes beside it.
+    # One thread, for TensorFlow uses all cores for a batch; the loader decodes the next meanwhile.
     with bar() as progress, closing(run_batches(keras_engine(model), load, batches, size, threads=1)) as done:
         task = progress.add_task("predicting", total=len(paths))
-        for places, logits in done:
-            for place, row in zip(places, logits, strict=True):
-                answers[place] = answers[place] or row
-            progress.advance(task, len(places))
-    return answers
+        for indices, logits in done:
+            for index, row in zip(indices, logits, strict=True):
+                results[index] = results[index] or row
+            progress.advance(task, len(indices))
+    return results
 
 
 def evaluate_on(run: Run, data: DataModule) -> dict[str, float]:
-    """Metrics of a run on the test images of other data. Raises `InputError` if their classes are not the run's."""
+    """Evaluate a run on the test images of other data. Raises `InputError` if their classes are not the run's."""
     names = run.class_names()
     if list(data.class_names) != names:
         raise InputError(f"{data.root}: its classes are {list(data.class_names)}, the run's are {names}")
     indices = data.indices("test")
-    answers = predict_logits(run, [data.paths[i] for i in indices])
-    unreadable = [str(a) for a in answers if isinstance(a, str)]
+    results = predict_logits(run, [data.paths[i] for i in indices])
+    unreadable = [result for result in results if isinstance(result, str)]
     if unreadable:
         raise InputError(f"{data.root}: an image that was readable a moment ago is not: {unreadable[0]}")
-    return score(np.stack([a for a in answers if not isinstance(a, str)]), data.labels[indices])
+    return score(np.stack([result for result in results if not isinstance(result, str)]), data.labels[indices])

@@ -1,4 +1,4 @@
-"""Experiment: the root recipe. `run()` goes from a source of images to a run directory."""
+"""Experiment: the root recipe, which trains, evaluates and records a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from tl_research.data.sources import Source
-from tl_research.errors import InputError, LackingError
+from tl_research.errors import InputError, MissingResourceError
 from tl_research.experiment.rules import check_rules
 from tl_research.features.engines import EngineName
 from tl_research.features.table import Features
@@ -33,7 +33,7 @@ Monitor = Literal[
 
 @recipe
 class Experiment:
-    """Everything one run needs to know. The fields are the schema of the configuration: there are no other keys."""
+    """All options of a run. The fields are the schema of the configuration: there are no other keys."""
 
     backbone: Backbone
     head: Head
@@ -64,13 +64,13 @@ class Experiment:
 
     @property
     def start(self) -> Backbone:
-        """The backbone that the run starts from: with random weights if a stage asks for them."""
+        """Give the backbone that training starts from: with random weights if a stage requires them."""
         random = any(stage.random_weights for stage in self.transfer.values())
         return replace(self.backbone, weights=None) if random or self.falls_back else self.backbone
 
     @cached_property
     def falls_back(self) -> bool:
-        """Whether weights are random because those asked for are not there, and `missing_weights` allows it."""
+        """Return whether weights are random because the configured ones are missing and `missing_weights` allows it."""
         if self.missing_weights == "skip":
             return False
         try:
@@ -81,48 +81,48 @@ class Experiment:
 
     @property
     def part(self) -> tuple[int, int]:
-        """`shard` as numbers: which part of how many."""
+        """Parse `shard` into the part and the number of parts."""
         number, _, count = (self.shard or "0/1").partition("/")
         return int(number), int(count)
 
     def preflight(self) -> None:
-        """Raises `LackingError` when images or weights are known not to be there. Imports no TensorFlow."""
+        """Check that images and weights exist, else raise `MissingResourceError`. Imports no TensorFlow."""
         for what, part in (("data", self.data), ("weights", self.start)):
             try:
                 part.preflight()
             except InputError as error:
-                raise LackingError(what, str(error)) from None
+                raise MissingResourceError(what, str(error)) from None
 
     def run(self, directory: str | Path | None = None, existing: Existing = "refuse") -> Run:
-        """Train, evaluate and record; returns the run.
+        """Train, evaluate and record a run.
 
         Args:
             directory: the run directory, created if need be; default `self.directory`, else a new one under `outputs/`.
-            existing: what to do with a run that is in it (see `Run.claim`). With `resume`, one that is done, of this
-                very configuration, data, weights and code, is returned as it is, and one that is not continues from
-                its last checkpoint. `self.resume` stands for `continue`.
+            existing: how to treat a run that is in it (see `Run.claim`). With `resume`, one that is done, of this very
+                configuration, data, weights and code, is returned as it is, and an unfinished one continues from its
+                last checkpoint. `self.resume` stands for `continue`.
 
         Raises:
-            InputError: what was asked for cannot be done, in one line. The run's status says so, too, except that of a
-                run that may not be resumed, of which nothing is touched.
+            InputError: the run is impossible, explained in one line. Its status says so too, but a run that may not be
+                resumed stays as it is.
         """
         from tl_research.experiment.flow import run_experiment
 
         return run_experiment(self, directory, existing)
 
     def extract(self, directory: str | Path | None = None, existing: Existing = "refuse") -> Run:
-        """Put the features of all images, or of those of one `shard`, into the store, and train nothing.
+        """Store the features of all images, or of one `shard`, without training.
 
         Raises:
-            InputError: there is no store, or what `run` raises for data and weights.
+            InputError: there is no store; or as `run` raises for data and weights.
         """
         from tl_research.experiment.flow import extract_features
 
         return extract_features(self, directory, existing)
 
     def rehearse(self, loops: Mapping[str, Callable[..., TrainLoop]]) -> None:
-        """Run the stages as `run` does, with these training loops for single stages, by name. Nothing but features
-        stays of it."""
+        """Run the stages as `run` does, with other training loops for single stages, by name. Leaves only stored
+        features behind."""
         from tl_research.experiment.flow import rehearse
 
         rehearse(self, loops)

@@ -1,4 +1,4 @@
-"""The flow of a run, from a source of images to a run directory, in one direction."""
+"""The flow of a run, from images to a run directory."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def extract_features(experiment: Experiment, directory: str | Path | None, exist
     """Do `Experiment.extract`."""
     if experiment.features.store is None:
         raise InputError("features.store=null: there is nowhere to put features; give a folder")
-    # One that was done before is done again: rows are found, unless they have been pruned since.
+    # An earlier extraction is repeated: stored rows are found, and those pruned since are computed.
     with _claimed(experiment, directory, "replace" if existing == "resume" else existing) as run:
         data = _load(experiment, run, lambda index: experiment.data.load_part(experiment.part, index))
         threads = _begin(experiment, run, data)
@@ -91,7 +91,7 @@ def rehearse(experiment: Experiment, loops: Mapping[str, Callable[..., TrainLoop
 
 @contextmanager
 def _claimed(experiment: Experiment, directory: str | Path | None, existing: Existing) -> Iterator[Run]:
-    """Claim the run directory and look for what the run needs; at the end record how it went."""
+    """Claim the run directory and check for images and weights; at the end record the outcome."""
     chosen = directory or experiment.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
     run = Run.claim(Path(chosen).expanduser().absolute(), "replace" if experiment.fresh else existing)
     began = time.time()
@@ -109,7 +109,7 @@ def _load(experiment: Experiment, run: Run, load: Callable[[FileIndex], DataModu
 
 
 def _is_done(experiment: Experiment, run: Run, data: DataModule) -> bool:
-    """Give the run its identity; returns whether this very job has been done in its directory before."""
+    """Give the run its identity; return whether this very job has been done in its directory before."""
     job = identity(experiment.config, data, experiment.start.files())
     if not (run.kept or run.resumes):
         return run.adopt_or_restart(job.as_dict())
@@ -121,8 +121,8 @@ def _is_done(experiment: Experiment, run: Run, data: DataModule) -> bool:
 
 
 def _begin(experiment: Experiment, run: Run, data: DataModule) -> int:
-    """Start the backend and record what is known of the images; returns the number of threads."""
-    run.write_config(experiment.config)  # an earlier run's was left until it was known to be replaced
+    """Start the backend, record seed, classes and unreadable images; return the number of threads."""
+    run.write_config(experiment.config)  # only now: an earlier run's stays until it is to be replaced
     with run.phase("start"):
         threads = start_backend(experiment.threads, experiment.deterministic)
     run.metrics |= {"seed": experiment.seed, "threads": threads, "deterministic": experiment.deterministic}
@@ -149,13 +149,13 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
             run.write_model(state.classifier)
         show_results(run, state, runner.callbacks.values(), experiment.config, logits)
         run.metrics |= versions()
-        run.write_json("metrics.json", run.metrics)  # last: a run with metrics is a run that is whole
+        run.write_json("metrics.json", run.metrics)  # last: a run with metrics is complete
         run.checkpoints.remove()
         show_metrics(run.metrics, run.directory, len(runner.history))
 
 
 def _run_stages(experiment: Experiment, run: Run, runner: StageRunner) -> None:
-    """Run all stages, or those that a checkpoint left to do."""
+    """Run all stages, or the remaining ones after a checkpoint."""
     checkpoint = run.checkpoints.read() if run.resumes else None
     first = runner.restore(checkpoint) if checkpoint else 0
     stages = list(experiment.transfer.items())
@@ -174,7 +174,7 @@ def _run_stages(experiment: Experiment, run: Run, runner: StageRunner) -> None:
 
 
 def _refit_if_frozen_is_best(experiment: Experiment, runner: StageRunner) -> dict[str, Any]:
-    """If fine-tuning did not improve validation, refit the frozen head on train + val; returns its metrics."""
+    """If fine-tuning did not improve validation, refit the frozen head on train + val; return its metrics."""
     name, stage = next(iter(experiment.transfer.items()))
     optimizer = stage.optimizer_for(experiment.optimizer)
     is_best = runner.best.stage == name and not stage.trains_backbone
@@ -187,7 +187,7 @@ def _refit_if_frozen_is_best(experiment: Experiment, runner: StageRunner) -> dic
 
 @contextmanager
 def _stage_runner(experiment: Experiment, run: Run, data: DataModule) -> Iterator[StageRunner]:
-    """Start the backend and build what the stages share, on all devices."""
+    """Start the backend and build the stage runner, on all devices."""
     threads = _begin(experiment, run, data)
     job = json.dumps([run.status["identity"], run.resumes], sort_keys=True)
     with open_strategy(experiment.trainer.distribution, job) as strategy:
@@ -214,7 +214,7 @@ def _build(
     import keras
 
     with run.phase("build"):
-        backbone = experiment.start.build()
+        backbone = experiment.start.build(keep_session=strategy is not None)
         keras.utils.set_random_seed(experiment.seed)
         width, num_classes = backbone.output_shape[-1], len(data.class_names)
         is_direct = isinstance(experiment.head, DirectHead)
@@ -234,7 +234,7 @@ def _feature_counts(table: FeatureTable) -> dict[str, int]:
 
 
 def _warn_of_idle_keys(experiment: Experiment) -> None:
-    """Warn of `trainer` keys that change nothing, since no stage has epochs."""
+    """Warn of `trainer` keys without effect where no stage has epochs."""
     stages = experiment.transfer.values()
     if all(needs_no_epochs(stage, experiment.head, stage.optimizer_for(experiment.optimizer)) for stage in stages):
         default, given = TrainOptions(distribution=experiment.trainer.distribution), experiment.trainer

@@ -1,4 +1,4 @@
-"""How a run ended, as `status.json` says it."""
+"""Record the outcome of a run in `status.json`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tl_research.backend.strategy import WorkerLostError
-from tl_research.errors import DivergedError, InputError, LackingError
+from tl_research.errors import DivergedError, InputError, MissingResourceError
 from tl_research.runs.run import Run
 from tl_research.runs.status import RunState
 from tl_research.training.pruning import PrunedError
@@ -16,7 +16,7 @@ INTERRUPTED = "interrupted by the user or the system"
 
 @contextmanager
 def record_outcome(run: Run) -> Iterator[None]:
-    """Write the run's final status, whatever ends the block; nothing is written to a run that is not ours to change."""
+    """Write the final status, however the block ends; an earlier run that stays as it is keeps its own."""
     try:
         yield
     except BaseException as error:
@@ -31,17 +31,17 @@ def record_outcome(run: Run) -> Iterator[None]:
 
 
 def describe_error(error: BaseException) -> tuple[RunState, str]:
-    """State and reason for an error that ended a run."""
+    """Give state and reason for an error that ended a run."""
     if isinstance(error, PrunedError):
         return "pruned", str(error)
-    if isinstance(error, LackingError):
+    if isinstance(error, MissingResourceError):
         return "skipped", f"no {error.what}: {error}"
     if isinstance(error, WorkerLostError):
         return "failed", str(error)
     if isinstance(error, InputError):
         return "diverged" if isinstance(error, DivergedError) else "failed", str(error)
     name = type(error).__name__
-    # TensorFlow and the C++ library have their own ways to say MemoryError.
+    # TensorFlow and the C++ library have errors of their own for it.
     short = name in ("MemoryError", "ResourceExhaustedError") or "bad_alloc" in str(error)
     reason = " ".join(f"{name}: {error}".split()).strip(":")[:500]
     return "failed", f"out of memory: {reason}" if short else reason

@@ -1,4 +1,4 @@
-"""Which parts of an experiment go together. Each rule raises one line that names the keys and what to give instead."""
+"""Rules for combining the parts of an experiment. Each raises one line that names the keys and the remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_rules(experiment: Experiment) -> None:
-    """Check all rules, in order. Raises `ValueError` for the first that is broken."""
+    """Check all rules in order, and raise `ValueError` for the first that is broken."""
     if not experiment.transfer:
         raise ValueError("transfer: give at least one stage")
     for name, stage in experiment.transfer.items():

@@ -1,4 +1,4 @@
-"""A pass of images through an engine: decoding beside inference, all cores busy, memory flat."""
+"""Run images through an engine: decoding in parallel with inference, in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule
 
 ORIGINAL = -1
-"""The view that is the image as it is."""
+"""The number of the view without augmentation."""
 
 
 @dataclass(frozen=True)
 class ImageViews:
-    """Versions of images: the example's index, the view, and the digest that the version is stored under; `(m,)`,
-    `(m,)`, `(m, 4)`."""
+    """Views of images: the indices of examples `(m,)`, the views `(m,)`, and the digests of their rows in the store
+    `(m, 4)`."""
 
     indices: np.ndarray
     views: np.ndarray
@@ -35,7 +35,7 @@ class ImageViews:
 
     @classmethod
     def of(cls, data: DataModule, indices: np.ndarray, view: int = ORIGINAL) -> ImageViews:
-        """The same view of some examples."""
+        """Select one view of some examples."""
         hashes = [
             data.digests[i] if view == ORIGINAL else data.augment.digest(data.digests[i], view)
             for i in map(int, indices)
@@ -43,50 +43,50 @@ class ImageViews:
         return cls(indices, np.full(len(indices), view), as_digests(hashes))
 
     def in_parts(self, size: int) -> Iterator[ImageViews]:
-        """The same, so many at a time."""
+        """Yield consecutive parts of at most `size`."""
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             yield ImageViews(self.indices[part], self.views[part], self.digests[part])
 
     @classmethod
     def joined(cls, parts: Sequence[ImageViews]) -> ImageViews:
-        """All of these, one after the other."""
+        """Concatenate parts."""
         columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("indices", "views", "digests"))
         return cls(*columns)
 
 
 def view_pixels(data: DataModule, index: int, image_size: int, view: int) -> np.ndarray:
-    """One view of an example: uint8 `(image_size, image_size, 3)`."""
+    """Return one view of an example: uint8 `(image_size, image_size, 3)`."""
     return data.pixels(index, image_size) if view == ORIGINAL else data.augmented(index, image_size, view)
 
 
-def in_batches(places: np.ndarray) -> list[np.ndarray]:
-    """The places `(n,)` in batches of `BATCH`, the last one as it comes."""
-    return np.split(places, range(BATCH, len(places), BATCH))
+def in_batches(positions: np.ndarray) -> list[np.ndarray]:
+    """Split positions `(n,)` into batches of `BATCH`; the last one may be smaller."""
+    return np.split(positions, range(BATCH, len(positions), BATCH))
 
 
 def run_batches(
     engine: Engine, load: Callable[[int], np.ndarray], batches: Iterator[np.ndarray], image_size: int, threads: int
 ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-    """Runs batches of places through an engine and yields `(places, rows)` as they are done, in no particular order.
+    """Run batches of positions through an engine and yield `(positions, rows)` as they are done, in no fixed order.
 
-    Each worker loads a batch (`load` gives uint8 `(s, s, 3)` for a place) and runs it, so that no core waits for
-    another; one worker more than cores, so that none idles while the engine waits for its turn or the pass ends. No
-    more than two batches a worker are in memory.
+    Each worker loads a batch (`load` returns uint8 `(s, s, 3)` for a position) and runs it, so that no core waits for
+    another. There is one worker more than cores, so that no core idles while a worker waits for the engine, and at most
+    two batches a worker are in memory.
     """
 
-    def run(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def run(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         pixels = np.zeros((BATCH, image_size, image_size, 3), np.uint8)
-        for row, place in enumerate(places):
-            pixels[row] = load(int(place))
-        return places, engine(pixels)[: len(places)]
+        for row, position in enumerate(positions):
+            pixels[row] = load(int(position))
+        return positions, engine(pixels)[: len(positions)]
 
     running: set[Future[tuple[np.ndarray, np.ndarray]]] = set()
     workers = threads + 1
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for places in batches:
-                running.add(pool.submit(run, places))
+            for positions in batches:
+                running.add(pool.submit(run, positions))
                 if len(running) >= 2 * workers:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
@@ -108,20 +108,20 @@ def extract_features(
     describe: str = "features",
     view: int = ORIGINAL,
 ) -> np.ndarray:
-    """One pass of one view of the images `indices` through an engine: float32 `(len(indices), d)`, in that order.
-    Nothing is looked up or kept."""
+    """Run one view of the images `indices` through an engine: float32 `(len(indices), d)`, in that order. Neither reads
+    nor writes a store."""
 
-    def load(place: int) -> np.ndarray:
-        return view_pixels(data, int(indices[place]), image_size, view)
+    def load(position: int) -> np.ndarray:
+        return view_pixels(data, int(indices[position]), image_size, view)
 
     batches = iter(in_batches(np.arange(len(indices))))
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    results: list[tuple[np.ndarray, np.ndarray]] = []
     with bar() as progress, closing(run_batches(engine, load, batches, image_size, threads)) as done:
         task = progress.add_task(describe, total=len(indices))
-        for places, values in done:
-            found.append((places, values))
-            progress.advance(task, len(places))
-    rows = np.empty((len(indices), found[0][1].shape[1]), np.float32)
-    for places, values in found:
-        rows[places] = values
+        for positions, values in done:
+            results.append((positions, values))
+            progress.advance(task, len(positions))
+    rows = np.empty((len(indices), results[0][1].shape[1]), np.float32)
+    for positions, values in results:
+        rows[positions] = values
     return rows

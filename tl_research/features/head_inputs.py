@@ -1,4 +1,4 @@
-"""HeadInputs: what a head learns from where the backbone stays as it is: features of images, or of views of them."""
+"""The inputs of a head on a frozen backbone: features of images, or of augmented views of them."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class HeadInputs:
 
     @property
     def views(self) -> int:
-        """How many versions of each image a head learns from."""
+        """The number of views of each image that a head learns from."""
         return self.features.options.views or 1
 
     @property
     def views_are_kept(self) -> bool:
-        """Whether a head learns from views that are computed once, instead of from a new one each epoch."""
+        """Whether a head learns from a fixed number of views, instead of from a new one each epoch."""
         return self.features.options.views is not None
 
     def ensure(self, *, validation: bool) -> None:
-        """All features that a stage and the evaluation need, in one pass over the images; with `validation` the head
-        will learn from the validation images, too."""
+        """Compute all features that a stage and the evaluation need, in one pass over the images; with `validation` the
+        head will learn from the validation images, too."""
         everything = np.arange(len(self.data))
         if not self.views_are_kept:
             wanted = [(everything, ORIGINAL)]
@@ -47,22 +47,22 @@ class HeadInputs:
             show_features(self.features.computed - computed, self.features.hit - hit)
 
     def get(self, indices: np.ndarray, view: int = ORIGINAL) -> np.ndarray:
-        """Features of one view of these examples: float32 `(n, d)`."""
+        """Return the features of one view of these examples: float32 `(n, d)`."""
         with self.phase("features"):
             return self.features.get(indices, view)
 
     def learned(self, *splits: str) -> tuple[np.ndarray, np.ndarray]:
-        """Features and labels that a head learns from: the views of an image one after the other."""
+        """Return the features and labels that a head learns from, the views of an image one after the other."""
         indices = self.data.indices(*splits)
         views = range(self.views) if self.views_are_kept else [ORIGINAL]
         rows = np.stack([self.features.get(indices, view) for view in views], axis=1)
         return rows.reshape(-1, rows.shape[-1]), self.data.labels[indices].repeat(len(views))
 
     def groups(self, *splits: str) -> np.ndarray | None:
-        """The group of each example, where the data has groups."""
+        """Return the group of each example, None if the data has no groups."""
         return None if self.data.groups is None else self.data.groups[self.data.indices(*splits)]
 
     def plain(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Features and labels of the images as they are."""
+        """Return the features and labels of the images without augmentation."""
         indices = self.data.indices(split)
         return self.features.get(indices), self.data.labels[indices]

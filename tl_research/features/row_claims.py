@@ -1,7 +1,7 @@
-"""Claims: which rows each process at work on a store has taken upon itself, so that no two compute the same.
+"""Coordinate the processes that fill one store, so that each row is computed once.
 
-    <store>/<key>/claims.lock        held while one of them chooses; a number that grows when one of them ends
-    <store>/<key>/<writer>.claims    what that process has chosen, 8 bytes a row; its lock is held while it lives
+    <store>/<key>/claims.lock        locked while a process claims; counts the processes that have ended
+    <store>/<key>/<writer>.claims    the rows that a process has claimed, 8 bytes each; locked while the process lives
 
 A process that is killed loses its lock, and with it its claims.
 """
@@ -12,7 +12,7 @@ import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -25,83 +25,83 @@ log = logging.getLogger(__name__)
 
 
 class RowClaims:
-    """This process' claims on the rows of the store in `folder`. Where nothing can be written or locked there they are
-    granted without asking: rows are then computed twice, and are as right."""
+    """This process' claims on rows of the store in `folder`. Where nothing can be written or locked there, every claim
+    is granted: rows are then computed twice, and are as right."""
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._path = folder / f"{uuid4().hex[:12]}.claims"
-        self._lock: Lock | None = None
-        self._generation = -1
+        self.path = folder / f"{uuid4().hex[:12]}.claims"
+        self.lock: Lock | None = None
+        """Held since the first claim; the claims hold as long as it does."""
+        self._num_ended = -1
 
-    def take(self, count: int, look: Callable[[bool], np.ndarray]) -> np.ndarray:
-        """Claims rows.
-
-        Args:
-            count: how many at most.
-            look: gives the digests `(n, 4)` that are wanted; its argument says that others have ended since the last
-                call, so that it should see first what they have left.
+    def take(self, digests: np.ndarray, count: int) -> np.ndarray | None:
+        """Claim at most `count` of the rows with these digests `(n, 4)`.
 
         Returns:
-            Positions, `(m,)`, of the digests that are now ours; none if living processes have claimed all.
+            Positions, `(m,)`, of the claimed digests; none if living processes have claimed all. None if a process has
+            ended since the last call: read the rows that it has left in the store, then call again.
         """
         try:
-            with self._alone() as generation:
-                theirs = self._theirs(generation)
-                changed, self._generation = self._generation != generation[0], generation[0]
-                wanted = look(changed)
-                free = np.flatnonzero(~np.isin(wanted[:, 0], theirs))[:count]
-                self._note(wanted[free])
+            with self._exclusive() as ended:
+                claimed = self._claimed_by_others(ended)
+                if self._num_ended != ended[0]:
+                    self._num_ended = ended[0]
+                    return None
+                free = np.flatnonzero(~np.isin(digests[:, 0], claimed))[:count]
+                self.note(digests[free])
         except OSError as error:
             log.debug("%s: no claims: %s", self._folder, error)
-            return np.arange(len(look(False)))[:count]
+            return np.arange(len(digests))[:count]
         return free
 
     def close(self) -> None:
-        """Gives up what was claimed, which is computed by now, or never will be."""
-        if self._lock is None:
+        """Release all claims: their rows are in the store by now, or this process will not compute them."""
+        if self.lock is None:
             return
-        with contextlib.suppress(OSError), self._alone() as generation:
-            self._path.unlink(missing_ok=True)
-            generation[0] += 1
-        self._lock.close()
-        self._lock = None
+        with contextlib.suppress(OSError), self._exclusive() as ended:
+            self.path.unlink(missing_ok=True)
+            ended[0] += 1
+        self.lock.close()
+        self.lock = None
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[list[int]]:
-        """Only one process at a time is inside. Gives the generation, which may be changed."""
+    def _exclusive(self) -> Iterator[list[int]]:
+        """Keep other processes from claiming; yields the number of processes that have ended, to be counted up."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "claims.lock").open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            before = _number(file)
-            generation = [before]
-            yield generation
-            if generation[0] != before:
+            before = _read_number(file)
+            ended = [before]
+            yield ended
+            if ended[0] != before:
                 file.truncate(0)
-                file.write(str(generation[0]).encode())
+                file.write(str(ended[0]).encode())
 
-    def _theirs(self, generation: list[int]) -> np.ndarray:
-        """First 8 bytes of the digests that other living processes have claimed; the dead are buried."""
-        found = [np.empty(0, "<u8")]
+    def _claimed_by_others(self, ended: list[int]) -> np.ndarray:
+        """Read the first 8 bytes of each digest that another living process has claimed; remove dead processes' claims
+        and count them as `ended`."""
+        prefixes = [np.empty(0, "<u8")]
         for path in self._folder.glob("*.claims"):
-            if path == self._path:
+            if path == self.path:
                 continue
             if is_held(path):
                 content = path.read_bytes()
-                found.append(np.frombuffer(content[: len(content) // 8 * 8], "<u8"))
+                prefixes.append(np.frombuffer(content[: len(content) // 8 * 8], "<u8"))
             else:
                 path.unlink(missing_ok=True)
-                generation[0] += 1
-        return np.concatenate(found)
+                ended[0] += 1
+        return np.concatenate(prefixes)
 
-    def _note(self, digests: np.ndarray) -> None:
-        if self._lock is None:
-            self._lock = try_lock(self._path)
-        with self._path.open("ab") as file:
+    def note(self, digests: np.ndarray) -> None:
+        """Add rows to this process' claims, for others to read."""
+        if self.lock is None:
+            self.lock = try_lock(self.path)
+        with self.path.open("ab") as file:
             file.write(np.ascontiguousarray(digests[:, 0]).tobytes())
 
 
-def _number(file: IO[bytes]) -> int:
+def _read_number(file: IO[bytes]) -> int:
     file.seek(0, os.SEEK_SET)
     text = file.read()
     return int(text) if text.isdigit() else 0

@@ -1,4 +1,4 @@
-"""Filling: rows that are missing from a store, until none is, together with whatever other processes fill it."""
+"""Fill rows that a store lacks, together with other processes that fill the same store."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tl_research.features.store import Digests, FeatureStore
 
 log = logging.getLogger(__name__)
 
-TELL_AFTER = 60.0  # seconds: the other may have been stopped, and not ended
-PAUSE = 0.05  # seconds between two looks for what others are about to finish
+TELL_AFTER = 60.0  # seconds: the other process may have been stopped, and not ended
+PAUSE = 0.05  # seconds between two looks into the store for rows that others are computing
 
 
 @dataclass
 class SharedFill:
-    """`left` are the places in `rows` `(n, width)` of `digests` `(n, 4)` that nobody has filled yet. `advance` is told
-    how many others have filled."""
+    """The rows `(n, ...)` of `digests` `(n, 4)`; `left` are the positions that are neither filled nor in a batch yet.
+    `advance` is called with the number of rows that other processes have computed."""
 
     store: FeatureStore | None
     digests: Digests
@@ -34,52 +34,59 @@ class SharedFill:
     advance: Callable[[int], None]
 
     def __post_init__(self) -> None:
-        self._claims = RowClaims(self.store.folder) if self.store else None
+        self.claims = RowClaims(self.store.folder) if self.store else None
         self._waiting_since = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._give_up()
+        self._release()
 
-    def _give_up(self) -> None:
-        if self._claims is not None:
-            self._claims.close()
-            self._claims = None
+    def _release(self) -> None:
+        if self.claims is not None:
+            self.claims.close()
+            self.claims = None
 
     def batches(self) -> Iterator[np.ndarray]:
-        """Places to compute, until all that are left are other processes' to compute."""
+        """Yield positions for this process to compute, until other processes have claimed all that are left."""
         while len(self.left):
-            if self._claims is None or self.store is None or self.store.broken:
-                # What this process computes no other will find: it takes all, and lets others have what it claimed.
-                self._give_up()
+            if self.claims is None or self.store is None or self.store.broken:
+                # Other processes will not find the rows that this one computes: it computes all, without claims.
+                self._release()
                 batches, self.left = in_batches(self.left), self.left[:0]
                 yield from batches
                 return
-            mine = self._claims.take(BATCH, self._look)
-            if not len(mine):
+            claimed = self.claims.take(self.digests[self.left], BATCH)
+            if claimed is None:
+                self._read_stored()
+                continue
+            if not len(claimed):
                 return
-            places, self.left = self.left[mine], np.delete(self.left, mine)
-            yield places
+            positions, self.left = self.left[claimed], np.delete(self.left, claimed)
+            yield positions
             self._waiting_since = time.monotonic()
 
+    def put(self, positions: np.ndarray, rows: np.ndarray) -> None:
+        """Fill in rows that this process has computed, and store them."""
+        self.rows[positions] = rows
+        if self.store is not None:
+            self.store.append(self.digests[positions], rows)
+
     def wait(self) -> None:
-        """Gives others a moment, and takes what they have finished."""
+        """Give other processes a moment, and read the rows that they have stored."""
         if len(self.left) and self.store is not None:
             if time.monotonic() - self._waiting_since > TELL_AFTER:
                 log.warning("waiting for %d features that another process is computing", len(self.left))
                 self._waiting_since = time.monotonic()
             time.sleep(max(PAUSE, 10 * self.store.look_seconds))
-            self._look(changed=True)
+            self._read_stored()
 
-    def _look(self, changed: bool) -> Digests:
-        """Digests of what is left, after a look into the store if it has changed."""
-        if changed and self.store is not None:
+    def _read_stored(self) -> None:
+        if self.store is not None:
             self.store.refresh()
-            held = np.empty((len(self.left), *self.rows.shape[1:]), self.rows.dtype)
-            there = self.store.read(self.digests[self.left], held)
-            self.rows[self.left[there]] = held[there]
-            self.left = self.left[~there]
-            self.advance(int(np.sum(there)))
-        return self.digests[self.left]
+            rows = np.empty((len(self.left), *self.rows.shape[1:]), self.rows.dtype)
+            found = self.store.read(self.digests[self.left], rows)
+            self.rows[self.left[found]] = rows[found]
+            self.left = self.left[~found]
+            self.advance(int(np.sum(found)))

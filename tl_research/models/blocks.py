@@ -1,5 +1,5 @@
-"""Blocks: the parts of a backbone between two cuts, found in its graph. They are what is unfrozen, what gets a learning
-rate of its own, and where a backbone is split into a part that is run once and a part that learns."""
+"""Find the blocks of a backbone, its parts between two cuts of the graph. Blocks are the unit of unfreezing, of
+layer-wise learning rates, and of splitting a backbone into a part computed once and a trainable part."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import keras
 
-_SHRINKS = 2 / 3  # of its side: 113 -> 56 and 3 -> 2 begin a block; 149 -> 147, the border of a convolution, does not
+_SHRINKS = 2 / 3  # ratio of sides: 113 -> 56 and 3 -> 2 start a block; 149 -> 147, an unpadded convolution, does not
 
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive operations of a backbone between two cuts, named after the one whose output closes it."""
+    """Consecutive operations of a backbone between two cuts, named after the last one."""
 
     name: str
     operations: tuple[keras.Operation, ...]
 
     @property
     def layers(self) -> list[keras.Layer]:
-        """Those of its operations that can hold weights; an addition written as `x + y` is none of them."""
+        """List the operations that are layers; an addition written as `x + y` is not."""
         import keras
 
         return [operation for operation in self.operations if isinstance(operation, keras.Layer)]
 
     @property
     def num_parameters(self) -> int:
-        """Its weights, trainable or not, number by number."""
+        """Count all weights, trainable or not."""
         return sum(math.prod(weight.shape) for layer in self.layers for weight in layer.weights)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """What it gives for one image: `(h, w, c)`, or `(d,)` if it pools."""
+        """Return the output's shape for one image: `(h, w, c)`, or `(d,)` after pooling."""
         return tuple(self.operations[-1].output.shape[1:])
 
 
 def find_blocks(backbone: keras.Model) -> list[Block]:
-    """A backbone's blocks in order, from its graph alone.
+    """Find a backbone's blocks, in order, from its graph alone.
 
-    A cut is an operation through which every path from input to output passes, so a residual or inception block is
-    never cut. A block ends where the feature map shrinks next, see `_Graph.end`. Each has a kernel to learn: what only
-    scales pixels belongs to the first block, the pooling behind the last map to the last.
+    A cut is an operation on every path from input to output, so residual and inception blocks stay whole. A block ends
+    where the feature map next shrinks, see `_Graph.end`. Every block has a trainable kernel: preprocessing belongs to
+    the first block, pooling after the last map to the last.
     """
     graph = _Graph(backbone)
     operations = backbone.operations
@@ -66,14 +66,14 @@ def find_blocks(backbone: keras.Model) -> list[Block]:
 
 
 def split_backbone(backbone: keras.Model, unfreeze: int) -> tuple[keras.Model, keras.Model]:
-    """A backbone as two models below and above its top `unfreeze` blocks: `prefix`, pixels `(n, s, s, 3)` -> feature
-    map `(n, h, w, c)`, and `tail`, that map -> features `(n, d)`.
+    """Split a backbone below its top `unfreeze` blocks into `prefix`, pixels `(n, s, s, 3)` -> feature map
+    `(n, h, w, c)`, and `tail`, that map -> features `(n, d)`.
 
-    Both are made of the backbone's own layers: what the tail learns the backbone has learned. In inference
-    `tail(prefix(x))` gives the bits of `backbone(x)`. The backbone itself stays as it is.
+    Both share the backbone's layers, so training the tail trains the backbone. In inference `tail(prefix(x))` equals
+    `backbone(x)` bit for bit. The backbone's own graph is not modified.
 
     Raises:
-        ValueError: a part would have no block; `unfreeze` is neither 0 nor the number of blocks or more.
+        ValueError: one part would have no block: `unfreeze` is below 1, or not below the number of blocks.
     """
     import keras
 
@@ -83,17 +83,17 @@ def split_backbone(backbone: keras.Model, unfreeze: int) -> tuple[keras.Model, k
     (call,) = _calls(backbone)[id(parts[-unfreeze - 1].operations[-1])]
     (feature_map,) = call.outputs
     prefix = keras.Model(backbone.input, feature_map, name="prefix")
-    # A model made straight from the inner tensor would have an input whose name depends on what else was built.
+    # A model made directly from the inner tensor would get an input name that depends on models built before.
     cached = keras.Input(feature_map.shape[1:], dtype=feature_map.dtype, name="map")
     features = keras.Function.call(keras.Function(feature_map, backbone.output), cached)
     return prefix, keras.Model(cached, features, name="tail")
 
 
 def multiply_accumulates(backbone: keras.Model) -> list[int]:
-    """What each block computes for one image, in multiplications with the addition that follows.
+    """Count each block's multiply-accumulate operations for one image.
 
-    A kernel, of whatever convolution (grouped, depthwise, separable) or dense layer, is used once for each position of
-    the layer's output. Normalization, activations and pooling are not counted, as is usual.
+    Each kernel of a convolution (grouped, depthwise, separable) or dense layer counts once per position of the layer's
+    output. Normalization, activations and pooling are not counted, as usual.
     """
     calls = _calls(backbone)
     return [
@@ -102,7 +102,7 @@ def multiply_accumulates(backbone: keras.Model) -> list[int]:
 
 
 def _macs(operation: Any, calls: list[Any]) -> int:
-    if hasattr(operation, "layers"):  # a model inside: its layers' maps are not of its output's size
+    if hasattr(operation, "layers"):  # a nested model, whose layers' maps differ in size from its output
         inner = _calls(operation)
         return len(calls) * sum(_macs(layer, inner[id(layer)]) for layer in operation.layers)
     weights = sum(math.prod(kernel.shape) for kernel in _kernels(operation))
@@ -110,23 +110,23 @@ def _macs(operation: Any, calls: list[Any]) -> int:
 
 
 def _kernels(operation: Any) -> list[Any]:
-    """The weights that take part in a multiplication by a matrix: the others are vectors, one number a channel."""
+    """List weights that are matrices or more; the others are vectors with one number per channel."""
     return [weight for weight in getattr(operation, "weights", ()) if len(weight.shape) > 1]
 
 
 def _calls(model: Any) -> dict[int, list[Any]]:
-    """The calls (Keras' nodes) in this model's own graph, by the id of the operation that is called. Operations also
-    know those in other models' graphs: that of a classifier, those that `split` has made."""
-    found: dict[int, list[Any]] = {}
-    graph = getattr(model, "_functional", model)  # that of a Sequential
+    """Map the id of each operation to its calls (Keras' nodes) in this model's graph. Operations also record calls in
+    other models' graphs, such as a classifier's or those made by `split_backbone`."""
+    calls: dict[int, list[Any]] = {}
+    graph = getattr(model, "_functional", model)  # a Sequential's graph
     for depth in sorted(graph._nodes_by_depth, reverse=True):
         for call in graph._nodes_by_depth[depth]:
-            found.setdefault(id(call.operation), []).append(call)
-    return found
+            calls.setdefault(id(call.operation), []).append(call)
+    return calls
 
 
 class _Graph:
-    """A backbone's graph. `cuts` are the indices, in topological order, of the operations that every path crosses."""
+    """A backbone's graph. `cuts` lists, in topological order, the indices of operations on every path."""
 
     def __init__(self, backbone: keras.Model):
         self._operations = backbone.operations
@@ -134,9 +134,9 @@ class _Graph:
         self.cuts = list(self._find_cuts())
 
     def _find_cuts(self) -> Iterator[int]:
-        """After such an operation no earlier output is still waiting to be used."""
+        """Yield operations after which no earlier output is used any more."""
         position = {id(operation): index for index, operation in enumerate(self._operations)}
-        furthest = list(range(len(position)))  # the last operation that an output flows into
+        furthest = list(range(len(position)))  # last operation that uses each output
         for calls in self._calls.values():
             for call in calls:
                 for tensor in call.input_tensors:
@@ -151,35 +151,35 @@ class _Graph:
 
     @cached_property
     def _shapes(self) -> list[tuple[int, ...]]:
-        """Of each cut's output, without the batch."""
+        """Return each cut's output shape, without the batch."""
         return [self._calls[id(self._operations[cut])][0].outputs[0].shape[1:] for cut in self.cuts]
 
     def shrinks(self, number: int) -> bool:
-        """Whether the map has become smaller at the cut after this one; a pooling to a vector does not count."""
+        """Tell whether the map shrinks from this cut to the next; pooling to a vector does not count."""
         before, after = (self._shapes[n][:-1] for n in (number, number + 1))
         return len(before) == len(after) and any(b <= _SHRINKS * a for a, b in zip(before, after, strict=True))
 
     def end(self, number: int, start: int) -> int | None:
-        """Where the block that begins with operation `start` ends, if the map shrinks after a cut: there, or at a
-        smaller map beside it, which is cheaper to keep, and leaves together what belongs together.
+        """Find where the block that starts with operation `start` ends, given that the map shrinks after cut `number`:
+        at that cut, or at a smaller map next to it, which is cheaper to store and keeps units whole.
 
-        Beside it is what only 1 x 1 kernels part from it, such as the expansion that begins an inverted residual block
-        (Sandler et al. 2018, arXiv 1801.04381), and the pooling that follows. None if no kernel is left for the block.
+        Next to it means separated by 1 x 1 kernels only, such as the expansion that starts an inverted residual block
+        (Sandler et al. 2018, arXiv 1801.04381), or by pooling that follows. None if the block would have no kernel.
         """
-        beside = [number]
-        while beside[0] > 0 and self._adjacent(beside[0] - 1) and self._pointwise(beside[0]):
-            beside.insert(0, beside[0] - 1)
-        while self._adjacent(beside[-1]) and not getattr(self._operations[self.cuts[beside[-1] + 1]], "weights", ()):
-            beside.append(beside[-1] + 1)
-        maps = [n for n in beside if len(self._shapes[n]) > 1]
+        nearby = [number]
+        while nearby[0] > 0 and self._adjacent(nearby[0] - 1) and self._pointwise(nearby[0]):
+            nearby.insert(0, nearby[0] - 1)
+        while self._adjacent(nearby[-1]) and not getattr(self._operations[self.cuts[nearby[-1] + 1]], "weights", ()):
+            nearby.append(nearby[-1] + 1)
+        maps = [n for n in nearby if len(self._shapes[n]) > 1]
         end = self.cuts[min(maps, key=lambda n: (math.prod(self._shapes[n]), -n))]
         return end if any(map(_kernels, self._operations[start : end + 1])) else None
 
     def _adjacent(self, number: int) -> bool:
-        """Whether nothing lies between this cut and the next."""
+        """Tell whether no operation lies between this cut and the next."""
         return number + 1 < len(self.cuts) and self.cuts[number + 1] == self.cuts[number] + 1
 
     def _pointwise(self, number: int) -> bool:
-        """Whether a cut's operation makes each position from the one below it alone, or from padding."""
+        """Tell whether a cut's operation computes each position from one input position, or from padding."""
         kernels = _kernels(self._operations[self.cuts[number]])
         return not self.shrinks(number - 1) and all(math.prod(kernel.shape[:-2]) == 1 for kernel in kernels)

@@ -1,4 +1,4 @@
-"""Putting a backbone and a head together, and saying what of them learns."""
+"""Join a backbone and a head, and select what is trained."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Parameters = Literal["all", "batch_norm", "bias"]
 
 
 def build_classifier(backbone: keras.Model, head: keras.Model) -> keras.Model:
-    """Pixels `(n, s, s, 3)`, RGB 0-255 -> logits `(n, num_classes)`; its parts stay models of their own."""
+    """Build pixels `(n, s, s, 3)`, RGB 0-255 -> logits `(n, num_classes)`; both parts remain nested models."""
     import keras
 
     pixels = keras.Input(backbone.input_shape[1:], name="pixels")
@@ -27,16 +27,17 @@ def build_classifier(backbone: keras.Model, head: keras.Model) -> keras.Model:
 
 @dataclass(frozen=True)
 class Part:
-    """A block of the backbone, or the head, and what of it a stage moves."""
+    """A block of the backbone, or the head, and which of its variables a stage changes."""
 
     name: str
     layers: Sequence[keras.Layer]
     learning: Sequence[keras.Variable]
-    """What follows gradients."""
+    """Variables that the optimizer updates."""
     statistics: Sequence[keras.Variable]
-    """Moving means and variances that follow the images."""
+    """Moving means and variances that the forward pass updates."""
     rate: float
-    """What the stage's learning rate is multiplied by."""
+    """Factor of the stage's learning rate."""
+    unfrozen: bool
 
 
 def set_trainable(
@@ -46,36 +47,36 @@ def set_trainable(
     parameters: Parameters = "all",
     layer_decay: float = 1.0,
 ) -> list[Part]:
-    """Sets what the next fit moves, and says what that is, block by block, the head last: the head, and `parameters` of
-    `unfreeze` blocks of the backbone from the top.
+    """Make the head and `parameters` of the backbone's top `unfreeze` blocks trainable; return all blocks in order, the
+    head last, with their trainable variables.
 
-    `batch_norm` is what the backbone's normalization does in unfrozen blocks: `frozen` (statistics, gamma and beta
-    stay: the statistics of a few images are worse than ImageNet's), `train` (all of them move), `adapt` (the statistics
-    move, gamma and beta stay). Gamma and beta that are themselves the `parameters` move in any case.
+    `batch_norm` is the mode of the backbone's normalization in unfrozen blocks: `frozen` (statistics, gamma and beta
+    are fixed, because statistics of a few images are worse than ImageNet's), `train` (all are updated), `adapt` (only
+    the statistics are updated). Gamma and beta are always trained if `parameters` selects them.
 
-    Keras normalizes by a batch's own statistics, and moves the kept ones, in layers whose `trainable` is set, and in no
-    others: what is recorded in a graph as `training=False` is overruled by the outermost call (Keras 3.15). So the flag
-    says how a layer normalizes, and the list of variables what follows gradients.
+    Keras normalizes by batch statistics, and updates the moving ones, only in layers whose `trainable` is set; a
+    `training=False` in the graph is overridden by the outermost call (Keras 3.15). So the flag selects how a layer
+    normalizes, and the list of variables what the optimizer updates.
     """
     parts = find_blocks(classifier.get_layer("backbone"))
     first = 0 if unfreeze == "all" else max(len(parts) - unfreeze, 0)
     found = []
     for number, block in enumerate(parts):
-        depth = len(parts) - number
-        moving = [_moving(layer, number >= first, batch_norm, parameters) for layer in block.layers]
+        depth, unfrozen = len(parts) - number, number >= first
+        moving = [_moving(layer, unfrozen, batch_norm, parameters) for layer in block.layers]
         learning = [variable for part, _ in moving for variable in part]
         statistics = [variable for _, part in moving for variable in part]
-        found.append(Part(block.name, block.layers, learning, statistics, layer_decay**depth))
+        found.append(Part(block.name, block.layers, learning, statistics, layer_decay**depth, unfrozen))
     head = classifier.get_layer("head")
     head.trainable = True
     statistics = [v for layer in head.layers for norm in _norms(layer) for v in norm.non_trainable_variables]
-    return [*found, Part("head", head.layers, head.trainable_variables, statistics, 1.0)]
+    return [*found, Part("head", head.layers, head.trainable_variables, statistics, 1.0, True)]
 
 
 def _moving(
     layer: Any, learns: bool, batch_norm: BatchNorm, parameters: Parameters
 ) -> tuple[list[keras.Variable], list[keras.Variable]]:
-    """Sets one layer, and gives what of it follows gradients and which statistics move."""
+    """Set one layer's flags; return the variables to train and the statistics to update."""
     layer.trainable = learns
     norms = _norms(layer)
     for norm in norms:
@@ -95,7 +96,7 @@ def _moving(
 
 
 def _norms(layer: Any) -> list[Any]:
-    """The batch norm in a layer that may be made of others, itself included."""
+    """List the batch norms in a layer, which may itself be one or contain others."""
     import keras
 
     return [part for part in layer._flatten_layers() if isinstance(part, keras.layers.BatchNormalization)]
@@ -103,18 +104,18 @@ def _norms(layer: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class TrainableRow:
-    """A line of the table shown before each stage."""
+    """One row of the table printed before each stage."""
 
     name: str
     parameters: int
     trainable: int
     batch_norm: str
     rate: float
-    """What the stage's learning rate is multiplied by; 0 where nothing learns."""
+    """Factor of the stage's learning rate; 0 if nothing is trained."""
 
 
 def trainable_table(parts: Sequence[Part]) -> list[TrainableRow]:
-    """What will move in the next fit, block by block."""
+    """Summarize, block by block, what is trained."""
     return [_row(part) for part in parts]
 
 

@@ -1,4 +1,4 @@
-"""Heads: recipes of what turns a feature vector into logits. The head is where the new classes live."""
+"""Describe heads, which map a feature vector to logits of the new classes."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 @recipe
 class Head:
-    """Base of the heads: `build` makes a `keras.Model` named `head`."""
+    """Base class of heads."""
 
     def build(self, feature_dim: int, num_classes: int) -> keras.Model:
-        """Features `(n, feature_dim)` -> logits `(n, num_classes)`, float32 whatever the precision policy."""
+        """Build the model `head`: features `(n, feature_dim)` -> logits `(n, num_classes)`, always float32."""
         raise NotImplementedError
 
 
 @recipe
 class DirectHead(Head):
-    """Base of the heads that need no training: they are made from features at once, whatever the optimizer."""
+    """Base class of heads computed directly from features, without an optimizer."""
 
     def fit(self, features: np.ndarray, labels: np.ndarray, num_classes: int, views: int = 1) -> keras.Model:
-        """The head made from features `(n * views, d)`, the views of an image one after the other, and labels
-        `(n * views,)`; every class must occur."""
+        """Compute the head from features `(n * views, d)`, each image's views in consecutive rows, and labels
+        `(n * views,)`. Every class must occur."""
         raise NotImplementedError
 
 
 @recipe
 class Linear(Head):
-    """One dense layer. On features it is a logistic regression, and `optimizer=lbfgs` solves it to its optimum."""
+    """One dense layer. On fixed features it is a logistic regression; `optimizer=lbfgs` finds its optimum."""
 
     dropout: Share = 0.0
 
@@ -52,7 +52,7 @@ class Linear(Head):
 
 @recipe
 class MLP(Head):
-    """Dense layers with ReLU, each with dropout and, if wanted, batch norm; then the logits."""
+    """Dense layers with ReLU, dropout and optional batch norm, then the logits."""
 
     units: Positive = 256
     layers: Positive = 1
@@ -77,9 +77,9 @@ class MLP(Head):
 
 @recipe
 class Prototype(DirectHead):
-    """The nearest class mean (Snell et al. 2017, arXiv 1703.05175): logits fall with the squared distance from it. With
-    `normalize` features are brought to length 1 first (Wang et al. 2019, arXiv 1911.04623). It is a dense layer, and
-    later stages train it on. How fast logits fall is chosen by leave-one-out log loss."""
+    """Nearest class mean (Snell et al. 2017, arXiv 1703.05175): logits are scaled negative squared distances to the
+    class means; leave-one-out log loss chooses the scale. `normalize` first scales features to length 1 (Wang et al.
+    2019, arXiv 1911.04623). The head is a dense layer, so later stages can train it further."""
 
     normalize: bool = True
 
@@ -101,8 +101,8 @@ class Prototype(DirectHead):
 
 @recipe
 class KNN(DirectHead):
-    """The `k` nearest training images by cosine, each voting with `exp(cosine / temperature)` (Wu et al. 2018, arXiv
-    1805.01978); null chooses by leave-one-out log loss. The model holds all training features."""
+    """k nearest neighbours by cosine, each voting with weight `exp(cosine / temperature)` (Wu et al. 2018, arXiv
+    1805.01978). Leave-one-out log loss chooses values that are null. The model stores all training features."""
 
     k: Positive | None = None
     temperature: Annotated[float, Field(ge=1e-3)] | None = None

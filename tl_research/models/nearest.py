@@ -1,5 +1,4 @@
-"""What `head=prototype` and `head=knn` are made of: class means and neighbours, with what little there is to choose
-chosen by leaving each image out once."""
+"""Fit `head=prototype` and `head=knn`: class means and neighbours, hyperparameters chosen by leave-one-out log loss."""
 
 from __future__ import annotations
 
@@ -7,19 +6,19 @@ import numpy as np
 
 from tl_research.metrics.probabilities import softmax
 
-# One vote, spread evenly over the classes, is added to those of the neighbours: nobody is ever certain.
+# One vote, spread evenly over the classes, is added to the neighbours', so that no probability is 0 or 1.
 PSEUDO_VOTE = 1.0
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)
 SHARPNESS = np.logspace(-1, 3, 17)
 
-# Images whose neighbours are looked up to choose by; more would change little and cost their square.
+# Images whose neighbours decide k and temperature; more change little and the cost is quadratic.
 MOST_FOR_CHOOSING = 2000
 
 
 def unit(features: np.ndarray) -> np.ndarray:
-    """Rows brought to length 1, float32; a row of zeros stays as it is."""
+    """Scale rows to length 1, float32; rows of zeros stay zero."""
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     return (features / np.where(lengths == 0, 1, lengths)).astype(np.float32)
 
@@ -27,34 +26,37 @@ def unit(features: np.ndarray) -> np.ndarray:
 def prototypes(
     features: np.ndarray, labels: np.ndarray, num_classes: int, views: int, *, normalize: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel `(d, k)` and bias `(k,)` of the dense layer whose logits are `-|x - mean|^2 * s`, up to what all classes
-    share. `s` is the one with the least log loss when each image is judged by means it has no part in."""
+    """Compute kernel `(d, k)` and bias `(k,)` of the dense layer whose logits are `-|x - mean|^2 * s`, up to a term
+    that all classes share. `s` minimizes the leave-one-out log loss: each image is compared to means without it."""
     rows = (unit(features) if normalize else features).astype(np.float64)
     means = np.stack([rows[labels == c].mean(axis=0) for c in range(num_classes)])
-    distances = ((rows[:, None] - means) ** 2).sum(axis=2) if rows.size * num_classes < 1e8 else _distances(rows, means)
+    distances = (
+        ((rows[:, None] - means) ** 2).sum(axis=2) if rows.size * num_classes < 1e8 else squared_distances(rows, means)
+    )
     own = (np.arange(len(labels)), labels)
-    counts = np.bincount(labels, minlength=num_classes)[labels] / views  # images in the class
-    alone = counts <= 1
+    counts = np.bincount(labels, minlength=num_classes)[labels] / views  # images per class
+    single = counts <= 1
     if views == 1:  # x - mean without x = (x - mean) * n / (n - 1)
-        distances[own] *= np.where(alone, 1, (counts / np.maximum(counts - 1, 1)) ** 2)
+        distances[own] *= np.where(single, 1, (counts / np.maximum(counts - 1, 1)) ** 2)
     else:
-        distances[own] = _without_own_image(rows, labels, means, views)
+        distances[own] = leave_one_out_distances(rows, labels, means, views)
     scale = 1 / max(float(distances.mean()), 1e-12)
-    judged = ~alone if not alone.all() else np.ones(len(labels), bool)
-    losses = [_log_loss(-distances[judged] * scale * s, labels[judged]) for s in SHARPNESS]
+    scored = ~single if not single.all() else np.ones(len(labels), bool)
+    losses = [_log_loss(-distances[scored] * scale * s, labels[scored]) for s in SHARPNESS]
     s = scale * SHARPNESS[int(np.argmin(losses))]
-    centre = means.mean(axis=0)  # taken off both, which changes no answer, for what all classes share costs digits
+    centre = means.mean(axis=0)  # subtracting it changes no prediction and avoids float32 cancellation
     kernel, bias = 2 * s * (means - centre).T, -s * ((means**2).sum(axis=1) - (centre**2).sum())
     return kernel.astype(np.float32), bias.astype(np.float32)
 
 
-def _distances(rows: np.ndarray, means: np.ndarray) -> np.ndarray:
+def squared_distances(rows: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """Compute squared distances `(n, k)` of rows `(n, d)` from means `(k, d)` by matrix multiplication."""
     squares = (rows**2).sum(axis=1)[:, None] - 2 * rows @ means.T + (means**2).sum(axis=1)
     return np.maximum(squares, 0)
 
 
-def _without_own_image(rows: np.ndarray, labels: np.ndarray, means: np.ndarray, views: int) -> np.ndarray:
-    """Squared distance of each row from its class's mean over the other images."""
+def leave_one_out_distances(rows: np.ndarray, labels: np.ndarray, means: np.ndarray, views: int) -> np.ndarray:
+    """Compute each row's squared distance to its class mean over the other images."""
     counts = np.bincount(labels, minlength=len(means))[labels][:, None]
     image = rows.reshape(-1, views, rows.shape[1]).sum(axis=1).repeat(views, axis=0)
     others = (means[labels] * counts - image) / np.maximum(counts - views, 1)
@@ -69,14 +71,14 @@ def choose_k(
     k: int | None,
     temperature: float | None,
 ) -> tuple[int, float]:
-    """`k` (at most the rows there are) and temperature, those not given chosen by leave-one-out log loss."""
+    """Choose `k` (at most the number of rows) and temperature, where not given, by leave-one-out log loss."""
     rows = unit(features)
     most = len(rows)
     if k is not None and temperature is not None:
         return min(k, most), temperature
-    judged = np.sort(np.random.default_rng(0).permutation(len(rows))[:MOST_FOR_CHOOSING])
-    cosines = rows[judged] @ rows.T
-    cosines[(judged // views)[:, None] == np.arange(len(rows)) // views] = -np.inf  # not the image itself
+    scored = np.sort(np.random.default_rng(0).permutation(len(rows))[:MOST_FOR_CHOOSING])
+    cosines = rows[scored] @ rows.T
+    cosines[(scored // views)[:, None] == np.arange(len(rows)) // views] = -np.inf  # exclude the image's own views
     others = most - views
     if others < 1:
         return min(k or 1, most), temperature or TEMPERATURES[2]
@@ -84,7 +86,7 @@ def choose_k(
     near = np.take_along_axis(cosines, nearest, axis=1)
     votes = np.eye(num_classes)[labels[nearest]]
     losses = {
-        (kk, t): _vote_loss(near[:, :kk], votes[:, :kk], t, labels[judged])
+        (kk, t): vote_loss(near[:, :kk], votes[:, :kk], t, labels[scored])
         for kk in ([min(k, others)] if k else [n for n in NEIGHBOURS if n <= others])
         for t in ([temperature] if temperature else TEMPERATURES)
     }
@@ -92,10 +94,11 @@ def choose_k(
     return min(k, most) if k else best_k, best_t
 
 
-def _vote_loss(cosines: np.ndarray, votes: np.ndarray, temperature: float, labels: np.ndarray) -> float:
+def vote_loss(cosines: np.ndarray, votes: np.ndarray, temperature: float, labels: np.ndarray) -> float:
+    """Compute the log loss of votes `(n, k, classes)` of neighbours with cosines `(n, k)`."""
     weights = np.exp((cosines - cosines[:, :1]) / temperature)
-    counted = (weights[:, :, None] * votes).sum(axis=1) + PSEUDO_VOTE / votes.shape[2]
-    return _log_loss(np.log(counted), labels)
+    totals = (weights[:, :, None] * votes).sum(axis=1) + PSEUDO_VOTE / votes.shape[2]
+    return _log_loss(np.log(totals), labels)
 
 
 def _log_loss(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Checkpoints of an unfinished run: all that it takes to continue as if it had not been interrupted."""
+"""Checkpoints of an unfinished run, to continue as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class CheckpointFolder:
     """What older versions called the same job."""
 
     def write(self, state: CheckpointState) -> None:
-        """Add a checkpoint, which appears whole or not at all, and keep the last two."""
+        """Add a checkpoint atomically, and keep the last two."""
         self.folder.mkdir(exist_ok=True)
         numbers = self._numbers()
         number = numbers[-1] + 1 if numbers else 1
@@ -84,7 +84,7 @@ class CheckpointFolder:
         return None
 
     def remove(self) -> None:
-        """Remove all: a run that is done needs them no more."""
+        """Remove all checkpoints."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _numbers(self) -> list[int]:

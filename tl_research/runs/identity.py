@@ -1,5 +1,5 @@
-"""Identity of a job: what it was asked to do, on which images, from which weights, by which code. Two jobs of one
-identity come to one result, so the second need not run."""
+"""Identity of a job: its configuration, images, weights and code. Jobs of equal identity have equal results, so the
+second need not run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule
 
 CODE_VERSION = "f1f47bd468f413a5"
-"""Change it, to any other text, when the same command on the same images comes to other weights or metrics, and
-whenever another version changes (of the decoder, augmentation or engines): finished jobs of a sweep then run again, and
+"""Change it, to any other text, when the same command on the same images gives other weights or metrics, and whenever
+another version changes (of the decoder, augmentation or engines): finished jobs of a sweep then run again, and
 unfinished runs are not resumed. (The first value is a hash of the sources of commit aeace94.)"""
 
-# Where results and caches go, and what decides whether a job runs at all, cannot change a number; whether weights were
-# there shows in the files.
-_NOT_ASKED = (
+# Places of results and caches, and whether a job runs at all, cannot change a number; missing weights show in the
+# files.
+_IRRELEVANT = (
     "choices",
     "directory",
     "fresh",
@@ -46,8 +46,8 @@ OLDER = "made by an older version; its images and weights cannot be compared"
 
 @dataclass(frozen=True)
 class Identity:
-    """A job in parts, each a SHA-256 in hexadecimal, but for the versions of packages and of our code. `opaque` is the
-    one hash by which an older version knew the run: checkpoints that it left hold that."""
+    """A job in parts: SHA-256 in hexadecimal, and versions of packages and of our code. `opaque` is the single hash of
+    an older version, which its checkpoints hold."""
 
     config: str
     images: str
@@ -58,38 +58,38 @@ class Identity:
 
     @classmethod
     def of(cls, stored: Any) -> Identity | None:
-        """What `as_dict` gave; None for anything else."""
+        """Read the result of `as_dict`; None for anything else."""
         known = {key.name for key in fields(cls)}
         if not isinstance(stored, Mapping) or not (known - {"opaque"} <= set(stored) <= known):
             return None
         return cls(**stored)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for `status.json`."""
+        """Convert to plain data, for `status.json`."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     def differences(self, other: Identity) -> list[str]:
-        """The parts in which two differ, in words; packages are compared apart."""
+        """Name the parts in which two identities differ, except packages."""
         return [word for part, word in _WORDS.items() if getattr(self, part) != getattr(other, part)]
 
     def package_changes(self, other: Identity) -> list[str]:
-        """Packages whose versions have changed from this one to the other, as `keras 3.15.1 -> 3.16.0`."""
-        ours, theirs = self.packages, other.packages
+        """List the packages whose versions have changed from this to the other, as `keras 3.15.1 -> 3.16.0`."""
+        before, now = self.packages, other.packages
         return [
-            f"{name.removeprefix('version_')} {ours.get(name)} -> {theirs.get(name)}"
-            for name in sorted({*ours, *theirs})
-            if ours.get(name) != theirs.get(name)
+            f"{name.removeprefix('version_')} {before.get(name)} -> {now.get(name)}"
+            for name in sorted({*before, *now})
+            if before.get(name) != now.get(name)
         ]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What has changed since a run was begun, in words, and what is only worth a warning."""
+    """The changes since a run was begun, in words, and warnings of lesser ones."""
 
     changed: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     opaque: str | None = None
-    """The one hash by which an older version knew the run."""
+    """The `Identity.opaque` of the run."""
 
 
 def identity(config: Mapping[str, Any], data: DataModule, files: Iterable[Path]) -> Identity:
@@ -97,15 +97,15 @@ def identity(config: Mapping[str, Any], data: DataModule, files: Iterable[Path])
 
     Args:
         config: resolved, as `Experiment.config`.
-        data: its images count by their content, in order, with label and split; not by where they lie.
-        files: those whose content the backbone is made of.
+        data: images count by content, order, label and split, not by path.
+        files: the backbone's weights and models.
     """
     weights = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
             weights.update(hashlib.file_digest(file, "sha256").digest())
     return Identity(
-        config=hashlib.sha256(json.dumps(_asked(config), sort_keys=True).encode()).hexdigest(),
+        config=hashlib.sha256(json.dumps(_relevant(config), sort_keys=True).encode()).hexdigest(),
         images=_images(data),
         weights=weights.hexdigest(),
         packages=versions(),
@@ -114,16 +114,10 @@ def identity(config: Mapping[str, Any], data: DataModule, files: Iterable[Path])
 
 
 def compare(run: Run, job: Identity, config: Mapping[str, Any], data: DataModule) -> Comparison:
-    """Compare a job with the run that is in a directory.
-
-    Args:
-        run: the run, whose `config.yaml` may have been written anew since `earlier_config` was read.
-        job: the identity of the job.
-        config: what the job is asked for.
-        data: what the job has to learn from.
-    """
+    """Compare a job, by its identity, configuration and data, with an earlier run. The run's `config.yaml` may have
+    been overwritten since `earlier_config` was read."""
     stored = run.status.get("identity")
-    if not stored:  # it did not get so far; one that is done has computed features alone
+    if not stored:  # the run ended before it had one, or, if done, only extracted features
         return Comparison(["command"] if run.status["state"] == "done" else [])
     if isinstance(stored, str):
         keys = changed_keys(run.earlier_config or run.config, config)
@@ -138,14 +132,15 @@ def compare(run: Run, job: Identity, config: Mapping[str, Any], data: DataModule
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Keys of two configurations that make them two jobs."""
-    one, other = (dict(_leaves(_asked(config))) for config in (before, now))
-    return sorted(key for key in {*one, *other} if one.get(key, _leaves) != other.get(key, _leaves))
+    """List the keys in which two configurations differ, as far as these can change a result."""
+    one, other = (dict(_leaves(_relevant(config))) for config in (before, now))
+    missing = object()
+    return sorted(key for key in {*one, *other} if one.get(key, missing) != other.get(key, missing))
 
 
 def _named(parts: list[str], run: Run, config: Mapping[str, Any]) -> list[str]:
-    """With the keys of the configuration that have changed, where they are known and few. Where `config.yaml` itself
-    was edited, Hydra's note of the command may tell which."""
+    """Add the changed keys of the configuration to its name, if they are known and few. If `config.yaml` itself was
+    edited, Hydra's record of the command may show which."""
     before = run.earlier_config or run.config
     keys = changed_keys(before, config)
     if not keys and run.noted_config:
@@ -155,11 +150,11 @@ def _named(parts: list[str], run: Run, config: Mapping[str, Any]) -> list[str]:
 
 
 def _other_images(run: Run, data: DataModule) -> list[str]:
-    """What older versions noted of their images: the classes, and how many there are of each split."""
+    """Compare all that older versions recorded of their images: the classes, and the size of each split."""
     try:
         if run.class_names() != list(data.class_names):
             return ["images (classes)"]
-    except InputError:  # it did not get so far
+    except InputError:  # it ended before they were recorded
         return []
     counts = {split: len(data.indices(split)) for split in ("train", "val", "test")}
     known = Run.open(run.directory).metrics
@@ -172,24 +167,24 @@ def _other_images(run: Run, data: DataModule) -> list[str]:
 
 def _images(data: DataModule) -> str:
     groups = None if data.groups is None else data.groups.tolist()
-    told = json.dumps([list(data.class_names), data.labels.tolist(), data.split_of.tolist(), groups])
-    return hashlib.sha256(told.encode() + b"".join(data.digests)).hexdigest()
+    labels = json.dumps([list(data.class_names), data.labels.tolist(), data.split_of.tolist(), groups])
+    return hashlib.sha256(labels.encode() + b"".join(data.digests)).hexdigest()
 
 
-def _asked(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration without what cannot change a number, and with our classes by their names alone."""
+def _relevant(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Drop keys that cannot change a number, and the modules of our own classes."""
     return {
-        key: _plain(key, value, f"{prefix}{key}.")
+        key: _relevant_value(key, value, f"{prefix}{key}.")
         for key, value in config.items()
-        if f"{prefix}{key}" not in _NOT_ASKED
+        if f"{prefix}{key}" not in _IRRELEVANT
     }
 
 
-def _plain(key: str, value: Any, prefix: str) -> Any:
+def _relevant_value(key: str, value: Any, prefix: str) -> Any:
     if isinstance(value, Mapping):
-        return _asked(value, prefix)
+        return _relevant(value, prefix)
     if isinstance(value, list):
-        return [_plain("", item, prefix) for item in value]
+        return [_relevant_value("", item, prefix) for item in value]
     if key in ("_target_", "build") and str(value).startswith("tl_research."):
         return str(value).replace(":", ".").rpartition(".")[2]  # a class that moves to another module stays itself
     return value

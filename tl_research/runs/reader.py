@@ -1,4 +1,4 @@
-"""Reads a run's directory. It is data: nothing in it is ever executed."""
+"""Read a run's directory. It is data: nothing in it is ever executed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunReader:
-    """What a run directory holds; `metrics` are those of `metrics.json`, empty where there is none."""
+    """The contents of a run directory; `metrics` are those of `metrics.json`, empty if there is none."""
 
     directory: Path
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -37,28 +37,28 @@ class RunReader:
 
     @property
     def status(self) -> dict[str, Any]:
-        """The content of `status.json`, see `read_status`."""
+        """Read `status.json`, see `read_status`."""
         return read_status(self.directory)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration; empty if it was not written, or cannot be read."""
+        """Read the resolved configuration; empty if it was not written or is damaged."""
         return read_mapping(self.directory / "config.yaml")
 
     @property
     def noted_config(self) -> dict[str, Any]:
-        """The configuration as Hydra noted it when a command began the run, some values not yet resolved; empty if a
-        program began it."""
+        """Read the configuration as Hydra recorded it when a command began the run, some values not yet resolved; empty
+        if a program began it."""
         return read_mapping(self.directory / ".hydra" / "config.yaml")
 
     @cached_property
     def overrides(self) -> list[str]:
-        """The overrides of the command, as Hydra noted them; empty if a program began the run."""
+        """List the overrides of the command that began the run; empty if a program began it."""
         return self._noted_overrides or []
 
     @property
     def from_command(self) -> bool:
-        """Whether a command began the run, and not a program."""
+        """Return whether a command began the run, and not a program."""
         return self._noted_overrides is not None
 
     @cached_property
@@ -68,7 +68,7 @@ class RunReader:
 
     @property
     def config_options(self) -> list[str]:
-        """The `--config-dir` and `--config-name` of the command that began the run."""
+        """Give the `--config-dir` and `--config-name` options of the command that began the run."""
         hydra = read_mapping(self.directory / ".hydra" / "hydra.yaml").get("hydra", {})
         sources = hydra.get("runtime", {}).get("config_sources", [])
         folders = [source["path"] for source in sources if source.get("provider") == "command-line"]
@@ -78,20 +78,19 @@ class RunReader:
 
     @property
     def resize(self) -> Resize:
-        """How the run brought images to the network's size."""
+        """Give the run's way to resize images to the network's size."""
         return self.config.get("data", {}).get("resize", "squash")
 
     def class_names(self) -> list[str]:
-        """Read the classes in the order of the model's logits. Raises `InputError` for a run that did not get so
-        far."""
+        """Read the classes in the order of the model's logits. Raises `InputError` if the run has none yet."""
         path = self.directory / "classes.json"
         if not path.is_file():
             raise InputError(f"{self.directory}: the run has no classes.json; its status is '{self.status['state']}'")
         return list(json.loads(path.read_text()))
 
     def model(self) -> keras.Model:
-        """Load the trained classifier: RGB pixels 0-255 at the network's size -> logits. Raises `InputError` for a run
-        that has none."""
+        """Load the classifier: RGB pixels 0-255 at the network's size -> logits. Raises `InputError` if there is
+        none."""
         from tl_research.models import weights
 
         path = self.directory / "model.keras"
@@ -123,5 +122,5 @@ def _read_yaml(path: Path) -> Any:
 
 
 def without_fresh(overrides: Iterable[str]) -> list[str]:
-    """Drop `fresh`, which says to replace a run: the rest repeats its job."""
+    """Drop `fresh`, which would replace the run: the other overrides repeat its job."""
     return [text for text in overrides if text.lstrip("+").partition("=")[0] != "fresh"]

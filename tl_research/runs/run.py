@@ -1,4 +1,4 @@
-"""Run: one directory with all there is to know about a run, while it is recorded."""
+"""Run: the directory of a run while it is recorded."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ FILES = (
     "tensorboard",
     "checkpoints",
 )
-"""All that a run writes. What else lies in its directory is not ours to remove."""
+"""The files of a run. Others in its directory are never removed."""
 
 
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as CSV text, floats to 8 significant digits."""
+    """Format rows as CSV, floats to 8 significant digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -67,28 +67,28 @@ class Run(RunReader):
     """
 
     kept: bool = False
-    """Whether it is an earlier run that is done, of which nothing has been touched."""
+    """Whether it is an earlier run that is done and stays as it is."""
     resumes: bool = False
-    """Whether it is an earlier run that has not come to its end, and may continue from its last checkpoint."""
+    """Whether it is an earlier, unfinished run that may continue from its last checkpoint."""
     untouched: bool = False
-    """Whether nothing has been written to an earlier run yet: it may still turn out to be of another job."""
+    """Whether nothing may be written to an earlier run yet: it may be of another job."""
     earlier_config: dict[str, Any] = field(default_factory=dict)
-    """The configuration of an earlier run, as far as it is known."""
+    """The configuration of an earlier run, empty if it is damaged."""
     _identity: dict[str, Any] = field(default_factory=dict)
     _lock: Lock | None = None
 
     @classmethod
     def claim(cls, directory: Path, existing: Existing = "refuse") -> Run:
-        """Take a directory for one run, by the lock on its `.lock`, until `close` or the end of the process.
+        """Take a directory, created if need be, for one run, by the lock on its `.lock`, until `close` or the end of
+        the process.
 
         Args:
-            directory: made if need be.
-            existing: what to do with a run that is in it already. `refuse`; `resume`: a done one is `kept`, any other
+            existing: how to treat a run that is in it already. `refuse`; `resume`: a done one is `kept`, any other
                 `resumes`; `continue`: the same, but nothing is written before `adopt_or_restart` has found it to be of
-                the same job; `replace`: it begins anew.
+                the same job; `replace`: begin it anew.
 
         Raises:
-            InputError: there is a run already, another process is at work in it, or the folder cannot be written.
+            InputError: there is a run already, another process uses it, or the folder cannot be written.
         """
         run = cls(directory)
         try:
@@ -115,20 +115,18 @@ class Run(RunReader):
 
     @classmethod
     def record_death(cls, directory: Path, state: RunState, reason: str) -> None:
-        """Record how a run ended that could not do so itself, for whoever started its process."""
+        """Record the end of a run whose process could not do so itself."""
         directory.mkdir(parents=True, exist_ok=True)
         write_status(directory, state, reason)
 
     def adopt_or_restart(self, identity: Mapping[str, Any], changed: Sequence[str] = ()) -> bool:
-        """Give the run its identity. A kept run of this very job is adopted, with its metrics: returns True. A kept run
-        of another job, and one to resume that has no checkpoint of this job, begins anew: its files are removed.
-
-        Args:
-            identity: the job's, in parts (`Identity.as_dict`).
-            changed: what has changed since an earlier run was begun (`identity.compare`).
+        """Give the run its identity (`Identity.as_dict`). Returns True for a kept run of this very job, whose metrics
+        are then read. A kept run of another job, and one to resume without a checkpoint of this job, begins anew: its
+        files are removed.
 
         Raises:
-            InputError: something has changed of a run that is to continue. Nothing has been written to it.
+            InputError: something has `changed` (`identity.compare`) since a run that is to continue was begun. Nothing
+                has been written to it.
         """
         self._identity = dict(identity)
         if self.untouched and changed:
@@ -148,13 +146,13 @@ class Run(RunReader):
                 log.info("%s: data, weights or code have changed since; it begins anew", self.directory)
             self._begin()
         if not self.resumes:
-            self._identity.pop("opaque", None)  # nothing is left of what the older version made
+            self._identity.pop("opaque", None)  # nothing of the older version is left
         self.set_status("running", identity=self._identity)
         return False
 
     @property
     def checkpoints(self) -> CheckpointFolder:
-        """The checkpoints of this very job. They remain readable after an update of packages."""
+        """Give the checkpoints of this very job. They remain readable after an update of packages."""
         about = {part: value for part, value in self._identity.items() if part not in ("packages", "opaque")}
         older = [{"identity": self._identity["opaque"]}] if "opaque" in self._identity else []
         return CheckpointFolder(self.directory / "checkpoints", about, older)
@@ -167,7 +165,7 @@ class Run(RunReader):
 
     def _begin(self) -> None:
         for name in FILES:
-            if name == "config.yaml":  # it is about to be written anew, and without it nobody could resume the run
+            if name == "config.yaml":  # to be overwritten; without it the run could not be resumed meanwhile
                 continue
             path = self.directory / name
             if path.is_dir():
@@ -178,7 +176,7 @@ class Run(RunReader):
         self.set_status("running")
 
     def set_status(self, state: RunState, reason: str | None = None, identity: Mapping[str, Any] | None = None) -> None:
-        """Record where the run stands, see `write_status`."""
+        """Write `status.json`, see `write_status`."""
         write_status(self.directory, state, reason, identity)
 
     @contextmanager
@@ -211,7 +209,7 @@ class Run(RunReader):
         self.write_csv("history.csv", header, [[row.get(key, "") for key in header] for row in history])
 
     def write_model(self, model: keras.Model) -> None:
-        """Write `model.keras`, which gets its name only once it is whole."""
+        """Write `model.keras` atomically."""
         temporary = self.directory / ".unfinished.keras"
         try:
             model.save(temporary)

@@ -1,4 +1,4 @@
-"""Where a run stands: `status.json`, and the lock that its process holds while it is at work."""
+"""The status of a run: `status.json`, and the lock that its process holds while it runs."""
 
 from __future__ import annotations
 
@@ -31,10 +31,8 @@ def read_status(directory: Path) -> dict[str, Any]:
 def write_status(
     directory: Path, state: RunState, reason: str | None = None, identity: Mapping[str, Any] | None = None
 ) -> None:
-    """Record where the run stands; without `identity` the one that is stored stays.
-
-    Never raises for a full disk: the error that it would hide matters more.
-    """
+    """Write `status.json`; without `identity` the stored one stays. Never raises on a full disk: that would hide the
+    error that ended the run."""
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     before, is_running = _stored(directory), state == "running"
     status = {
@@ -50,7 +48,7 @@ def write_status(
     text = json.dumps(status, indent=2) + "\n"
     try:
         write_atomically(path, text)
-    except OSError:  # on a full disk there is no room for a second file, but the first has its place
+    except OSError:  # on a full disk there is no room for a second file, but for overwriting the first
         with contextlib.suppress(OSError):
             path.write_text(text)
 
@@ -70,7 +68,7 @@ def _has_process(directory: Path, status: Mapping[str, Any]) -> bool:
 
 
 def process_exists(pid: int) -> bool:
-    """Whether a process of this machine has this number."""
+    """Return whether this machine has a process of this number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 
+from tl_research.backend.start import import_backend
 from tl_research.system.process import gc_paused, suppress_stderr
 
 with suppress_stderr(), gc_paused():
@@ -14,7 +15,8 @@ with suppress_stderr(), gc_paused():
     import scipy.stats  # noqa: F401
     import sklearn.linear_model
     import sklearn.model_selection  # noqa: F401
-    import tensorflow  # noqa: F401
+
+    import_backend()
     from tensorboard.plugins.hparams import api  # noqa: F401
 
     import tl_research.experiment.experiment  # noqa: F401

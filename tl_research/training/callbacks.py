@@ -1,4 +1,4 @@
-"""Callbacks: recipes, built afresh for each stage, so that nothing they remember leaks from one fit into the next."""
+"""Callbacks: recipes, built anew for each stage, so that no state leaks from one stage into the next."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CallbackState = tuple[dict[str, Any], list[np.ndarray]]
 
 @dataclass(frozen=True)
 class Results:
-    """What a finished run has to show: metrics, hyperparameters, and answers to the test images."""
+    """A finished run as callbacks see it: metrics, hyperparameters, and logits of the test images."""
 
     metrics: Mapping[str, Any]
     hyperparameters: Mapping[str, Any]
@@ -39,24 +39,24 @@ class Callback:
     """Base of the callbacks."""
 
     def build(self, directory: Path) -> keras.callbacks.Callback:
-        """The Keras callback for one stage of the run in `directory`. Epochs are counted over all stages;
-        `params["moving"]` are the variables that the stage may change. One that remembers something has
-        `get_state() -> (plain data, list of arrays)` and `set_state` for it, so that a resumed run goes on with it."""
+        """Build the Keras callback for one stage of the run in `directory`. Epochs are counted over all stages;
+        `params["moving"]` are the variables that the stage may change. A callback with state has
+        `get_state() -> (plain data, list of arrays)` and `set_state`, so that a resumed run restores it."""
         raise NotImplementedError
 
     def see(
         self, directory: Path, epoch: int, pixels: np.ndarray, targets: np.ndarray, class_names: Sequence[str]
     ) -> None:
-        """Called before a stage on images with some of its first batches, as the network will see them: uint8
+        """Show some of a stage's first batches of images before it, as the network will see them: uint8
         `(b, s, s, 3)` and targets `(b, k)`."""
 
     def finish(self, directory: Path, results: Results) -> None:
-        """Called once, after the run has been evaluated."""
+        """Show the results, once, after the run has been evaluated."""
 
 
 @recipe
 class EarlyStopping(Callback):
-    """Ends a stage when `monitor` has not improved by `min_delta` for `patience` epochs."""
+    """End a stage when `monitor` has not improved by `min_delta` for `patience` epochs."""
 
     monitor: EpochMonitor = "val_loss"
     patience: Positive = 10
@@ -66,14 +66,14 @@ class EarlyStopping(Callback):
     def build(self, directory: Path) -> keras.callbacks.Callback:
         import keras
 
-        remembered = ("wait", "best", "best_epoch", "stopped_epoch")
+        attributes = ("wait", "best", "best_epoch", "stopped_epoch")
 
         class Stopping(keras.callbacks.EarlyStopping):
             def get_state(self) -> CallbackState:
-                return {name: getattr(self, name) for name in remembered}, []
+                return {name: getattr(self, name) for name in attributes}, []
 
             def set_state(self, facts: dict[str, Any], arrays: list[np.ndarray]) -> None:
-                for name in remembered:
+                for name in attributes:
                     setattr(self, name, facts[name])
 
         return Stopping(self.monitor, mode=direction(self.monitor), patience=self.patience, min_delta=self.min_delta)
@@ -81,8 +81,7 @@ class EarlyStopping(Callback):
 
 @recipe
 class BestWeights(Callback):
-    """Ends a stage on the weights of its best epoch by `monitor`, whichever way the stage ends; ties go to the
-    earlier."""
+    """End a stage, however it ends, on the weights of its best epoch by `monitor`, of equal ones the earliest."""
 
     monitor: EpochMonitor = "val_loss"
 

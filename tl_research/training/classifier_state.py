@@ -1,4 +1,4 @@
-"""The classifier of a run while it is trained: its parts, what training has changed of them, and its answers."""
+"""The classifier of a run while it is trained: its parts, what training has changed in them, and its logits."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class ClassifierState:
     """A backbone and a head, and the features of the backbone as it is now.
 
-    `head` is None until the stage that makes it where the head is made from features. `held_out` is set where the head
-    was fitted on the validation images too: logits `(n, num_classes)` for them from a head that was not.
+    `head` is None before the stage that computes a `DirectHead`. `held_out` is set where the head was fitted on the
+    validation images too: logits `(n, num_classes)` for them from a head that was not.
     """
 
     data: DataModule
@@ -46,7 +46,7 @@ class ClassifierState:
 
     @property
     def classifier(self) -> keras.Model:
-        """Backbone and head as one model: pixels -> logits."""
+        """Join backbone and head: pixels -> logits."""
         if self._classifier is None:
             assert self.head is not None
             self._classifier = build_classifier(self.backbone, self.head)
@@ -58,25 +58,25 @@ class ClassifierState:
 
     @property
     def inputs(self) -> HeadInputs:
-        """Features and labels for heads."""
+        """Make features and labels available to heads."""
         return HeadInputs(self.phase, self.data, self.features)
 
     @property
     def image_size(self) -> int:
-        """Side of the square that the network takes, in pixels."""
+        """Give the side of the network's square input, in pixels."""
         return int(self.backbone.input_shape[1])
 
     def has_changed(self, part: keras.Model) -> bool:
-        """Whether training has changed anything in a part of the classifier."""
+        """Return whether training has changed anything in a part of the classifier."""
         return self.trained.includes(self.classifier, part)
 
     def update_features(self) -> None:
-        """Let features be those of the backbone as training has left it."""
+        """Use the features of the backbone as training has left it."""
         if self.backbone_changed:
             self.features = self.features.after_training()
 
     def use_loaded_backbone(self) -> None:
-        """Let features be those of the backbone as it was loaded, whose weights have been restored."""
+        """Use the features of the backbone as it was loaded, whose weights have been restored."""
         self.features, self.backbone_changed = self._loaded_features, False
 
     def logits(self, *splits: str) -> np.ndarray:
@@ -84,14 +84,14 @@ class ClassifierState:
         return self._logits(self.data.indices(*splits), ORIGINAL)
 
     def averaged_logits(self, split: str, views: int) -> np.ndarray:
-        """Average probabilities over each image and `views` augmented versions of it; returns their logarithms."""
+        """Average probabilities over each image and `views` augmented versions of it; return their logarithms."""
         indices = self.data.indices(split)
         probabilities = [softmax(self._logits(indices, view)) for view in (ORIGINAL, *range(views))]
         return np.log(np.maximum(np.mean(probabilities, axis=0), 1e-30)).astype(np.float32)
 
     def _logits(self, indices: np.ndarray, view: int) -> np.ndarray:
         if self.backbone_changed:
-            engine = keras_engine(self.classifier)  # converting it would take longer than so few images
+            engine = keras_engine(self.classifier)  # for so few images conversion would not pay
             return extract_features(
                 engine, self.data, indices, self.image_size, threads=self.threads, describe="evaluating", view=view
             )

@@ -1,4 +1,4 @@
-"""Heads that need no epochs: solved, or made, from the features of all images at once."""
+"""Compute heads in closed form, without epochs, from the features of all images."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     import keras
 
 T = TypeVar("T")
-Answer = Callable[[np.ndarray], Any]
+ToLogits = Callable[[np.ndarray], Any]
 """Features `(n, d)` -> logits `(n, k)`."""
 
 
 @dataclass(frozen=True)
 class ClosedForm(Generic[T]):
-    """What was `fitted`, and the `scores` of one that saw the training images alone, `val_...` among them. `held_out`
-    are that one's logits for the validation images, where what was fitted learned from these, too."""
+    """A `fitted` head, and the `scores` (`val_...` too) of one fitted on the training images alone. `held_out` are the
+    latter's logits for the validation images, where the fitted head learned from these too."""
 
     fitted: T
     scores: dict[str, float]
@@ -34,14 +34,14 @@ class ClosedForm(Generic[T]):
 
 
 def needs_no_epochs(stage: Stage, head: Head, optimizer: Optimizer) -> bool:
-    """Whether a stage's head needs no epochs."""
+    """Return whether a stage computes its head in closed form."""
     return not stage.trains_backbone and (isinstance(head, DirectHead) or isinstance(optimizer, LBFGS))
 
 
 def solve_linear(inputs: HeadInputs, options: LBFGS, seed: int, *, use_val: bool) -> ClosedForm[Solution]:
-    """A linear head, solved to its optimum."""
+    """Solve a linear head to its optimum."""
 
-    def fit(*splits: str) -> tuple[Solution, Answer]:
+    def fit(*splits: str) -> tuple[Solution, ToLogits]:
         features, labels = inputs.learned(*splits)
         solution = solve(features, labels, options, seed, inputs.views, inputs.groups(*splits))
         return solution, solution.logits
@@ -50,9 +50,9 @@ def solve_linear(inputs: HeadInputs, options: LBFGS, seed: int, *, use_val: bool
 
 
 def fit_direct(inputs: HeadInputs, recipe: DirectHead, *, use_val: bool) -> ClosedForm[keras.Model]:
-    """A head whose layers hold what the features say."""
+    """Compute a `DirectHead` from features."""
 
-    def fit(*splits: str) -> tuple[keras.Model, Answer]:
+    def fit(*splits: str) -> tuple[keras.Model, ToLogits]:
         head = fit_direct_head(inputs, recipe, *splits)
         return head, head
 
@@ -60,16 +60,16 @@ def fit_direct(inputs: HeadInputs, recipe: DirectHead, *, use_val: bool) -> Clos
 
 
 def fit_direct_head(inputs: HeadInputs, recipe: DirectHead, *splits: str) -> keras.Model:
-    """A head made from the images of these splits."""
+    """Compute a head from the images of these splits."""
     return recipe.fit(*inputs.learned(*splits), len(inputs.data.class_names), inputs.views)
 
 
-def _fitted(inputs: HeadInputs, fit: Callable[..., tuple[T, Answer]], *, use_val: bool) -> ClosedForm[T]:
-    """Fitted on the training images, judged, and with `use_val` fitted again on the validation images, too."""
-    fitted, answer = fit("train")
+def _fitted(inputs: HeadInputs, fit: Callable[..., tuple[T, ToLogits]], *, use_val: bool) -> ClosedForm[T]:
+    """Fit on the training images, score, and with `use_val` fit again on train + val."""
+    fitted, to_logits = fit("train")
     scores: dict[str, float] = {}
     for prefix, (features, labels) in {"": inputs.learned("train"), "val_": inputs.plain("val")}.items():
-        logits = np.asarray(answer(features))
+        logits = np.asarray(to_logits(features))
         scores |= {f"{prefix}{name}": value for name, value in accuracy_and_loss(logits, labels).items()}
     if not use_val:
         return ClosedForm(fitted, scores, None)

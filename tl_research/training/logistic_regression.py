@@ -1,8 +1,8 @@
-"""The linear probe: multinomial logistic regression on features, solved to its optimum, its penalty by
+"""Linear probe: multinomial logistic regression on features, solved to its optimum, its penalty chosen by
 cross-validation.
 
-On frozen features this is what a linear head trained by epochs would reach if it were given the time and the right
-weight decay (Kornblith et al. 2019, arXiv 1805.08974, use the same protocol).
+A linear head trained by epochs would converge to the same with enough of them and the right weight decay (Kornblith et
+al. 2019, arXiv 1805.08974, use the same protocol).
 """
 
 from __future__ import annotations
@@ -19,21 +19,19 @@ from tl_research.training.optimizer import LBFGS
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
-# Strengths tried: half decades around the one where the penalty and the loss on scaled features are of a size.
 STRENGTHS = np.logspace(2, -4, 13)
-
+"""Penalties to try: half decades around the one where penalty and loss on scaled features are of a size."""
 
 SMALL = 4_000_000
 
-# Cross-validation beyond this many examples runs on a stratified part: the penalty beside a mean loss moves slowly with
-# their number, and the time would not.
 MOST_FOR_CHOOSING = 5000
+"""Examples at most for cross-validation, a stratified sample: the best penalty depends little on their number."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A solved head: logits = features @ kernel + bias. `log_losses[l2]` is the cross-validated loss per strength
-    tried, `cv_accuracy` the accuracy of the out-of-fold answers at the strength chosen."""
+    """A solved head: logits = features @ kernel + bias. `log_losses[l2]` is the cross-validated loss of each penalty
+    tried, `cv_accuracy` the out-of-fold accuracy at the one chosen."""
 
     kernel: np.ndarray
     bias: np.ndarray
@@ -43,7 +41,7 @@ class Solution:
     cv_accuracy: float | None
 
     def logits(self, features: np.ndarray) -> np.ndarray:
-        """Answers to features `(n, d)`: `(n, k)`."""
+        """Compute the logits `(n, k)` of features `(n, d)`."""
         return features @ self.kernel + self.bias
 
 
@@ -55,21 +53,21 @@ def solve(
     views: int = 1,
     groups: np.ndarray | None = None,
 ) -> Solution:
-    """Fits on features `(n, d)` and labels `(n,)`; every class must occur. Features are centred and divided by one
-    number, their root mean variance; that is folded into kernel `(d, k)` and bias `(k,)`, a plain dense layer's.
+    """Fit on features `(n, d)` and labels `(n,)`; every class must occur. Features are centred and divided by one
+    number, their root mean variance; both are folded into kernel `(d, k)` and bias `(k,)` of a plain dense layer.
 
-    With `views` the rows are so many of each image, one after the other, and cross-validation keeps them together, as
-    it does images of one group (`groups`, one for each image).
+    The rows are `views` of each image, one after the other; cross-validation keeps them together, as it does images of
+    one group (`groups`, one for each image).
 
-    One number, not one per feature: a few dozen images tell little of a rarely active feature's spread, and dividing by
-    it would make noise as loud as the rest (0.875 against 0.95 test accuracy on 73 photographs).
+    One number, not one per feature: a few dozen images estimate the spread of a rarely active feature badly, and
+    dividing by it would amplify noise (0.875 against 0.95 test accuracy on 73 photographs).
     """
     from threadpoolctl import threadpool_limits
 
     mean = features.mean(axis=0, dtype=np.float64)
     scale = float(np.sqrt(features.var(axis=0, dtype=np.float64).mean())) or 1.0
     coordinates, basis = _span((features - mean) / scale)
-    # On small matrices the threads of a BLAS wait for each other ten times longer than they work.
+    # On small matrices BLAS threads wait for each other ten times longer than they work.
     with threadpool_limits(1 if coordinates.size < SMALL else None, "blas"):
         choice = Choice(l2=options.l2) if options.l2 else choose_l2(coordinates, labels, options, seed, views, groups)
         model = _regression(options).set_params(C=1 / (choice.l2 * len(labels)))
@@ -86,8 +84,8 @@ def solve(
 
 
 def _span(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features in coordinates of the space they span, and its orthonormal basis `(d, r)`. The optimum lies in that
-    space, and with fewer images than dimensions, the usual case, the problem shrinks to their number."""
+    """Express features in coordinates of the space they span; return these and its orthonormal basis `(d, r)`. The
+    optimum lies in it, and with fewer images than dimensions, the usual case, the problem becomes smaller."""
     n, d = features.shape
     if n >= d:
         return features, np.eye(d)
@@ -97,7 +95,7 @@ def _span(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Choice:
-    """A penalty, and what cross-validation said of those tried."""
+    """A penalty, and the cross-validated results of those tried."""
 
     l2: float
     log_losses: dict[float, float] = field(default_factory=dict)
@@ -112,9 +110,8 @@ def choose_l2(
     views: int = 1,
     groups: np.ndarray | None = None,
 ) -> Choice:
-    """The strength with the least log loss of out-of-fold answers. The loss decides, not the accuracy: with a hundred
-    images many strengths are equally accurate, few are equally sure. Goes from strong to weak, each fit starting from
-    the last, and ends when three in a row were worse."""
+    """Choose the penalty with the least out-of-fold log loss, not the best accuracy: on a hundred images many are
+    equally accurate. Goes from strong to weak, each fit starting from the last, until three in a row were worse."""
     from sklearn.metrics import log_loss
     from sklearn.utils import resample
 
@@ -130,26 +127,26 @@ def choose_l2(
         features, labels = features[part], labels[part]
         groups = None if groups is None else groups[images]
     classes, counts = np.unique(labels[::views], return_counts=True)
-    classes, counts = classes[counts > 1], counts[counts > 1]  # of one image nothing can be held out
+    classes, counts = classes[counts > 1], counts[counts > 1]  # a single image cannot be held out
     if len(classes) < 2:
-        return Choice(l2=1.0)  # the middle of the range is what little data tends to choose
-    judged = np.isin(labels, classes)
-    groups = None if groups is None else groups[judged[::views]]
-    features, labels = features[judged], labels[judged]
-    found = _folds(labels[::views], groups, min(options.folds, int(counts.min())), seed)
-    if not found:
+        return Choice(l2=1.0)  # the middle of the range, which little data tends to choose
+    usable = np.isin(labels, classes)
+    groups = None if groups is None else groups[usable[::views]]
+    features, labels = features[usable], labels[usable]
+    image_folds = _folds(labels[::views], groups, min(options.folds, int(counts.min())), seed)
+    if not image_folds:
         return Choice(l2=1.0)
-    folds = [(*(_rows(part, views) for part in fold), _regression(options, tol=1e-4)) for fold in found]
-    told = np.sort(np.concatenate([held for _, held, _ in folds]))
+    folds = [(*(_rows(part, views) for part in fold), _regression(options, tol=1e-4)) for fold in image_folds]
+    judged = np.sort(np.concatenate([held_out for _, held_out, _ in folds]))
     losses: dict[float, float] = {}
     accuracies: dict[float, float] = {}
     for l2 in map(float, STRENGTHS):
         logits = np.empty((len(labels), len(classes)))
-        for train, held, model in folds:
+        for train, held_out, model in folds:
             weights, intercept = _fit(model.set_params(C=1 / (l2 * len(train))), features[train], labels[train])
-            logits[held] = features[held] @ weights.T + intercept
-        losses[l2] = float(log_loss(labels[told], softmax(logits[told]), labels=classes))
-        accuracies[l2] = float(np.mean(classes[logits[told].argmax(axis=1)] == labels[told]))
+            logits[held_out] = features[held_out] @ weights.T + intercept
+        losses[l2] = float(log_loss(labels[judged], softmax(logits[judged]), labels=classes))
+        accuracies[l2] = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
         if min(losses, key=losses.__getitem__) not in list(losses)[-3:]:
             break
     best = min(losses, key=losses.__getitem__)
@@ -157,7 +154,7 @@ def choose_l2(
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Indices to fit on and to hold out, stratified; with groups only the folds that leave images of every class."""
+    """Make stratified folds: indices to fit on and to hold out; with groups only those that fit on every class."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     if groups is None:
@@ -167,11 +164,11 @@ def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int)
     if count < 2:
         return []
     folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, groups)
-    return [(rest, held) for rest, held in folds if len(np.unique(labels[rest])) == len(classes) and len(held)]
+    return [(train, test) for train, test in folds if len(np.unique(labels[train])) == len(classes) and len(test)]
 
 
 def _rows(images: np.ndarray, views: int) -> np.ndarray:
-    """Indices of the rows of some images, `views` of each, one after the other."""
+    """Give the row indices of some images, `views` of each, one after the other."""
     return (images[:, None] * views + np.arange(views)).ravel()
 
 
@@ -182,13 +179,13 @@ def _regression(options: LBFGS, tol: float = 1e-6) -> LogisticRegression:
 
 
 def _fit(model: LogisticRegression, features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights `(k, d)` and intercepts `(k,)`, also where scikit-learn gives one difference of two logits."""
+    """Fit weights `(k, d)` and intercepts `(k,)`, also of two classes, where scikit-learn returns one difference."""
     from sklearn import config_context
     from sklearn.exceptions import ConvergenceWarning
 
-    # A hundred small fits would spend as long on looking at the same finite numbers again.
+    # Over a hundred small fits, checking the same finite numbers would take as long as fitting.
     with warnings.catch_warnings(), config_context(assume_finite=True, skip_parameter_validation=True):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # max_iterations is the user's to set; the run records them
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the user sets max_iterations; the run records them
         model.fit(features, labels)
     weights, intercept = model.coef_, model.intercept_
     if len(weights) == 1:

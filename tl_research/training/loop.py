@@ -1,4 +1,4 @@
-"""Trainer: fits one stage, epoch after epoch, from its beginning or from where a checkpoint left it."""
+"""TrainLoop: train one stage by epochs, from its beginning or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ EpochRow = dict[str, Any]
 
 @dataclass
 class TrainLoop:
-    """One stage being fitted.
+    """The training of one stage.
 
-    `batches(epoch, skip)` gives an epoch's, from one on; epochs are counted over all stages. `validate` gives the
-    numbers of the weights as they are, named `val_...`. `moving` is what of the classifier may change. `save(state,
-    whole)` keeps what `run` can go on from; `whole` tells that an epoch is over. `deadline` is when to end, as
-    `time.monotonic` counts.
+    `batches(epoch, skip)` yields an epoch's batches from number `skip` on; epochs are counted over all stages.
+    `validate` computes the metrics `val_...` of the current weights. `moving` are the variables that may change.
+    `save(state, whole)` stores a state that `run` can continue from, `whole` if it is after an epoch. No epoch begins
+    after `deadline` (`time.monotonic`).
     """
 
     name: str
@@ -57,24 +57,24 @@ class TrainLoop:
     rows: list[EpochRow] = field(default_factory=list)
     _epoch: int = 0
     _done: int = 0
-    """Updates in the epoch under way."""
+    """Updates so far in the current epoch."""
     _sums: np.ndarray = field(default_factory=lambda: np.zeros(3))
-    """Loss, right answers, examples of the epoch under way."""
+    """Sums over the current epoch: loss, correct predictions, examples."""
     _times: np.ndarray = field(default_factory=lambda: np.zeros(2))
-    """Seconds of the epoch under way, and those of them spent waiting for images."""
+    """Seconds of the current epoch, and those of them spent waiting for batches."""
     _plateau: Plateau = field(default_factory=Plateau)
     _stopped: bool = False
 
     @property
     def updates_per_epoch(self) -> int:
-        """How many updates an epoch makes."""
+        """Count the updates of an epoch."""
         return -(-self.batches_per_epoch // self.accumulate)
 
     def run(self, state: CheckpointState | None = None) -> list[EpochRow]:
-        """Fits, from where `state` was taken if there is one; a row for each epoch.
+        """Train, from `state` if there is one; return a row for each epoch.
 
         Raises:
-            DivergedError: the loss is no number. The model is then as good as the callbacks could leave it.
+            DivergedError: the loss is not finite. The callbacks have restored the best weights they have.
         """
         import keras
 
@@ -91,24 +91,24 @@ class TrainLoop:
                 task = progress.add_task(f"stage {self.name}", total=total)
                 progress.update(task, completed=self._epoch * self.updates_per_epoch + self._done)
                 while self._epoch < self.stage.epochs and not self._stopped:
-                    self._one_epoch(callbacks, lambda told: progress.update(task, advance=1, description=told))
+                    self._run_epoch(callbacks, lambda text: progress.update(task, advance=1, description=text))
         except DivergedError:
             callbacks.on_train_end()
             raise
-        self._settle()
+        self._use_averages()
         callbacks.on_train_end()
         return self.rows
 
-    def _one_epoch(self, callbacks: Any, advance: Callable[[str], None]) -> None:
+    def _run_epoch(self, callbacks: Any, advance: Callable[[str], None]) -> None:
         number = self.first_epoch + self._epoch
         if not self._done:
             callbacks.on_epoch_begin(number)
         self._train(number, callbacks, advance)
         with self._averaged():
             row = self._row(number, broadcast_from_chief(self.step.strategy, self.validate()))
-            if not math.isfinite(row["val_loss"]):  # the last update's own loss is that of the weights before it
+            if not math.isfinite(row["val_loss"]):  # the loss of the last update is that of the weights before it
                 raise DivergedError(self.name, number, self._done, row["learning_rate"])
-            self._plateau.told(row["val_loss"])
+            self._plateau.update(row["val_loss"])
             logs = {key: value for key, value in row.items() if key not in ("epoch", "stage")}
             callbacks.on_epoch_end(number, logs)
         self.rows.append(row)
@@ -118,27 +118,27 @@ class TrainLoop:
         self.save(self._state(), True)
 
     def _train(self, number: int, callbacks: Any, advance: Callable[[str], None]) -> None:
-        """The updates that are left of an epoch."""
+        """Make the remaining updates of an epoch."""
         saved = time.monotonic()
         began, before, waited = time.perf_counter(), self._times, 0.0
         pending: Any = None
         batches = self.batches(number, self._done * self.accumulate)
         with closing(batches):  # type: ignore[type-var]
             while True:
-                asked = time.perf_counter()
+                requested = time.perf_counter()
                 group = list(itertools.islice(batches, self.accumulate))
-                waited += time.perf_counter() - asked
+                waited += time.perf_counter() - requested
                 if not group:
                     break
                 callbacks.on_train_batch_begin(self._done)
                 rate = self._rate(self._done)
-                told = (*self.step(group, rate), sum(len(inputs) for inputs, _ in group), rate)
-                # The update before is read only now: a GPU has begun the next meanwhile.
+                result = (*self.step(group, rate), sum(len(inputs) for inputs, _ in group), rate)
+                # Reading the previous result only now lets a GPU begin this update meanwhile.
                 self._count(pending)
-                pending = told
+                pending = result
                 callbacks.on_train_batch_end(self._done)
                 self._done += 1
-                advance(self._told())
+                advance(self._progress_text())
                 if time.monotonic() - saved > 60 * (self.trainer.checkpoint_minutes or math.inf):
                     self._count(pending)
                     pending, saved = None, time.monotonic()
@@ -148,21 +148,21 @@ class TrainLoop:
         self._times = before + np.array([time.perf_counter() - began, waited])
 
     def _rate(self, number: int) -> float:
-        """The learning rate of an update of the epoch under way."""
+        """Compute the learning rate of an update of the current epoch."""
         step = self._epoch * self.updates_per_epoch + number
         total = self.stage.epochs * self.updates_per_epoch
         share = rate_factor(self.stage.schedule, step, total, self.stage.warmup)
         return self.rate * share * (self._plateau.factor if self.stage.schedule == "plateau" else 1.0)
 
-    def _count(self, told: Any) -> None:
-        if told is None:
+    def _count(self, result: Any) -> None:
+        if result is None:
             return
-        loss, right, count, rate = float(told[0]), float(told[1]), told[2], told[3]
+        loss, right, count, rate = float(result[0]), float(result[1]), result[2], result[3]
         if not math.isfinite(loss):
             raise DivergedError(self.name, self.first_epoch + self._epoch, self._done, rate)
         self._sums += (loss, right, count)
 
-    def _told(self) -> str:
+    def _progress_text(self) -> str:
         last = f"  val accuracy {self.rows[-1]['val_accuracy']:.3f}" if self.rows else ""
         loss = f"  loss {self._sums[0] / self._sums[2]:.3f}" if self._sums[2] else ""
         return f"stage {self.name}{loss}{last}"
@@ -183,26 +183,26 @@ class TrainLoop:
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """The weights are their moving averages inside, if there are any."""
-        kept = [variable.numpy() for variable in self.step.averaged]
-        self._settle()
+        """Use the moving averages of the weights inside, if there are any."""
+        weights = [variable.numpy() for variable in self.step.averaged]
+        self._use_averages()
         yield
-        for variable, value in zip(self.step.averaged, kept, strict=True):
+        for variable, value in zip(self.step.averaged, weights, strict=True):
             variable.assign(value)
 
-    def _settle(self) -> None:
+    def _use_averages(self) -> None:
         for variable, average in zip(self.step.averaged, self.step.averages, strict=True):
             variable.assign(average)
 
-    # What a checkpoint holds of it, beside the classifier's own variables
+    # Checkpoints, without the classifier's own variables
 
     def _state(self) -> CheckpointState:
         arrays = {f"step/{i}": variable.numpy() for i, variable in enumerate(self.step.variables)}
-        told: dict[str, Any] = {}
+        callback_facts: dict[str, Any] = {}
         for number, callback in enumerate(self.callbacks):
             if hasattr(callback, "get_state"):
-                told[str(number)], found = callback.get_state()
-                arrays |= {f"callback/{number}/{i}": array for i, array in enumerate(found)}
+                callback_facts[str(number)], callback_arrays = callback.get_state()
+                arrays |= {f"callback/{number}/{i}": array for i, array in enumerate(callback_arrays)}
         facts = {
             "epoch": self._epoch,
             "done": self._done,
@@ -211,7 +211,7 @@ class TrainLoop:
             "plateau": asdict(self._plateau),
             "stopped": self._stopped,
             "rows": self.rows,
-            "callbacks": told,
+            "callbacks": callback_facts,
         }
         return CheckpointState(facts, arrays)
 
@@ -224,6 +224,6 @@ class TrainLoop:
             variable.assign(state.arrays[f"step/{i}"])
         for number, callback in enumerate(self.callbacks):
             if str(number) in facts["callbacks"]:
-                names = sum(key.startswith(f"callback/{number}/") for key in state.arrays)
-                found = [state.arrays[f"callback/{number}/{i}"] for i in range(names)]
-                callback.set_state(facts["callbacks"][str(number)], found)
+                count = sum(key.startswith(f"callback/{number}/") for key in state.arrays)
+                arrays = [state.arrays[f"callback/{number}/{i}"] for i in range(count)]
+                callback.set_state(facts["callbacks"][str(number)], arrays)

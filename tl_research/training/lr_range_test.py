@@ -1,6 +1,5 @@
-"""The learning-rate range test (Smith 2017, arXiv 1506.01186): a stage is trained at a rate that rises with every
-update, from one that changes nothing to one that ruins everything; its loss tells which are good. Of all that nothing
-stays but a curve, a rate, and features in the store."""
+"""The learning-rate range test (Smith 2017, arXiv 1506.01186): train a stage while the rate rises with every update,
+from negligible to divergence, and suggest a rate from the curve of the loss. The training leaves no run."""
 
 from __future__ import annotations
 
@@ -23,31 +22,30 @@ if TYPE_CHECKING:
     from tl_research.runs.checkpoint import CheckpointState
 
 FIRST, LAST = 1e-7, 10.0
-"""Where rates begin and end. The end is seldom seen, for the test stops when the loss has risen."""
+"""The first and the last rate. The last is seldom reached, for the test stops when the loss has risen."""
 CALM = 10.0
-"""Up to so many times the first rate nothing moves: what the loss does there is the noise of batches."""
+"""Below this multiple of `FIRST` the weights hardly change: the loss varies by the noise of batches alone."""
 LEAST_STEPS = 20
 SHARE_AVERAGED = 0.1
-"""The share of the updates that an average is over: 0.98 for 500 of them (fastai's), 0.9 for 100."""
+"""The share of the updates that the average is over: a decay of 0.98 for 500 of them (fastai's), 0.9 for 100."""
 RISEN = 4.0
-"""How many times the loss at the beginning ends the test."""
+"""The test ends at this multiple of the loss at the beginning."""
 SMALL = 0.1
-"""The share of chance's loss below which all are alike: a head at its optimum has a peak at each hard image."""
+"""Losses below this share of chance's count as equal: at a head's optimum each hard image makes a peak."""
 
 
 @dataclass
 class Curve:
-    """The losses of a test, update by update, and their average; `chance` is the loss of knowing nothing."""
+    """The losses of a test, update by update, and their average; `chance` is the loss of guessing."""
 
     steps: int = 100
     chance: float = math.log(2)
     rates: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    """Means of an update's examples, before it."""
+    """Mean losses over each update's examples, before the update."""
     smoothed: list[float] = field(default_factory=list)
     risen: bool = False
-    """Whether the test has seen enough: the average is several times what it was and worse than chance, or a loss is no
-    number."""
+    """Whether the test may end: the average has multiplied and is worse than chance, or a loss is not finite."""
 
     def __post_init__(self) -> None:
         self.planned = np.geomspace(FIRST, LAST, self.steps).tolist()
@@ -55,8 +53,8 @@ class Curve:
         self.beta = 1 - 1 / (SHARE_AVERAGED * self.steps)
 
     def add(self, loss: float) -> None:
-        """Takes notice of the next update's loss; one that is no number only ends the test. The average is exponential,
-        corrected for having begun at 0 (Kingma & Ba 2015, arXiv 1412.6980, section 3)."""
+        """Add the next update's loss; one that is not finite only ends the test. The average is exponential with bias
+        correction (Kingma & Ba 2015, arXiv 1412.6980, section 3)."""
         if not math.isfinite(loss):
             self.risen = True
             return
@@ -69,25 +67,24 @@ class Curve:
 
     @property
     def begin(self) -> float:
-        """The loss at rates that change nothing."""
+        """Average the loss over the rates that change nothing."""
         return float(np.mean(self.losses[: self.calm]))
 
 
 def suggest(curve: Curve) -> tuple[float, str]:
-    """A rate for the stage, and why it is this one.
+    """Suggest a rate for the stage, and give the reason.
 
-    Where the loss falls, it is the rate at which it has come half of the way down, where a smooth curve is steepest
-    (one step's slope is mostly noise), looked up as much earlier as the average lags behind; and at most a tenth of the
-    rate at the minimum, beyond which training is unstable (Smith 2017). Where it does not fall, it is a tenth
-    of the rate at which it rises, and a thirtieth where much can be lost, as by a head at its optimum: there a tenth
-    made EfficientNet-Lite0 forget. What comes after the rise, such as a ruined network's return to chance, tells
-    nothing.
+    If the loss falls, it is the rate halfway down, where a smooth curve is steepest (the slope of one step is mostly
+    noise), corrected for the lag of the average; at most a tenth of the rate at the minimum, beyond which training is
+    unstable (Smith 2017). If it does not fall, it is a tenth of the rate at which it rises, and a thirtieth if the loss
+    is small, as of a head at its optimum: there a tenth made EfficientNet-Lite0 forget. The curve after the rise is
+    ignored: a ruined network may return to chance.
 
-    It has fallen, or risen, when the average leaves what it was at rates that change nothing by more than the deviation
-    of a single batch there, and by more than a tenth.
+    The loss has fallen, or risen, if the average differs from that at rates that change nothing by more than the
+    deviation of a single batch there, and by more than a tenth.
 
     Raises:
-        InputError: the loss is no number at rates that should change nothing.
+        InputError: the loss is not finite at rates that should change nothing.
     """
     rates, smoothed, calm = np.array(curve.rates), np.array(curve.smoothed), curve.calm
     if len(rates) <= calm:
@@ -113,13 +110,13 @@ def suggest(curve: Curve) -> tuple[float, str]:
 
 
 def _first(holds: np.ndarray) -> int:
-    """The first place where something holds, or the end."""
+    """Find the first index where something holds, or the end."""
     return int(holds.argmax()) if holds.any() else len(holds)
 
 
 @dataclass
 class RangeTest(TrainLoop):
-    """A stage fitted at rising rates, in place of its epochs: the batches of one epoch after the other."""
+    """Train a stage at rising rates, over the batches of as many epochs as it takes."""
 
     curve: Curve = field(default_factory=Curve)
 
@@ -133,12 +130,12 @@ class RangeTest(TrainLoop):
                 self.curve.add(float(total) / sum(len(inputs) for inputs, _ in group))
                 if self.curve.risen:
                     break
-                told = f"stage {self.name}  rate {rate:.1e}  loss {self.curve.smoothed[-1]:.3f}"
-                progress.update(task, advance=1, description=told)
+                text = f"stage {self.name}  rate {rate:.1e}  loss {self.curve.smoothed[-1]:.3f}"
+                progress.update(task, advance=1, description=text)
         return []
 
     def _groups(self) -> Generator[list[Batch], None, None]:
-        """The batches of each update, without end."""
+        """Yield the batches of each update, without end."""
         for epoch in itertools.count(self.first_epoch):
             with closing(self.batches(epoch, 0)) as batches:  # type: ignore[type-var]
                 while group := list(itertools.islice(batches, self.accumulate)):

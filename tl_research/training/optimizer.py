@@ -1,4 +1,4 @@
-"""Optimizers: recipes. `LBFGS` solves a linear head on features; the others follow gradients in epochs."""
+"""Optimizer recipes. `LBFGS` solves a linear head on features; the others train by epochs."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class LBFGS(Optimizer):
 
 @recipe
 class GradientOptimizer(Optimizer):
-    """Base of the optimizers that train by epochs. `build()` gives the Keras optimizer."""
+    """Base of the optimizers that train by epochs."""
 
     learning_rate: Rate
 
     def build(self, learning_rate: float | None = None) -> keras.Optimizer:
-        """A new Keras optimizer, at the stage's `learning_rate` if it has one."""
+        """Build the Keras optimizer, at the stage's `learning_rate` if it has one."""
         raise NotImplementedError
 
 
@@ -78,7 +78,7 @@ class AdamW(GradientOptimizer):
             beta_1=self.beta_1,
             beta_2=self.beta_2,
         )
-        # Decay shrinks kernels towards 0; on biases and norms 0 means nothing in particular.
+        # Decay shrinks towards 0, which is a sensible prior for kernels, but not for biases and norms.
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         return optimizer
 

@@ -1,4 +1,4 @@
-"""How every stage of a run is trained."""
+"""The options of training that all stages of a run share."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from tl_research.recipe import Positive, Rate, Share, recipe
 
 @recipe
 class TrainOptions:
-    """How every stage is fitted.
+    """Options of training that all stages share.
 
-    An update sees `batch_size` examples, `accumulate` times, whose gradients are summed before it; `auto` is 32,
-    divided where a GPU's memory is too small. `clip_norm` bounds the length of the gradient. `ema` trains on, and
-    ends on, an exponential moving average of the weights that keeps so much of itself at each update. `precision` is
-    what layers compute in; weights stay float32. `time_limit` minutes after its beginning a run trains no longer. A
-    checkpoint is written after every epoch, and within one every `checkpoint_minutes`.
+    Each update sums the gradients of `accumulate` batches of `batch_size` examples; `auto` is 32, halved until it fits
+    a GPU's memory. `clip_norm` bounds the norm of the gradient. `ema` is the decay of an exponential moving average of
+    the weights, which is validated and kept. Layers compute in `precision`; weights stay float32. Training ends
+    `time_limit` minutes after the run began. A checkpoint is written after every epoch, and every `checkpoint_minutes`.
     """
 
     batch_size: Positive | Literal["auto"] = 32
@@ -34,5 +33,5 @@ class TrainOptions:
     checkpoint_minutes: Rate | None = 10.0
 
     def options(self, *, loss_scale: bool = False) -> StepOptions:
-        """Those of a step."""
+        """Give the options of a train step."""
         return StepOptions(self.clip_norm, self.label_smoothing, self.ema, loss_scale)

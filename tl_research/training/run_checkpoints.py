@@ -1,4 +1,4 @@
-"""Save a run as it stands in the middle of a stage or between two, and restore it."""
+"""Save a run within a stage or between two, and restore it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tl_research.training.classifier_state import ClassifierState
 
 MOST_WRITING = 0.1
-"""The share of the time that checkpoints may take: an epoch of a head is over in milliseconds."""
+"""The share of the time that checkpoints may take: an epoch of a head takes milliseconds."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class RunCheckpoints:
     _began: float = field(default_factory=time.monotonic)
     _saved: float = -math.inf
     _saving: float = 0.0
-    """When the last checkpoint was written, and the seconds that it took."""
+    """`_saved` is when the last checkpoint was written, `_saving` the seconds that took."""
 
     def save_epoch(self, stage: int, best: BestEpoch, loop: CheckpointState, *, whole: bool) -> None:
         """Save within stage number `stage`, where its training loop is at `loop`. After a `whole` epoch only if writing

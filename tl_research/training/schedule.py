@@ -1,5 +1,4 @@
-"""Learning-rate schedules: pure functions of how far a stage has come, so that a stage which is resumed, or follows
-another, is at the rate where it should be."""
+"""Learning-rate schedules: pure functions of a stage's progress, so that a resumed stage gets the right rate."""
 
 from __future__ import annotations
 
@@ -10,18 +9,18 @@ from typing import Literal
 ScheduleName = Literal["constant", "cosine", "one_cycle", "exponential", "plateau"]
 
 LAST = 0.01
-"""What `exponential` and `one_cycle` end on, as a share of the stage's rate."""
+"""The share of the stage's rate that `exponential` and `one_cycle` end at."""
 ONE_CYCLE_START, ONE_CYCLE_RISE = 1 / 25, 0.3
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 3
 
 
 def rate_factor(name: ScheduleName, step: int, total: int, warmup: float = 0.0) -> float:
-    """The share of the stage's rate at `step` of `total`, above 0 and at most 1.
+    """Compute the share of the stage's rate at `step` of `total`, above 0 and at most 1.
 
     It rises linearly over the share `warmup` of the steps; then `constant` stays; `cosine` falls along half a cosine
-    (Loshchilov & Hutter 2017, arXiv 1608.03983); `exponential` falls to a hundredth, as much in each step. `one_cycle`
-    (Smith & Topin 2017, arXiv 1708.07120) rises along a cosine over `warmup`, or 0.3 where that is 0. `plateau` is
-    `constant` here: `Plateau` lowers it.
+    (Loshchilov & Hutter 2017, arXiv 1608.03983); `exponential` falls geometrically to a hundredth. `one_cycle` (Smith &
+    Topin 2017, arXiv 1708.07120) rises along a cosine over `warmup`, or 0.3 where that is 0, and falls along another.
+    `plateau` is `constant` here: `Plateau` lowers it.
     """
     if name == "one_cycle":
         return _one_cycle((step + 1) / total, warmup or ONE_CYCLE_RISE)
@@ -44,15 +43,14 @@ def _one_cycle(progress: float, rise: float) -> float:
 
 @dataclass
 class Plateau:
-    """What `plateau` remembers: the rate falls to 0.3 of itself when the validation loss has not fallen for 3
-    epochs."""
+    """The state of `plateau`: multiply the rate by 0.3 when the validation loss has not fallen for 3 epochs."""
 
     factor: float = 1.0
     best: float = math.inf
     waited: int = 0
 
-    def told(self, loss: float) -> None:
-        """Takes notice of an epoch's validation loss."""
+    def update(self, loss: float) -> None:
+        """Count an epoch's validation loss."""
         if loss < self.best:
             self.best, self.waited = loss, 0
             return

@@ -1,4 +1,4 @@
-"""Stages: recipes of consecutive fits. A transfer option is a named, ordered dict of them."""
+"""Stages of training: recipes. A transfer option is a named, ordered dict of them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ Unfreeze = Count | Literal["all"]
 
 @recipe
 class Stage:
-    """One fit. The head always learns; of the backbone, `unfreeze` blocks from the top do (0 none, `all` everything),
-    and of these the `parameters`: `all`, or only `batch_norm` (gamma and beta) or `bias` (beta too).
+    """One stage of training. The head always learns; of the backbone, `unfreeze` blocks from the top do (0 none, `all`
+    everything), and of these the `parameters`: `all`, or only `batch_norm` (gamma and beta) or `bias` (beta too).
 
-    `epochs` counts at most, early stopping may end it sooner; a head solved by `optimizer=lbfgs` has none.
-    `learning_rate`, `optimizer` and `bn` are the run's unless given here. The rate follows `schedule` after a linear
-    `warmup` over that share of the stage's steps, and is multiplied by `layer_decay` for each block further from the
-    head (Howard & Ruder 2018, arXiv 1801.06146). `random_weights` makes the run start from random weights, whatever
-    `backbone.weights` says.
+    Early stopping may end a stage before its `epochs`; a head solved by `optimizer=lbfgs` has none. `learning_rate`,
+    `optimizer` and `bn` are the run's unless given here. The rate follows `schedule` after a linear `warmup` over that
+    share of the stage's steps, and is multiplied by `layer_decay` for each block further from the head (Howard & Ruder
+    2018, arXiv 1801.06146). With `random_weights` the run starts from random weights, whatever `backbone.weights` says.
     """
 
     epochs: Positive
@@ -39,11 +38,11 @@ class Stage:
 
     @property
     def trains_backbone(self) -> bool:
-        """Whether anything below the head learns; if not, the stage can run on features."""
+        """Return whether anything below the head learns; if not, the stage can run on features."""
         return self.unfreeze != 0
 
     def optimizer_for(self, run_optimizer: Optimizer) -> Optimizer:
-        """The stage's own optimizer, else the run's; Adam where the run's is L-BFGS, which solves heads only."""
+        """Choose the stage's own optimizer, else the run's; Adam if that is L-BFGS, which solves heads only."""
         chosen = self.optimizer or run_optimizer
         if self.trains_backbone and not isinstance(chosen, GradientOptimizer):
             return Adam()

@@ -1,4 +1,4 @@
-"""StageRunner: runs one stage after the other on the same backbone and the same head."""
+"""StageRunner: run stages one after the other on the same backbone and head."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ import numpy as np
 
 from tl_research.backend.precision import choose_policy, compute_in
 from tl_research.backend.strategy import Strategy, broadcast_from_chief, sync_batch_norm
-from tl_research.backend.train_step import Learning, TrainStep
 from tl_research.errors import DivergedError, InputError
 from tl_research.metrics.classification import accuracy_and_loss
-from tl_research.models.classifier import BatchNorm, Part, set_trainable, trainable_table
+from tl_research.models.classifier import BatchNorm, Part, trainable_table
 from tl_research.models.head import DirectHead, Head
+from tl_research.models.trainable_plan import TrainablePlan, resolve_plan
 from tl_research.runs.checkpoint import CheckpointState
 from tl_research.runs.run import Run
 from tl_research.training.callbacks import BestWeights, Callback
 from tl_research.training.classifier_state import ClassifierState
 from tl_research.training.closed_form import fit_direct, fit_direct_head, needs_no_epochs, solve_linear
-from tl_research.training.inputs import StageInputs
+from tl_research.training.inputs import InputFactory, StageInputs
 from tl_research.training.loop import EpochRow, TrainLoop
 from tl_research.training.optimizer import LBFGS, GradientOptimizer
 from tl_research.training.options import TrainOptions
 from tl_research.training.pruning import Trial
 from tl_research.training.run_checkpoints import RunCheckpoints
 from tl_research.training.stage import Stage
-from tl_research.training.stage_inputs import InputFactory, fits_in_memory
+from tl_research.training.step_setup import make_step
 from tl_research.training.summary import show_stage
 from tl_research.training.trained_weights import BestEpoch
 
@@ -48,8 +48,8 @@ WHAT = {"features": "features", "maps": "feature maps of the frozen blocks", "im
 
 @dataclass
 class StageRunner:
-    """What the stages of one run share. Each `run_stage` returns its metrics and leaves `state` on its best epoch;
-    `finish` returns to the best of all.
+    """The stages of one run. Each `run_stage` returns its metrics and leaves `state` on its best epoch; `finish`
+    restores the best of all.
 
     `loops` are the training loops of single stages by name, in place of `TrainLoop`; a run beyond `deadline`
     (`time.monotonic`) starts no further stage.
@@ -78,8 +78,8 @@ class StageRunner:
     def run_stage(
         self, number: int, name: str, stage: Stage, optimizer: LBFGS | GradientOptimizer, *, last: bool
     ) -> Metrics:
-        """Run one stage: on features where only the head learns and its inputs can be kept, on images otherwise. Where
-        it is the `last`, a head in closed form is also fitted on the validation images, which nothing else needs then.
+        """Run one stage: on features if only the head learns from repeatable inputs, on images otherwise. In the `last`
+        stage a head in closed form is also fitted on the validation images, which nothing else needs then.
 
         Raises:
             InputError: nothing of the backbone would learn that should; or `DivergedError`.
@@ -97,11 +97,11 @@ class StageRunner:
         if not stage.trains_backbone and isinstance(self.head_recipe, DirectHead):
             metrics = self._fit_direct(name, self.head_recipe, last=last)
         elif isinstance(optimizer, LBFGS):
-            self._describe(name, "solved on features by L-BFGS", self._set_trainable(name, stage))
+            self._describe(name, "solved on features by L-BFGS", self._resolve_plan(name, stage).parts)
             metrics = self._solve_linear(name, optimizer, last=last)
         else:
-            parts = self._set_trainable(name, stage)
-            metrics = self._train(number, name, stage, optimizer, parts, only_head=on_features, last=last)
+            plan = self._resolve_plan(name, stage)
+            metrics = self._train(number, name, stage, optimizer, plan, only_head=on_features, last=last)
         return metrics | {"num_trainable": self._most_trainable}
 
     def save(self, stage: int) -> None:
@@ -109,7 +109,7 @@ class StageRunner:
         self.checkpoints.save(stage, self.best)
 
     def restore(self, checkpoint: CheckpointState) -> int:
-        """Return to where a checkpoint was saved; returns the number of the stage to continue with."""
+        """Restore a checkpoint; return the number of the stage to continue with."""
         parts = {name: checkpoint.part(name) for name in checkpoint.facts}
         if isinstance(self.head_recipe, DirectHead):  # its layers come from the features
             splits = ("train", "val") if "held_out" in parts["run"].arrays else ("train",)
@@ -124,7 +124,7 @@ class StageRunner:
         return int(parts["run"].facts["stage"])
 
     def finish(self) -> Metrics:
-        """Return to the best epoch of all stages, where the callbacks keep the best epoch of each."""
+        """Restore the best epoch of all stages, if the callbacks keep the best of each."""
         if self.best.stage is not None:
             self.state.trained.restore(self.state.classifier, self.best.weights)
             self.state.held_out = self.best.held_out
@@ -141,13 +141,14 @@ class StageRunner:
 
     @property
     def is_late(self) -> bool:
-        """Whether the time for training is over. A run gets one epoch at least, and so does a stage that was begun."""
+        """Return whether no further stage may start; a run and a stage that was begun get one epoch at least."""
         late = bool(self.history) and self._pending is None and time.monotonic() > self.deadline
         return broadcast_from_chief(self.strategy, {"late": late})["late"] > 0
 
-    def _set_trainable(self, name: str, stage: Stage) -> list[Part]:
+    def _resolve_plan(self, name: str, stage: Stage) -> TrainablePlan:
         classifier, batch_norm = self.state.classifier, stage.bn or self.batch_norm
-        parts = set_trainable(classifier, stage.unfreeze, batch_norm, stage.parameters, stage.layer_decay)
+        plan = resolve_plan(classifier, stage.unfreeze, batch_norm, stage.parameters, stage.layer_decay)
+        parts = plan.parts
         if stage.trains_backbone and not any(part.learning for part in parts[:-1]):
             raise InputError(
                 f"transfer.{name}.parameters={stage.parameters}: the blocks that it unfreezes have none; "
@@ -157,7 +158,7 @@ class StageRunner:
             there_are = f"transfer.{name}.unfreeze={stage.unfreeze}: there are {len(parts) - 1} blocks"
             log.warning("%s, all of which learn (python -m tl_research blocks lists them)", there_are)
         self.state.trained.track(classifier, parts)
-        return parts
+        return plan
 
     def _describe(self, name: str, how: str, parts: Sequence[Part], rate: float | None = None) -> None:
         rows = trainable_table(parts)
@@ -188,7 +189,7 @@ class StageRunner:
             result = fit_direct(self.state.inputs, recipe, use_val=last)
             self.state.replace_head(result.fitted)
             self.state.held_out = result.held_out
-        parts = set_trainable(self.state.classifier, 0)
+        parts = resolve_plan(self.state.classifier, 0).parts
         self.state.trained.track(self.state.classifier, parts)
         self._describe(name, "made from features", parts)
         self._record_closed_form(name, result.scores, last=last)
@@ -216,24 +217,31 @@ class StageRunner:
         name: str,
         stage: Stage,
         optimizer: GradientOptimizer,
-        parts: list[Part],
+        plan: TrainablePlan,
         *,
         only_head: bool,
         last: bool,
     ) -> Metrics:
         """Train a stage by epochs; with `only_head` on features."""
         state = self.state
-        factory = InputFactory(state.inputs, state.backbone, state.head, self.seed, state.threads)
-        maps = None if only_head else factory.maps(stage, state.has_changed)
+        factory = InputFactory(state.inputs, self.seed, state.threads)
+        maps = None if only_head else factory.cache_maps(plan, state.has_changed)
         policy = "float32" if only_head else choose_policy(self.trainer.precision)
         whole = sync_batch_norm(self.strategy, state.classifier)
         with self.run.phase(name), compute_in(policy, state.backbone), whole:
-            step_maker = _StepMaker(factory, self.trainer, self.strategy, state)
-            inputs, step, metrics = step_maker.make(stage, optimizer, parts, only_head, maps, policy)
+            inputs, step, metrics = make_step(
+                lambda size: factory.build(plan, only_head, maps, size),
+                lambda: optimizer.build(stage.learning_rate),
+                plan,
+                self.trainer,
+                self.strategy,
+                state.trained.variables(state.classifier),
+                loss_scale=policy == "mixed_float16",
+            )
             rate = float(step.optimizer.learning_rate.numpy())
-            how = f"{stage.epochs} epochs at most on {WHAT[inputs.what]}, {type(optimizer).__name__}"
-            self._describe(name, how, parts, rate)
-            if inputs.what == "images":
+            how = f"{stage.epochs} epochs at most on {WHAT[inputs.kind]}, {type(optimizer).__name__}"
+            self._describe(name, how, plan.parts, rate)
+            if inputs.kind == "images":
                 self._show_batches(inputs)
             state.backbone_changed = state.backbone_changed or stage.trains_backbone
             loop = self.loops.get(name, TrainLoop)(
@@ -274,7 +282,7 @@ class StageRunner:
     def _validate(self, inputs: StageInputs) -> dict[str, float]:
         data = self.state.data
         with closing(inputs.validation()) as batches:
-            logits = np.concatenate([inputs.answer(batch) for batch, _ in batches])
+            logits = np.concatenate([inputs.logits(batch) for batch, _ in batches])
         scores = accuracy_and_loss(logits, data.labels[data.indices("val")])
         return {f"val_{key}": value for key, value in scores.items()}
 
@@ -292,45 +300,3 @@ class StageRunner:
         if rows:
             monitors = [c.monitor for c in self.callbacks.values() if isinstance(c, BestWeights)]
             self.best.consider(rows, monitors, self.state.trained.now(self.state.classifier), self.state.held_out)
-
-
-@dataclass(frozen=True)
-class _StepMaker:
-    """Makes a stage's inputs and its train step together: both depend on the batch size."""
-
-    factory: InputFactory
-    trainer: TrainOptions
-    strategy: Strategy | None
-    state: ClassifierState
-
-    def make(
-        self,
-        stage: Stage,
-        optimizer: GradientOptimizer,
-        parts: Sequence[Part],
-        only_head: bool,
-        maps: Any,
-        policy: str,
-    ) -> tuple[StageInputs, TrainStep, Metrics]:
-        """Make both. `trainer.batch_size=auto` halves the batch until it fits into a GPU's memory, and leaves an update
-        as many examples as before."""
-        auto = self.trainer.batch_size == "auto"
-        size, accumulate = 32 if auto else int(self.trainer.batch_size), self.trainer.accumulate
-        learning = [Learning(variable, part.rate) for part in parts for variable in part.learning]
-        changing = self.state.trained.variables(self.state.classifier)
-        while True:
-            inputs = self.factory.feed(stage, [item.variable for item in learning], only_head, maps, size)
-            step = TrainStep(
-                inputs.forward,
-                learning,
-                [variable for part in parts for variable in part.statistics],
-                optimizer.build(stage.learning_rate),
-                self.trainer.options(loss_scale=policy == "mixed_float16"),
-                self.strategy,
-                accumulates=accumulate > 1,
-            )
-            if not auto or only_head or fits_in_memory(step, inputs, changing):
-                return inputs, step, {"batch_size": size, "accumulate": accumulate}
-            size, accumulate = size // 2, 2 * accumulate
-            if not size:
-                raise InputError("trainer.batch_size=auto: not one image fits into the GPU's memory")

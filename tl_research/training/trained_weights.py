@@ -27,7 +27,7 @@ class TrainedWeights:
     before: Weights = field(default_factory=dict)
 
     def track(self, classifier: keras.Model, parts: Sequence[Part]) -> None:
-        """Note the values of what is about to change. The random state of dropout changes, too."""
+        """Store the values of variables that are about to change. The random state of dropout changes too."""
         changing = {id(variable) for part in parts for variable in (*part.learning, *part.statistics)}
         weights = {id(variable) for variable in classifier.weights}
         for position, variable in enumerate(classifier.variables):
@@ -35,36 +35,36 @@ class TrainedWeights:
                 self.before[position] = np.array(variable)
 
     def variables(self, classifier: keras.Model) -> list[keras.Variable]:
-        """Those that have changed, or are about to."""
+        """List the tracked variables."""
         return [classifier.variables[position] for position in self.before]
 
     def includes(self, classifier: keras.Model, part: keras.Model) -> bool:
-        """Whether anything in a part of the classifier is tracked."""
+        """Return whether anything in a part of the classifier is tracked."""
         tracked = {id(variable) for variable in self.variables(classifier)}
         return any(id(variable) in tracked for variable in part.weights)
 
     def now(self, classifier: keras.Model) -> Weights:
-        """Read their values."""
+        """Read the values of the tracked variables."""
         return {position: np.array(classifier.variables[position]) for position in self.before}
 
     def restore(self, classifier: keras.Model, weights: Weights) -> None:
-        """Return to the state in which `weights` were all that had changed."""
+        """Restore the state in which only `weights` had changed."""
         assign_weights(classifier, {**self.before, **weights})
 
     @staticmethod
     def fits(classifier: keras.Model, weights: Weights) -> bool:
-        """Whether a classifier has variables of these shapes at these positions."""
+        """Return whether a classifier has variables of these shapes at these positions."""
         shapes = dict(enumerate(tuple(variable.shape) for variable in classifier.variables))
         return all(shapes.get(position) == value.shape for position, value in weights.items())
 
     def restore_checkpoint(self, classifier: keras.Model, weights: Weights) -> None:
-        """Give a classifier that was just loaded the values of a checkpoint."""
+        """Assign the values of a checkpoint to a classifier as it was loaded."""
         self.before = {position: np.array(classifier.variables[position]) for position in weights}
         assign_weights(classifier, weights)
 
 
 def assign_weights(classifier: keras.Model, weights: Mapping[int, np.ndarray]) -> None:
-    """Give variables these values."""
+    """Assign values to variables by position."""
     variables = classifier.variables
     for position, value in weights.items():
         variables[position].assign(value)
@@ -88,7 +88,7 @@ class BestEpoch:
     def consider(
         self, rows: Sequence[Mapping[str, Any]], monitors: Iterable[str], weights: Weights, held_out: np.ndarray | None
     ) -> None:
-        """Keep the classifier as a stage left it, on the best of these epochs, if no stage before was better."""
+        """Keep a stage's final weights, those of the best of its epochs, if no earlier stage was better."""
         for monitor in monitors:
             sign = 1 if direction(monitor) == "min" else -1
             row = min(rows, key=lambda row: sign * row[monitor])
@@ -98,11 +98,11 @@ class BestEpoch:
                 self.weights, self.held_out = weights, held_out
 
     def metrics(self) -> dict[str, Any]:
-        """`best_stage` and `best_epoch`, once there is one."""
+        """Give `best_stage` and `best_epoch`, once there is one."""
         return {} if self.stage is None else {"best_stage": self.stage, "best_epoch": self.epoch}
 
     def state(self) -> CheckpointState:
-        """For a checkpoint."""
+        """Give the state to save in a checkpoint."""
         arrays = {str(position): value for position, value in self.weights.items()}
         held_out = {} if self.held_out is None else {"held_out": self.held_out}
         return CheckpointState({"value": self.value}, arrays | held_out)
@@ -111,5 +111,5 @@ class BestEpoch:
     def of(cls, state: CheckpointState, metrics: Mapping[str, Any]) -> BestEpoch:
         """Read it from a checkpoint, whose metrics name the stage and the epoch."""
         weights = {int(position): value for position, value in state.arrays.items() if position.isdigit()}
-        found = state.arrays.get("held_out")
-        return cls(metrics["best_stage"], metrics["best_epoch"], state.facts["value"], weights, found)
+        held_out = state.arrays.get("held_out")
+        return cls(metrics["best_stage"], metrics["best_epoch"], state.facts["value"], weights, held_out)

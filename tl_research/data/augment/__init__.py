@@ -1,4 +1,4 @@
-"""Random image changes, each a pure function of the image and the draw's key."""
+"""Augment images at random, as a pure function of the image and a draw's key."""
 
 from tl_research.targets import old_names
 

@@ -1,4 +1,4 @@
-"""Random changes of an image, each a pure function of (image, recipe, what it is drawn for)."""
+"""Augment images at random, as a pure function of (image, recipe, draw key)."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from pydantic import Field
 
-from tl_research.data.augment.mixing import Mixed, mix
+from tl_research.data.augment.mixing import Mixed, mix_batch
 from tl_research.data.augment.rand_augment import MAX_MAGNITUDE, rand_augment
 from tl_research.data.decode import BACKGROUND, Resize, decode_image, fit
 from tl_research.recipe import Count, Seed, Share, recipe
 
 AUGMENT_VERSION = "39f5d48aeabd7eb5"
-"""Change it, to any other text, when an augmented version of an image (here or in `rand_augment`) comes to other
-pixels: versions that were stored before are then not found any more, and others are drawn. (The first value is a hash
-of both files' text at commit aeace94, so that images of then are drawn again.)"""
+"""Change it to any other text whenever the pixels of an augmented image change, here or in `rand_augment`: other images
+are then drawn, and stored versions no longer used. (The first value is the hash of both files at commit aeace94, so
+that the same images are drawn as then.)"""
 
 Alpha = Annotated[float, Field(ge=0)]
 
 
 @recipe
 class Augment:
-    """What may happen to an image; as it stands, nothing.
+    """Random changes of images and batches; the defaults change nothing.
 
-    `flip` mirrors half of the images. `crop` cuts out at least this share of the area, its sides' ratio between 3/4 and
-    4/3 of the image's own (Szegedy et al. 2015, arXiv 1409.4842). `rotate` turns by up to so many degrees either way.
-    `brightness`, `contrast` and `saturation` are scaled by up to so much: 0.2 is 0.8 to 1.2; `hue` is turned by up to
-    so much of the circle, either way. `rand_augment` operations of strength `rand_magnitude` of 30 follow (Cubuk et
-    al. 2019, arXiv 1909.13719), and with probability `erase` a rectangle becomes noise (Zhong et al. 2017, arXiv
-    1708.04896). In training, batches are mixed by `mixup` or `cutmix`, their Beta distribution's alpha; of both, by one
-    of the two each time (Zhang et al. 2018, arXiv 1710.09412; Yun et al. 2019, arXiv 1905.04899).
+    `flip` mirrors half of the images. `crop` cuts out at least this share of the area, with an aspect ratio between 3/4
+    and 4/3 of the image's (Szegedy et al. 2015, arXiv 1409.4842). `rotate` is the largest angle in degrees, either way.
+    `brightness`, `contrast` and `saturation` scale by up to this much: 0.2 is 0.8 to 1.2; `hue` is the largest shift as
+    a share of the colour circle. `rand_augment` operations of magnitude `rand_magnitude` of 30 follow (Cubuk et al.
+    2019, arXiv 1909.13719), and with probability `erase` a rectangle is filled with noise (Zhong et al. 2017, arXiv
+    1708.04896). `mixup` and `cutmix` are the alpha of the Beta distribution by which training batches are mixed; if
+    both are set, each batch uses one (Zhang et al. 2018, arXiv 1710.09412; Yun et al. 2019, arXiv 1905.04899).
 
-    Pillow does all this, image by image: Keras' own layers in `tf.data` take 1.7 times as long for what light.yaml
-    does and ten times for strong.yaml, as their RandAugment computes every operation to keep one, the same for a whole
-    batch (`python -m benchmarks augment`); nor are they a pure function of an image and an draw_key.
+    Pillow computes all this image by image: Keras' layers in `tf.data` take 1.7 times as long for light.yaml and ten
+    times for strong.yaml, because their RandAugment computes every operation and keeps one, the same for a whole batch
+    (`python -m benchmarks augment`). Nor are they a pure function of image and draw key.
     """
 
     flip: bool = False
@@ -58,36 +58,36 @@ class Augment:
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether every image stays as it is, and no batch is mixed."""
+        """Tell whether no image is changed and no batch mixed."""
         return not self.changes_images and not self.mixes
 
     @property
     def changes_images(self) -> bool:
-        """Whether single images have versions that differ from them."""
+        """Tell whether single images are changed."""
         return self != Augment(rand_magnitude=self.rand_magnitude, mixup=self.mixup, cutmix=self.cutmix, seed=self.seed)
 
     @property
     def mixes(self) -> bool:
-        """Whether images of a training batch are mixed with each other, and their targets with them."""
+        """Tell whether images of a training batch, and their targets, are mixed with each other."""
         return self.mixup > 0 or self.cutmix > 0
 
     def digest(self, image: bytes, draw_key: object) -> bytes:
-        """SHA-256 that stands for one augmented version of an image: what it is drawn from, and what it is stored
-        under. `draw_key` is the number of the view, or (seed, epoch). Mixing comes later, and does not matter here."""
+        """Return a SHA-256 for one augmented version of an image: its random seed and its key in stores. `draw_key` is
+        the number of the view, or (seed, epoch). Mixing happens later and has no influence."""
         about = asdict(replace(self, mixup=0.0, cutmix=0.0))
-        told = json.dumps([AUGMENT_VERSION, about, draw_key], sort_keys=True)
-        return hashlib.sha256(image + told.encode()).digest()
+        drawn = json.dumps([AUGMENT_VERSION, about, draw_key], sort_keys=True)
+        return hashlib.sha256(image + drawn.encode()).digest()
 
     def mix(self, pixels: np.ndarray, targets: np.ndarray, draw_key: tuple[int, int, int]) -> Mixed:
-        """A training batch with its images mixed, and its targets float32 `(b, k)`, as a pure function of them and
-        `draw_key`: (seed, epoch, number of the batch)."""
+        """Mix a training batch's images and targets, float32 `(b, k)`, as a pure function of both and of `draw_key`:
+        (seed, epoch, number of the batch)."""
         seed, epoch, number = draw_key
-        # Counted from 1: NumPy takes a seed that ends in 0 for the one without it, which is the order of another epoch.
+        # Counted from 1: to NumPy a seed that ends in 0 equals the one without it, which shuffles another epoch.
         rng = np.random.default_rng((self.seed, seed, epoch, number + 1))
-        return mix(pixels, targets, rng, mixup=self.mixup, cutmix=self.cutmix)
+        return mix_batch(pixels, targets, rng, mixup=self.mixup, cutmix=self.cutmix)
 
     def apply(self, image: Image.Image, size: int, resize: Resize, version: bytes) -> Image.Image:
-        """The version of an upright RGB image that a digest stands for, `size` x `size`."""
+        """Compute the version of an upright RGB image that belongs to a digest, `size` x `size`."""
         rng = np.random.default_rng(np.frombuffer(version, np.uint32))
         if self.crop < 1:
             image = image.crop(_box(image.size, self.crop, rng))
@@ -113,7 +113,7 @@ class Augment:
 
 
 def augmented_pixels(content: bytes, size: int, resize: Resize, augment: Augment, version: bytes) -> np.ndarray:
-    """`decode_pixels` of an augmented version: uint8 `(size, size, 3)`. Raises `UndecodableError`."""
+    """Decode an image and augment it: uint8 `(size, size, 3)`. Raises `UndecodableError`."""
     image = decode_image(content, at_least=math.ceil(2 * size / math.sqrt(augment.crop)))
     return np.asarray(augment.apply(image, size, resize, version))
 
@@ -121,7 +121,7 @@ def augmented_pixels(content: bytes, size: int, resize: Resize, augment: Augment
 def _box(size: tuple[int, int], least: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
     width, height = size
     area = rng.uniform(least, 1)
-    widest = math.log(min(4 / 3, 1 / area))  # beyond that a side would not fit, and cutting it would cost area
+    widest = math.log(min(4 / 3, 1 / area))  # beyond this a side would not fit, and clipping it would reduce the area
     ratio = math.exp(rng.uniform(-widest, widest))
     w = min(math.ceil(width * math.sqrt(area * ratio)), width)
     h = min(math.ceil(height * math.sqrt(area / ratio)), height)
@@ -130,8 +130,8 @@ def _box(size: tuple[int, int], least: float, rng: np.random.Generator) -> tuple
 
 
 def _turn_hue(image: Image.Image, by: float) -> Image.Image:
-    """Colours turned by a share of the circle around the greys, which stay, at equal luma (`hueRotate` of the W3C's
-    Filter Effects): a matrix, at a sixth of the way to HSV and back."""
+    """Shift the hue by a share of the circle at constant luma (`hueRotate` of the W3C's Filter Effects); greys stay. A
+    matrix takes a sixth of the time of a conversion to HSV and back."""
     luma = np.array([0.213, 0.715, 0.072])
     across = np.array([[-0.213, -0.715, 0.928], [0.143, 0.140, -0.283], [-0.787, 0.715, 0.072]])
     turn = luma + math.cos(2 * math.pi * by) * (np.eye(3) - luma) + math.sin(2 * math.pi * by) * across
@@ -139,9 +139,9 @@ def _turn_hue(image: Image.Image, by: float) -> Image.Image:
 
 
 def _erased(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """With noise in a rectangle of 2 to 33 % of the area, its sides' ratio between 0.3 and 3.3."""
+    """Fill a rectangle of 2 to 33 % of the area, aspect ratio 0.3 to 3.3, with noise."""
     (width, height), area = image.size, rng.uniform(0.02, 0.33)
-    widest = math.log(min(3.3, 1 / area))  # beyond that a side would not fit
+    widest = math.log(min(3.3, 1 / area))  # beyond this a side would not fit
     ratio = math.exp(rng.uniform(-widest, widest))
     w, h = max(1, round(width * math.sqrt(area * ratio))), max(1, round(height * math.sqrt(area / ratio)))
     noise = Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8))

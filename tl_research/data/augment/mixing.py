@@ -1,4 +1,4 @@
-"""MixUp and CutMix: the images of a training batch mixed with each other, and their targets by the same shares."""
+"""Mix the images of a training batch by MixUp or CutMix, and their targets by the same shares."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ Mixed = tuple[np.ndarray, np.ndarray]
 """Pixels uint8 `(b, s, s, 3)` and targets float32 `(b, k)`, whose rows sum to 1."""
 
 
-def mix(pixels: np.ndarray, targets: np.ndarray, rng: np.random.Generator, *, mixup: float, cutmix: float) -> Mixed:
-    """A batch mixed in the one way whose alpha is above 0; of both, in the one that a coin chooses. Every image gets a
-    partner from the batch and one share from Beta(alpha, alpha) is drawn for all, as in both papers."""
+def mix_batch(
+    pixels: np.ndarray, targets: np.ndarray, rng: np.random.Generator, *, mixup: float, cutmix: float
+) -> Mixed:
+    """Mix a batch by the method whose alpha is above 0, or by one of both at random. As in both papers, every image
+    gets a partner from the batch, and one share is drawn from Beta(alpha, alpha) for all."""
     by_boxes = rng.random() < 0.5 if mixup and cutmix else bool(cutmix)
     share = rng.beta(*2 * (cutmix if by_boxes else mixup,))
     partners = rng.permutation(len(pixels))
@@ -20,8 +22,8 @@ def mix(pixels: np.ndarray, targets: np.ndarray, rng: np.random.Generator, *, mi
 def _blend(
     pixels: np.ndarray, targets: np.ndarray, share: float, partners: np.ndarray, _: np.random.Generator
 ) -> Mixed:
-    """Weighted means with the partners (Zhang et al. 2018, arXiv 1710.09412)."""
-    weight = round(256 * share)  # in whole numbers, a quarter of the time
+    """Average each image with its partner, weighted (Zhang et al. 2018, arXiv 1710.09412)."""
+    weight = round(256 * share)  # integers take a quarter of the time
     own = np.multiply(pixels, weight, dtype=np.uint16)
     own += np.multiply(pixels[partners], 256 - weight, dtype=np.uint16)
     own += 128
@@ -32,8 +34,8 @@ def _blend(
 def _cut(
     pixels: np.ndarray, targets: np.ndarray, share: float, partners: np.ndarray, rng: np.random.Generator
 ) -> Mixed:
-    """The same box of all images from their partners; around a point anywhere, what reaches beyond the edge is left
-    out, and the share is what is left (Yun et al. 2019, arXiv 1905.04899)."""
+    """Paste one box from each image's partner, the same for all. It is centred anywhere and clipped at the edges, and
+    the share is what remains (Yun et al. 2019, arXiv 1905.04899)."""
     height, width = pixels.shape[1:3]
     half = np.sqrt(1 - share) / 2
     y, x = rng.random(2)

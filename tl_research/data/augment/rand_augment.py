@@ -1,4 +1,4 @@
-"""RandAugment's operations (Cubuk et al. 2019, arXiv 1909.13719), with the ranges of AutoAugment (arXiv 1805.09501)."""
+"""Apply RandAugment (Cubuk et al. 2019, arXiv 1909.13719), with the ranges of AutoAugment (arXiv 1805.09501)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from tl_research.data.decode import BACKGROUND
 
 Operation = Callable[[Image.Image, float], Image.Image]
-"""Changes an RGB image by a strength from -1 to 1. Some know no strength, some only how much, not which way."""
+"""Changes an RGB image by a strength from -1 to 1. Some operations ignore it, some ignore its sign."""
 
 MAX_MAGNITUDE = 30
 
@@ -56,7 +56,7 @@ OPERATIONS: dict[str, Operation] = {
 
 
 def rand_augment(image: Image.Image, count: int, magnitude: float, rng: np.random.Generator) -> Image.Image:
-    """An RGB image after `count` operations, each drawn anew and as strong as `magnitude` of 30, either way."""
+    """Apply `count` random operations to an RGB image, each of strength `magnitude` of 30, with random sign."""
     names = list(OPERATIONS)
     for _ in range(count):
         operation = OPERATIONS[names[rng.integers(len(names))]]

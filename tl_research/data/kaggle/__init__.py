@@ -1,4 +1,4 @@
-"""Data sets fetched from Kaggle, and archives unpacked safely."""
+"""Download data sets from Kaggle and unpack archives safely."""
 
 from tl_research.targets import old_names
 

@@ -1,4 +1,4 @@
-"""A zip becomes a folder: whole or not at all, and nothing outside it. What the archive says of itself is not believed.
+"""Unpack an untrusted zip into a folder: complete or not at all, and nothing outside it.
 
 Names that differ only in case (`a.jpg`, `A.JPG`) are two files where the file system tells them apart; where it does
 not, the archive is refused, because one of the two would be lost. Empty folders are not made.
@@ -38,11 +38,11 @@ BY_HAND = "If you trust it, unpack it yourself and use data=folder data.root=FOL
 
 
 class BadArchiveError(InputError):
-    """The archive itself cannot be used; another attempt with the same file will not help."""
+    """Report an archive that cannot be used; another attempt with the same file will not help."""
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpacks a zip into `folder`, which appears when it is complete; one that is there already is returned as it is.
+    """Unpack a zip into `folder`, which appears when it is complete; an existing one is returned as it is.
 
     An interrupted unpacking stays in `.<name>.unpacking` and is continued: files with the right size and CRC are kept.
     Of several processes one unpacks and the others wait. Raises BadArchiveError naming the archive and the entry, and
@@ -64,7 +64,7 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 def fingerprint(archive: Path) -> str:
-    """A hash of what is inside (names, sizes, CRCs): the same for a renamed or copied archive. Raises as `unpack`."""
+    """Hash the names, sizes and CRCs inside: equal for a renamed or copied archive. Raises as `unpack`."""
     archive = archive.expanduser()
     with _reading(archive) as source:
         entries = _entries(source, archive)
@@ -74,12 +74,12 @@ def fingerprint(archive: Path) -> str:
 
 @contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Only one process at a time gets past this file; the others wait. The system frees it when a process dies."""
+    """Hold a lock file, waiting for other processes; the system releases it when its holder dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with path.open("w") as file:
             _lock(file.fileno(), path)
-            # The one before us removed the file it held: then ours locks nobody out.
+            # If the former holder has removed this file, another process may lock a new one of its name.
             if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 continue
             try:
@@ -102,7 +102,7 @@ def _lock(file: int, path: Path) -> None:
 
 @contextmanager
 def _reading(archive: Path) -> Iterator[zipfile.ZipFile]:
-    """The open zip; whatever its reader raises over damaged bytes becomes one kind of error."""
+    """Open the zip, and turn the many errors of its reader over damaged bytes into BadArchiveError."""
     try:
         with _open(archive) as source:
             yield source
@@ -133,7 +133,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _entries(source: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInfo]:
-    """Path inside the folder -> entry, for the files worth having. Looks at the list only, unpacks nothing."""
+    """Map paths inside the folder to the entries to unpack, from the zip's directory alone."""
     infos = source.infolist()
     total = sum(info.file_size for info in infos)
     ratio = total / max(1, archive.stat().st_size)
@@ -149,18 +149,15 @@ def _entries(source: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInf
             raise BadArchiveError(f"{archive}: the entry {info.filename!r} {fault or 'is there twice'}. {BY_HAND}")
         if not _is_folder(info) and path.name not in JUNK and "__MACOSX" not in path.parts:
             entries[str(path)] = info
-    clash = next(
-        (str(parent) for name in entries for parent in PurePosixPath(name).parents if str(parent) in entries), 0
-    )
-    if clash:
-        raise BadArchiveError(f"{archive}: the entry {clash!r} is a file and a folder. {BY_HAND}")
+    for folder in {str(parent) for name in entries for parent in PurePosixPath(name).parents} & set(entries):
+        raise BadArchiveError(f"{archive}: the entry {folder!r} is a file and a folder. {BY_HAND}")
     if not entries:
         raise BadArchiveError(f"{archive}: holds no files")
     return entries
 
 
 def _fault(info: zipfile.ZipInfo) -> str | None:
-    """Why an entry is refused. `orig_filename` is what stands in the zip, `filename` what Python made of it."""
+    """Say why an entry is refused. `orig_filename` is the name in the zip, `filename` Python's reading of it."""
     for name in (info.orig_filename, info.filename):
         parts = PurePosixPath(name).parts
         if not parts and not _is_folder(info):
@@ -198,11 +195,11 @@ def _fill(staging: Path, source: zipfile.ZipFile, entries: dict[str, zipfile.Zip
             "Free some space, or choose another folder with data.cache=FOLDER"
         )
     for name in track(missing, f"unpacking {archive.name}"):
-        _extract(source, entries[name], staging / name, archive)
+        extract_entry(source, entries[name], staging / name, archive)
 
 
 def _demand_distinct(staging: Path, entries: dict[str, zipfile.ZipInfo], archive: Path) -> None:
-    if not _folds_case(staging):
+    if not folds_case(staging):
         return
     seen: dict[str, str] = {}
     for name in entries:
@@ -212,12 +209,13 @@ def _demand_distinct(staging: Path, entries: dict[str, zipfile.ZipInfo], archive
                 raise BadArchiveError(f"{archive}: {other!r} and {path!r} are one name to this file system. {BY_HAND}")
 
 
-def _folds_case(staging: Path) -> bool:
+def folds_case(staging: Path) -> bool:
+    """Check whether the file system takes names that differ only in case for one."""
     return staging.with_name(staging.name.swapcase()).exists()
 
 
 def _remove_strangers(staging: Path, entries: dict[str, zipfile.ZipInfo]) -> None:
-    """What another archive of this name left behind when it was interrupted."""
+    """Delete the files that another archive of this name left behind when it was interrupted."""
     for path in sorted(staging.rglob("*"), reverse=True):  # children before their folders
         if path.is_symlink() or not path.is_dir():
             if path.is_symlink() or path.relative_to(staging).as_posix() not in entries:
@@ -237,8 +235,8 @@ def _is_complete(path: Path, info: zipfile.ZipInfo) -> bool:
     return crc == info.CRC
 
 
-def _extract(source: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, archive: Path) -> None:
-    """Python checks the CRC at the end of the entry; the size is counted here, because the entry may lie about it."""
+def extract_entry(source: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, archive: Path) -> None:
+    """Write one file. Python checks its CRC; its size is counted here, because the entry may lie about it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
     with source.open(info) as stream, target.open("wb") as file:

@@ -1,4 +1,4 @@
-"""A data set from Kaggle, once: downloaded with the user's credentials, or from a zip fetched by hand."""
+"""Fetch a Kaggle data set once, by download or from a zip fetched by hand, and find its class folders."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tl_research.data.class_folders import SPLIT_NAMES
 from tl_research.data.inspection import IMAGE_SUFFIXES, is_image_name, visible
 from tl_research.data.kaggle.archive import BadArchiveError, claim, fingerprint, unpack
-from tl_research.data.kaggle.kaggle_client import credentials, download, in_colab, no_credentials, uploaded
+from tl_research.data.kaggle.kaggle_client import download
 from tl_research.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +22,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*/[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def fetch(dataset: str, cache: Path, archive: Path | None = None) -> Path:
-    """The folder with the unpacked data set `owner/name`; a second call finds it there and asks nobody.
+    """Return the folder with the unpacked data set `owner/name`; a second call finds it there, without network.
 
     `archive` is a zip fetched by hand: the folder is then named after it and its content. Otherwise the zip comes from
     Kaggle, an interrupted download is continued, and of several processes one downloads. Raises InputError with what
@@ -40,23 +36,24 @@ def fetch(dataset: str, cache: Path, archive: Path | None = None) -> Path:
     target = folder.with_name(f".{folder.name}.zip")
     with _explained(dataset, cache), claim(folder.with_name(f".{folder.name}.lock")):
         if not _is_filled(folder) and not target.is_file():
-            download(dataset, credentials() or uploaded(), target)
+            download(dataset, target)
         try:
             unpack(target, folder)
         except BadArchiveError:
             target.unlink(missing_ok=True)  # or every later run would trip over it
             raise
-        target.unlink(missing_ok=True)
+        for path in folder.parent.glob(f"{target.name}*"):  # version 0.1 left parts of a download there, too
+            path.unlink()
     return folder
 
 
 def available(dataset: str, cache: Path, archive: Path | None = None) -> str | None:
-    """One line that says what `fetch` would miss, None when it can be tried. Touches neither network nor images."""
+    """Return one line that says what `fetch` would miss, None when it can be tried. Uses no network, opens no image."""
     try:
         if archive:
             fingerprint(archive)
-        elif not _is_filled(_folder(dataset, cache)) and not in_colab() and not credentials():
-            raise InputError(no_credentials())
+        else:
+            _folder(dataset, cache)
     except (InputError, OSError) as error:
         if archive:
             return f"data.archive={error}. The zip is at {_page(dataset)}"
@@ -65,28 +62,28 @@ def available(dataset: str, cache: Path, archive: Path | None = None) -> str | N
 
 
 def find_root(folder: Path) -> Path:
-    """The shallowest folder with `train/CLASS/` images, or with two or more class folders of images.
+    """Find the shallowest folder with `train/CLASS/` images, or with two or more class folders of images.
 
     Archives may hold the same tree twice; a deeper one is ignored and logged. Raises InputError where there is none,
     or several side by side.
     """
-    found: list[tuple[int, Path]] = []
+    roots: list[tuple[int, Path]] = []
     waiting, seen = [(0, folder)], []
     while waiting:
-        depth, place = waiting.pop(0)
-        inner = [path for path in visible(place.iterdir()) if path.is_dir()]
+        depth, parent = waiting.pop(0)
+        inner = [path for path in visible(parent.iterdir()) if path.is_dir()]
         seen += inner
         parts = _data_folders(inner)
         if parts:
-            found.append((depth, place))
+            roots.append((depth, parent))
         waiting += [(depth + 1, path) for path in inner if path not in parts and path.name.lower() not in SPLIT_NAMES]
-    if not found:
+    if not roots:
         names = ", ".join(f"{path.relative_to(folder)}/" for path in seen[:8]) or "no folders"
         raise InputError(
             f"{folder}: holds no train/CLASS/*.jpg and no two folders CLASS/*.jpg side by side; found {names}. "
             "Put the images in such folders by hand and use data=folder data.root=FOLDER"
         )
-    (depth, root), *others = found
+    (depth, root), *others = roots
     rivals = [path for level, path in others if level == depth]
     if rivals:
         names = " or ".join(f"data.root={path}" for path in (root, *rivals))
@@ -97,7 +94,7 @@ def find_root(folder: Path) -> Path:
 
 
 def _data_folders(inner: list[Path]) -> list[Path]:
-    """Those of a folder's folders that make it a data set: its splits where it has `train/`, else its classes."""
+    """Choose the folders that make their parent a data set: its splits where it has `train/`, else its classes."""
     splits = [path for path in inner if path.name.lower() in SPLIT_NAMES]
     for path in splits:
         if SPLIT_NAMES[path.name.lower()] == "train" and any(_has_images(p) for p in path.iterdir() if p.is_dir()):
@@ -109,9 +106,8 @@ def _data_folders(inner: list[Path]) -> list[Path]:
 def _has_images(folder: Path) -> bool:
     paths = visible(folder.iterdir())
     named = any(path.suffix.lower() in IMAGE_SUFFIXES for path in paths)
-    return named or any(
-        path.is_file() and is_image_name(path) for path in paths[:20]
-    )  # those are opened: a few will do
+    # `is_image_name` opens the file: a few will do.
+    return named or any(path.is_file() and is_image_name(path) for path in paths[:20])
 
 
 def _folder(dataset: str, cache: Path) -> Path:
@@ -148,17 +144,6 @@ def _explained(dataset: str, cache: Path) -> Iterator[None]:
 
 
 def _words(error: OSError, cache: Path) -> str:
-    """Requests' errors are OSErrors too."""
-    import requests
-
-    if isinstance(error, (TimeoutError, requests.Timeout)):
-        return "Kaggle does not answer; is the network slow, or is there a proxy to set (HTTPS_PROXY)?"
-    if isinstance(error, requests.exceptions.SSLError):
-        return "the certificate of Kaggle's server is not trusted here (REQUESTS_CA_BUNDLE names those that are)"
-    if isinstance(error, requests.ConnectionError):
-        return "no connection to Kaggle; is there a network?"
-    if isinstance(error, requests.RequestException):
-        return f"what Kaggle answered is not understood ({error})"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full at {cache}; free some space and run again to go on, or set data.cache=FOLDER"
     return f"no use of {error.filename or cache} ({error.strerror or error}); data.cache=FOLDER chooses another place"

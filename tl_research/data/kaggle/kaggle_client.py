@@ -1,279 +1,149 @@
-"""Asking Kaggle: the user's credentials, and a download that goes on where it broke off.
-
-The client's own SDK (`kagglesdk`) asks, not `import kaggle`: that import signs in at once, over a connection without a
-time limit, and prints a page of advice where it finds no credentials.
-"""
+"""Run Kaggle's own client (`kaggle datasets download`), which needs no account for public data and resumes."""
 
 from __future__ import annotations
 
-import importlib.util
+import errno
 import json
 import logging
 import os
-import shlex
+import re
 import shutil
-import stat
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
-from threading import Thread
-from typing import TYPE_CHECKING, Any
 
 from tl_research.errors import InputError
 from tl_research.system.progress import bar
 
-if TYPE_CHECKING:
-    import requests
-
 log = logging.getLogger(__name__)
 
-SETTINGS = "https://www.kaggle.com/settings/api"
-ANSWER_SECONDS = 7.0  # until the first byte, looking up the name and signing in included
-CONNECT_SECONDS, STALL_SECONDS = 4.0, 30.0
-ATTEMPTS = 3  # each goes on where the one before broke off
-CHUNK = 1 << 16  # what the last read held when the connection broke is lost
+# Importing the client signs in and may exit, hence a process. It allows anonymous downloads only if it is called
+# `kaggle`. The thread ends it if this process is killed: standard input closes then.
+CLIENT = """
+import os, sys, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+sys.argv[0] = "kaggle"
+from kaggle.cli import main
+main()
+"""
+ANSWER_SECONDS = 15.0  # until its first line, which follows the first answer
+STALL_SECONDS = 300.0  # it writes a MiB at a time, so a slow line pauses for long
+
+TOKEN = (
+    "create a token at https://www.kaggle.com/settings/api and save it as ~/.kaggle/kaggle.json, or set "
+    "KAGGLE_USERNAME and KAGGLE_KEY, or KAGGLE_API_TOKEN"
+)
+SILENT = "Kaggle does not answer; is the network slow, or is there a proxy to set (HTTPS_PROXY)?"
+WEB_PAGE = "the answer is a web page, not the data set; does this network want a login?"
+REASONS = {
+    "Authentication required|401 Client Error": "Kaggle asks for an account, or does not accept the credentials on "
+    f"this machine; {TOKEN} (HTTP 401)",
+    "have access to this resource|403 Client Error": "Kaggle does not let this account, or nobody without one, "
+    "download it; open its page, sign in and accept the licence or the rules (a private data set is refused in the "
+    f"same way, and a misspelt name may be). For an account {TOKEN} (HTTP 403)",
+    "resource was not found|404 Client Error": "there is no such data set on Kaggle; check the name on its page "
+    "(HTTP 404)",
+    "rate limited|429 Client Error": "Kaggle has had too many requests; wait a while (HTTP 429)",
+    r"on Kaggle's side|5\d\d Server Error": "Kaggle cannot answer now; try again later (HTTP 5xx)",
+    "SSLError|CERTIFICATE_VERIFY": "the certificate of Kaggle's server is not trusted here (REQUESTS_CA_BUNDLE names "
+    "those that are)",
+    "timed out": SILENT,
+    "Max retries exceeded|Connection|IncompleteRead": "no connection to Kaggle; is there a network?",
+    "Expecting value": WEB_PAGE,
+    "codec can't encode": "no Kaggle key has such characters as that on this machine; copy it again",
+}
+"""Patterns in the client's output, and the reason they stand for; the first that is found counts."""
 
 
-@dataclass(frozen=True)
-class Credentials:
-    """A token, or a name and a key; with neither, those that `kaggle auth login` left are asked for a token."""
+def download(dataset: str, target: Path) -> None:
+    """Download the zip of `owner/name` to `target`; what an interrupted download left is continued.
 
-    origin: str
-    token: str | None = None
-    username: str | None = None
-    key: str | None = None
+    Raises InputError with the reason in one line, and OSError where the disk is full.
+    """
+    folder = target.with_suffix(".download")
+    folder.mkdir(parents=True, exist_ok=True)
+    part, output = folder / f"{dataset.partition('/')[2]}.zip", folder / "output.txt"
+    command = [sys.executable, "-P", "-W", "ignore", "-c", CLIENT]
+    command += ["datasets", "download", dataset, "--path", str(folder), "--quiet"]
+    # Where VERBOSE is set, the client prints the whole zip.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VERBOSE")}
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=environment
+        )
+    with process:
+        try:
+            _watch(process, dataset, part, output)
+        finally:
+            process.kill()
+    text = output.read_text(errors="replace")
+    for line in re.findall("Warning: (.*chmod.*)", text):
+        log.warning(line)
+    if process.returncode:
+        raise _failure(text, part)
+    fault = _fault(part)
+    if not fault:
+        part.replace(target)
+    shutil.rmtree(folder)
+    if fault:
+        raise InputError(fault)
 
 
-def credentials() -> Credentials | None:
-    """From where the client looks, in its order."""
-    from kagglesdk import get_access_token_from_env  # type: ignore[import-untyped]
+def _watch(process: subprocess.Popen[bytes], dataset: str, part: Path, output: Path) -> None:
+    """Show how far the download is until the client ends; raise InputError if it stands still or lacks space."""
+    total, state, since = None, (0, 0), time.monotonic()
+    with bar() as progress:
+        task = progress.add_task(f"downloading {dataset} (MB)", total=None)
+        while process.poll() is None:
+            before, state = state, (_size(part), _size(output))
+            since = since if state == before else time.monotonic()
+            if time.monotonic() - since > (STALL_SECONDS if state[1] else ANSWER_SECONDS):
+                raise InputError(_broken_off(part) if state[0] and state[1] else SILENT)
+            total = _expected_size(part) or total
+            need, free = (total or 0) - state[0], shutil.disk_usage(part.parent).free
+            if need > free:
+                raise InputError(
+                    f"the download needs {need / 1e9:.2f} GB and {part.parent.parent} has {free / 1e9:.2f} GB free"
+                )
+            progress.update(task, completed=state[0] >> 20, total=total and total >> 20)
+            time.sleep(0.1)
 
-    home = Path.home() / ".kaggle"
-    token, origin = get_access_token_from_env()
-    if token:
-        if origin == "access_token":
-            origin = str(home / origin)
-            _warn_if_shared(*home.glob("access_token*"))
-        return Credentials(origin, token=token)
-    values, path = _environment(), _config_folder() / "kaggle.json"
-    if len(values) == 2:
-        return Credentials("KAGGLE_USERNAME and KAGGLE_KEY", **values)
-    values = {**(_key(path.read_bytes(), str(path)) if path.is_file() else {}), **values}
-    if len(values) == 2:
-        _warn_if_shared(path)
-        return Credentials(str(path), **values)
-    if (home / "credentials.json").is_file():
-        _warn_if_shared(home / "credentials.json")
-        return Credentials(str(home / "credentials.json"))
+
+def _failure(text: str, part: Path) -> InputError | OSError:
+    """The error for a client that failed, from its output."""
+    if re.search(rf"\[Errno ({errno.ENOSPC}|{errno.EDQUOT})\]", text):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    reason = next((reason for pattern, reason in REASONS.items() if re.search(pattern, text)), None)
+    if _size(part) and reason and "HTTP" not in reason:
+        return InputError(_broken_off(part))
+    lines = [line for line in text.splitlines() if line and not re.match("Dataset URL|License|Warning", line)]
+    last = lines[-1 if lines[0].startswith("Traceback") else 0] if lines else "nothing"
+    return InputError(reason or f"what Kaggle answered is not understood ({last})")
+
+
+def _fault(part: Path) -> str | None:
+    """Why a download that the client takes for complete is not used."""
+    if not _size(part) or _size(part) < (_expected_size(part) or 0):
+        return _broken_off(part)
+    with part.open("rb") as file:
+        return WEB_PAGE if file.read(100).lstrip().startswith(b"<") else None
+
+
+def _broken_off(part: Path) -> str:
+    total = _expected_size(part)
+    return f"the download broke off after {_size(part):,}{f' of {total:,}' if total else ''} bytes; run again to go on"
+
+
+def _size(path: Path) -> int:
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
+
+
+def _expected_size(part: Path) -> int | None:
+    """The size of the complete zip, which the client notes beside an unfinished one."""
+    with suppress(OSError, ValueError, KeyError):
+        return int(json.loads(part.with_name(f"{part.name}.kaggle-partial").read_text())["size"] or 0)
     return None
-
-
-def _environment() -> dict[str, str]:
-    names = {"username": "KAGGLE_USERNAME", "key": "KAGGLE_KEY"}
-    return {field: os.environ[name] for field, name in names.items() if os.environ.get(name)}
-
-
-def _config_folder() -> Path:
-    if os.environ.get("KAGGLE_CONFIG_DIR"):
-        return Path(os.environ["KAGGLE_CONFIG_DIR"])
-    home = Path.home() / ".kaggle"
-    return home if home.exists() else Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kaggle"
-
-
-def _key(content: bytes, name: str) -> dict[str, str]:
-    """The name and key in a kaggle.json; it may hold settings and neither of them."""
-    try:
-        values = json.loads(content)
-        return {field: str(values[field]) for field in ("username", "key") if values.get(field)}
-    except (ValueError, AttributeError):
-        raise InputError(f"{name} is not a kaggle.json; create a token at {SETTINGS}") from None
-
-
-def _warn_if_shared(*paths: Path) -> None:
-    for path in paths:
-        if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-            log.warning("others on this machine can read your Kaggle key: chmod 600 %s", shlex.quote(str(path)))
-
-
-def in_colab() -> bool:
-    """Whether this is a Colab notebook, where a key can be uploaded."""
-    try:
-        return importlib.util.find_spec("google.colab") is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def uploaded() -> Credentials:
-    """In Google Colab, the kaggle.json that the user picks in the browser; kept for the session."""
-    files: dict[str, bytes] = {}
-    if in_colab():
-        log.warning("no Kaggle credentials: choose your kaggle.json (from %s)", SETTINGS)
-        try:
-            files = importlib.import_module("google.colab").files.upload()
-        except Exception:  # outside a notebook cell there is no browser to ask
-            log.debug("Colab's upload failed", exc_info=True)
-    if not files:
-        raise InputError(no_credentials())
-    key = _key(next(iter(files.values())), "what was uploaded")
-    if len(key) < 2:
-        raise InputError(no_credentials())
-    path = _config_folder() / "kaggle.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(key, file)
-    return Credentials(str(path), **key)
-
-
-def download(dataset: str, credentials: Credentials, target: Path) -> None:
-    """Leaves `target` whole, or `target.part` for another time."""
-    import requests
-
-    part = target.with_name(f"{target.name}.part")
-    try:
-        with _within(ANSWER_SECONDS, lambda: _client(credentials)) as client:
-            for _ in range(ATTEMPTS):
-                have, total = _receive(client, dataset, part)
-                if total is None or have == total:
-                    break
-            else:
-                raise InputError(f"the download broke off after {have:,} of {total:,} bytes; run again to go on")
-    except requests.HTTPError as error:
-        raise InputError(_refusal(error, credentials.origin)) from None
-    except UnicodeEncodeError:
-        raise InputError(f"no key has such characters as that in {credentials.origin}; copy it again") from None
-    part.replace(target)
-    _stamp_file(part).unlink(missing_ok=True)
-
-
-def _client(credentials: Credentials) -> Any:
-    """A signed-in client whose requests never wait without end."""
-    from kagglesdk import KaggleClient, KaggleCredentials
-
-    def bounded(**secrets: str | None) -> Any:
-        client = KaggleClient(user_agent="tl_research", **secrets)
-        session = client.__enter__().http_client()._session
-        send = session.send
-        limits = {"timeout": (CONNECT_SECONDS, STALL_SECONDS), "stream": True}
-        session.send = lambda request, **options: send(request, **{**options, **limits})
-        session.headers["Accept-Encoding"] = "identity"  # or byte counts would mean something else
-        return client
-
-    if credentials.token or credentials.key:
-        return bounded(api_token=credentials.token, username=credentials.username, password=credentials.key)
-    with bounded() as client:
-        saved = KaggleCredentials.load(client)
-        token = saved and saved.get_access_token()
-    if not token:
-        raise InputError("the login in ~/.kaggle/credentials.json is not usable; run kaggle auth login")
-    return bounded(api_token=token)
-
-
-def _receive(client: Any, dataset: str, part: Path) -> tuple[int, int | None]:
-    """Appends what comes before the connection ends; how many bytes there are now, and of how many."""
-    import requests
-
-    response = _within(ANSWER_SECONDS, lambda: _ask(client, dataset))
-    stamp, length = _stamp(response), response.headers.get("Content-Length")
-    total = int(length) if length else None
-    have = part.stat().st_size if part.is_file() and stamp and stamp == _stamped(part) else 0
-    if total is None or have > total:
-        have = 0
-    if have and have == total:
-        response.close()
-        return have, total
-    if have:
-        response, have = _within(ANSWER_SECONDS, lambda: _rest(client, response, have))
-    with response, part.open("ab" if have else "wb") as file, bar() as progress:
-        _stamp_file(part).write_text(stamp)  # once the bytes of any other version are gone
-        _demand_space(part, (total or 0) - have)
-        task = progress.add_task(f"downloading {dataset} (MB)", total=total and total >> 20, completed=have >> 20)
-        try:
-            for chunk in response.iter_content(CHUNK):
-                file.write(chunk)
-                have += len(chunk)
-                progress.update(task, completed=have >> 20)
-        except (requests.exceptions.ChunkedEncodingError, requests.ConnectionError):
-            if total is None:
-                raise InputError("the download broke off; run again") from None
-    return have, total
-
-
-def _ask(client: Any, dataset: str) -> requests.Response:
-    from kagglesdk.datasets.types.dataset_api_service import ApiDownloadDatasetRequest  # type: ignore[import-untyped]
-
-    request = ApiDownloadDatasetRequest()
-    request.owner_slug, request.dataset_slug = dataset.split("/")
-    response = client.datasets.dataset_api_client.download_dataset(request)
-    if response.headers.get("Content-Type", "").startswith("text/html"):
-        response.close()
-        raise InputError("the answer is a web page, not the data set; does this network want a login?")
-    return response
-
-
-def _rest(client: Any, response: requests.Response, start: int) -> tuple[requests.Response, int]:
-    """The same file from byte `start` on, if it is still the same; else from its beginning."""
-    response.close()
-    request = response.request.copy()  # the last one of the redirects, with what it was signed by
-    request.headers["Range"] = f"bytes={start}-"
-    request.headers["If-Range"] = response.headers.get("ETag") or response.headers["Last-Modified"]
-    answer = client.http_client()._session.send(request)
-    answer.raise_for_status()
-    partial = answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
-    return answer, start if partial else 0
-
-
-def _stamp(response: requests.Response) -> str:
-    """Which version of the file this is, empty where the server does not say or cannot resume."""
-    version = response.headers.get("ETag") or response.headers.get("Last-Modified")
-    if not version or version.startswith("W/") or response.headers.get("Accept-Ranges") != "bytes":
-        return ""
-    return f"{version} {response.headers.get('Content-Length')}"
-
-
-def _stamp_file(part: Path) -> Path:
-    return part.with_name(f"{part.name}.version")
-
-
-def _stamped(part: Path) -> str:
-    return _stamp_file(part).read_text() if _stamp_file(part).is_file() else ""
-
-
-def _demand_space(part: Path, need: int) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if need > free:
-        raise InputError(f"the download needs {need / 1e9:.2f} GB and {part.parent} has {free / 1e9:.2f} GB free")
-
-
-def _within(seconds: float, call: Callable[[], Any]) -> Any:
-    """`call()`, or TimeoutError: name look-ups have no time limit, and a socket's starts anew with every byte."""
-    box: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            box.set_result(call())
-        except BaseException as error:
-            box.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
-    return box.result(seconds)
-
-
-def no_credentials() -> str:
-    """What to say where there are none."""
-    return (
-        "it is on Kaggle, and there are no Kaggle credentials on this machine: create a token at "
-        f"{SETTINGS} and save it as ~/.kaggle/kaggle.json, or set KAGGLE_USERNAME and KAGGLE_KEY, or KAGGLE_API_TOKEN"
-    )
-
-
-def _refusal(error: requests.HTTPError, origin: str) -> str:
-    status = error.response.status_code if error.response is not None else 0
-    known = {
-        401: f"Kaggle does not accept the credentials in {origin}; create a new token at {SETTINGS}",
-        403: "Kaggle does not let this account download it; open its page, sign in and accept the licence or the rules "
-        "(a private data set is refused in the same way)",
-        404: "there is no such data set on Kaggle; check the name on its page",
-        429: "Kaggle has had too many requests from this account; wait a while",
-    }
-    return f"{known.get(status, 'Kaggle cannot answer now; try again later')} (HTTP {status})"

@@ -1,4 +1,4 @@
-"""The drawn data sets on disk: seeded, drawn once, by several processes, and under their names only when whole."""
+"""Draw the synthetic data sets to disk: seeded, once, in several processes, renamed into place when complete."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Job = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawn data set: its classes, and what paints one picture of a class.
+    """A synthetic data set: its classes and the function that paints one picture of a class.
 
-    `version` is raised whenever a picture would come out differently, so that no cache holds pictures of two kinds.
+    Raise `version` whenever a picture would change, so that no cache mixes old and new pictures.
     """
 
     name: str
@@ -42,17 +42,17 @@ DRAWINGS = {drawing.name: drawing for drawing in (DEMO, SAUCE)}
 
 
 def cache_name(sizes: dict[str, int], seed: int, drawing: Drawing = DEMO) -> str:
-    """A folder name that tells these pictures from all others."""
+    """Return a folder name that is unique to these pictures."""
     return "_".join(
         [drawing.name, f"v{drawing.version}", *(f"{split}{size}" for split, size in sizes.items()), f"seed{seed}"]
     )
 
 
 def draw(folder: Path, sizes: dict[str, int], seed: int, processes: int | None = None, drawing: Drawing = DEMO) -> Path:
-    """Draws `folder/<split>/<class>/<0000>.jpg` unless `folder` is there already; returns it.
+    """Draw `folder/<split>/<class>/<0000>.jpg` unless `folder` exists; return it.
 
-    `sizes` is the number of pictures in each split, all classes alike. A picture depends on its seed, split, class and
-    number alone. Raises RuntimeError if a drawing process fails; then nothing is left behind.
+    `sizes` is the number of pictures in each split, divided evenly among classes. A picture depends only on its seed,
+    split, class and number. Raises RuntimeError if a drawing process fails; then nothing is left on disk.
     """
     if folder.is_dir():
         return folder
@@ -62,12 +62,12 @@ def draw(folder: Path, sizes: dict[str, int], seed: int, processes: int | None =
         for split in sizes:
             for name in drawing.classes:
                 (unfinished / split / name).mkdir(parents=True)
-        _draw_all(unfinished, sizes, seed, processes or os.cpu_count() or 1, drawing)
+        draw_all(unfinished, sizes, seed, processes or os.cpu_count() or 1, drawing)
         unfinished.chmod(0o755)
         try:
             unfinished.rename(folder)
         except OSError:
-            if not folder.is_dir():  # otherwise another process was faster, and its pictures are the same
+            if not folder.is_dir():  # otherwise another process was faster, with the same pictures
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -75,16 +75,16 @@ def draw(folder: Path, sizes: dict[str, int], seed: int, processes: int | None =
 
 
 def jobs(sizes: dict[str, int], classes: tuple[str, ...] = CLASSES) -> list[Job]:
-    """Every picture as `(split, class, number)`."""
+    """List all pictures as `(split, class, number)`."""
     many = len(classes)
     return [(split, classes[i % many], i // many) for split, size in sizes.items() for i in range(size)]
 
 
-def _draw_all(folder: Path, sizes: dict[str, int], seed: int, processes: int, drawing: Drawing) -> None:
-    """Starts the workers and counts what they report.
+def draw_all(folder: Path, sizes: dict[str, int], seed: int, processes: int, drawing: Drawing) -> None:
+    """Start the worker processes and count the pictures they report.
 
-    They are processes of this module by itself: `multiprocessing` would run the caller's script again in each, or copy
-    a process in which TensorFlow has threads.
+    Each runs this module as a script: `multiprocessing` would rerun the caller's script, or copy a process in which
+    TensorFlow has threads.
     """
     total = len(jobs(sizes))
     processes = max(1, min(processes, total // 8))
@@ -99,14 +99,14 @@ def _draw_all(folder: Path, sizes: dict[str, int], seed: int, processes: int, dr
     try:
         with bar() as progress:
             task = progress.add_task("drawing hot dogs", total=total)
-            for worker in workers:  # they advance together, so reading one after the other keeps the bar true enough
+            for worker in workers:  # they advance together, so reading one after the other is accurate enough
                 assert worker.stdout is not None
                 for _ in worker.stdout:
                     progress.advance(task, processes if worker is workers[0] else 0)
         for worker in workers:
-            _, told = worker.communicate()
+            _, message = worker.communicate()
             if worker.returncode:
-                raise RuntimeError(f"drawing the demo failed: {told.strip().splitlines()[-1:] or worker.returncode}")
+                raise RuntimeError(f"drawing the demo failed: {message.strip().splitlines()[-1:] or worker.returncode}")
     finally:
         for worker in workers:
             worker.kill()
@@ -118,11 +118,11 @@ def _draw_share(drawing: Drawing, folder: Path, sizes: dict[str, int], seed: int
         rng = np.random.default_rng([seed, zlib.crc32(split.encode()), drawing.classes.index(name), index])
         picture = drawing.paint(name, rng)
         picture.save(folder / split / name / f"{index:04d}.jpg", quality=int(rng.integers(60, 96)))
-        sys.stdout.write("\n")  # a line is a picture: the parent counts them
+        sys.stdout.write("\n")  # one line per picture: the parent counts them
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    which, where, base_seed, text, count, mine = sys.argv[1:]
+    which, target, base_seed, text, count, rank = sys.argv[1:]
     counts = {split: int(size) for split, size in (part.split("=") for part in text.split(","))}
-    _draw_share(DRAWINGS[which], Path(where), counts, int(base_seed), int(count), int(mine))
+    _draw_share(DRAWINGS[which], Path(target), counts, int(base_seed), int(count), int(rank))

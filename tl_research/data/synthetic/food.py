@@ -1,4 +1,4 @@
-"""Hot dogs, and things easily taken for one. Each function paints one object, about 2 units long."""
+"""Paint hot dogs and similar things. Each function paints one object, about 2 units long."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Painter = Callable[[Canvas, Patch], None]
 
 
 def tint(colour: Colour, rng: np.random.Generator, spread: float = 0.07) -> Array:
-    """The colour, a little different each time."""
+    """Vary a colour slightly."""
     return np.clip(np.asarray(colour) * rng.uniform(1 - 2 * spread, 1 + spread) + rng.normal(0, spread / 2, 3), 0, 1)
 
 
 def baked(
     patch: Patch, distance: Array, rng: np.random.Generator, light: Colour = CRUST, dark: Colour = TOAST
 ) -> Array:
-    """The colour of bread: darker where it stands highest, uneven."""
+    """Colour bread: uneven, and darkest where it is highest."""
     uneven = noise(patch.shape, 9, rng)
     return mix(tint(light, rng, 0.05), tint(dark, rng, 0.05), 0.75 - 0.8 * distance + 0.35 * uneven)
 
@@ -30,7 +30,7 @@ def baked(
 def squiggle(
     canvas: Canvas, patch: Patch, colour: Colour, length: float, *, width: float, v0: float = 0.0, bend: float = 0.0
 ) -> None:
-    """A line of sauce: straight, or swinging across."""
+    """Paint a line of sauce, straight or wavy."""
     rng = canvas.rng
     swing, waves = rng.choice([0.0, 0.12, 0.2]), rng.uniform(9, 20)
     centre = v0 + bend * patch.u**2 + swing * np.sin(waves * patch.u + rng.uniform(0, 6))
@@ -40,7 +40,7 @@ def squiggle(
 
 
 def sausage(canvas: Canvas, patch: Patch, length: float, radius: float, *, bend: float = 0.0, v0: float = 0.0) -> None:
-    """A sausage with its sheen, often with grill marks."""
+    """Paint a shiny sausage, often with grill marks."""
     rng = canvas.rng
     distance = patch.capsule(length, radius, bend=bend, v0=v0)
     skin = tint(SAUSAGES[rng.integers(len(SAUSAGES))], rng)
@@ -52,7 +52,7 @@ def sausage(canvas: Canvas, patch: Patch, length: float, radius: float, *, bend:
 
 
 def crumbs(canvas: Canvas, patch: Patch, colour: Colour, count: int, spread: tuple[float, float], size: float) -> None:
-    """Bits strewn along the object: onions, relish, herbs, bacon."""
+    """Strew bits along the object: onions, relish, herbs, bacon."""
     rng = canvas.rng
     for _ in range(count):
         u0, v0 = rng.uniform(-spread[0], spread[0]), rng.normal(0, spread[1])
@@ -62,7 +62,7 @@ def crumbs(canvas: Canvas, patch: Patch, colour: Colour, count: int, spread: tup
 
 
 def bun(canvas: Canvas, patch: Patch, length: float, radius: float, bend: float, *, open_: bool) -> None:
-    """A long bun from above, split if `open_`, with seeds now and then."""
+    """Paint a long bun from above, split if `open_`, sometimes with seeds."""
     rng = canvas.rng
     distance = patch.capsule(length, radius, bend=bend)
     rough = 0.012 * noise(patch.shape, 40, rng)
@@ -82,7 +82,7 @@ def bun(canvas: Canvas, patch: Patch, length: float, radius: float, bend: float,
 
 
 def hot_dog(canvas: Canvas, patch: Patch) -> None:
-    """A sausage in a split bun: from above, or from the side with the near half of the bun before it."""
+    """Paint a sausage in a split bun, from above, or from the side behind the near half of the bun."""
     rng = canvas.rng
     length, radius, bend = rng.uniform(0.65, 0.85), rng.uniform(0.34, 0.46), rng.uniform(-0.12, 0.12)
     thick = radius * rng.uniform(0.42, 0.56)
@@ -102,7 +102,7 @@ def hot_dog(canvas: Canvas, patch: Patch) -> None:
 
 
 def empty_bun(canvas: Canvas, patch: Patch) -> None:
-    """A long bun with nothing in it, closed or split; at times with lettuce or cream, or sauce on top."""
+    """Paint a long bun without sausage, closed or split, sometimes with lettuce or cream."""
     rng = canvas.rng
     length, radius, bend = rng.uniform(0.6, 0.85), rng.uniform(0.34, 0.46), rng.uniform(-0.12, 0.12)
     bun(canvas, patch, length, radius, bend, open_=bool(rng.random() < 0.6))
@@ -112,7 +112,7 @@ def empty_bun(canvas: Canvas, patch: Patch) -> None:
 
 
 def eclair(canvas: Canvas, patch: Patch) -> None:
-    """Choux with a glaze and a line of icing."""
+    """Paint choux with a glaze and sometimes a line of icing."""
     rng = canvas.rng
     length, radius = rng.uniform(0.7, 0.9), rng.uniform(0.28, 0.36)
     distance = patch.capsule(length, radius)
@@ -125,7 +125,7 @@ def eclair(canvas: Canvas, patch: Patch) -> None:
 
 
 def baguette(canvas: Canvas, patch: Patch) -> None:
-    """A loaf with slashes."""
+    """Paint a loaf with slashes."""
     rng = canvas.rng
     length, radius = rng.uniform(0.85, 1.0), rng.uniform(0.2, 0.3)
     distance = patch.capsule(length, radius)
@@ -135,19 +135,19 @@ def baguette(canvas: Canvas, patch: Patch) -> None:
 
 
 def sausages(canvas: Canvas, patch: Patch) -> None:
-    """One to three sausages and no bun."""
+    """Paint one to three sausages without a bun."""
     rng = canvas.rng
     count = int(rng.integers(1, 4))
     for number in range(count):
-        place = (number - (count - 1) / 2) * 0.55
-        sausage(canvas, patch, rng.uniform(0.6, 0.8), rng.uniform(0.14, 0.19), bend=rng.uniform(-0.2, 0.2), v0=place)
+        v0 = (number - (count - 1) / 2) * 0.55
+        sausage(canvas, patch, rng.uniform(0.6, 0.8), rng.uniform(0.14, 0.19), bend=rng.uniform(-0.2, 0.2), v0=v0)
     if rng.random() < 0.5:
         distance = patch.ellipse(0.25, 0.2, u0=rng.uniform(-0.6, 0.6), v0=0.75)
         canvas.solid(patch, distance, 0.2, tint([MUSTARD, KETCHUP][rng.integers(2)], rng), gloss=0.4, flat=0.5)
 
 
 def banana(canvas: Canvas, patch: Patch) -> None:
-    """One to three bananas."""
+    """Paint one to three bananas."""
     rng = canvas.rng
     for number in range(int(rng.integers(1, 4))):
         bend, radius = rng.uniform(0.3, 0.45), rng.uniform(0.17, 0.22)
@@ -161,7 +161,7 @@ def banana(canvas: Canvas, patch: Patch) -> None:
 
 
 def burger(canvas: Canvas, patch: Patch) -> None:
-    """A burger from the side."""
+    """Paint a burger from the side."""
     rng = canvas.rng
     layers: list[tuple[float, float, float, Colour]] = [
         (0.42, 0.72, 0.22, CRUST),
@@ -183,10 +183,10 @@ def burger(canvas: Canvas, patch: Patch) -> None:
 
 
 def pizza(canvas: Canvas, patch: Patch) -> None:
-    """A pizza, or a slice of one."""
+    """Paint a pizza or a slice of one."""
     rng = canvas.rng
     radius = patch.ellipse(1, 1) + 0.02 * noise(patch.shape, 12, rng)
-    slice_ = np.pi  # half the angle that is left of the disc
+    slice_ = np.pi  # half the angle of the remaining disc
     if rng.random() < 0.5:
         slice_ = rng.uniform(0.35, 0.6)
         outside = np.abs(np.arctan2(patch.v, patch.u)) / slice_
@@ -206,7 +206,7 @@ def pizza(canvas: Canvas, patch: Patch) -> None:
 
 
 def donut(canvas: Canvas, patch: Patch) -> None:
-    """A ring with a glaze and sprinkles."""
+    """Paint a glazed ring."""
     rng = canvas.rng
     ring = np.abs(np.hypot(patch.u, patch.v * rng.uniform(1, 1.3)) - 0.55) / 0.33
     canvas.solid(patch, ring, 0.33, baked(patch, ring, rng))
@@ -217,7 +217,7 @@ def donut(canvas: Canvas, patch: Patch) -> None:
 
 
 def carrots(canvas: Canvas, patch: Patch) -> None:
-    """Carrots with their leaves."""
+    """Paint carrots with leaves."""
     rng = canvas.rng
     for number in range(int(rng.integers(1, 4))):
         v0 = (number - 1) * 0.38
@@ -231,7 +231,7 @@ def carrots(canvas: Canvas, patch: Patch) -> None:
 
 
 def taco(canvas: Canvas, patch: Patch) -> None:
-    """A folded shell with its filling showing."""
+    """Paint a folded shell with visible filling."""
     rng = canvas.rng
     upper = np.hypot(patch.u / 0.9, np.where(patch.v < 0.3, (patch.v - 0.3) / 0.85, (patch.v - 0.3) / 0.05))
     canvas.solid(patch, upper, 0.6, baked(patch, upper - 0.3, rng, (0.93, 0.75, 0.38), (0.80, 0.50, 0.18)), flat=0.3)

@@ -1,4 +1,4 @@
-"""Painting with numpy: smooth shapes lit from one side, procedural textures, soft shadows. Colours are RGB, 0 to 1."""
+"""Paint with numpy: smooth shapes lit from one side, procedural textures, soft shadows. Colours are RGB, 0 to 1."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Colour = tuple[float, float, float] | Array
 
 
 def noise(shape: tuple[int, int], cells: float, rng: np.random.Generator, octaves: int = 3) -> Array:
-    """Smooth value noise `(h, w)`, about -1 to 1; `cells` of the coarsest octave lie along the longer side."""
+    """Draw smooth value noise `(h, w)`, about -1 to 1, with `cells` of the coarsest octave along the longer side."""
     height, width = shape
     total = np.zeros(shape, np.float32)
     for octave in range(octaves):
@@ -24,14 +24,14 @@ def noise(shape: tuple[int, int], cells: float, rng: np.random.Generator, octave
 
 
 def blur(values: Array, radius: float) -> Array:
-    """Gaussian blur of a mask `(h, w)` in 0 to 1."""
+    """Blur a mask `(h, w)` in 0 to 1 with a Gaussian."""
     image = Image.fromarray((np.clip(values, 0, 1) * 255).astype(np.uint8))
     return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
 
 
 @dataclass
 class Patch:
-    """The part of a canvas around an object, with the object's own coordinates: `u` along it, `v` across it, where 1 is
+    """The part of a canvas around an object, with the object's coordinates: `u` along it, `v` across it; 1 unit is
     `scale` pixels."""
 
     rows: slice
@@ -44,20 +44,20 @@ class Patch:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Return height and width in pixels."""
         return self.u.shape
 
     def capsule(self, length: float, radius: float, *, bend: float = 0.0, u0: float = 0.0, v0: float = 0.0) -> Array:
-        """Distance from the axis in radii: below 1 inside a rod with round ends, bent to a parabola."""
+        """Compute the distance from the axis in radii, below 1 inside a rod with round ends, bent to a parabola."""
         u, v = self.u - u0, self.v - v0 - bend * (self.u - u0) ** 2
         return np.hypot(np.maximum(np.abs(u) - length, 0), v) / radius
 
     def ellipse(self, a: float, b: float, *, u0: float = 0.0, v0: float = 0.0) -> Array:
-        """Distance from the centre in radii: below 1 inside."""
+        """Compute the distance from the centre in radii, below 1 inside."""
         return np.hypot((self.u - u0) / a, (self.v - v0) / b)
 
     def line(self, u: Array, v: Array, *, reach: float) -> Array:
-        """Distance in units from a line through points that lie close together, right as far as `reach`."""
+        """Compute the distance in units from a line through close points; exact up to `reach`."""
         far = np.full(self.shape, 2 * reach, np.float32)
         cos, sin = np.cos(self.angle), np.sin(self.angle)
         columns = self.centre[0] + self.scale * (u * cos - v * sin) - self.columns.start
@@ -70,13 +70,13 @@ class Patch:
         return far
 
     def edge(self, distance: Array, radius: float) -> Array:
-        """A distance in radii as a mask with an edge two pixels wide."""
+        """Convert a distance in radii to a mask with an edge two pixels wide."""
         return np.clip((1 - distance) * radius * self.scale / 2 + 0.5, 0, 1)
 
 
 @dataclass
 class Canvas:
-    """A picture being painted, `(h, w, 3)`, with one light: where it comes from and how hard it is."""
+    """A picture in progress, `(h, w, 3)`, with the direction of its light and the ambient share."""
 
     pixels: Array
     rng: np.random.Generator
@@ -91,11 +91,11 @@ class Canvas:
 
     @property
     def size(self) -> float:
-        """The shorter side in pixels."""
+        """Return the shorter side in pixels."""
         return float(min(self.pixels.shape[:2]))
 
     def patch(self, x: float, y: float, angle: float, scale: float, reach: float) -> Patch:
-        """Coordinates around `(x, y)`, turned by `angle` (radians), as far as `reach` units."""
+        """Make coordinates around `(x, y)`, turned by `angle` (radians), up to `reach` units."""
         height, width = self.pixels.shape[:2]
         far = reach * scale
         rows = slice(int(np.clip(y - far, 0, height - 2)), int(np.clip(y + far + 1, 2, height)))
@@ -106,7 +106,7 @@ class Canvas:
         return Patch(rows, columns, dx * cos + dy * sin, dy * cos - dx * sin, scale, (x, y), angle)
 
     def part(self, patch: Patch, u0: float, v0: float, reach: float) -> Patch:
-        """A smaller patch around a point of another, so that a crumb costs a crumb."""
+        """Make a smaller patch around a point of another, so that small objects are cheap."""
         cos, sin = np.cos(patch.angle), np.sin(patch.angle)
         x = patch.centre[0] + patch.scale * (u0 * cos - v0 * sin)
         y = patch.centre[1] + patch.scale * (u0 * sin + v0 * cos)
@@ -133,10 +133,10 @@ class Canvas:
         flat: float = 1.0,
         shadow: float = 0.3,
     ) -> None:
-        """A rounded body, lit: `distance` in radii, `radius` in units.
+        """Paint a rounded, lit body: `distance` in radii, `radius` in units.
 
-        `colour` may vary by pixel, `relief` (units) roughens it, `flat` below 1 presses it flat, `shadow` is how far it
-        stands above the ground.
+        `colour` may vary by pixel, `relief` (units) roughens the surface, `flat` below 1 flattens it, `shadow` is the
+        height above the ground.
         """
         mask = patch.edge(distance, radius)
         if shadow:
@@ -145,7 +145,7 @@ class Canvas:
         self.lit(patch, mask, height if relief is None else height + relief, colour, gloss)
 
     def lit(self, patch: Patch, mask: Array, height: Array, colour: Colour, gloss: float = 0.0) -> None:
-        """Paints through a mask with the shading of a height map (units)."""
+        """Paint through a mask with the shading of a height map (units)."""
         box = _box(mask)
         slope_y, slope_x = np.gradient((height * np.float32(patch.scale))[box])
         facing = self.light[2] - slope_x * self.light[0] - slope_y * self.light[1]
@@ -160,14 +160,14 @@ class Canvas:
         under += mask[box][..., None] * (paint - under)
 
     def blend(self, patch: Patch, mask: Array, colour: Colour) -> None:
-        """Paints one flat colour through a mask `(h, w)` in 0 to 1."""
+        """Paint one flat colour through a mask `(h, w)` in 0 to 1."""
         box = _box(mask)
         under = self.pixels[patch.rows, patch.columns][box]
         under += mask[box][..., None] * (np.asarray(colour, np.float32) - under)
 
 
 def _box(mask: Array, margin: int = 0) -> tuple[slice, slice]:
-    """The rows and columns that a mask touches, at least two of each: slopes need a neighbour."""
+    """Return the rows and columns that a mask covers, at least two of each, because slopes need a neighbour."""
     spans = []
     for axis, size in ((1, mask.shape[0]), (0, mask.shape[1])):
         touched = np.flatnonzero(mask.any(axis=axis))
@@ -178,6 +178,6 @@ def _box(mask: Array, margin: int = 0) -> tuple[slice, slice]:
 
 
 def mix(low: Colour, high: Colour, share: Array) -> Array:
-    """From one colour to another, by a share `(h, w)` that is clipped to 0 to 1."""
+    """Interpolate between two colours by a share `(h, w)`, clipped to 0 to 1."""
     low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
     return low + np.clip(share, 0, 1).astype(np.float32)[..., None] * (high - low)

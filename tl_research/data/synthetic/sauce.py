@@ -1,4 +1,4 @@
-"""Hot dogs that differ by the course of their sauce alone: one line to and fro, two side by side, or two that cross."""
+"""Paint hot dogs that differ only in the course of their sauce: one line, two parallel ones, or two that cross."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from tl_research.data.synthetic.food import KETCHUP, MAYO, MUSTARD, bun, crumbs,
 from tl_research.data.synthetic.paint import Array, Canvas, Patch
 from tl_research.data.synthetic.scenes import photograph, table
 
-# For each class: how many turns, how wide, and of each line its place and the side that it begins on. Turns and widths
-# are such that stripes lie about equally close in all.
+# For each class: number of turns, width, and for each line its offset and the side that it starts on. Turns and widths
+# are chosen so that stripes are about equally close in all classes.
 COURSES: dict[str, tuple[float, float, tuple[tuple[float, float], ...]]] = {
     "crossed": (0.65, 1.0, ((0.0, 1.0), (0.0, -1.0))),
     "parallel": (0.9, 0.5, ((-0.5, 1.0), (0.5, 1.0))),
     "single": (1.0, 1.0, ((0.0, 1.0),)),
 }
-FINEST = 1000  # points that a line is measured by
+FINEST = 1000  # points per line
 
 
 def course(name: str, length: float, swing: float, rng: np.random.Generator) -> list[tuple[Array, Array]]:
-    """Lines of sauce as points `(u, v)` equally far apart: between zigzag and wave, from any point of a turn."""
+    """Draw lines of sauce as equidistant points `(u, v)`: between zigzag and wave, with a random phase."""
     often, wide, lines = COURSES[name]
     u = np.linspace(-length, length, FINEST)
     turns = often * rng.uniform(4, 7.5) * u / (2 * length) + rng.random()
     shape = (4 * np.abs(turns % 1 - 0.5) - 1) * (bow := rng.random()) + np.cos(2 * np.pi * turns) * (1 - bow)
     drawn = []
-    for place, side in lines:
-        v = swing * (place + side * wide * shape)
+    for offset, side in lines:
+        v = swing * (offset + side * wide * shape)
         way = np.concatenate([[0], np.cumsum(np.hypot(np.diff(u), np.diff(v)))])
         even = np.linspace(0, way[-1], FINEST // 3)
         drawn.append((np.interp(even, way, u), np.interp(even, way, v)))
@@ -35,7 +35,7 @@ def course(name: str, length: float, swing: float, rng: np.random.Generator) -> 
 
 
 def dressed(canvas: Canvas, patch: Patch, name: str) -> None:
-    """A hot dog from above with one or two lines of sauce, of any colour and in any amount whatever their course."""
+    """Paint a hot dog from above with one or two lines of sauce; colour and amount do not depend on the class."""
     rng = canvas.rng
     length, radius, bend = rng.uniform(0.65, 0.85), rng.uniform(0.34, 0.46), rng.uniform(-0.12, 0.12)
     thick, aside = radius * rng.uniform(0.46, 0.58), rng.uniform(-0.05, 0.05)
@@ -55,7 +55,7 @@ def dressed(canvas: Canvas, patch: Patch, name: str) -> None:
 
 
 def sauce_scene(name: str, rng: np.random.Generator) -> Image.Image:
-    """One photograph of a hot dog of this class, among the tables, lights and clutter of the demo."""
+    """Paint one photograph of a hot dog of this class, with the demo's tables, lights and clutter."""
     canvas, (x, y, scale), size = table(rng)
     dressed(canvas, canvas.patch(x, y, rng.uniform(0, 2 * np.pi), scale, 1.5), name)
     return photograph(canvas.pixels, rng).resize(size, Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""Scenes: a table, clutter, the food, then a camera with its light, blur and grain."""
+"""Paint scenes: a table, clutter, the food, then a camera's light, blur and grain."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tl_research.data.synthetic.food import CRUST, KETCHUP, LOOKALIKES, MAYO, MU
 from tl_research.data.synthetic.paint import Array, Canvas, mix, noise
 
 Shape = tuple[int, int]
-LONG_SIDE = 300  # pixels painted along the longer side, whatever size the photograph then has
+LONG_SIDE = 300  # pixels painted along the longer side, whatever the photograph's final size
 
 
 def wood(shape: Shape, rng: np.random.Generator) -> Array:
-    """Planks with their grain."""
+    """Paint planks with their grain."""
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     across, along = (y, x) if rng.random() < 0.5 else (x, y)
     grain = np.sin(across * rng.uniform(0.15, 0.4) + 6 * noise(shape, 4, rng) + along * 0.01)
@@ -26,7 +26,7 @@ def wood(shape: Shape, rng: np.random.Generator) -> Array:
 
 
 def cloth(shape: Shape, rng: np.random.Generator) -> Array:
-    """A checked tablecloth, turned."""
+    """Paint a checked tablecloth, turned."""
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     a, side = rng.uniform(0, np.pi / 2), rng.uniform(16, 44)
     u, v = (x * np.cos(a) + y * np.sin(a)) / side, (y * np.cos(a) - x * np.sin(a)) / side
@@ -41,7 +41,7 @@ def cloth(shape: Shape, rng: np.random.Generator) -> Array:
 
 
 def plain(shape: Shape, rng: np.random.Generator) -> Array:
-    """Paper, slate or marble."""
+    """Paint paper, slate or marble."""
     base = [(0.88, 0.86, 0.82), (0.30, 0.31, 0.33), (0.80, 0.72, 0.60), (0.55, 0.60, 0.62), (0.70, 0.50, 0.38)]
     colour = tint(base[rng.integers(5)], rng, 0.1)
     veins = np.abs(noise(shape, 5, rng)) < 0.04 * rng.integers(0, 2)
@@ -49,7 +49,7 @@ def plain(shape: Shape, rng: np.random.Generator) -> Array:
 
 
 def grass(shape: Shape, rng: np.random.Generator) -> Array:
-    """A lawn."""
+    """Paint a lawn."""
     blades = noise(shape, 70, rng, octaves=2) + 0.5 * noise(shape, 8, rng)
     return mix(tint((0.20, 0.36, 0.10), rng), tint((0.50, 0.62, 0.25), rng), 0.5 + 0.5 * blades)
 
@@ -58,7 +58,7 @@ GROUNDS: list[Callable[[Shape, np.random.Generator], Array]] = [wood, wood, clot
 
 
 def plate(canvas: Canvas, x: float, y: float, scale: float) -> None:
-    """A plate, or a paper tray, under the food."""
+    """Paint a plate or a paper tray under the food."""
     rng = canvas.rng
     patch = canvas.patch(x, y, rng.uniform(0, np.pi), scale, 1.9)
     colour = tint(
@@ -74,7 +74,7 @@ def plate(canvas: Canvas, x: float, y: float, scale: float) -> None:
 
 
 def clutter(canvas: Canvas, x: float, y: float, scale: float) -> None:
-    """Something else that lies about, in pictures of either class alike."""
+    """Paint an unrelated object, in pictures of both classes alike."""
     rng = canvas.rng
     patch = canvas.patch(x, y, rng.uniform(0, 2 * np.pi), scale, 1.3)
     kind = rng.integers(7)
@@ -118,7 +118,7 @@ def clutter(canvas: Canvas, x: float, y: float, scale: float) -> None:
 
 
 def table(rng: np.random.Generator) -> tuple[Canvas, tuple[float, float, float], Shape]:
-    """A laid table without its food: the canvas, `(x, y, scale)` of the food, the photograph's width and height."""
+    """Paint a laid table without food; return the canvas, the food's `(x, y, scale)`, and the photograph's size."""
     width, height = (int(side) for side in rng.integers(260, 701, 2))
     width, height = max(width, height * 2 // 5, 200), max(height, width * 2 // 5, 200)
     shrink = min(1.0, LONG_SIDE / max(width, height))
@@ -136,7 +136,7 @@ def table(rng: np.random.Generator) -> tuple[Canvas, tuple[float, float, float],
 
 
 def scene(is_hot_dog: bool, rng: np.random.Generator) -> Image.Image:
-    """One photograph of 200 to 700 pixels a side."""
+    """Paint one photograph, each side 200 to 700 pixels."""
     canvas, (x, y, scale), size = table(rng)
     painter = hot_dog if is_hot_dog else LOOKALIKES[rng.integers(len(LOOKALIKES))]
     angle = rng.uniform(-0.5, 0.5) if painter.__name__ in ("burger", "taco") else rng.uniform(0, 2 * np.pi)
@@ -145,7 +145,7 @@ def scene(is_hot_dog: bool, rng: np.random.Generator) -> Image.Image:
 
 
 def photograph(pixels: Array, rng: np.random.Generator) -> Image.Image:
-    """What a camera makes of it: white balance, exposure, vignette, focus, grain."""
+    """Apply a camera's white balance, exposure, vignette, focus and grain."""
     y = np.linspace(-1, 1, pixels.shape[0], dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, pixels.shape[1], dtype=np.float32)[None]
     lamp = 1 - np.float32(rng.uniform(0, 0.35)) * np.hypot(x - rng.uniform(-0.5, 0.5), y - rng.uniform(-0.5, 0.5))

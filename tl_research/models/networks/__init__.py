@@ -1,1 +1,1 @@
-"""Networks of our own, called like the constructors of keras.applications."""
+"""Build networks of our own, with the call signature of `keras.applications`."""

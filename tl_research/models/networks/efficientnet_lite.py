@@ -1,9 +1,9 @@
-"""EfficientNet-Lite0 to Lite2 as plain Keras models of built-in layers.
+"""Build EfficientNet-Lite0 to Lite2 from built-in Keras layers.
 
 Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", 2019 (arXiv 1905.11946).
-Lite is the same network made for small machines: no squeeze-and-excitation, ReLU6 in place of swish, and the width of
-stem and head and the depth of the first and last stage left unscaled. Drop-connect is left out: it needs layers that
-branch the graph of every residual block, and a few hundred images do not train this network from scratch.
+Lite is its variant for small machines: no squeeze-and-excitation, ReLU6 instead of swish, unscaled width of stem and
+head, unscaled depth of the first and last stage. Drop-connect is omitted: it would branch the graph of every residual
+block, and nobody trains this network from scratch on a few hundred images.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import keras
 
 STEM, HEAD = 32, 1280
-BN_EPSILON = 1e-3  # TensorFlow's, which the published weights were trained with
+BN_EPSILON = 1e-3  # the published weights were trained with it
 
 
-class Stage(NamedTuple):
-    """Blocks in a row; the first one changes resolution and width."""
+class BlockGroup(NamedTuple):
+    """Consecutive blocks; the first changes resolution and width."""
 
     blocks: int
     kernel: int
@@ -32,13 +32,13 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(1, 3, 1, 1, 16),
-    Stage(2, 3, 2, 6, 24),
-    Stage(2, 5, 2, 6, 40),
-    Stage(3, 3, 2, 6, 80),
-    Stage(3, 5, 1, 6, 112),
-    Stage(4, 5, 2, 6, 192),
-    Stage(1, 3, 1, 6, 320),
+    BlockGroup(1, 3, 1, 1, 16),
+    BlockGroup(2, 3, 2, 6, 24),
+    BlockGroup(2, 5, 2, 6, 40),
+    BlockGroup(3, 3, 2, 6, 80),
+    BlockGroup(3, 5, 1, 6, 112),
+    BlockGroup(4, 5, 2, 6, 192),
+    BlockGroup(1, 3, 1, 6, 320),
 )
 
 
@@ -54,11 +54,11 @@ def efficientnet_lite(
     size: int,
     name: str,
 ) -> keras.Model:
-    """The network with random weights, scaled by `width` and `depth`; `size` is its input where none is given.
+    """Build the network with random weights, scaled by `width` and `depth`; `size` is the default input side.
 
     The input is (height, width, 3) floats already scaled by (x - 127) / 128. The output is a feature map of stride 32
     with 1280 channels, pooled to a vector for `pooling` "avg" or "max", or `classes` logits with `include_top`.
-    Raises InputError for other `weights` than None (`weights.load_torch` fills them in) or an unknown `pooling`.
+    Raises InputError for `weights` other than None (`weights.load_torch` loads them) or an unknown `pooling`.
     """
     import keras
 
@@ -67,7 +67,7 @@ def efficientnet_lite(
     image = keras.Input(input_shape or (size, size, 3), name="image")
     x = _conv(image, STEM, 3, 2, name="stem")
     for number, stage in enumerate(STAGES, start=1):
-        inner = 1 < number < len(STAGES)  # Lite leaves the depth of the first and last stage alone
+        inner = 1 < number < len(STAGES)  # Lite does not scale the depth of the first and last stage
         for i in range(math.ceil(stage.blocks * depth) if inner else stage.blocks):
             stride = stage.stride if i == 0 else 1
             x = _block(x, stage, stride, _round_width(stage.width * width), f"block{number}{chr(ord('a') + i)}")
@@ -75,14 +75,14 @@ def efficientnet_lite(
     return keras.Model(image, _top(x, include_top, pooling, classes), name=name)
 
 
-# Called as the constructors of keras.applications are: EfficientNetLite0(include_top=False, input_shape=(224, 224, 3)).
+# Call them like constructors of keras.applications: EfficientNetLite0(include_top=False, input_shape=(224, 224, 3)).
 EfficientNetLite0 = partial(efficientnet_lite, width=1.0, depth=1.0, size=224, name="efficientnet_lite0")
 EfficientNetLite1 = partial(efficientnet_lite, width=1.0, depth=1.1, size=240, name="efficientnet_lite1")
 EfficientNetLite2 = partial(efficientnet_lite, width=1.1, depth=1.2, size=260, name="efficientnet_lite2")
 
 
-def _block(x: keras.KerasTensor, stage: Stage, stride: int, width: int, name: str) -> keras.KerasTensor:
-    """Inverted residual: expand, filter each channel, project; added to its input where the shapes agree."""
+def _block(x: keras.KerasTensor, stage: BlockGroup, stride: int, width: int, name: str) -> keras.KerasTensor:
+    """Add an inverted residual block: expand, depthwise convolution, project; a shortcut where the shapes agree."""
     import keras
 
     shortcut = x
@@ -108,7 +108,7 @@ def _conv(
 ) -> keras.KerasTensor:
     import keras
 
-    # TensorFlow's own "same" padding: the weights come from there, so stride 2 pads more at the end than at the start.
+    # TensorFlow's "same" padding, which the weights expect: stride 2 pads more at the end than at the start.
     x = keras.layers.Conv2D(
         width, kernel, stride, padding="same", use_bias=False, kernel_initializer=_initializer(), name=f"{name}_conv"
     )(x)
@@ -123,14 +123,14 @@ def _bn(x: keras.KerasTensor, name: str, activation: bool = True) -> keras.Keras
 
 
 def _initializer() -> keras.initializers.Initializer:
-    """The paper's: He et al. by fan-out."""
+    """Initialize as the paper does: He et al. by fan-out."""
     import keras
 
     return keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
 
 
 def _round_width(width: float) -> int:
-    """The nearest multiple of 8 that loses no more than a tenth."""
+    """Round to the nearest multiple of 8 that loses at most a tenth."""
     rounded = max(8, int(width + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * width else rounded
 

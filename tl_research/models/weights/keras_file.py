@@ -1,7 +1,7 @@
-"""Opens Keras files as data: nothing in a file is rebuilt, imported or called to get at its weights.
+"""Read weights from Keras files as data, without building, importing or calling anything that a file names.
 
-Three kinds: HDF5 as Keras 1 and 2 wrote it (`keras.applications` still publishes it), HDF5 as Keras 3 writes it
-(`.weights.h5`), and a `.keras` archive with one of the latter inside.
+Three formats: HDF5 of Keras 1 and 2 (as `keras.applications` still publishes), HDF5 of Keras 3 (`.weights.h5`), and
+`.keras` archives, which contain the latter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras file
 
 
 class Contents(NamedTuple):
-    """What a file holds. `ordered`: in the order of the network, which a `.weights.h5` does not record."""
+    """Tensors of a file. `ordered`: in the network's order, which a `.weights.h5` does not record."""
 
     tensors: list[Tensor]
     ordered: bool
@@ -29,17 +29,16 @@ class Contents(NamedTuple):
 
 @contextmanager
 def contents(path: Path) -> Iterator[Contents]:
-    """Opens a `.keras` or `.h5` file. Raises InputError, naming it, for whatever is not one or is damaged."""
+    """Open a `.keras` or `.h5` file; raise InputError, naming it, if it is of another kind or damaged."""
     with ExitStack() as stack:
         with reading(path):
-            found = _contents(path, stack)
-        yield found
+            tensors = _contents(path, stack)
+        yield tensors
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Around whatever reads a file by somebody else's code: damage is answered with anything from KeyError to
-    RuntimeError, and comes out as InputError."""
+    """Convert whatever a library raises for a damaged file, from KeyError to RuntimeError, to InputError."""
     try:
         yield
     except InputError:
@@ -64,7 +63,7 @@ def _contents(path: Path, stack: ExitStack) -> Contents:
 
 
 def check_hdf5(path: Path) -> None:
-    """Raises InputError, saying what the file is instead, unless it begins as HDF5 does."""
+    """Check that a file starts like HDF5; otherwise raise InputError that says what it is instead."""
     with opened(path) as file:
         start = file.read(512)
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
@@ -83,7 +82,7 @@ def check_hdf5(path: Path) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What a `.keras` file says the model is."""
+    """Read the model's config from a `.keras` file."""
     with reading(path):
         config = json.loads(_member(path, CONFIG))
     if not isinstance(config, dict):
@@ -92,7 +91,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> bytes:
-    """The HDF5 file in a `.keras` file."""
+    """Read the HDF5 file inside a `.keras` file."""
     with reading(path):
         return _member(path, WEIGHTS)
 
@@ -105,7 +104,7 @@ def _member(path: Path, name: str) -> bytes:
             if name not in archive.namelist():
                 raise InputError(f"{path} lacks {name}: it is no Keras model. Save it again with model.save")
             info = archive.getinfo(name)
-            # Keras stores without compression. What grows a hundredfold is made to fill the memory.
+            # Keras does not compress. A member that grows a hundredfold is an attempt to fill the memory.
             if info.file_size > 100 * max(info.compress_size, 1):
                 raise InputError(
                     f"{path}: its {name} grows from {info.compress_size} to {info.file_size} bytes: refused"
@@ -115,7 +114,7 @@ def _member(path: Path, name: str) -> bytes:
 
 @contextmanager
 def opened(path: Path) -> Iterator[io.BufferedReader]:
-    """The file, or InputError where there is none to open."""
+    """Open a file; raise InputError if it cannot be opened."""
     if path.is_dir():
         raise InputError(f"{path} is a directory. Give the file of weights inside")
     try:

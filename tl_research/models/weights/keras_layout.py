@@ -1,7 +1,7 @@
-"""The layouts in which Keras keeps weights in HDF5: where each layer's are, and in which order.
+"""List the tensors in Keras' HDF5 layouts: where each layer's weights are, and in which order.
 
-Keras 3 files a layer under its class and rank; Keras 1 and 2 under its name, and say in which order. Only what lies in
-the file itself is followed.
+Keras 3 stores a layer under its class and rank, Keras 1 and 2 under its name, with the order. Links that lead out of
+the file are not followed.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ KINDS = {
 
 
 class Tensor(NamedTuple):
-    """One array of a file. `layer` may be shared by several, in the order in which Keras keeps a layer's weights."""
+    """One array of a file. Tensors of one layer come in the order of Keras' `layer.weights`."""
 
-    scope: str  # the model inside the file's model that the layer belongs to
+    scope: str  # the nested model that the layer belongs to
     layer: str
     name: str  # for messages
     kind: str  # kernel, bias, gamma, ...; "" where the file does not say
     shape: tuple[int, ...]
-    data: Any  # an array, or an HDF5 dataset that is read when it is needed
+    data: Any  # an array, or an HDF5 dataset that is read on demand
 
 
 def kind(name: str) -> str:
-    """What a weight is, by the last part of its name in Keras or torch."""
+    """Return a weight's kind, from the last part of its name in Keras or torch."""
     last = re.split("[/.]", name)[-1].removesuffix(":0")
     return KINDS.get(last, last)
 
 
 def snake(name: str) -> str:
-    """The name Keras derives from a class: Conv2D -> conv2d, BatchNormalization -> batch_normalization."""
+    """Convert a class name as Keras does: Conv2D -> conv2d, BatchNormalization -> batch_normalization."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def store_paths(layers: Iterable[Any], at: str = "layers") -> Iterator[tuple[str, Any]]:
-    """Where Keras 3 keeps each layer in a file: by its class and its rank among those of its class.
+    """Yield each layer with its path in a Keras 3 file: its class and its rank among layers of that class.
 
-    Takes live layers or their configs. A model inside is descended into.
+    Takes layers or their configs, and descends into nested models.
     """
     counts: dict[str, int] = {}
     for layer in layers:
@@ -65,7 +65,7 @@ def store_paths(layers: Iterable[Any], at: str = "layers") -> Iterator[tuple[str
 
 
 def layers_of(model: keras.Model) -> Iterator[keras.Layer]:
-    """All layers in the network's order, those of models inside too."""
+    """Yield all layers in the network's order, including those of nested models."""
     for layer in model.layers:
         if isinstance(getattr(layer, "layers", None), list):
             yield from layers_of(layer)
@@ -74,16 +74,16 @@ def layers_of(model: keras.Model) -> Iterator[keras.Layer]:
 
 
 def finish(model: keras.Model) -> None:
-    """To be called after weights were set: Normalization computes with copies of its own."""
+    """Update what layers derive from weights just set: Normalization keeps copies."""
     for layer in layers_of(model):
         if layer.weights and hasattr(layer, "finalize_state"):
             layer.finalize_state()
 
 
 def by_config(file: h5py.File, config: dict[str, Any]) -> Iterator[Tensor]:
-    """In the order in which the config lists the layers, with their names."""
+    """Yield tensors in the order in which the config lists the layers, with the layers' names."""
     seen = set()
-    # An operation such as x / 255 is listed among the layers and is none.
+    # The config lists operations such as x / 255 among the layers.
     for path, layer in store_paths(_without_operations(config["config"]["layers"])):
         if path not in seen and f"{path}/vars" in file:
             yield from _vars(_group(file, f"{path}/vars"), path.rpartition("/")[0], layer["config"]["name"])
@@ -94,15 +94,15 @@ def by_config(file: h5py.File, config: dict[str, Any]) -> Iterator[Tensor]:
 
 
 def _without_operations(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    kept = [layer for layer in layers if not str(layer.get("module")).startswith("keras.src.ops")]
-    for layer in kept:
+    real = [layer for layer in layers if not str(layer.get("module")).startswith("keras.src.ops")]
+    for layer in real:
         if isinstance(layer["config"].get("layers"), list):
             layer["config"]["layers"] = _without_operations(layer["config"]["layers"])
-    return kept
+    return real
 
 
 def unordered(file: h5py.File) -> list[Tensor]:
-    """In no order, each under the path of its layer."""
+    """List tensors in no particular order, each under the path of its layer."""
     tensors = []
     for path in _groups_with_vars(file):
         if path.startswith(CONTAINERS):
@@ -113,7 +113,7 @@ def unordered(file: h5py.File) -> list[Tensor]:
 
 def _groups_with_vars(group: h5py.Group, at: str = "") -> Iterator[str]:
     for name in group:
-        # The state of a dropout's random numbers is no weight.
+        # A dropout's random state is not a weight.
         if name == "vars" and at and not at.endswith("seed_generator"):
             yield at
         elif name != "vars" and _is_group(group, name):
@@ -127,7 +127,7 @@ def _vars(group: h5py.Group, scope: str, layer: str) -> Iterator[Tensor]:
 
 
 def legacy(file: h5py.File) -> Iterator[Tensor]:
-    """In the file's order. A model inside is one group; its weights' names still tell its layers apart."""
+    """Yield tensors in the file's order. A nested model is one group; its weights' names tell its layers apart."""
     root = _group(file, "model_weights") if "model_weights" in file else file
     names = _names(root, "layer_names")
     if not names:
@@ -146,7 +146,7 @@ def legacy(file: h5py.File) -> Iterator[Tensor]:
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:
-    """An attribute that Keras splits into attribute0, attribute1, ... where it is long."""
+    """Read an attribute, which Keras splits into attribute0, attribute1, ... if it is long."""
     numbered = [f"{attribute}{i}" for i in range(len(group.attrs))]
     parts = [group.attrs[key] for key in (attribute, *numbered) if key in group.attrs]
     return [name.decode() if isinstance(name, bytes) else str(name) for part in parts for name in part]
@@ -155,7 +155,7 @@ def _names(group: h5py.Group, attribute: str) -> list[str]:
 def _is_group(parent: h5py.Group, name: str) -> bool:
     import h5py
 
-    # A link may lead into another file: only what lies in this one is followed.
+    # Other kinds of link may lead into another file.
     return parent.get(name, getclass=True, getlink=True) is h5py.HardLink and isinstance(parent[name], h5py.Group)
 
 

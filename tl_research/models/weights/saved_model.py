@@ -1,4 +1,4 @@
-"""Rebuilds a whole Keras model from a file, from built-in layers only, and cuts it down to its feature map."""
+"""Load a whole Keras model from a file, built-in layers only, and cut it down to its feature map."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tl_research.models.weights.keras_layout import finish
 if TYPE_CHECKING:
     import keras
 
-# Where the parts of an image network may be defined. Not here: Lambda, layers that wrap another framework's model or
+# Modules that may define parts of an image network. Not here: Lambda, layers that wrap another framework's model or
 # open a file (TFSMLayer, TorchModuleWrapper, StringLookup, ...), and functions such as keras.utils.get_file.
 ALLOWED = re.compile(
     r"keras\.src\.("
@@ -28,17 +28,17 @@ ALLOWED = re.compile(
     r"|initializers\.|regularizers\.|constraints\.|ops\."
     r")"
 )
-# Where a file written by Keras 2, which names no modules, may mean its classes to be.
+# Modules to search for classes of a Keras 2 file, which names no modules.
 SPACES = ("models", "layers", "initializers", "regularizers", "constraints", "dtype_policies", "random")
 INNER_SPACES = ("src.models.functional", "src.ops.numpy", "src.ops.nn")
 PLAIN = {"__keras_tensor__", "__tensor__", "__numpy__", "__ellipsis__", "__slice__"}
 
 
 def load_model(path: str | Path) -> keras.Model:
-    """A whole model from a `.keras` or `.h5` file, not compiled.
+    """Load a whole model from a `.keras` or `.h5` file, not compiled.
 
-    Raises InputError, naming the file, where it holds a Lambda or a class that is not built into Keras (neither is
-    imported or called), where it holds weights without a model, or where it is missing or damaged.
+    Raises InputError, naming the file, if it contains a Lambda or a class that is not built into Keras (neither is
+    imported or called), contains weights without a model, or is missing or damaged.
     """
     path = Path(path).expanduser()
     if path.suffix not in (".keras", ".h5", ".hdf5") and not path.is_dir():
@@ -47,7 +47,7 @@ def load_model(path: str | Path) -> keras.Model:
         return _from_archive(path) if path.suffix == ".keras" else _from_hdf5(path)
     except InputError:
         raise
-    except Exception as error:  # Keras answers a config or weights that do not agree with all kinds of errors
+    except Exception as error:  # Keras raises many kinds of error if config and weights disagree
         reason = " ".join(str(error).split()).split(". ")[0][:150] or type(error).__name__
         raise InputError(f"{path} cannot be rebuilt as a Keras model: {reason}. Save it again as .keras") from None
 
@@ -58,14 +58,14 @@ def _from_archive(path: Path) -> keras.Model:
     config, weights = safe_config(path), read_weights(path)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.keras")
-        with zipfile.ZipFile(file, "w") as archive:  # what was checked is what is loaded
+        with zipfile.ZipFile(file, "w") as archive:  # loads exactly what was checked
             archive.writestr(CONFIG, json.dumps(config))
             archive.writestr(WEIGHTS, weights)
         return keras.saving.load_model(file, compile=False, safe_mode=True)
 
 
 def safe_config(path: Path) -> dict[str, Any]:
-    """The config of a `.keras` file less how its models were compiled; InputError as `check_config` raises it."""
+    """Read and check the config of a `.keras` file, without training settings; raises as `check_config`."""
     with reading(path):
         config = _without_training(read_config(path))
         check_config(config, path)
@@ -83,12 +83,12 @@ def _from_hdf5(path: Path) -> keras.Model:
         raise InputError(f"{path} holds weights without a model. Give a whole model from model.save")
     check_config(json.loads(config), path)
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    finish(model)  # Keras forgets it for models inside
+    finish(model)  # Keras omits this for nested models
     return model
 
 
 def check_config(config: dict[str, Any], path: Path) -> None:
-    """Raises InputError unless every object the config of a model names is a built-in part of a network."""
+    """Check that a model's config names built-in network parts only; raise InputError otherwise."""
     for part in _objects(config):
         name, module = str(part["class_name"]), part.get("module")
         if name in ("Lambda", "__lambda__"):
@@ -105,7 +105,7 @@ def check_config(config: dict[str, Any], path: Path) -> None:
 
 
 def _objects(config: Any) -> Iterator[dict[str, Any]]:
-    """Every description of an object in a config, outermost first."""
+    """Yield every serialized object in a config, outermost first."""
     if isinstance(config, dict):
         if "class_name" in config:
             yield config
@@ -131,12 +131,12 @@ def _is_built_in(name: str, module: Any, config: Any) -> bool:
             return False
     else:
         return False
-    found = next((getattr(space, name) for space in spaces if hasattr(space, name)), None)
-    return isinstance(found, type) and ALLOWED.match(found.__module__) is not None
+    cls = next((getattr(space, name) for space in spaces if hasattr(space, name)), None)
+    return isinstance(cls, type) and ALLOWED.match(cls.__module__) is not None
 
 
 def _without_training(config: Any) -> Any:
-    """The config less how the model and those inside were compiled: optimizers and losses are not needed."""
+    """Remove compile settings (optimizers, losses) of a model and its nested models from a config."""
     if isinstance(config, dict):
         return {key: _without_training(value) for key, value in config.items() if key != "compile_config"}
     if isinstance(config, list):
@@ -145,11 +145,11 @@ def _without_training(config: Any) -> Any:
 
 
 def feature_extractor(model: keras.Model, size: int | None = None) -> keras.Model:
-    """The part of a classifier that gives its last feature map: image -> (height, width, channels), one flat graph.
+    """Cut a classifier at its last feature map: image -> (height, width, channels), as one flat graph.
 
-    Models inside are taken apart into their layers and random augmentation is left out. `size` replaces the image's
-    height and width. Layers and weights are copies. Raises InputError where there is no feature map, more than one
-    input or output, or a graph that does not bear `size`.
+    Nested models are flattened and random augmentation is removed. `size` replaces the image's height and width. Layers
+    and weights are copies. Raises InputError if there is no feature map, more than one input or output, or if the graph
+    does not accept `size`.
     """
     import keras
 
@@ -166,14 +166,14 @@ def feature_extractor(model: keras.Model, size: int | None = None) -> keras.Mode
         return _copy(network)
     except InputError:
         raise
-    except Exception as error:  # whatever Keras says of a graph that cannot be cut or resized
+    except Exception as error:  # Keras raises many kinds of error for graphs that cannot be cut or resized
         reason = " ".join(str(error).split())[:150]
         raise InputError(f"the model {model.name} cannot be cut down to its features: {reason}") from None
 
 
 def flat(model: keras.Model) -> keras.Model:
-    """The same layers in one graph, less what does nothing to a finished image. Raises Keras' ValueError where two
-    models inside have layers of the same name."""
+    """Flatten nested models into one graph of the same layers, without those that are idle at inference. Raises Keras'
+    ValueError if two nested models have layers of the same name."""
     import keras
 
     def call(operation: keras.Operation, *inputs: Any, **options: Any) -> Any:
@@ -182,7 +182,7 @@ def flat(model: keras.Model) -> keras.Model:
         return inputs[0] if _is_idle(operation) else operation(*inputs, **options)
 
     image = model.inputs[0]
-    # Whatever the structure of its inputs was (Keras 2 wrote lists), one image it is from here on.
+    # Keras 2 wrote a list of inputs; from here on the input is one image.
     output = model.call(image) if isinstance(model, keras.Sequential) else model.outputs[0]
     model = keras.Model(image, output, name=model.name)
     while any(isinstance(operation, keras.Model) or _is_idle(operation) for operation in model.operations):
@@ -191,13 +191,13 @@ def flat(model: keras.Model) -> keras.Model:
 
 
 def _is_idle(operation: keras.Operation) -> bool:
-    """Random augmentation, which is the data's business, and the traces that calling a model in a model leaves."""
+    """Recognize random augmentation, which belongs to the data, and conversions left by nested calls."""
     name, module = type(operation).__name__, type(operation).__module__
     return name == "ConvertToTensor" or (name.startswith("Random") and ".image_preprocessing." in module)
 
 
 def _copy(model: keras.Model) -> keras.Model:
-    """Fresh layers, each called once, with the same weights."""
+    """Clone a model into new layers, each called once, with the same weights."""
     import keras
 
     copy = keras.models.clone_model(model)
@@ -207,7 +207,7 @@ def _copy(model: keras.Model) -> keras.Model:
 
 
 def _feature_map(model: keras.Model) -> keras.KerasTensor:
-    """The last output with a height and width of more than one pixel, before dropout; else the last with any."""
+    """Find the last output larger than 1 x 1 pixel, before dropout; else the last with height and width."""
     operations = [op for op in model.operations if "Dropout" not in type(op).__name__]
     outputs = [op.output for op in operations if op.output is not model.input]
     maps = [output for output in outputs if len(getattr(output, "shape", ())) == 4]

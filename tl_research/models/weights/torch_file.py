@@ -1,7 +1,7 @@
-"""Reads the tensors of a `torch.save` file without torch and without trusting it.
+"""Read the tensors of a `torch.save` file without torch and without trusting the file.
 
-Such a file is a pickle, and a pickle may name any function of the machine to be called. Here the names are a closed
-list, and none of them reaches the real thing: a tensor becomes a note of where its numbers lie in the file.
+Such a file is a pickle, and a pickle may call any function. This reader accepts a closed list of names and replaces
+each by a harmless stand-in: a tensor becomes a record of where its numbers are in the file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from tl_research.errors import InputError
 
-MAGIC = 0x1950A86A20F9469CFC6C  # opens a file of torch before 1.6
+MAGIC = 0x1950A86A20F9469CFC6C  # first number in a file of torch before 1.6
 PROTOCOL = 1001
 STORAGES = {
     "FloatStorage": "<f4",
@@ -49,7 +49,7 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
     def array(self, data: bytes) -> np.ndarray:
-        """The numbers, copied out of the storage's bytes; ValueError where they would lie outside of it."""
+        """Copy the numbers out of the storage's bytes; raise ValueError if they would lie outside."""
         flat = np.frombuffer(data, self.storage.dtype)
         if min((self.offset, *self.shape, *self.strides)) < 0 or len(self.shape) != len(self.strides):
             raise ValueError("a tensor has a negative size")
@@ -61,7 +61,7 @@ class _Tensor(NamedTuple):
         return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides, writeable=False).copy()
 
 
-# The unpickler written in Python: the one in C allocates whatever table size a hostile file asks for.
+# The unpickler in Python: the one in C allocates any table size that a hostile file requests.
 class _Unpickler(pickle._Unpickler):
     def __init__(self, file: BinaryIO):
         super().__init__(file, encoding="utf-8")
@@ -72,7 +72,7 @@ class _Unpickler(pickle._Unpickler):
             return OrderedDict
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
-        # A new lambda each time: a pickle can set attributes of what it is given, so it is given nothing shared.
+        # A new lambda each time: a pickle can set attributes on it, so nothing shared is handed out.
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return lambda storage, offset, shape, strides, *_: _Tensor(storage, offset, tuple(shape), tuple(strides))
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
@@ -87,10 +87,10 @@ class _Unpickler(pickle._Unpickler):
 
 
 def read_torch(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict in the file's order, by name.
+    """Read the tensors of a state dict by name, in the file's order.
 
-    Reads both formats of `torch.save`. Raises InputError for a file that is missing, damaged or not one of these,
-    and for one that names anything but tensors: nothing it names is imported or called.
+    Reads both formats of `torch.save`. Raises InputError if the file is missing, damaged, of another format, or names
+    anything but tensors. Nothing that it names is imported or called.
     """
     path = Path(path).expanduser()
     try:
@@ -106,7 +106,7 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _read_legacy(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
-    """Five pickles in a row (magic, protocol, machine, state dict, storage keys), then the storages' bytes."""
+    """Read five consecutive pickles (magic, protocol, machine, state dict, storage keys), then the storages' bytes."""
     file.seek(0)
     if _Unpickler(file).load() != MAGIC or _Unpickler(file).load() != PROTOCOL:
         raise ValueError("it does not begin as one")
@@ -126,10 +126,10 @@ def _read_legacy(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
 
 
 def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
-    """One archive: `data.pkl`, and a member `data/<key>` for each storage."""
+    """Read a zip archive: `data.pkl`, and a member `data/<key>` per storage."""
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
-        # torch stores without compression. What is compressed may be made to fill the memory.
+        # torch does not compress. A compressed member may be an attempt to fill the memory.
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
             raise ValueError("it is compressed")
         root = next(name for name in names if name.endswith("data.pkl")).removesuffix("data.pkl")
