@@ -40,7 +40,7 @@ TARGETS = {
     "Features": "tl_research.features.table.Features",
     "BestWeights": "tl_research.training.callbacks.BestWeights",
     "EarlyStopping": "tl_research.training.callbacks.EarlyStopping",
-    "TensorBoard": "tl_research.training.callbacks.TensorBoard",
+    "TensorBoard": "tl_research.reports.tensorboard.TensorBoard",
 }
 """Where each class is defined; the module is imported on first access."""
 

@@ -337,7 +337,7 @@ def test_edited_keys_are_named_if_hydra_recorded_them(unfinished: Path, colours:
 def test_other_package_versions_give_a_warning(
     unfinished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from tl_research.runs.run import versions
+    from tl_research.system.versions import versions
 
     monkeypatch.setattr("tl_research.runs.identity.versions", lambda: versions() | {"version_keras": "99"})
     resumed = compose([f"resume={unfinished}"]).run()

@@ -1,21 +1,33 @@
-"""TensorBoard's HParams page, asked as the browser asks it: every key of every run, and the final metrics of all."""
+"""What TensorBoard reads of a run, and its HParams page, asked as the browser asks it."""
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.util.tensor_util import make_ndarray
 
-from tl_research.training.callbacks import Results, TensorBoard
+from tl_research.reports.tensorboard import TensorBoard
+from tl_research.training.callbacks import Results
+
+SCALARS = {"loss/train", "loss/val", "stage/learning_rate", "final/val_accuracy"}
+HPARAMS = "_hparams_/session_start_info"
+PICTURES = {"train/batch": 3, "test/confusion_matrix": 0, "test/predictions": 0}
+"""Tags, and the epochs they are shown at."""
 
 
 def finished(directory: Path, accuracy: float, **hyperparameters: str | float) -> None:
@@ -25,6 +37,37 @@ def finished(directory: Path, accuracy: float, **hyperparameters: str | float) -
     TensorBoard(samples=0).finish(
         directory, Results(metrics, hyperparameters, ["a", "b"], np.array([0, 1]), logits, samples=[])
     )
+
+
+def test_event_files_hold_scalars_pictures_and_hyperparameters(tmp_path: Path) -> None:
+    recipe, pixels = TensorBoard(samples=1), np.full((1, 8, 8, 3), 7, np.uint8)
+    recipe.see(tmp_path, 3, pixels, np.eye(2)[:1], ["a", "b"])
+    for first in (0, 2):  # a stage each
+        scalars = recipe.build(tmp_path)
+        for epoch in (first, first + 1):
+            scalars.on_epoch_end(epoch, {"loss": 0.1 * epoch, "val_loss": np.float64(epoch), "learning_rate": 1e-3})
+    logits = np.eye(2, dtype=np.float32)
+    metrics = {"val_accuracy": 0.5, "test_loss": None}
+    samples = [(pixels[0], 0, logits[0])]
+    recipe.finish(tmp_path, Results(metrics, {"head": "mlp", "n": 2}, ["a", "b"], np.array([0, 1]), logits, samples))
+    events = EventAccumulator(str(tmp_path / "tensorboard"), {TENSORS: 0})
+    with warnings.catch_warnings():  # TensorBoard's reader uses TensorFlow's old one
+        warnings.simplefilter("ignore")
+        events.Reload()
+    points = {tag: [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors(tag)] for tag in SCALARS}
+    assert points["loss/train"] == [(epoch, pytest.approx(0.1 * epoch)) for epoch in range(4)]
+    assert points["loss/val"] == [(epoch, epoch) for epoch in range(4)]
+    assert points["final/val_accuracy"] == [(0, 0.5)]
+    assert set(events.Tags()[TENSORS]) == {*SCALARS, *PICTURES, HPARAMS}
+    for tag, step in PICTURES.items():
+        (event,) = events.Tensors(tag)
+        width, height, png = make_ndarray(event.tensor_proto)
+        assert event.step == step
+        assert Image.open(io.BytesIO(png)).size == (int(width), int(height))
+        assert events.SummaryMetadata(tag).plugin_data.plugin_name == "images"
+    content = events.PluginTagToContent("hparams")[HPARAMS]
+    values = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert (values["head"].string_value, values["n"].number_value) == ("mlp", 2)
 
 
 @pytest.fixture

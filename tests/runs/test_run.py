@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import threading
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
-import tl_research
 from tl_research import InputError, Run
-from tl_research.runs.run import as_csv, versions
+from tl_research.runs.run import as_csv
 from tl_research.system.files import write_atomically
 
 
@@ -124,9 +121,8 @@ def test_a_half_written_model_leaves_no_file(tmp_path: Path) -> None:
     assert sorted(p.name for p in run.directory.iterdir()) == [".lock", "status.json"]
 
 
-def test_csv_keeps_digits_and_versions_are_complete() -> None:
+def test_csv_keeps_digits() -> None:
     assert as_csv(["a", "b,c"], [[1 / 3, 'x"y']]) == 'a,"b,c"\n0.33333333,"x""y"\n'
-    assert {"version_tensorflow", "version_keras", "version_tl_research"} <= set(versions())
 
 
 def test_a_refused_claim_names_the_directory_and_changes_nothing(tmp_path: Path) -> None:
@@ -224,17 +220,6 @@ def test_a_run_opens_from_home_with_its_metrics(tmp_path: Path, monkeypatch: pyt
     Run.claim(tmp_path / "run").write_json("metrics.json", {"test_accuracy": 0.5})
     assert Run.open("~/run").directory == tmp_path / "run"
     assert Run.open("~/run").metrics == {"test_accuracy": 0.5}
-
-
-def test_missing_packages_have_unknown_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(package: str) -> str:
-        raise PackageNotFoundError(package)
-
-    monkeypatch.setattr("tl_research.runs.run.version", missing)
-    known = versions()
-    assert known["version_tl_research"] == tl_research.__version__
-    assert known["version_keras"] == "unknown"
-    assert known["version_python"] == platform.python_version()
 
 
 def test_file_names_in_another_encoding_are_written(tmp_path: Path) -> None:

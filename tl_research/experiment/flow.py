@@ -28,8 +28,9 @@ from tl_research.features.table import FeatureTable
 from tl_research.models.head import DirectHead, Linear
 from tl_research.models.summary import show_model
 from tl_research.runs.identity import compare, identity
-from tl_research.runs.run import Existing, Run, versions
+from tl_research.runs.run import Existing, Run
 from tl_research.system.console import silenced
+from tl_research.system.versions import versions
 from tl_research.training.classifier_state import ClassifierState
 from tl_research.training.closed_form import needs_no_epochs
 from tl_research.training.optimizer import LBFGS, GradientOptimizer

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import logging
-import platform
 import tempfile
 import threading
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import numpy as np
 from tl_research.backend.devices import has_gpu, kernel_facts
 from tl_research.backend.inference import compile_network, export_graph
 from tl_research.errors import InputError
+from tl_research.system.hardware import processor
 
 if TYPE_CHECKING:
     import keras
@@ -77,7 +77,7 @@ def describe_engine(name: EngineName, threads: int) -> dict[str, Any]:
     packages = ("openvino", "tensorflow", "keras") if chosen == "openvino" else ("tensorflow", "keras")
     facts: dict[str, Any] = {"engine": chosen, "code": ENGINES_VERSION, "batch": BATCH}
     facts |= {package: _version(package) for package in packages}
-    facts["processor"] = _processor()
+    facts["processor"] = processor()
     if chosen == "keras":
         facts |= {"threads": threads, **kernel_facts()}
     return facts
@@ -88,18 +88,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # installed under another name: tensorflow-cpu
         return str(getattr(importlib.import_module(package), "__version__", "unknown"))
-
-
-def _processor() -> str:
-    """Return the CPU's model and its vector instructions, by which kernels are chosen."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
-    except (OSError, ValueError):
-        return platform.processor() or platform.machine()
-    facts = {key.strip(): value.strip() for key, value in lines.items()}
-    flags = facts.get("flags", facts.get("Features", "")).split()
-    vector = [flag for flag in flags if flag.startswith(("avx", "amx", "fma", "asimd", "sve", "bf16"))]
-    return " ".join([platform.machine(), facts.get("model name", platform.processor()), *sorted(vector)])
 
 
 def keras_engine(network: keras.Model) -> Engine:

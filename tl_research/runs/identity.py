@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tl_research.errors import InputError
 from tl_research.runs.checkpoint import CheckpointFolder
-from tl_research.runs.run import Run, versions
+from tl_research.runs.run import Run
+from tl_research.system.versions import versions
 
 if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule

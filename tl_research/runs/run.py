@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import logging
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,24 +56,6 @@ def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     writer.writerow(header)
     writer.writerows([[f"{cell:.8g}" if isinstance(cell, float) else cell for cell in row] for row in rows])
     return text.getvalue()
-
-
-_PACKAGES = {name: (name,) for name in ("tensorflow", "keras", "numpy", "pillow", "scikit-learn", "openvino")} | {
-    "tensorflow": ("tensorflow", "tensorflow-cpu", "tf-nightly")
-}
-
-
-def versions() -> dict[str, str]:
-    """Look up the versions of packages that can change a result, without importing them."""
-    from tl_research import __version__  # the package imports this module
-
-    known = {"version_python": platform.python_version(), "version_tl_research": __version__}
-    for package, distributions in _PACKAGES.items():
-        known[f"version_{package}"] = "unknown"
-        for distribution in distributions:
-            with contextlib.suppress(PackageNotFoundError):
-                known[f"version_{package}"] = version(distribution)
-    return known
 
 
 @dataclass

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import math
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from tl_research.recipe import Positive, recipe
 from tl_research.runs.run import Run
 from tl_research.sweeps.job_process import Task, run_task
 from tl_research.sweeps.machine_slots import Slot, visible_gpus
-from tl_research.system.hardware import cores
+from tl_research.system.hardware import cores, memory_gb
 from tl_research.system.process import importable
 
 log = logging.getLogger(__name__)
@@ -117,8 +116,7 @@ class ProcessPool:
         are its part of the cores, and equal threads are equal bits."""
         if self.limits.n_jobs is not None:
             return self.limits.n_jobs
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-        fitting = len(visible_gpus()) or min(cores(), int(memory / GB_A_JOB))
+        fitting = len(visible_gpus()) or min(cores(), int(memory_gb() / GB_A_JOB))
         return max(min(fitting, num_jobs), 1)
 
     def run(self, outcomes: Sequence[Outcome], view: View) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from tl_research.metrics.classification import direction
-from tl_research.recipe import Count, Positive, recipe
+from tl_research.recipe import Positive, recipe
 
 if TYPE_CHECKING:
     import keras
@@ -113,86 +112,3 @@ class BestWeights(Callback):
                 self.best, self.weights = facts["best"], arrays if facts["found"] else None
 
         return KeepBest()
-
-
-@recipe
-class TensorBoard(Callback):
-    """Scalars of each epoch over one continuous axis, and at the end a confusion matrix, sample predictions and the
-    HParams view, in `tensorboard/` of the run directory."""
-
-    samples: Count = 16
-
-    @override
-    def build(self, directory: Path) -> keras.callbacks.Callback:
-        import keras
-        import tensorflow as tf
-
-        writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
-
-        class Scalars(keras.callbacks.Callback):
-            def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-                with writer.as_default(step=epoch):
-                    for name, value in (logs or {}).items():
-                        tf.summary.scalar(_tag(name), value)
-                writer.flush()  # a run that is killed and resumed has the points of all its epochs
-
-            def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-                writer.close()
-
-        return Scalars()
-
-    @override
-    def see(
-        self, directory: Path, epoch: int, pixels: np.ndarray, targets: np.ndarray, class_names: Sequence[str]
-    ) -> None:
-        import tensorflow as tf
-
-        from tl_research.reports import figures
-
-        writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
-        with writer.as_default(step=epoch):
-            _image("train/batch", figures.batch(pixels, targets, class_names))
-        writer.close()
-
-    @override
-    def finish(self, directory: Path, results: Results) -> None:
-        """Adds what is known only at the end."""
-        import tensorflow as tf
-        from tensorboard.plugins.hparams import api as hp
-
-        from tl_research.reports import figures
-
-        writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
-        with writer.as_default(step=0):
-            matrix = figures.confusion_matrix(results.labels, results.logits.argmax(axis=1), results.class_names)
-            _image("test/confusion_matrix", matrix)
-            if self.samples and results.samples:
-                page = figures.predictions(results.samples[: self.samples], results.class_names)
-                _image("test/predictions", page)
-            scalars = {k: v for k, v in results.metrics.items() if k.startswith(("val_", "test_")) and v is not None}
-            # No hparams_config: of all runs TensorBoard believes one, which lacks the others' keys. Without any it puts
-            # all runs together, what differs first.
-            hp.hparams(dict(results.hyperparameters), trial_id="/".join(directory.parts[-2:]))
-            for name, value in scalars.items():
-                tf.summary.scalar(f"final/{name}", value)
-        writer.close()
-
-
-def _image(tag: str, pixels: np.ndarray) -> None:
-    """`tf.summary.image` of one picture, whose own PNG encoder takes longer than drawing it did."""
-    import tensorflow as tf
-    from PIL import Image
-    from tensorboard.plugins.image import metadata
-
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "png", compress_level=3)
-    height, width = pixels.shape[:2]
-    content = tf.constant([str(width).encode(), str(height).encode(), png.getvalue()])
-    tf.summary.write(tag, content, metadata=metadata.create_summary_metadata(None, None))
-
-
-def _tag(name: str) -> str:
-    """`val_loss` -> `loss/val`: TensorBoard groups by what stands before the slash."""
-    if name in ("learning_rate", "seconds", "data_wait"):
-        return f"stage/{name}"
-    return f"{name.removeprefix('val_')}/{'val' if name.startswith('val_') else 'train'}"

@@ -3,35 +3,22 @@ from negligible to divergence, and suggest a rate from the curve of the loss. Th
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-import shlex
-import tempfile
-import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from typing_extensions import override
 
 from tl_research.errors import InputError
-from tl_research.models.head import DirectHead
-from tl_research.runs.run import as_csv
-from tl_research.system.files import write_atomically
 from tl_research.system.progress import bar
-from tl_research.training.callbacks import TensorBoard
 from tl_research.training.loop import EpochRow, TrainLoop
-from tl_research.training.optimizer import GradientOptimizer
-from tl_research.training.summary import show_learning_rate
 
 if TYPE_CHECKING:
     from tl_research.data.loader import Batch
-    from tl_research.experiment.experiment import Experiment
     from tl_research.runs.checkpoint import CheckpointState
 
 FIRST, LAST = 1e-7, 10.0
@@ -153,82 +140,3 @@ class RangeTest(TrainLoop):
             with closing(self.batches(epoch, 0)) as batches:  # type: ignore[type-var]
                 while group := list(itertools.islice(batches, self.accumulate)):
                     yield group
-
-
-def find(experiment: Experiment, stage: str | None = None, steps: int = 100) -> tuple[str, Curve]:
-    """Tests a stage's learning rate, after the stages before it have been fitted as a run would: its name, and the
-    curve. `stage` is by default the first that trains the backbone, else the first that follows gradients.
-
-    Raises:
-        InputError: there is no such stage or it has no learning rate, too few steps, or what a run raises.
-    """
-    name = _chosen(experiment, stage)
-    if steps < LEAST_STEPS:
-        raise InputError(f"--steps {steps}: too few to see a curve; give {LEAST_STEPS} or more")
-    for key in ("resume", "shard"):
-        if value := getattr(experiment, key):
-            raise InputError(f"{key}={value}: lr_find takes the overrides of a whole run; leave it out")
-    if experiment.trainer.distribution == "multi_worker":
-        raise InputError("trainer.distribution=multi_worker: lr_find runs on one machine; leave it out")
-    names = list(experiment.transfer)
-    shortened = replace(
-        experiment,
-        transfer={name: experiment.transfer[name] for name in names[: names.index(name) + 1]},
-        trainer=replace(experiment.trainer, time_limit=None),
-        callbacks={k: v for k, v in experiment.callbacks.items() if not isinstance(v, TensorBoard)},  # nobody will look
-    )
-    curve = Curve(steps)
-    shortened.rehearse({name: partial(RangeTest, curve=curve)})
-    return name, curve
-
-
-def _chosen(experiment: Experiment, stage: str | None) -> str:
-    transfer = experiment.transfer
-    if stage is not None and stage not in transfer:
-        raise InputError(f"--stage {stage}: there is no such stage; those of transfer are {', '.join(transfer)}")
-    able = [
-        name
-        for name, each in transfer.items()
-        if isinstance(each.optimizer_for(experiment.optimizer), GradientOptimizer)
-        and (each.trains_backbone or not isinstance(experiment.head, DirectHead))
-    ]
-    if stage in able:
-        return stage
-    if stage is None and able:
-        return next((name for name in able if transfer[name].trains_backbone), able[0])
-    which = f"--stage {stage}" if stage else f"transfer.{next(iter(transfer))}"
-    instead = f"give --stage {able[0]}" if able else "transfer=finetune"
-    raise InputError(f"{which}: its head is not found by gradients; add head=linear optimizer=adam, or {instead}")
-
-
-def destination(output: Path | None) -> Path:
-    """The folder to write into, which need not exist. Raises `InputError` if it could not be made."""
-    folder = (output or Path(time.strftime("outputs/lr_find/%Y-%m-%d_%H-%M-%S"))).expanduser()
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    try:
-        tempfile.TemporaryFile(dir=there).close()
-    except OSError as error:
-        raise InputError(f"--output {folder}: cannot be written ({there}: {error.strerror})") from None
-    return folder
-
-
-def report(experiment: Experiment, overrides: Sequence[str], stage: str, curve: Curve, folder: Path) -> None:
-    """Writes `lr_find.png`, `lr_find.csv` and `override.txt`, the override alone; shows the command to use."""
-    from PIL import Image
-
-    from tl_research.reports import figures
-
-    rate, why = suggest(curve)
-    key = f"transfer.{stage}.learning_rate"
-    known = "learning_rate" in experiment.config.get("transfer", {}).get(stage, {})
-    line = f"{'' if known else '+'}{key}={rate:.2g}"
-    kept = [override for override in overrides if override.partition("=")[0].lstrip("+") != key]
-    header, columns = ["learning_rate", "loss", "smoothed"], (curve.rates, curve.losses, curve.smoothed)
-    png = io.BytesIO()
-    page = figures.learning_rates(f"learning-rate range test, stage {stage}", *columns, rate)
-    Image.fromarray(page).save(png, "png")
-    table = as_csv(header, zip(*columns, strict=True))
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (("lr_find.png", png.getvalue()), ("lr_find.csv", table), ("override.txt", f"{line}\n")):
-        write_atomically(folder / name, content)
-    show_learning_rate(stage, rate, why, shlex.join(["python", "train.py", *kept, line]), folder)
