@@ -36,7 +36,7 @@ def test_every_old_name_leads_to_something(old: str, new: str) -> None:
         ("from tl_research.trainer import Trainer", "is called tl_research.training.options.TrainOptions now"),
         ("from tl_research.features import Features", "is called tl_research.features.table.Features now"),
         ("from tl_research.weights.keras_file import contents", "tl_research.models.weights.keras_file.contents now"),
-        ("from tl_research import head; head.Linear", "is called tl_research.models.head.Linear now"),
+        ("from tl_research import head; head.MLP", "is called tl_research.models.head.MLP now"),
     ],
 )
 def test_an_old_import_works_and_warns(statement: str, warning: str) -> None:

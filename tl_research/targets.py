@@ -78,6 +78,11 @@ def _current_module(old: str) -> str | None:
     return _table().get(old)
 
 
+@cache  # Python itself forgets that it has warned where somebody has changed filters meanwhile
+def _warn_once(message: str) -> None:
+    warnings.warn(message, FutureWarning, stacklevel=4)
+
+
 def old_names(module: str) -> Callable[[str], Any]:
     """Make the `__getattr__` of a module that had other public names in version 0.1; each use warns.
 
@@ -93,7 +98,7 @@ def old_names(module: str) -> Callable[[str], Any]:
         home, _, attribute = f"tl_research.{new}".rpartition(".")
         value = getattr(import_module(home), attribute)
         if old not in STABLE:
-            warnings.warn(f"{module}.{name} is called {home}.{attribute} now", FutureWarning, stacklevel=3)
+            _warn_once(f"{module}.{name} is called {home}.{attribute} now")
         return value
 
     return find
