@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 from hydra.utils import get_class
-from tl_research.sweeps.cluster_options import Local, OnRay, Slurm
 
 from tl_research.config.constraints import allowed
+from tl_research.sweeps.cluster_options import Local, OnRay, Slurm
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 WHOLE = ("job_logging", "hydra_logging")  # mappings whose keys are not ours

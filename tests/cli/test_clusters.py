@@ -101,6 +101,7 @@ def test_bad_input_is_one_line(monkeypatch: pytest.MonkeyPatch, overrides: list[
     with pytest.raises(InputError) as caught:
         checked(f"hydra/launcher={overrides[0]}", *(f"hydra.launcher.{override}" for override in overrides[1:]))
     assert told in str(caught.value)
+    assert "hydra.launcher.hydra" not in str(caught.value), "the key is named once"
     assert "\n" not in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""The door from inside this process: what it refuses in one line, and what it leaves behind: nothing."""
+"""The command line, run in this process: `entry`, `run_modes` and `exit_status`. Bad input leaves no file behind."""
 
 from __future__ import annotations
 
