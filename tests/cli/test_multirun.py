@@ -1,4 +1,4 @@
-"""multirun.sh: the published sweep, its arguments passed on; offline it runs what has weights."""
+"""multirun.sh: the published sweep with extra arguments; offline, jobs that have weights run."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_offline_it_ends_in_a_leaderboard_with_what_was_skipped_and_random_weights_are_ranked_apart(
-    tmp_path: Path, colours: Path
-) -> None:
+def test_offline_the_leaderboard_lists_skipped_and_random_runs(tmp_path: Path, colours: Path) -> None:
     done = multirun(tmp_path, colours)
     assert done.returncode == 0, done.stderr
     assert f"report: {tmp_path / 'sweep' / 'report.html'}" in done.stdout

@@ -81,7 +81,7 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(
         ),
     ],
 )
-def test_all_that_is_wrong_with_a_sweep_is_told_at_once_each_once(
+def test_all_errors_of_a_sweep_are_reported_once(
     door: Door, tmp_path: Path, arguments: list[str], told: list[str]
 ) -> None:
     status, lines = door(*arguments)
@@ -113,7 +113,7 @@ def test_a_directory_with_a_run_in_it_is_refused(door: Door, tmp_path: Path, col
 
 
 @pytest.mark.parametrize("arguments", [["backbone=tiny", "--cfg", "job"], ["--cfg", "job", "backbone=tiny"]])
-def test_what_a_config_comes_to_is_shown_and_not_run(door: Door, tmp_path: Path, arguments: list[str]) -> None:
+def test_cfg_prints_the_config_and_runs_nothing(door: Door, tmp_path: Path, arguments: list[str]) -> None:
     status, lines = door(*arguments, "data=folder", "data.root=it's nowhere")
     assert status == 0
     config = yaml.safe_load("\n".join(lines))

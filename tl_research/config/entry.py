@@ -65,7 +65,7 @@ def _main(command: Command) -> int:
     parser = _Parser(parents=[get_args_parser()], add_help=False)
     options = parser.parse_intermixed_args()
     flags = [argument for argument in sys.argv[1:] if argument not in options.overrides]
-    with secondary_worker.quiet_if_beside(options):
+    with secondary_worker.quiet_if_secondary(options):
         return _command(command, options, flags)
 
 
