@@ -82,7 +82,7 @@ def test_an_extra_that_is_missing_is_one_line_that_names_it(tmp_path: Path, colo
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["ray", "ray.remote.num_cpus=0"], "hydra.launcher.ray.remote.num_cpus=0: should be a number greater than 0"),
         (["ray", "ray.init.address=auto", "ray.init.num_cpus=2"], "hydra.launcher.ray.init.num_cpus=2: the Ray at an"),
@@ -95,12 +95,12 @@ def test_an_extra_that_is_missing_is_one_line_that_names_it(tmp_path: Path, colo
         (["submitit_slurm"], "hydra/launcher=submitit_slurm: there is no Slurm here (no srun on the PATH)"),
     ],
 )
-def test_bad_input_is_one_line(monkeypatch: pytest.MonkeyPatch, overrides: list[str], told: str) -> None:
+def test_bad_input_is_one_line(monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str) -> None:
     needs(overrides[0])
     monkeypatch.setenv("PATH", "")
     with pytest.raises(InputError) as caught:
         checked(f"hydra/launcher={overrides[0]}", *(f"hydra.launcher.{override}" for override in overrides[1:]))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "hydra.launcher.hydra" not in str(caught.value), "the key is named once"
     assert "\n" not in str(caught.value)
 

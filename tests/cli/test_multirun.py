@@ -34,19 +34,19 @@ def test_offline_the_leaderboard_lists_skipped_and_random_runs(tmp_path: Path, c
     done = multirun(tmp_path, colours)
     assert done.returncode == 0, done.stderr
     assert f"report: {tmp_path / 'sweep' / 'report.html'}" in done.stdout
-    told = {(row["backbone"], row["transfer"]): (row["rank"], row["status"]) for row in rows(tmp_path)}
-    assert told["mobilenet_v2", "frozen"] == ("", "2 skipped: no weights")
-    assert told["mobilenet_v2", "finetune"] == ("", "2 skipped: no weights")
-    assert {told["efficientnet_lite0", way] for way in ("frozen", "finetune")} == {("1", "2 done"), ("2", "2 done")}
+    ranks = {(row["backbone"], row["transfer"]): (row["rank"], row["status"]) for row in rows(tmp_path)}
+    assert ranks["mobilenet_v2", "frozen"] == ("", "2 skipped: no weights")
+    assert ranks["mobilenet_v2", "finetune"] == ("", "2 skipped: no weights")
+    assert {ranks["efficientnet_lite0", way] for way in ("frozen", "finetune")} == {("1", "2 done"), ("2", "2 done")}
     before = sorted((path.stat().st_mtime_ns, path) for path in (tmp_path / "sweep").glob("*/metrics.json"))
     assert len(before) == 4
 
     again = multirun(tmp_path, colours, "--random")
     assert again.returncode == 0, again.stderr
-    told = {(row["backbone"], row["transfer"]): (row["rank"], row["status"]) for row in rows(tmp_path)}
-    random = {told["mobilenet_v2", way] for way in ("frozen", "finetune")}
+    ranks = {(row["backbone"], row["transfer"]): (row["rank"], row["status"]) for row in rows(tmp_path)}
+    random = {ranks["mobilenet_v2", way] for way in ("frozen", "finetune")}
     assert random == {("1", "2 done, random weights"), ("2", "2 done, random weights")}
-    assert {told["efficientnet_lite0", way] for way in ("frozen", "finetune")} == {("1", "2 done"), ("2", "2 done")}
+    assert {ranks["efficientnet_lite0", way] for way in ("frozen", "finetune")} == {("1", "2 done"), ("2", "2 done")}
     after = sorted((path.stat().st_mtime_ns, path) for path in (tmp_path / "sweep").glob("*/metrics.json"))
     assert set(before) < set(after), "what was done is left as it was"
     assert len(after) == 8

@@ -71,7 +71,7 @@ def hungry(**options):
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two classes that are not too easily told apart, so that seeds differ."""
+    """Two classes that are hard enough to tell apart for seeds to differ."""
     root = draw_tree(tmp_path / "photos", {"train/red": 16, "train/blue": 16, "test/red": 8, "test/blue": 8})
     for split, count in (("train", 5), ("test", 3)):
         for name, other in (("red", "blue"), ("blue", "red")):
@@ -156,9 +156,9 @@ def test_the_same_command_completes_jobs_that_ended_badly(cwd: Path, tiny: list[
     assert result.returncode == 1, result.stderr
     assert sorted(states(cwd)) == ["done", *["failed"] * 4]
     reasons = {status["reason"] for status in statuses(cwd) if status["reason"]}
-    for told in ("it broke", "killed by SIGKILL", "timeout: it took longer than 15 s",
+    for message in ("it broke", "killed by SIGKILL", "timeout: it took longer than 15 s",
                  "out of memory: "):  # fmt: skip
-        (reason,) = [reason for reason in reasons if told in reason]
+        (reason,) = [reason for reason in reasons if message in reason]
         lines = [line for line in result.stderr.splitlines()[-4:] if reason in line]
         assert len(lines) == 1, result.stderr
         assert ": failed: " in lines[0]
@@ -234,10 +234,10 @@ def test_an_interruption_is_recorded_and_continued_from(cwd: Path, tiny: list[st
             os.killpg(process.pid, signal.SIGINT)
         else:
             process.terminate()
-        _, told = process.communicate(timeout=30)
+        _, message = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert told.splitlines()[-1] == "interrupted; the same command goes on from here"
-    assert "Traceback" not in told
+    assert message.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert "Traceback" not in message
     assert sorted(states(cwd)) == ["done", "interrupted"]
     assert len(board(cwd)) == 2, "there is a leaderboard of what there is"
     before = written(cwd)
@@ -350,7 +350,7 @@ def test_if_no_job_can_run_all_reasons_are_reported(cwd: Path, tiny: list[str]) 
 
 
 @pytest.mark.parametrize(
-    ("argument", "told"),
+    ("argument", "message"),
     [
         ("hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0: should be a whole number of at least 1 or null"),
         ("hydra.launcher.timeout=-1", "hydra.launcher.timeout=-1: should be a number greater than 0 or null"),
@@ -362,8 +362,8 @@ def test_if_no_job_can_run_all_reasons_are_reported(cwd: Path, tiny: list[str]) 
         ("+hydra.launcher.n_job=2", "hydra.launcher.n_job: there is no such key; nearest: hydra.launcher.n_jobs"),
     ],
 )
-def test_limits_out_of_range_are_one_line(cwd: Path, tiny: list[str], argument: str, told: str) -> None:
-    assert told in refused(train(cwd, *tiny, "backbone=tiny", "seed=0,1", argument), cwd)
+def test_limits_out_of_range_are_one_line(cwd: Path, tiny: list[str], argument: str, message: str) -> None:
+    assert message in refused(train(cwd, *tiny, "backbone=tiny", "seed=0,1", argument), cwd)
 
 
 def test_a_launcher_chosen_by_one_job_is_refused(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:

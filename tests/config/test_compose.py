@@ -84,7 +84,7 @@ def test_every_field_of_the_root_stands_in_the_config() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "words"),
     [
         (["backbone=resnet51"], ["backbone=resnet51", "backbone=resnet50"]),
         (["optimzer=adam"], ["optimzer", "optimizer"]),
@@ -142,12 +142,12 @@ def test_every_field_of_the_root_stands_in_the_config() -> None:
         (["seed=${nothing}"], ["seed: ", "'nothing' not found"]),
     ],
 )
-def test_bad_input_is_one_line_that_names_it_and_helps(overrides: list[str], told: list[str]) -> None:
+def test_bad_input_is_one_line_that_names_it_and_helps(overrides: list[str], words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
         compose(overrides)
     line = str(caught.value)
     assert "\n" not in line
-    for word in told:
+    for word in words:
         assert word in line
 
 

@@ -138,8 +138,8 @@ def test_on_a_terminal_a_table_shows_jobs_and_their_progress(screen: Callable[[b
     text = shown.getvalue()
     (line,) = {line.strip() for line in text.splitlines() if "seed=1" in line}
     assert line.split() == ["seed=1", "head=[x]", "7", "features", "12/36"]
-    for told in ("running", "seconds", "doing", "1 done, 1 running, 1 waiting; 0 s so far, about"):
-        assert told in text
+    for expected in ("running", "seconds", "doing", "1 done, 1 running, 1 waiting; 0 s so far, about"):
+        assert expected in text
     assert "seed=2" not in text, "what waits is only counted"
     assert text.rstrip().endswith(("\x1b[2K", "\x1b[?25h")), "and it is taken away in the end"
 

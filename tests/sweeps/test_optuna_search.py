@@ -1,5 +1,5 @@
-"""hydra/sweeper=optuna (search_space, search_preflight, optuna_study, job_outcome): spaces, a study that survives kills,
-and pruning."""
+"""hydra/sweeper=optuna (search_space, search_preflight, optuna_study, job_outcome): spaces, a study that survives
+kills, and pruning."""
 
 from __future__ import annotations
 
@@ -122,14 +122,14 @@ def test_a_choice_is_the_value_that_was_typed(values: list[str]) -> None:
 @example("choice()")
 def test_any_text_is_a_space_or_an_error_that_names_the_key(text: str) -> None:
     loader: Any = SimpleNamespace(get_group_options=lambda *_, **__: [])
-    told = "some.key"
+    message = "some.key"
     try:
         space = read_space({"some.key": text}, ["other=1,2"], loader)
         assert all(d.distribution() and d.ends() for d in space.dimensions)
     except InputError as error:
-        told = str(error)
-    assert "some.key" in told
-    assert "\n" not in told
+        message = str(error)
+    assert "some.key" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -167,9 +167,11 @@ def test_the_command_line_wins_and_plain_values_are_fixed() -> None:
     assert space.values({"a": "8", "b.d": 2, "backbone": "resnet50"}) == ["+a=8", "b.d=2", "backbone=resnet50"]
 
 
-@pytest.mark.parametrize(("params", "told"), [({}, "nothing to search over"), ({"hydra.x": "1,2"}, "Hydra's own keys")])
-def test_a_search_without_a_space_of_its_own_is_refused(params: dict[str, str], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+@pytest.mark.parametrize(
+    ("params", "message"), [({}, "nothing to search over"), ({"hydra.x": "1,2"}, "Hydra's own keys")]
+)
+def test_a_search_without_a_space_of_its_own_is_refused(params: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         read_space(params, ["seed=1"], NO_LOADER)
 
 
@@ -219,7 +221,7 @@ def height(params: Mapping[str, Any]) -> float:
 
 
 def work(study: SearchStudy, n_trials: int, most: float = float("inf")) -> list[dict[str, Any]]:
-    """Asks and tells until there are `n_trials`, or `most` have been told."""
+    """Ask and tell until there are `n_trials`, or `most` have ended."""
     done: list[dict[str, Any]] = []
     while len(done) < most and (batch := study.ask(n_trials)):
         for trial in batch:
@@ -318,16 +320,16 @@ def test_failures_count_until_the_command_is_repeated(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize(
-    ("monitor", "space", "told"),
+    ("monitor", "space", "message"),
     [
         ("val_loss", SPACE, "by another monitor"),
         ("val_accuracy", Space(("fixed=2",), SPACE.dimensions), "with other overrides"),
         ("val_accuracy", Space(SPACE.fixed, SPACE.dimensions[:1]), "in another space"),
     ],
 )
-def test_a_study_of_another_search_is_refused(opened: Opened, monitor: str, space: Space, told: str) -> None:
+def test_a_study_of_another_search_is_refused(opened: Opened, monitor: str, space: Space, message: str) -> None:
     opened().close()
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         opened(monitor, space)
 
 
@@ -353,8 +355,8 @@ try:
 except InputError as error:
     print(error)
 """
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert told == f"fresh=true: other processes are at work on {at_work.journal}; wait for them, or end them\n"
+    message = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert message == f"fresh=true: other processes are at work on {at_work.journal}; wait for them, or end them\n"
     assert at_work.journal.exists()
 
 
@@ -528,7 +530,7 @@ def test_batch_trials_run_at_once(sweep: Sweep, override: str, most: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: should be a whole number of at least 1"),
         (["hydra.sweeper.n_trials=true"], "hydra.sweeper.n_trials=true: should be"),
@@ -546,11 +548,11 @@ def test_batch_trials_run_at_once(sweep: Sweep, override: str, most: int) -> Non
     ],
 )
 def test_an_invalid_search_is_refused_before_any_file(
-    sweep: Sweep, tmp_path: Path, overrides: list[str], told: str
+    sweep: Sweep, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(InputError) as refused:
         sweep(by_dropout, "head=mlp", *overrides)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -590,10 +592,10 @@ def test_a_run_worse_than_the_median_is_pruned(as_trial: Callable[..., Trial], o
     trial.report(1, {"val_loss": 0.61})
     with pytest.raises(PrunedError) as pruned:
         trial.check()
-    told = "pruned after epoch 1: val_loss 0.61 is above the median of the trials so far"
-    assert str(pruned.value) == told
+    message = "pruned after epoch 1: val_loss 0.61 is above the median of the trials so far"
+    assert str(pruned.value) == message
     study = opened("val_loss")
-    assert study.trials()[2].user_attrs["pruned"] == told
+    assert study.trials()[2].user_attrs["pruned"] == message
     assert study.trials()[2].intermediate_values == {0: 0.84, 1: 0.61}
 
 
@@ -604,7 +606,7 @@ def test_a_run_is_not_pruned_at_its_last_epoch(as_trial: Callable[..., Trial]) -
 
 
 @pytest.mark.parametrize(
-    ("monitor", "logs", "told"),
+    ("monitor", "logs", "message"),
     [
         ("val_macro_f1", {"val_accuracy": 0.1, "val_loss": 0.2}, "val_accuracy 0.1 is below"),
         ("val_auroc", {"val_accuracy": 0.1, "val_auroc": 0.2}, "val_auroc 0.2 is below"),
@@ -612,16 +614,16 @@ def test_a_run_is_not_pruned_at_its_last_epoch(as_trial: Callable[..., Trial]) -
     ],
 )
 def test_pruning_uses_the_nearest_metric_of_an_epoch(
-    as_trial: Callable[..., Trial], monitor: str, logs: dict[str, float], told: str
+    as_trial: Callable[..., Trial], monitor: str, logs: dict[str, float], message: str
 ) -> None:
     trial = as_trial(monitor)
     trial.report(0, logs)
     assert trial.pruned is not None
-    assert told in trial.pruned
+    assert message in trial.pruned
 
 
 def test_a_run_whose_trial_was_given_up_continues(as_trial: Callable[..., Trial], opened: Opened) -> None:
-    """The search was killed and its successor gave the trial up; a job started again finds its epochs told."""
+    """The search was killed and its successor gave the trial up; a restarted job finds its epochs reported."""
     trial, again = as_trial(), current_trial()
     assert again is not None
     trial.report(0, {"val_loss": 0.8})
@@ -760,8 +762,8 @@ def test_two_processes_share_a_study(tmp_path: Path, command: list[str]) -> None
     both = [subprocess.Popen([*command, f"hydra.sweep.dir={d}"], cwd=tmp_path, **pipes) for d in ("one", "two")]
     printed = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
-    told = [[line.split(":")[0] for line in text.splitlines() if re.match("trial [0-9]", line)] for text in printed]
-    assert sorted(itertools.chain(*told)) == [f"trial {number}" for number in range(6)]
+    trials = [[line.split(":")[0] for line in text.splitlines() if re.match("trial [0-9]", line)] for text in printed]
+    assert sorted(itertools.chain(*trials)) == [f"trial {number}" for number in range(6)]
     assert len(found(tmp_path)) == 6
 
 
@@ -779,7 +781,7 @@ def test_the_published_searches_run(tmp_path: Path, colours: Path, name: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("argument", "told"),
+    ("argument", "message"),
     [
         ("head.units=interval(5,1)", "head.units=interval(5,1): 5.0 is greater than 1.0"),
         ("head.dropout=interval(0,2)", "head.dropout=2.0: should be"),
@@ -787,9 +789,9 @@ def test_the_published_searches_run(tmp_path: Path, colours: Path, name: str) ->
         ("seed=0", "there is nothing to search over"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path: Path, command: list[str], argument: str, told: str) -> None:
+def test_bad_input_is_one_line(tmp_path: Path, command: list[str], argument: str, message: str) -> None:
     result = run([*command, *SEARCH[:1], *argument.split()], tmp_path)
     assert result.returncode == 2
     (line,) = (result.stdout + result.stderr).strip().splitlines()
-    assert told in line
+    assert message in line
     assert not (tmp_path / "found").exists()

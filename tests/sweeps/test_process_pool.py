@@ -185,7 +185,7 @@ def hang_before_it_knows(directory: Path) -> float:
 
 
 class Silent:
-    """A view that keeps what it has been told."""
+    """A view that records its calls."""
 
     def __init__(self, seen: Sequence[Outcome] = ()) -> None:
         self.seen = seen
@@ -214,7 +214,7 @@ def outcomes(root: Path, *works: Callable[[Path], float]) -> list[Outcome]:
 
 
 def run(root: Path, *works: Callable[[Path], float], **limits: Any) -> list[Outcome]:
-    """Runs them; that each has its status on disk, and that it is the one told, is asserted."""
+    """Run jobs and assert that the status of each on disk is its outcome."""
     found = outcomes(root, *works)
     ProcessPool(Limits(**limits)).run(found, Silent())
     for outcome in found:
@@ -551,11 +551,11 @@ def test_an_interruption_ends_running_jobs_and_is_recorded(tmp_path: Path) -> No
     with started(tmp_path, "succeed", "hang", "hang", "succeed") as process:
         pids = at_work(tmp_path, 2)
         process.send_signal(signal.SIGINT)
-        told, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=30)
     assert process.returncode == 130
     assert gone(pids, 0)
     state, reason = "interrupted", "the sweep was interrupted"
-    assert told.splitlines() == ["done|None", *[f"{state}|{reason}"] * 2, "waiting|None"]
+    assert output.splitlines() == ["done|None", *[f"{state}|{reason}"] * 2, "waiting|None"]
     for name in ("1-hang", "2-hang"):
         status = json.loads((tmp_path / name / "status.json").read_text())
         assert (status["state"], status["reason"]) == (state, reason)
@@ -570,11 +570,11 @@ def test_a_job_that_ignores_signals_is_killed_and_recorded(tmp_path: Path) -> No
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
-        told, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=30)
     assert process.returncode == 130
     assert time.monotonic() - began < pool.GRACE + 3
     assert gone(pids, 0)
-    assert told.splitlines() == ["interrupted|the sweep was interrupted"]
+    assert output.splitlines() == ["interrupted|the sweep was interrupted"]
     status = json.loads((tmp_path / "0-hang_deaf" / "status.json").read_text())
     assert (status["state"], status["reason"]) == ("interrupted", "the sweep was interrupted")
 
