@@ -1,1 +1,1 @@
-"""Launcher and sweeper of tl_research, where Hydra looks for such."""
+"""Launchers and sweepers of tl_research, in the package that Hydra scans for plugins."""

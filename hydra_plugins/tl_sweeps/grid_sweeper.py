@@ -1,4 +1,4 @@
-"""hydra/sweeper=grid: Hydra's own sweeper, for which a key need not be there for all of the options that are swept."""
+"""hydra/sweeper=grid: Hydra's own sweeper, except that a key may exist for some of the swept options only."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from hydra.core.override_parser.types import Override
 
 
 class GridSweeper(BasicSweeper):
-    """Every combination of the values given. See `tl_research.config.grid`."""
+    """Run every combination of the given values. See `tl_research.config.grid`."""
 
-    def split_arguments(  # type: ignore[override]  # which Hydra calls on the instance, and has no need of one
+    def split_arguments(  # type: ignore[override]  # static in Hydra, which calls it on the instance
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
-        """The jobs, in batches."""
+        """Split the jobs into batches."""
         from tl_research.config.grid import grid_jobs
 
         composer = GlobalHydra.instance().hydra
         assert composer is not None
         assert self.config is not None
-        found = grid_jobs(composer, self.config)
-        return [list(batch) for batch in self.split_overrides_to_chunks(found, max_batch_size)]
+        grid = grid_jobs(composer, self.config)
+        return [list(batch) for batch in self.split_overrides_to_chunks(grid, max_batch_size)]
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """The door has composed them all."""
+        """Do nothing: preflight has composed every job already."""

@@ -21,10 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class ProcessLauncher(Launcher):
-    """Runs jobs in processes of their own, `n_jobs` at a time.
-
-    Raises `pydantic.ValidationError` for limits out of range.
-    """
+    """Run each job in a process of its own, `n_jobs` at a time. The arguments are the fields of `Limits`."""
 
     recipe = Limits
 
@@ -35,12 +32,12 @@ class ProcessLauncher(Launcher):
         self.context: HydraContext | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keeps what `launch` needs; meanwhile the jobs' server starts, for the sweeper has configs to check yet."""
+        """Store the arguments, and start the job server while the sweeper still checks configurations."""
         self.config, self.task, self.context = config, task_function, hydra_context
         self.pool.warm_up()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs the jobs; one that fails is a NaN, and its status tells why."""
+        """Run the jobs. A failed job returns NaN, and its status.json has the reason."""
         setup_globals()
         assert self.config is not None
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
@@ -51,14 +48,16 @@ class ProcessLauncher(Launcher):
                 zip(_names(job_overrides), job_overrides, strict=True), initial_job_idx
             )
         ]
-        self.pool.run(outcomes, LiveTable(outcomes, self.pool.places(len(outcomes))))
+        self.pool.run(outcomes, LiveTable(outcomes, self.pool.num_parallel(len(outcomes))))
         left = sum(outcome.state == "waiting" for outcome in outcomes)
         if left:
             log.error("%d job(s) not started: hydra.launcher.max_failures=%s", left, limits.max_failures)
         return [_returned(outcome.value, overrides) for outcome, overrides in zip(outcomes, job_overrides, strict=True)]
 
     def _task(self, number: int, overrides: list[str]) -> Task:
-        from tl_research.config.jobs import run  # not by itself: Hydra loads this file without a name to pickle by
+        from tl_research.config.jobs import (
+            run,
+        )  # a function of this file could not be pickled: Hydra loads it without a module name
 
         assert self.context is not None
         assert self.config is not None
@@ -71,7 +70,7 @@ class ProcessLauncher(Launcher):
 
 
 def _names(job_overrides: Sequence[Sequence[str]]) -> list[str]:
-    """Of each job the overrides that not all have; all of them if there is but one job. None of Hydra's own."""
+    """Name each job by its overrides that not all jobs share, or by all for a single job; never by Hydra's own."""
     shared = set.intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
     return [
         " ".join(o for o in overrides if o not in shared and not o.lstrip("+~").startswith("hydra."))

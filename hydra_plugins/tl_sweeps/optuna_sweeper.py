@@ -1,7 +1,7 @@
-"""`hydra/sweeper=optuna`: a search whose trials are the jobs of a sweep, under any launcher.
+"""`hydra/sweeper=optuna`: a hyperparameter search whose trials are the jobs of a sweep, under any launcher.
 
-Optuna proposes (ask), the launcher runs, Optuna hears the result (tell). Everything that is known lies in a journal
-file, so the same command continues what was interrupted.
+Optuna proposes (ask), the launcher runs, Optuna gets the result (tell). All of its state is in a journal file, so the
+same command continues an interrupted search.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 class OptunaSweeper(Sweeper):
-    """Searches for the best values of some keys. The arguments are the keys of `conf/hydra/sweeper/optuna.yaml`, which
-    says what they are; they are checked in `sweep`, for what is raised here Hydra would wrap."""
+    """Search for the best values of some keys. The arguments are the keys of conf/hydra/sweeper/optuna.yaml, explained
+    there; `sweep` checks them, because Hydra would wrap an error raised by the constructor."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class OptunaSweeper(Sweeper):
         self.hydra_context: HydraContext | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before `sweep`."""
+        """Store the arguments and make the launcher. Hydra calls this before `sweep`."""
         from hydra.core.plugins import Plugins
 
         self.hydra_context, self.config = hydra_context, config
@@ -56,10 +56,11 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Runs what is missing of `n_trials`, and tells the best. Returns its value.
+        """Run the trials missing from `n_trials`, print the best one and return its value.
 
         Raises:
-            InputError: what `read_search` raises; the study is of another search; no trial is complete at the end.
+            InputError: the search is refused by `read_search`, the study belongs to another search, or no trial
+                completed.
         """
         from tl_research.config.search_preflight import read_search
         from tl_research.sweeps.optuna_study import SearchStudy
@@ -80,7 +81,7 @@ class OptunaSweeper(Sweeper):
             fresh=search.space.is_fresh,
         )
         try:
-            self._check_still_true(study)
+            self._check_comparable(study)
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, folder / "multirun.yaml")
             while trials := study.ask(self.n_trials):
@@ -91,9 +92,9 @@ class OptunaSweeper(Sweeper):
         finally:
             study.close()
 
-    def _check_still_true(self, study: SearchStudy) -> None:
-        """Trials of other images, weights or code would be compared with new ones as if they were alike. The last one
-        whose run is there speaks for all, for a search that is refused gets no more."""
+    def _check_comparable(self, study: SearchStudy) -> None:
+        """Refuse to continue a search whose images, weights or code have changed: its trials would not be comparable.
+        Checking the last trial that has a run is enough, since a refused search gets no more trials."""
         from tl_research.config.job_outcome import is_outdated
         from tl_research.errors import InputError
 
@@ -119,14 +120,14 @@ class OptunaSweeper(Sweeper):
         return int(jobs) if jobs > 0 else os.cpu_count() or 1
 
     def _run(self, study: SearchStudy, trials: Sequence[Trial]) -> None:
-        """Runs some trials at once. Equal ones share a job, and what ended with the same overrides is not run again."""
+        """Run trials in parallel. Equal trials share a job; overrides that an earlier trial had are not run again."""
         from tl_research.config.job_outcome import outcome
 
         assert self.launcher is not None
         jobs: dict[tuple[str, ...], list[Trial]] = {}
         for trial in trials:
             values = study.space.values(trial.params)
-            if not self._told_at_once(study, trial, values):
+            if not self._tell_known(study, trial, values):
                 jobs.setdefault(tuple(values), []).append(trial)
         if not jobs:
             return
@@ -141,8 +142,8 @@ class OptunaSweeper(Sweeper):
             for trial in same:
                 _tell(study, trial, value, reason)
 
-    def _told_at_once(self, study: SearchStudy, trial: Trial, values: list[str]) -> bool:
-        """Whether what comes of a trial is known already: of an earlier one, or because it cannot be composed."""
+    def _tell_known(self, study: SearchStudy, trial: Trial, values: list[str]) -> bool:
+        """Record a trial that needs no run: an equal one has ended, or it cannot be composed. True if so."""
         earlier, refusal = study.known(values), self._refusal([*study.space.fixed, *values])
         if earlier and earlier.state.name == "PRUNED":
             trial.set_user_attr("pruned", earlier.user_attrs.get("pruned"))
@@ -152,7 +153,7 @@ class OptunaSweeper(Sweeper):
         return bool(earlier or refusal)
 
     def _refusal(self, job: list[str]) -> str | None:
-        """Why a job cannot be composed. The launcher would end the search with it."""
+        """Return why a job cannot be composed, or None. The launcher would end the whole search with this error."""
         try:
             self.validate_batch_is_legal([job])
         except (HydraException, OmegaConfBaseException) as error:
@@ -190,12 +191,12 @@ class OptunaSweeper(Sweeper):
 
 
 def _directory(config: DictConfig) -> Path:
-    """Where a job writes, under any launcher."""
+    """Return the directory in which a job writes, under any launcher."""
     return Path(str(config.hydra.sweep.dir), str(config.hydra.sweep.subdir))
 
 
 def _address(study: SearchStudy, trial: Trial) -> list[str]:
-    """Tell a job which trial it is, in an override that is not one of the task's: it names no folder."""
+    """Return the override that tells a job its trial; as one of Hydra's own it does not change the job's directory."""
     from tl_research.config.override_quoting import quote
     from tl_research.training.pruning import TRIAL_VARIABLE
 
@@ -206,6 +207,6 @@ def _tell(study: SearchStudy, trial: Trial, value: float | None, reason: str | N
     from tl_research.system.console import show
 
     ended = study.tell(trial, value, reason)
-    what = {"COMPLETE": f"{study.monitor} {ended.value or 0:.4g}", "PRUNED": ended.user_attrs.get("pruned")}
-    told = what.get(ended.state.name, f"failed: {reason or 'it gave no number'}")
-    show(f"trial {trial.number}: {told}  {' '.join(study.space.values(trial.params))}")
+    results = {"COMPLETE": f"{study.monitor} {ended.value or 0:.4g}", "PRUNED": ended.user_attrs.get("pruned")}
+    result = results.get(ended.state.name, f"failed: {reason or 'it gave no number'}")
+    show(f"trial {trial.number}: {result}  {' '.join(study.space.values(trial.params))}")

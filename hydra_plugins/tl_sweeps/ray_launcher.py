@@ -1,4 +1,4 @@
-"""hydra/launcher=ray: hydra-ray-launcher, that outlives its jobs. See `config.remote_task`."""
+"""hydra/launcher=ray: hydra-ray-launcher, made to survive its jobs' failures. See `config.remote_task`."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from tl_research.system.process import importable
 
 try:
     from hydra_plugins.hydra_ray_launcher import ray_launcher as plugin
-except ImportError:  # an extra; who asks for it hears how to install it
+except ImportError:  # an optional extra; preflight says how to install it
     plugin = None  # type: ignore[assignment]
 
 
 if plugin is not None:
 
     class RayLauncher(plugin.RayLauncher):
-        """Each job a Ray task. A worker that dies costs its job, not the sweep."""
+        """Run each job as a Ray task. A worker that dies fails its job, not the sweep."""
 
         recipe = OnRay
 
         def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-            """Keeps what `launch` needs."""
+            """Wrap the task, so that it runs in a worker as it would here."""
             cores = self.ray_cfg.remote.get("num_cpus")
             threads = max(1, int(cores)) if cores is not None else None
             task = RemoteTask(task_function, str(Path.cwd()), threads, heeds_sigterm=True)
             super().setup(hydra_context=hydra_context, task_function=task, config=config)
 
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-            """Runs the jobs; one that fails is a NaN, and its status tells why."""
+            """Run the jobs. A failed job returns NaN, and its status.json has the reason."""
             from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray
 
             assert self.config is not None
@@ -58,8 +58,8 @@ if plugin is not None:
                 for config in configs
             ]
             return [
-                wait_for(partial(ray.get, run), overrides, directory, word)
-                for run, overrides, directory, word in zip(runs, job_overrides, directories, before, strict=True)
+                wait_for(partial(ray.get, run), overrides, directory, time)
+                for run, overrides, directory, time in zip(runs, job_overrides, directories, before, strict=True)
             ]
 
         def _start(self) -> Any:
@@ -80,9 +80,11 @@ if plugin is not None:
             config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
             with open_dict(config):
                 config.hydra.job.id = config.hydra.job.num = number
-                config.hydra.sweep.dir = str(Path(str(config.hydra.sweep.dir)).absolute())  # workers start elsewhere
+                config.hydra.sweep.dir = str(
+                    Path(str(config.hydra.sweep.dir)).absolute()
+                )  # a worker's working directory is another
                 config.hydra.sweep.subdir = str(config.hydra.sweep.subdir)
             for name in config:
                 if name != "hydra" and OmegaConf.is_config(config[name]):
-                    OmegaConf.resolve(config[name])  # by the environment of this process: workers may have another
+                    OmegaConf.resolve(config[name])  # with this process's environment variables; a worker's may differ
             return config

@@ -1,4 +1,4 @@
-"""hydra/launcher=submitit_slurm and submitit_local: hydra-submitit-launcher that outlives its jobs, see
+"""hydra/launcher=submitit_slurm and submitit_local: hydra-submitit-launcher, made to survive its jobs' failures. See
 `config.remote_task`."""
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from tl_research.system.process import importable
 try:
     from hydra_plugins.hydra_submitit_launcher import config as schema
     from hydra_plugins.hydra_submitit_launcher import submitit_launcher as plugin
-except ImportError:  # an extra; who asks for it hears how to install it
+except ImportError:  # an optional extra; preflight says how to install it
     plugin = None
 
 
 if plugin is not None:
 
     class SubmititLauncher(plugin.BaseSubmititLauncher):
-        """What both have in common. A job that dies or is killed costs itself, not the sweep."""
+        """Run jobs through submitit. A job that dies or is killed fails alone, not the sweep."""
 
         def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-            """Keeps what `launch` needs."""
+            """Wrap the task, so that it runs on a node as it would here."""
             task = RemoteTask(task_function, str(Path.cwd()), self.params.get("cpus_per_task"))
             super().setup(hydra_context=hydra_context, task_function=task, config=config)
 
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-            """Runs the jobs; one that fails is a NaN, and its status tells why.
+            """Run the jobs. A failed job returns NaN, and its status.json has the reason.
 
             Raises:
-                KeyboardInterrupt: the jobs have been cancelled.
+                KeyboardInterrupt: the sweep was interrupted; its jobs are cancelled.
             """
             assert self.config is not None
             configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
@@ -52,18 +52,19 @@ if plugin is not None:
             before = [last_status_time(directory) for directory in directories]
             announce(self._EXECUTOR, job_overrides, initial_job_idx)
             with importable():
-                jobs = self._executor().map_array(self, *calls)
+                jobs = self.executor().map_array(self, *calls)
             try:
                 return [
-                    wait_for(partial(_first, job.results), overrides, directory, word)
-                    for job, overrides, directory, word in zip(jobs, job_overrides, directories, before, strict=True)
+                    wait_for(partial(_first, job.results), overrides, directory, time)
+                    for job, overrides, directory, time in zip(jobs, job_overrides, directories, before, strict=True)
                 ]
             except KeyboardInterrupt:
                 for job in jobs:
                     job.cancel(check=False)
                 raise
 
-        def _executor(self) -> Any:
+        def executor(self) -> Any:
+            """Make submitit's executor from the launcher's keys."""
             import submitit
 
             own = dict(self.params)
@@ -82,13 +83,13 @@ if plugin is not None:
             return str(OmegaConf.select(config, "hydra.sweep.subdir"))
 
     class LocalLauncher(SubmititLauncher):
-        """Each job a process of this machine, all at once."""
+        """Run each job as a process on this machine, all at once."""
 
         _EXECUTOR = "local"
         recipe = Local
 
     class SlurmLauncher(SubmititLauncher):
-        """Each job a task of a Slurm job array."""
+        """Run each job as a task of a Slurm job array."""
 
         _EXECUTOR = "slurm"
         recipe = Slurm

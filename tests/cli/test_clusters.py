@@ -1,4 +1,4 @@
-"""`hydra/launcher=ray`, `submitit_local` and `submitit_slurm`: the jobs of a sweep, elsewhere."""
+"""`hydra/launcher=ray`, `submitit_local` and `submitit_slurm` (cluster_options, remote_task)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def checked(*overrides: str) -> None:
 
 
 @pytest.mark.parametrize("launcher", EXTRA)
-def test_ours_wins_over_the_one_that_the_plugin_registers_under_the_same_name(launcher: str) -> None:
+def test_our_launcher_config_wins_over_the_plugins(launcher: str) -> None:
     with hydra() as composer:
         config = OmegaConf.to_container(compose_config(composer, [f"hydra/launcher={launcher}"]).hydra.launcher)
     assert isinstance(config, dict)
@@ -82,7 +82,7 @@ def test_an_extra_that_is_missing_is_one_line_that_names_it(tmp_path: Path, colo
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["ray", "ray.remote.num_cpus=0"], "hydra.launcher.ray.remote.num_cpus=0: should be a number greater than 0"),
         (["ray", "ray.init.address=auto", "ray.init.num_cpus=2"], "hydra.launcher.ray.init.num_cpus=2: the Ray at an"),
@@ -95,23 +95,24 @@ def test_an_extra_that_is_missing_is_one_line_that_names_it(tmp_path: Path, colo
         (["submitit_slurm"], "hydra/launcher=submitit_slurm: there is no Slurm here (no srun on the PATH)"),
     ],
 )
-def test_bad_input_is_one_line(monkeypatch: pytest.MonkeyPatch, overrides: list[str], told: str) -> None:
+def test_bad_input_is_one_line(monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str) -> None:
     needs(overrides[0])
     monkeypatch.setenv("PATH", "")
     with pytest.raises(InputError) as caught:
         checked(f"hydra/launcher={overrides[0]}", *(f"hydra.launcher.{override}" for override in overrides[1:]))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
+    assert "hydra.launcher.hydra" not in str(caught.value), "the key is named once"
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("launcher", ["ray", "submitit_local"])
-def test_what_is_shipped_passes(launcher: str) -> None:
+def test_the_shipped_options_are_valid(launcher: str) -> None:
     needs(launcher)
     checked(f"hydra/launcher={launcher}")
 
 
-def test_slurm_is_asked_for_what_the_keys_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to the script that sbatch would get: there is no Slurm to run it."""
+def test_the_keys_reach_the_script_for_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare the script that sbatch would get: there is no Slurm here to run it."""
     needs("submitit_slurm")
     (tmp_path / "srun").write_text("#!/bin/sh\n")
     (tmp_path / "srun").chmod(0o755)
@@ -129,7 +130,7 @@ def test_slurm_is_asked_for_what_the_keys_say(tmp_path: Path, monkeypatch: pytes
     with hydra() as composer:
         config = compose_config(composer, overrides)
     launcher = instantiate(config.hydra.launcher)
-    script = launcher._executor()._executor._make_submission_file_text("python job", "one")
+    script = launcher.executor()._executor._make_submission_file_text("python job", "one")
     asked = set(script.splitlines())
     lines = ["partition=gpu", "gpus-per-node=1", "mem=16GB", "time=90", "cpus-per-task=4", "nodes=1", "qos=x"]
     assert {f"#SBATCH --{line}" for line in lines} <= asked
@@ -143,7 +144,7 @@ def dies() -> JobReturn:
     raise RuntimeError("The worker died unexpectedly.\nMore of it.")
 
 
-def test_a_process_that_died_costs_its_job_alone_and_its_status_tells(tmp_path: Path) -> None:
+def test_a_dead_process_fails_its_job_only(tmp_path: Path) -> None:
     returned = wait_for(dies, ["seed=0"], tmp_path / "never begun", 0)
     assert math.isnan(returned.return_value)
     status = Run.open(tmp_path / "never begun").status
@@ -157,13 +158,13 @@ def ended(directory: Path, state: RunState) -> None:
 
 
 @pytest.mark.parametrize("state", ["done", "failed"])
-def test_what_a_job_has_said_itself_stands(tmp_path: Path, state: RunState) -> None:
+def test_a_status_recorded_by_the_job_stays(tmp_path: Path, state: RunState) -> None:
     ended(tmp_path, state)
     wait_for(dies, [], tmp_path, before=0)
     assert Run.open(tmp_path).status["reason"] == "by itself"
 
 
-def test_what_is_done_stays_done_though_its_being_so_was_not_looked_at(tmp_path: Path) -> None:
+def test_a_done_run_stays_done(tmp_path: Path) -> None:
     ended(tmp_path, "done")
     returned = wait_for(dies, [], tmp_path, before=last_status_time(tmp_path))
     assert math.isnan(returned.return_value)
@@ -171,14 +172,14 @@ def test_what_is_done_stays_done_though_its_being_so_was_not_looked_at(tmp_path:
 
 
 @pytest.mark.parametrize("state", ["failed", "interrupted"])
-def test_what_an_earlier_process_has_said_does_not_count(tmp_path: Path, state: RunState) -> None:
+def test_a_status_of_an_earlier_process_is_replaced(tmp_path: Path, state: RunState) -> None:
     ended(tmp_path, state)
     wait_for(dies, [], tmp_path, before=last_status_time(tmp_path))
     status = Run.open(tmp_path).status
     assert (status["state"], status["reason"]) == ("failed", "its process died: The worker died unexpectedly.")
 
 
-def test_a_run_that_another_process_is_at_work_in_is_let_be(tmp_path: Path) -> None:
+def test_a_run_in_use_is_left_alone(tmp_path: Path) -> None:
     at_work = Run.claim(tmp_path)
     for before in (0, last_status_time(tmp_path)):
         wait_for(dies, [], tmp_path, before)
@@ -186,7 +187,7 @@ def test_a_run_that_another_process_is_at_work_in_is_let_be(tmp_path: Path) -> N
     at_work.close()
 
 
-def test_what_a_job_raises_is_heard_too(tmp_path: Path) -> None:
+def test_an_exception_of_a_job_is_recorded(tmp_path: Path) -> None:
     returned = JobReturn(status=JobStatus.FAILED)
     returned.return_value = OSError("no such folder")
     assert math.isnan(wait_for(lambda: returned, [], tmp_path, 0).return_value)
@@ -212,7 +213,7 @@ assert remote(OmegaConf.create({"threads": None})) == 0.5
 """
 
 
-def test_a_job_finds_the_folder_of_the_sweep_its_threads_and_its_log(tmp_path: Path) -> None:
+def test_a_job_has_the_sweeps_folder_its_threads_and_its_log(tmp_path: Path) -> None:
     (tmp_path / "cwd").mkdir()
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "cwd"), str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -245,7 +246,7 @@ def test_a_job_that_ray_ends_is_interrupted_and_has_not_failed(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("before", [None, "/elsewhere"])
-def test_processes_started_meanwhile_can_import_us(monkeypatch: pytest.MonkeyPatch, before: str | None) -> None:
+def test_importable_reaches_child_processes(monkeypatch: pytest.MonkeyPatch, before: str | None) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
     if before:
         monkeypatch.setenv("PYTHONPATH", before)
@@ -341,7 +342,7 @@ def test_a_sweep_is_done_once_and_images_are_seen_once(cwd: Path, launcher: str)
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_is_told_and_the_others_are_done(cwd: Path, launcher: str) -> None:
+def test_a_failed_job_is_reported_and_the_others_finish(cwd: Path, launcher: str) -> None:
     (cwd / "broken.weights.h5").write_bytes(b"not HDF5")
     sweep = train(cwd, launcher, "data.root=../photos", "backbone.weights=broken.weights.h5,null")
     result = sweep.result()
@@ -355,7 +356,7 @@ def test_a_job_that_fails_is_told_and_the_others_are_done(cwd: Path, launcher: s
 
 
 @pytest.mark.slow
-def test_a_job_that_is_killed_is_told_and_done_when_asked_again(cwd: Path, launcher: str) -> None:
+def test_a_killed_job_is_reported_and_completed_next_time(cwd: Path, launcher: str) -> None:
     arguments = ["data.root=../photos", "seed=0,1,2", "optimizer=adam", "transfer=finetune"]
     epochs = "transfer.backbone.epochs"
     sweep = train(cwd, launcher, *arguments, f"{epochs}=5")

@@ -1,4 +1,4 @@
-"""Sweeps from outside: whatever becomes of a job, the others are done, and the same command completes what is left."""
+"""Sweeps as processes: however a job ends, the others finish, and the same command completes the rest."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def hungry(**options):
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two classes that are not too easily told apart, so that seeds differ."""
+    """Two classes that are hard enough to tell apart for seeds to differ."""
     root = draw_tree(tmp_path / "photos", {"train/red": 16, "train/blue": 16, "test/red": 8, "test/blue": 8})
     for split, count in (("train", 5), ("test", 3)):
         for name, other in (("red", "blue"), ("blue", "red")):
@@ -147,7 +147,7 @@ def until(condition: Any, seconds: float = 90) -> None:
 # Jobs that come to a bad end
 
 
-def test_whatever_ends_a_job_the_others_are_done_and_the_next_issue_completes_them(cwd: Path, tiny: list[str]) -> None:
+def test_the_same_command_completes_jobs_that_ended_badly(cwd: Path, tiny: list[str]) -> None:
     (cwd / "faults.py").write_text(FAULTS)
     kinds = ["raises", "fine", "dies", "hangs", "hungry", "fine"]
     command = [*tiny, "backbone=custom", f"backbone.build={','.join(f'faults:{kind}' for kind in kinds[:5])}", "seed=0"]
@@ -156,9 +156,9 @@ def test_whatever_ends_a_job_the_others_are_done_and_the_next_issue_completes_th
     assert result.returncode == 1, result.stderr
     assert sorted(states(cwd)) == ["done", *["failed"] * 4]
     reasons = {status["reason"] for status in statuses(cwd) if status["reason"]}
-    for told in ("it broke", "killed by SIGKILL", "timeout: it took longer than 15 s",
+    for message in ("it broke", "killed by SIGKILL", "timeout: it took longer than 15 s",
                  "out of memory: "):  # fmt: skip
-        (reason,) = [reason for reason in reasons if told in reason]
+        (reason,) = [reason for reason in reasons if message in reason]
         lines = [line for line in result.stderr.splitlines()[-4:] if reason in line]
         assert len(lines) == 1, result.stderr
         assert ": failed: " in lines[0]
@@ -178,7 +178,7 @@ def test_whatever_ends_a_job_the_others_are_done_and_the_next_issue_completes_th
     assert len({row["val_accuracy"] for row in board(cwd)}) == 1
 
 
-def test_after_so_many_failures_the_rest_waits_for_the_next_issue(cwd: Path, tiny: list[str]) -> None:
+def test_after_max_failures_the_rest_waits_for_a_repetition(cwd: Path, tiny: list[str]) -> None:
     (cwd / "faults.py").write_text(FAULTS)
     command = [*tiny, "backbone=custom", "backbone.build=faults:raises,faults:dies,faults:fine"]
     result = train(cwd, *command, "hydra.launcher.max_failures=1", "hydra.launcher.n_jobs=1")
@@ -219,7 +219,7 @@ def test_a_sweep_that_is_killed_is_completed_by_the_same_command(
 
 
 @pytest.mark.parametrize("everybody", [True, False], ids=["Ctrl-C", "SIGTERM to one"])
-def test_an_interruption_is_told_recorded_and_made_up_for(cwd: Path, tiny: list[str], everybody: bool) -> None:
+def test_an_interruption_is_recorded_and_continued_from(cwd: Path, tiny: list[str], everybody: bool) -> None:
     (cwd / "faults.py").write_text(FAULTS)
     command = [
         *tiny,
@@ -234,10 +234,10 @@ def test_an_interruption_is_told_recorded_and_made_up_for(cwd: Path, tiny: list[
             os.killpg(process.pid, signal.SIGINT)
         else:
             process.terminate()
-        _, told = process.communicate(timeout=30)
+        _, message = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert told.splitlines()[-1] == "interrupted; the same command goes on from here"
-    assert "Traceback" not in told
+    assert message.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert "Traceback" not in message
     assert sorted(states(cwd)) == ["done", "interrupted"]
     assert len(board(cwd)) == 2, "there is a leaderboard of what there is"
     before = written(cwd)
@@ -250,7 +250,7 @@ def test_an_interruption_is_told_recorded_and_made_up_for(cwd: Path, tiny: list[
 # The same command, and another
 
 
-def test_the_same_command_meets_its_jobs_in_whatever_order_it_is_typed(cwd: Path, tiny: list[str]) -> None:
+def test_overrides_in_any_order_find_the_same_jobs(cwd: Path, tiny: list[str]) -> None:
     command = [*tiny, "backbone=tiny", "seed=0,1"]
     assert train(cwd, *command).returncode == 0
     before = written(cwd)
@@ -265,7 +265,7 @@ def test_the_same_command_meets_its_jobs_in_whatever_order_it_is_typed(cwd: Path
     assert before.items() <= written(cwd).items()
 
 
-def test_what_has_changed_is_done_anew_and_fresh_does_all_anew(cwd: Path, photos: Path, tiny: list[str]) -> None:
+def test_changed_jobs_run_again_and_fresh_runs_all(cwd: Path, photos: Path, tiny: list[str]) -> None:
     command = [*tiny, "backbone=tiny", "seed=0,1"]
     assert train(cwd, *command).returncode == 0
     before = written(cwd)
@@ -282,7 +282,7 @@ def test_what_has_changed_is_done_anew_and_fresh_does_all_anew(cwd: Path, photos
     assert len(sweeps(cwd)) == 1
 
 
-def test_of_two_at_once_the_second_is_refused_in_one_line(cwd: Path, tiny: list[str]) -> None:
+def test_a_second_sweep_in_one_folder_is_refused(cwd: Path, tiny: list[str]) -> None:
     (cwd / "faults.py").write_text(FAULTS)
     command = [*tiny, "backbone=custom", "backbone.build=faults:hangs,faults:fine", "hydra.launcher.n_jobs=1"]
     with started(cwd, *command) as first:
@@ -296,7 +296,7 @@ def test_of_two_at_once_the_second_is_refused_in_one_line(cwd: Path, tiny: list[
         assert first.poll() is None
 
 
-def test_two_jobs_at_once_come_to_the_same_as_one_after_the_other(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
+def test_parallel_jobs_give_the_same_results(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
     other = tmp_path / "other" / "work"
     other.mkdir(parents=True)
     command = [*tiny, "backbone=tiny", "seed=0,1", "transfer=frozen,finetune", "transfer.head.epochs=2"]
@@ -307,7 +307,7 @@ def test_two_jobs_at_once_come_to_the_same_as_one_after_the_other(cwd: Path, tmp
     assert board(other) == board(cwd)
 
 
-def test_hydras_own_launcher_comes_to_the_same(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
+def test_hydras_own_launcher_gives_the_same_results(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
     other = tmp_path / "other" / "work"
     other.mkdir(parents=True)
     command = [*tiny, "backbone=tiny", "seed=0,1"]
@@ -336,7 +336,7 @@ def test_jobs_without_weights_are_skipped_and_no_failure(cwd: Path, tiny: list[s
     assert any(row["status"].startswith("1 skipped") and row["rank"] == "" for row in board(cwd))
 
 
-def test_where_no_job_has_what_it_needs_all_reasons_are_told(cwd: Path, tiny: list[str]) -> None:
+def test_if_no_job_can_run_all_reasons_are_reported(cwd: Path, tiny: list[str]) -> None:
     result = train(cwd, *tiny, "backbone=mobilenet_v2,resnet50", environment=OFFLINE)
     assert result.returncode == 2
     lines = (result.stdout + result.stderr).strip().splitlines()
@@ -350,7 +350,7 @@ def test_where_no_job_has_what_it_needs_all_reasons_are_told(cwd: Path, tiny: li
 
 
 @pytest.mark.parametrize(
-    ("argument", "told"),
+    ("argument", "message"),
     [
         ("hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0: should be a whole number of at least 1 or null"),
         ("hydra.launcher.timeout=-1", "hydra.launcher.timeout=-1: should be a number greater than 0 or null"),
@@ -362,11 +362,11 @@ def test_where_no_job_has_what_it_needs_all_reasons_are_told(cwd: Path, tiny: li
         ("+hydra.launcher.n_job=2", "hydra.launcher.n_job: there is no such key; nearest: hydra.launcher.n_jobs"),
     ],
 )
-def test_limits_out_of_range_are_one_line(cwd: Path, tiny: list[str], argument: str, told: str) -> None:
-    assert told in refused(train(cwd, *tiny, "backbone=tiny", "seed=0,1", argument), cwd)
+def test_limits_out_of_range_are_one_line(cwd: Path, tiny: list[str], argument: str, message: str) -> None:
+    assert message in refused(train(cwd, *tiny, "backbone=tiny", "seed=0,1", argument), cwd)
 
 
-def test_a_launcher_that_only_one_job_asks_for_is_refused(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
+def test_a_launcher_chosen_by_one_job_is_refused(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
     (tmp_path / "own" / "experiment").mkdir(parents=True)
     experiment = "# @package _global_\ndefaults:\n  - override /hydra/launcher: basic\n"
     (tmp_path / "own" / "experiment" / "odd.yaml").write_text(experiment)
@@ -377,7 +377,7 @@ def test_a_launcher_that_only_one_job_asks_for_is_refused(cwd: Path, tmp_path: P
     assert "on the command line" in line
 
 
-def test_a_sweep_leaves_nothing_in_the_folder_for_temporary_files(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
+def test_a_sweep_leaves_no_temporary_files(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
     (tmp_path / "tmp").mkdir()
     command = [*tiny, "backbone=tiny", "seed=0,1"]
     result: Result = train(cwd, *command, environment={"TMPDIR": str(tmp_path / "tmp")})

@@ -1,4 +1,5 @@
-"""The configuration: every option composes, every wrong key, option or value is one line that helps."""
+"""The configuration: every option composes; every wrong key, option or value is a helpful line. Covers compose,
+compose_errors, constraints, suggestions and hydra_internals."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def name(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", [ROOT / "conf" / "config.yaml", *FILES], ids=name)
-def test_every_option_composes_by_the_command_its_file_begins_with(path: Path) -> None:
+def test_each_options_first_line_is_a_command_that_composes(path: Path) -> None:
     lines = path.read_text().splitlines()
     first = lines[1] if lines[0].startswith("# @package") else lines[0]  # Hydra wants its header first
     command = re.fullmatch(r"# python train\.py (.*?)(\s{2,}\(.*\))?", first)
@@ -83,7 +84,7 @@ def test_every_field_of_the_root_stands_in_the_config() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "words"),
     [
         (["backbone=resnet51"], ["backbone=resnet51", "backbone=resnet50"]),
         (["optimzer=adam"], ["optimzer", "optimizer"]),
@@ -141,12 +142,12 @@ def test_every_field_of_the_root_stands_in_the_config() -> None:
         (["seed=${nothing}"], ["seed: ", "'nothing' not found"]),
     ],
 )
-def test_bad_input_is_one_line_that_names_it_and_helps(overrides: list[str], told: list[str]) -> None:
+def test_bad_input_is_one_line_that_names_it_and_helps(overrides: list[str], words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
         compose(overrides)
     line = str(caught.value)
     assert "\n" not in line
-    for word in told:
+    for word in words:
         assert word in line
 
 
@@ -166,7 +167,7 @@ def test_a_stage_takes_an_optimizer_of_its_own() -> None:
     assert type(plain.transfer["backbone"].optimizer_for(plain.optimizer)).__name__ == "Adam"
 
 
-def test_what_is_composed_is_recorded_and_one_does_not_influence_the_next() -> None:
+def test_compositions_are_recorded_and_independent() -> None:
     first = compose(["seed=3", "backbone=tiny"])
     second = compose([])
     assert (first.seed, second.seed) == (3, 0)
@@ -175,7 +176,7 @@ def test_what_is_composed_is_recorded_and_one_does_not_influence_the_next() -> N
     assert first.config["data"]["split_seed"] == 3
 
 
-def test_a_hydra_that_is_running_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_hydra_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     from hydra import initialize_config_dir
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -184,7 +185,7 @@ def test_a_hydra_that_is_running_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         assert GlobalHydra.instance().hydra is outer
 
 
-def test_a_folder_of_the_users_goes_before_ours(tmp_path: Path) -> None:
+def test_the_users_folder_is_searched_first(tmp_path: Path) -> None:
     (tmp_path / "backbone").mkdir()
     (tmp_path / "backbone" / "resnet101.yaml").write_text(
         "defaults: [resnet50]\nname: resnet101\napplication: ResNet101\n"
@@ -203,7 +204,7 @@ def test_composing_imports_nothing_heavy() -> None:
     assert result.stdout.strip() == "set()"
 
 
-def test_bad_input_shows_within_two_seconds_and_before_tensorflow_is_imported(tmp_path: Path) -> None:
+def test_bad_input_is_reported_before_tensorflow_is_imported(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the processor: the clock is others' as well
     command = [sys.executable, "-X", "importtime", str(ROOT / "train.py"), "head.droput=0.1"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -216,7 +217,7 @@ def test_bad_input_shows_within_two_seconds_and_before_tensorflow_is_imported(tm
     assert not imported & {"tensorflow", "keras"}
 
 
-def test_a_value_that_comes_from_another_key_is_told_under_that_key() -> None:
+def test_an_interpolated_value_is_reported_under_its_source() -> None:
     for override in ("seed=x", "data.split_seed=x"):
         with pytest.raises(InputError) as caught:
             compose([override])
@@ -263,7 +264,7 @@ def test_the_defaults_are_those_of_the_issue() -> None:
     }
 
 
-def test_experiments_choose_and_set_and_the_command_line_still_wins() -> None:
+def test_the_command_line_wins_over_an_experiment() -> None:
     tutorial = compose(["experiment=hot_dog_tutorial"])
     assert tutorial.config["choices"]["backbone"] == "resnet50"
     assert tutorial.backbone.image_size == 512
@@ -273,7 +274,7 @@ def test_experiments_choose_and_set_and_the_command_line_still_wins() -> None:
     assert changed.transfer["head"].epochs == 7
 
 
-def test_the_caches_place_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TL_CACHE", "/somewhere/else")
     assert compose().config["data"]["cache"] == "/somewhere/else"
     monkeypatch.delenv("TL_CACHE")

@@ -1,4 +1,4 @@
-"""Ranges and near names, in words."""
+"""Descriptions of valid values, and suggestions of near names."""
 
 from __future__ import annotations
 

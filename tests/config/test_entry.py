@@ -1,4 +1,4 @@
-"""The door from inside this process: what it refuses in one line, and what it leaves behind: nothing."""
+"""The command line, run in this process: `entry`, `run_modes` and `exit_status`. Bad input leaves no file behind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["--bogus"], "unrecognized arguments: --bogus"),
         (["--cfg", "everything"], "invalid choice: 'everything' (choose from"),
@@ -59,17 +59,17 @@ def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_leaves_nothing(
-    door: Door, tmp_path: Path, arguments: list[str], told: str
+    door: Door, tmp_path: Path, arguments: list[str], expected: str
 ) -> None:
     status, lines = door(*arguments)
     assert status == 2
     assert len(lines) == 1
-    assert told in lines[0]
+    assert expected in lines[0]
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (
             ["-m", "data=folder", "data.root=/a b(1),/c d"],
@@ -81,24 +81,24 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(
         ),
     ],
 )
-def test_all_that_is_wrong_with_a_sweep_is_told_at_once_each_once(
-    door: Door, tmp_path: Path, arguments: list[str], told: list[str]
+def test_all_errors_of_a_sweep_are_reported_once(
+    door: Door, tmp_path: Path, arguments: list[str], expected: list[str]
 ) -> None:
     status, lines = door(*arguments)
     assert status == 2
-    assert len(lines) == len(told)
-    for line, words in zip(lines, told, strict=True):
+    assert len(lines) == len(expected)
+    for line, words in zip(lines, expected, strict=True):
         assert words in line
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("place", ["file", "file/below", "x" * 300])
-def test_an_output_folder_that_cannot_be_one_is_named(door: Door, tmp_path: Path, colours: Path, place: str) -> None:
+@pytest.mark.parametrize("path", ["file", "file/below", "x" * 300])
+def test_an_output_folder_that_cannot_be_one_is_named(door: Door, tmp_path: Path, colours: Path, path: str) -> None:
     (tmp_path / "file").touch()
-    status, lines = door("backbone=tiny", "data=folder", f"data.root={colours}", f"hydra.run.dir={place}")
+    status, lines = door("backbone=tiny", "data=folder", f"data.root={colours}", f"hydra.run.dir={path}")
     assert (status, len(lines)) == (2, 1)
-    assert f"cannot write {place}" in lines[0]
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert f"cannot write {path}" in lines[0]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_directory_with_a_run_in_it_is_refused(door: Door, tmp_path: Path, colours: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_directory_with_a_run_in_it_is_refused(door: Door, tmp_path: Path, col
 
 
 @pytest.mark.parametrize("arguments", [["backbone=tiny", "--cfg", "job"], ["--cfg", "job", "backbone=tiny"]])
-def test_what_a_config_comes_to_is_shown_and_not_run(door: Door, tmp_path: Path, arguments: list[str]) -> None:
+def test_cfg_prints_the_config_and_runs_nothing(door: Door, tmp_path: Path, arguments: list[str]) -> None:
     status, lines = door(*arguments, "data=folder", "data.root=it's nowhere")
     assert status == 0
     config = yaml.safe_load("\n".join(lines))

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: every combination, each key where there is one."""
+"""The jobs of a sweep: every combination, each key only where it exists."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_every_combination_is_a_job() -> None:
     ]
 
 
-def test_a_key_counts_for_the_options_that_have_it_and_equal_jobs_are_one() -> None:
+def test_a_key_applies_only_to_options_that_have_it() -> None:
     assert jobs_of("transfer=frozen,finetune", "transfer.backbone.epochs=1,3", "seed=7") == [
         ["transfer=frozen", "seed=7"],
         ["transfer=finetune", "transfer.backbone.epochs=1", "seed=7"],
@@ -34,32 +34,32 @@ def test_a_key_counts_for_the_options_that_have_it_and_equal_jobs_are_one() -> N
     ]
 
 
-def test_the_sweeper_s_own_params_are_swept_too_and_the_command_line_wins() -> None:
+def test_the_command_line_wins_over_sweeper_params() -> None:
     params = 'hydra.sweeper.params={seed: "0,1", head: linear}'
     assert jobs_of(params) == [["seed=0", "head=linear"], ["seed=1", "head=linear"]]
     assert jobs_of(params, "seed=7") == [["head=linear", "seed=7"]]
 
 
-def test_a_key_that_is_nowhere_stays_to_be_told() -> None:
+def test_an_unknown_key_stays_in_all_jobs() -> None:
     assert ["transfer=frozen", "transfer.bakbone.epochs=1"] in jobs_of(
         "transfer=frozen,finetune", "transfer.bakbone.epochs=1"
     )
 
 
-def test_without_a_swept_group_a_key_that_is_not_there_is_told() -> None:
+def test_without_a_swept_group_an_absent_key_is_refused() -> None:
     assert jobs_of("transfer=frozen", "transfer.backbone.epochs=1,2") == [
         ["transfer=frozen", "transfer.backbone.epochs=1"],
         ["transfer=frozen", "transfer.backbone.epochs=2"],
     ]
 
 
-def test_options_that_do_not_go_together_are_told_when_the_job_is_composed() -> None:
+def test_incompatible_options_stay_for_composing_to_refuse() -> None:
     assert ["backbone=nothing", "seed=0"] in jobs_of("backbone=tiny,nothing", "seed=0")
     with hydra() as composer, pytest.raises(InputError, match="backbone=nothing"):
         compose_config(composer, ["backbone=nothing"])
 
 
-def test_one_value_for_a_key_that_only_some_have_is_no_mistake() -> None:
+def test_a_single_value_may_apply_to_some_options_only() -> None:
     assert jobs_of("transfer=frozen,finetune", "transfer.backbone.epochs=3") == [
         ["transfer=frozen"],
         ["transfer=finetune", "transfer.backbone.epochs=3"],
@@ -67,5 +67,5 @@ def test_one_value_for_a_key_that_only_some_have_is_no_mistake() -> None:
 
 
 @pytest.mark.parametrize("added", ["+data.extra=1", "~callbacks.tensorboard=null"])
-def test_what_a_job_adds_or_takes_away_stays(added: str) -> None:
+def test_added_and_deleted_keys_stay_in_all_jobs(added: str) -> None:
     assert jobs_of("head=linear,knn", added) == [["head=linear", added], ["head=knn", added]]

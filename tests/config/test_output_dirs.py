@@ -1,4 +1,4 @@
-"""Where sweeps write: one folder for one set of overrides, under a name that every file system takes."""
+"""Names of output folders: one per set of overrides, valid on every file system."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MEANINGLESS = [
 @example(["data.root=\U0001f32d\ud800", "x=\0", "y=a\nb"])
 @example(["seed=" + ",".join(map(str, range(1000)))])
 @example(["-m=1", "--=2"])
-def test_any_overrides_give_one_name_that_every_file_system_takes(overrides: list[str]) -> None:
+def test_any_overrides_give_a_portable_name(overrides: list[str]) -> None:
     found = name(overrides)
     assert 0 < len(found.encode("ascii")) <= 100
     assert Path("folder", found).parts == ("folder", found)
@@ -45,7 +45,7 @@ def test_any_overrides_give_one_name_that_every_file_system_takes(overrides: lis
 
 @settings(max_examples=50)
 @given(OVERRIDES, st.randoms(use_true_random=False))
-def test_order_does_not_matter(overrides: list[str], random: object) -> None:
+def test_the_order_of_overrides_does_not_matter(overrides: list[str], random: object) -> None:
     shuffled = list(overrides)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert name(shuffled) == name(overrides)
@@ -60,7 +60,7 @@ def test_order_does_not_matter(overrides: list[str], random: object) -> None:
 @example(["a=A"], ["a=a"])
 @example(["data.root=/a"], ["data.root=/b"])
 @example(["x=" + 100 * "a" + "b"], ["x=" + 100 * "a" + "c"])
-def test_other_overrides_have_another_name_whatever_is_left_out_of_it(one: list[str], other: list[str]) -> None:
+def test_different_overrides_have_different_names(one: list[str], other: list[str]) -> None:
     assert (name(one) == name(other)) == (sorted(one) == sorted(other))
     # On a file system that does not tell capitals from small letters, too.
     assert (name(one).lower() == name(other).lower()) == (sorted(one) == sorted(other))
@@ -69,16 +69,16 @@ def test_other_overrides_have_another_name_whatever_is_left_out_of_it(one: list[
 @settings(max_examples=50)
 @given(OVERRIDES, st.lists(st.sampled_from(MEANINGLESS)))
 @example(["seed=0"], MEANINGLESS)
-def test_what_changes_no_number_makes_no_difference(overrides: list[str], meaningless: list[str]) -> None:
+def test_overrides_without_effect_do_not_change_the_name(overrides: list[str], meaningless: list[str]) -> None:
     assert name([*meaningless, *overrides]) == name(overrides)
 
 
 @pytest.mark.parametrize("override", ["hydra/sweeper=optuna", "monitor=val_loss", "data.fresh=1"])
-def test_what_only_looks_as_if_it_meant_nothing_counts(override: str) -> None:
+def test_similar_looking_keys_change_the_name(override: str) -> None:
     assert name([override]) != name([])
 
 
-def test_people_can_read_it() -> None:
+def test_names_are_readable() -> None:
     found = name(["seed=0,1,2", "backbone=resnet50", "+experiment=smoke"])
     assert re.fullmatch(r"\+experiment=smoke,backbone=resnet50,seed=0-1-2-[0-9a-f]{8,}", found)
 
@@ -86,14 +86,14 @@ def test_people_can_read_it() -> None:
 @pytest.mark.parametrize(
     "path", ["/data/photos", "'/data/my photos'", '"/data/photos"', "~/photos", "./photos", "../p"]
 )
-def test_paths_count_but_are_not_read(path: str) -> None:
+def test_paths_change_only_the_hash(path: str) -> None:
     found = name(["backbone=tiny", f"data.root={path}"])
     assert re.fullmatch(r"backbone=tiny-[0-9a-f]{8,}", found)
     assert found != name(["backbone=tiny"])
 
 
 @pytest.mark.parametrize("number", [".5", ".5,.3"])
-def test_a_number_that_begins_with_its_point_is_no_path(number: str) -> None:
+def test_a_number_without_leading_zero_is_no_path(number: str) -> None:
     assert name([f"data.val={number}"]).startswith("data.val=.5")
 
 

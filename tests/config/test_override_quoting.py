@@ -1,4 +1,4 @@
-"""Names as people have them arrive as they were typed, on the command line and in a sweep."""
+"""Values arrive as they were typed, on the command line and in a sweep."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_any_folder_name_arrives_as_it_was_typed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-def test_and_so_does_each_in_a_sweep(name: str) -> None:
+def test_each_folder_name_of_a_sweep_arrives_as_typed(name: str) -> None:
     override = OverridesParser.create().parse_override(quote(f"data.root=/a (1),{name},/b (2)", sweep=True))
     jobs = [read_by_hydra(f"data.root={value}") for value in override.sweep_string_iterator()]
     assert jobs == ["/a (1)", name, "/b (2)"]
@@ -53,7 +53,7 @@ def test_hydra_reads_any_text_exactly_as_it_was_typed(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["~/x", "/tmp/热狗", "/tmp/hot-dog_(1)", "it's", "a=b", "1_000", "2024", "true"])
-def test_the_folder_is_the_recipes(name: str) -> None:
+def test_the_recipe_gets_the_folder_name(name: str) -> None:
     root = compose(["data=folder", f"data.root={name}"]).data.root  # type: ignore[attr-defined]
     assert root == str(Path(name).expanduser().absolute())
 
@@ -66,7 +66,7 @@ def test_the_folder_is_the_recipes(name: str) -> None:
         "data.root=${oc.env:HOME}", "-m", "--config-dir=a b", "seed", "seed=", "data.root=photos", "optimizer.l2=1e-3",
     ],
 )  # fmt: skip
-def test_what_hydra_reads_as_it_is_meant_stays_as_it_is(argument: str) -> None:
+def test_values_that_hydra_reads_correctly_are_unchanged(argument: str) -> None:
     assert quote(argument, sweep="," in argument) == argument
 
 

@@ -1,4 +1,4 @@
-"""What is seen of a sweep at work: counts, time left, and a line for each job that has ended."""
+"""The display of a running sweep: counts, time left, and a line for each job that has ended."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], io.StringIO]:
     return shown
 
 
-def test_the_summary_counts_each_state_that_there_is() -> None:
+def test_the_summary_counts_each_state_that_occurs() -> None:
     view = LiveTable([outcome("done", seconds=10), outcome("done", seconds=20), outcome("failed"), outcome("running"),
                       outcome("waiting"), outcome("waiting")], 1)  # fmt: skip
     assert view.summary() == "2 done, 1 failed, 1 running, 2 waiting; 0 s so far, about 30 s left"
@@ -59,7 +59,7 @@ def test_the_summary_counts_each_state_that_there_is() -> None:
     )
 
 
-def test_time_left_is_from_the_mean_of_what_has_ended() -> None:
+def test_time_left_is_estimated_from_the_mean_of_ended_jobs() -> None:
     assert LiveTable([outcome("waiting"), outcome("running", seconds=9)], 1).seconds_left() is None
     view = LiveTable([outcome("done", seconds=10), outcome("running", seconds=4), outcome("waiting")], 1)
     assert view.seconds_left() == pytest.approx(6 + 10, abs=0.5)
@@ -70,13 +70,13 @@ def test_time_left_is_from_the_mean_of_what_has_ended() -> None:
     assert LiveTable([outcome("done", seconds=10)] * 3, 4).seconds_left() == 0
 
 
-def test_more_places_than_jobs_are_left_do_not_make_it_faster() -> None:
+def test_idle_slots_do_not_shorten_the_time_left() -> None:
     view = LiveTable([outcome("done", seconds=10)] * 8 + [outcome("running", seconds=0)], 8)
     assert view.seconds_left() == pytest.approx(10, abs=0.5)
 
 
 @pytest.mark.parametrize("state", ["skipped", "failed"])
-def test_what_ended_before_it_began_tells_nothing_of_the_time_left(state: str) -> None:
+def test_skipped_jobs_do_not_count_for_the_time_left(state: str) -> None:
     """A job without weights ends in a tenth of a second; those that do their work do not."""
     view = LiveTable([outcome(state, seconds=0.1)] * 9 + [outcome("done", seconds=60), outcome("waiting")], 1)
     left = view.seconds_left()
@@ -99,7 +99,7 @@ def test_any_jobs_have_a_summary_and_no_negative_time_left(jobs: list[tuple[str,
     assert {state: int(count) for count, state in counted} == {s: [j[0] for j in jobs].count(s) for s, _ in jobs}
 
 
-def test_where_nobody_looks_each_job_that_ends_is_a_line_and_nothing_else(
+def test_without_a_terminal_each_ended_job_is_one_line(
     screen: Callable[[bool], io.StringIO],
 ) -> None:
     shown = screen(False)
@@ -129,7 +129,7 @@ def test_a_reason_of_many_lines_or_words_stays_a_line(screen: Callable[[bool], i
     assert "with [bold]marks[/bold] and" in shown.getvalue()
 
 
-def test_on_a_terminal_a_table_shows_what_runs_and_how_far_it_is(screen: Callable[[bool], io.StringIO]) -> None:
+def test_on_a_terminal_a_table_shows_jobs_and_their_progress(screen: Callable[[bool], io.StringIO]) -> None:
     shown = screen(True)
     jobs = [outcome("done", "seed=0", 5.0), outcome("running", "seed=1 head=[x]", 7.2), outcome("waiting", "seed=2")]
     jobs[1].doing = "features 12/36"
@@ -138,8 +138,8 @@ def test_on_a_terminal_a_table_shows_what_runs_and_how_far_it_is(screen: Callabl
     text = shown.getvalue()
     (line,) = {line.strip() for line in text.splitlines() if "seed=1" in line}
     assert line.split() == ["seed=1", "head=[x]", "7", "features", "12/36"]
-    for told in ("running", "seconds", "doing", "1 done, 1 running, 1 waiting; 0 s so far, about"):
-        assert told in text
+    for expected in ("running", "seconds", "doing", "1 done, 1 running, 1 waiting; 0 s so far, about"):
+        assert expected in text
     assert "seed=2" not in text, "what waits is only counted"
     assert text.rstrip().endswith(("\x1b[2K", "\x1b[?25h")), "and it is taken away in the end"
 
@@ -157,9 +157,7 @@ def test_the_table_does_not_outgrow_the_screen_and_names_are_cut(screen: Callabl
 
 
 @pytest.mark.parametrize("name", ["data.only=[a,b]", "x=[/b]", "x=[bold]", "x=[red]y[/red]", "x=\\[a"])
-def test_names_are_shown_as_they_are_whatever_brackets_they_have(
-    screen: Callable[[bool], io.StringIO], name: str
-) -> None:
+def test_names_with_brackets_are_shown_literally(screen: Callable[[bool], io.StringIO], name: str) -> None:
     shown = screen(True)
     job = outcome("running", name)
     job.doing = "features [a]"
@@ -169,7 +167,7 @@ def test_names_are_shown_as_they_are_whatever_brackets_they_have(
     assert "features [a]" in shown.getvalue()
 
 
-def test_a_terminal_is_given_back_when_it_ends_badly(screen: Callable[[bool], io.StringIO]) -> None:
+def test_the_terminal_is_restored_after_an_error(screen: Callable[[bool], io.StringIO]) -> None:
     shown = screen(True)
 
     def interrupted() -> None:

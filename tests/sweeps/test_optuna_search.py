@@ -1,4 +1,5 @@
-"""hydra/sweeper=optuna: spaces as they are typed, a study that survives kills, and trials that end early."""
+"""hydra/sweeper=optuna (search_space, search_preflight, optuna_study, job_outcome): spaces, a study that survives
+kills, and pruning."""
 
 from __future__ import annotations
 
@@ -119,16 +120,16 @@ def test_a_choice_is_the_value_that_was_typed(values: list[str]) -> None:
 @example("int(range(0.5,2.5,0.5))")
 @example("range(0,inf)")
 @example("choice()")
-def test_whatever_is_typed_is_a_space_or_one_line_that_names_the_key(text: str) -> None:
+def test_any_text_is_a_space_or_an_error_that_names_the_key(text: str) -> None:
     loader: Any = SimpleNamespace(get_group_options=lambda *_, **__: [])
-    told = "some.key"
+    message = "some.key"
     try:
         space = read_space({"some.key": text}, ["other=1,2"], loader)
         assert all(d.distribution() and d.ends() for d in space.dimensions)
     except InputError as error:
-        told = str(error)
-    assert "some.key" in told
-    assert "\n" not in told
+        message = str(error)
+    assert "some.key" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_whatever_is_typed_is_a_space_or_one_line_that_names_the_key(text: str) 
         ("glob(zz*)", "no option has such a name"),
     ],
 )
-def test_a_space_that_cannot_be_is_named(text: str, why: str) -> None:
+def test_an_invalid_space_is_named(text: str, why: str) -> None:
     with hydra() as composer, pytest.raises(InputError) as refused:
         read_space({"backbone": text}, [], composer.config_loader)
     assert str(refused.value).startswith(f"hydra.sweeper.params.backbone={text}: ")
@@ -166,9 +167,11 @@ def test_the_command_line_wins_and_plain_values_are_fixed() -> None:
     assert space.values({"a": "8", "b.d": 2, "backbone": "resnet50"}) == ["+a=8", "b.d=2", "backbone=resnet50"]
 
 
-@pytest.mark.parametrize(("params", "told"), [({}, "nothing to search over"), ({"hydra.x": "1,2"}, "Hydra's own keys")])
-def test_a_search_without_a_space_of_its_own_is_refused(params: dict[str, str], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+@pytest.mark.parametrize(
+    ("params", "message"), [({}, "nothing to search over"), ({"hydra.x": "1,2"}, "Hydra's own keys")]
+)
+def test_a_search_without_a_space_of_its_own_is_refused(params: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         read_space(params, ["seed=1"], NO_LOADER)
 
 
@@ -176,7 +179,7 @@ def test_a_search_without_a_space_of_its_own_is_refused(params: dict[str, str], 
 @pytest.mark.parametrize(
     "experiment", ["", *(pytest.param(name, marks=pytest.mark.slow) for name in ("smoke", "hot_dog_tutorial"))]
 )
-def test_the_spaces_that_come_with_it_are_good(name: str, experiment: str) -> None:
+def test_the_shipped_spaces_are_valid(name: str, experiment: str) -> None:
     overrides = [f"hparams={name}", *([f"experiment={experiment}"] if experiment else [])]
     with hydra() as composer:
         cfg = composer.compose_config("config", overrides, RunMode.MULTIRUN, from_shell=False)
@@ -218,7 +221,7 @@ def height(params: Mapping[str, Any]) -> float:
 
 
 def work(study: SearchStudy, n_trials: int, most: float = float("inf")) -> list[dict[str, Any]]:
-    """Asks and tells until there are `n_trials`, or `most` have been told."""
+    """Ask and tell until there are `n_trials`, or `most` have ended."""
     done: list[dict[str, Any]] = []
     while len(done) < most and (batch := study.ask(n_trials)):
         for trial in batch:
@@ -231,7 +234,7 @@ def states(study: SearchStudy) -> list[str]:
     return [trial.state.name for trial in study.trials()]
 
 
-def test_a_search_goes_on_as_if_it_had_not_been_interrupted(opened: Opened, journal: Path) -> None:
+def test_an_interrupted_search_continues_identically(opened: Opened, journal: Path) -> None:
     whole = work(opened(), 9)
     journal.unlink()
     first = work(opened(), 9, most=4)
@@ -240,14 +243,14 @@ def test_a_search_goes_on_as_if_it_had_not_been_interrupted(opened: Opened, jour
     assert len({trial["x"] for trial in whole}) == 9
 
 
-def test_one_that_has_all_its_trials_asks_for_no_more(opened: Opened) -> None:
+def test_a_complete_search_proposes_no_more(opened: Opened) -> None:
     work(opened(), 3)
     again = opened()
     assert again.ask(3) == []
     assert len(again.ask(4)) == 1
 
 
-def test_a_trial_whose_process_died_is_run_again_with_the_same_parameters(opened: Opened) -> None:
+def test_a_lost_trial_is_run_again_with_the_same_parameters(opened: Opened) -> None:
     killed = opened()
     work(killed, 5, most=2)
     (lost,) = killed.ask(5)
@@ -261,7 +264,7 @@ def test_a_trial_whose_process_died_is_run_again_with_the_same_parameters(opened
     assert states(again).count("COMPLETE") == 5
 
 
-def test_one_that_its_run_had_ended_is_not_run_again(opened: Opened) -> None:
+def test_a_pruned_trial_of_a_lost_process_is_not_run_again(opened: Opened) -> None:
     killed = opened()
     (lost,) = killed.ask(2)
     lost.set_user_attr("pruned", "pruned after epoch 3")
@@ -271,7 +274,7 @@ def test_one_that_its_run_had_ended_is_not_run_again(opened: Opened) -> None:
     assert states(again) == ["PRUNED", "RUNNING"]
 
 
-def test_a_kill_while_another_was_taken_over_does_not_double_it(opened: Opened) -> None:
+def test_a_kill_during_a_retry_does_not_double_the_trial(opened: Opened) -> None:
     killed = opened()
     (lost,) = killed.ask(3)
     killed.study.enqueue_trial(lost.params)  # the second process came so far
@@ -282,7 +285,7 @@ def test_a_kill_while_another_was_taken_over_does_not_double_it(opened: Opened) 
     assert states(again) == ["FAIL", "RUNNING"]
 
 
-def test_a_trial_of_a_process_that_lives_is_left_to_it(opened: Opened, journal: Path) -> None:
+def test_a_trial_of_a_running_process_is_left_to_it(opened: Opened, journal: Path) -> None:
     ours = opened()
     (trial,) = ours.ask(2)
     program = (
@@ -306,7 +309,7 @@ def test_a_trial_of_a_process_that_lives_is_left_to_it(opened: Opened, journal: 
     assert states(ours) == ["FAIL", "RUNNING", "RUNNING"]
 
 
-def test_failures_count_until_the_command_is_given_again(opened: Opened) -> None:
+def test_failures_count_until_the_command_is_repeated(opened: Opened) -> None:
     study = opened(parallel=2)
     for trial in study.ask(2):
         study.tell(trial, None, "out of memory")
@@ -317,20 +320,20 @@ def test_failures_count_until_the_command_is_given_again(opened: Opened) -> None
 
 
 @pytest.mark.parametrize(
-    ("monitor", "space", "told"),
+    ("monitor", "space", "message"),
     [
         ("val_loss", SPACE, "by another monitor"),
         ("val_accuracy", Space(("fixed=2",), SPACE.dimensions), "with other overrides"),
         ("val_accuracy", Space(SPACE.fixed, SPACE.dimensions[:1]), "in another space"),
     ],
 )
-def test_a_study_of_another_search_is_refused(opened: Opened, monitor: str, space: Space, told: str) -> None:
+def test_a_study_of_another_search_is_refused(opened: Opened, monitor: str, space: Space, message: str) -> None:
     opened().close()
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         opened(monitor, space)
 
 
-def test_another_order_is_the_same_search_and_how_to_run_is_none_of_it(opened: Opened) -> None:
+def test_order_and_launcher_do_not_change_the_search(opened: Opened) -> None:
     first = opened(space=Space(("a=1", "b=2"), SPACE.dimensions))
     work(first, 3)
     other = Space(("b=2", "missing_weights=random", "fresh=false", "a=1"), SPACE.dimensions[::-1])
@@ -340,7 +343,7 @@ def test_another_order_is_the_same_search_and_how_to_run_is_none_of_it(opened: O
     assert work(whole, 3) == [trial.params for trial in first.trials()]
 
 
-def test_what_others_are_at_work_on_is_not_forgotten(opened: Opened) -> None:
+def test_a_study_in_use_is_not_deleted(opened: Opened) -> None:
     at_work = opened()
     at_work.ask(2)
     code = f"""
@@ -352,12 +355,12 @@ try:
 except InputError as error:
     print(error)
 """
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert told == f"fresh=true: other processes are at work on {at_work.journal}; wait for them, or end them\n"
+    message = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert message == f"fresh=true: other processes are at work on {at_work.journal}; wait for them, or end them\n"
     assert at_work.journal.exists()
 
 
-def test_a_line_that_was_half_written_does_not_spoil_the_journal(opened: Opened, journal: Path) -> None:
+def test_an_incomplete_line_does_not_spoil_the_journal(opened: Opened, journal: Path) -> None:
     work(opened(), 2)
     lines = journal.read_bytes()
     for cut in (1, 9, len(lines) - 5):
@@ -370,7 +373,7 @@ def test_a_line_that_was_half_written_does_not_spoil_the_journal(opened: Opened,
 
 
 @pytest.mark.parametrize("content", [b"not a journal", b"a photograph\nof mine", b"{}\n", b"[1]\n{", b"\xff\xd8\n"])
-def test_a_file_of_somebody_elses_is_refused_and_left_as_it_is(opened: Opened, journal: Path, content: bytes) -> None:
+def test_a_file_that_is_no_journal_is_refused_and_unchanged(opened: Opened, journal: Path, content: bytes) -> None:
     journal.parent.mkdir()
     journal.write_bytes(content)
     with pytest.raises(InputError, match=r"study\.journal: not a journal"):
@@ -379,7 +382,7 @@ def test_a_file_of_somebody_elses_is_refused_and_left_as_it_is(opened: Opened, j
     assert list(journal.parent.iterdir()) == [journal]
 
 
-def test_better_is_what_the_monitor_says(opened: Opened, tmp_path: Path) -> None:
+def test_the_monitor_determines_the_direction(opened: Opened, tmp_path: Path) -> None:
     study = opened("val_loss", parallel=3)
     for trial, value in zip(study.ask(3), (0.5, 0.2, 0.2), strict=True):
         study.tell(trial, value)
@@ -388,13 +391,13 @@ def test_better_is_what_the_monitor_says(opened: Opened, tmp_path: Path) -> None
     assert (best.number, best.value) == (1, 0.2)
 
 
-def test_without_optuna_it_says_what_to_install(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_optuna_the_error_says_what_to_install(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(InputError, match=r'pip install "tl_research\[optuna\]"'):
         opened()
 
 
-def test_nothing_heavy_is_imported_with_the_plugin_or_a_run_that_is_no_trial() -> None:
+def test_the_plugin_imports_nothing_heavy() -> None:
     program = (
         "import sys, hydra_plugins.tl_sweeps.optuna_sweeper\n"
         "assert not {'optuna', 'tensorflow', 'keras', 'tl_research'} & set(sys.modules)\n"
@@ -459,7 +462,7 @@ def by_dropout(job: dict[str, str]) -> float:
     return 1 - abs(float(job["head.dropout"]) - 0.4)
 
 
-def test_it_searches_and_leaves_what_is_best(sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_writes_the_best_trial(sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     launcher = sweep(by_dropout, *MLP, "hydra.sweeper.n_trials=12", "seed=3")
     assert len(launcher.batches) == len(launcher.jobs) == 12
     best = yaml.safe_load((tmp_path / "sweep" / "best.yaml").read_text())
@@ -471,7 +474,7 @@ def test_it_searches_and_leaves_what_is_best(sweep: Sweep, tmp_path: Path, capsy
     assert f"best of 12 trials (0 more pruned): val_accuracy {best['value']:.4g}" in capsys.readouterr().out
 
 
-def test_the_same_command_continues_and_then_only_tells(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_command_continues_then_only_reports(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(sweep(by_dropout, *MLP, "hydra.sweeper.n_trials=4").jobs) == 4
     assert len(sweep(by_dropout, *MLP, "hydra.sweeper.n_trials=6").jobs) == 2
     capsys.readouterr()
@@ -493,7 +496,7 @@ def test_a_job_learns_which_trial_it_is_and_stays_the_same_job(sweep: Sweep, tmp
 
 
 @pytest.mark.slow
-def test_what_failed_is_passed_over(sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_trials_are_never_best(sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outcomes = iter([float("nan"), MemoryError("no room\nat all"), float("inf"), None, 0.75, 0.5])
     assert len(sweep(lambda job: next(outcomes), *MLP, "hydra.sweeper.n_trials=6").jobs) == 6
     out = capsys.readouterr().out
@@ -503,13 +506,13 @@ def test_what_failed_is_passed_over(sweep: Sweep, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.slow
-def test_all_failed_is_an_error_and_can_be_tried_again(sweep: Sweep) -> None:
+def test_if_all_trials_fail_the_search_can_be_repeated(sweep: Sweep) -> None:
     with pytest.raises(InputError, match="no trial was completed; the last says: OSError: the disk"):
         sweep(lambda job: OSError("the disk"), *MLP, "hydra.sweeper.n_trials=3")
     assert len(sweep(by_dropout, *MLP, "hydra.sweeper.n_trials=3").jobs) == 3
 
 
-def test_what_is_known_is_not_run_again(sweep: Sweep) -> None:
+def test_known_overrides_are_not_run_again(sweep: Sweep) -> None:
     choices = ("head=mlp", "head.units=choice(8,16)", "hydra.sweeper.n_trials=9", "hydra.sweeper.batch=3")
     launcher = sweep(lambda job: int(job["head.units"]), *choices)
     assert sorted(job[1] for job in launcher.jobs) == ["head.units=16", "head.units=8"]
@@ -520,14 +523,14 @@ def test_what_is_known_is_not_run_again(sweep: Sweep) -> None:
     ("override", "most"),
     [("++hydra.launcher.n_jobs=1", 1), ("hydra.sweeper.batch=2", 2), ("++hydra.launcher.n_jobs=3", 3)],
 )
-def test_so_many_at_once(sweep: Sweep, override: str, most: int) -> None:
+def test_batch_trials_run_at_once(sweep: Sweep, override: str, most: int) -> None:
     launcher = sweep(by_dropout, *MLP, "hydra.sweeper.n_trials=7", override)
     sizes = [len(batch) for batch in launcher.batches]
     assert sizes == [most] * (7 // most) + [7 % most] * (7 % most > 0)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: should be a whole number of at least 1"),
         (["hydra.sweeper.n_trials=true"], "hydra.sweeper.n_trials=true: should be"),
@@ -544,17 +547,17 @@ def test_so_many_at_once(sweep: Sweep, override: str, most: int) -> None:
         (["optimizer=lbfgs", "seed=1,2"], "optimizer=lbfgs solves linear heads"),
     ],
 )
-def test_a_search_that_cannot_be_is_refused_before_anything_is_made(
-    sweep: Sweep, tmp_path: Path, overrides: list[str], told: str
+def test_an_invalid_search_is_refused_before_any_file(
+    sweep: Sweep, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(InputError) as refused:
         sweep(by_dropout, "head=mlp", *overrides)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_values_that_are_only_wrong_together_are_trials_that_fail(sweep: Sweep) -> None:
+def test_values_wrong_in_combination_are_failed_trials(sweep: Sweep) -> None:
     together = ("head=choice(linear,mlp)", "optimizer=choice(lbfgs,adam)", "hydra.sweeper.n_trials=10")
     launcher = sweep(
         lambda job: float("nan") if "mlp" in job["head"] and "lbfgs" in job["optimizer"] else 0.5, *together
@@ -582,45 +585,45 @@ def as_trial(opened: Opened, monkeypatch: pytest.MonkeyPatch, journal: Path) -> 
     return start
 
 
-def test_a_run_worse_than_the_median_is_to_end(as_trial: Callable[..., Trial], opened: Opened) -> None:
+def test_a_run_worse_than_the_median_is_pruned(as_trial: Callable[..., Trial], opened: Opened) -> None:
     trial = as_trial()
     trial.report(0, {"val_loss": 0.84, "loss": 7.0})
     trial.check()
     trial.report(1, {"val_loss": 0.61})
     with pytest.raises(PrunedError) as pruned:
         trial.check()
-    told = "pruned after epoch 1: val_loss 0.61 is above the median of the trials so far"
-    assert str(pruned.value) == told
+    message = "pruned after epoch 1: val_loss 0.61 is above the median of the trials so far"
+    assert str(pruned.value) == message
     study = opened("val_loss")
-    assert study.trials()[2].user_attrs["pruned"] == told
+    assert study.trials()[2].user_attrs["pruned"] == message
     assert study.trials()[2].intermediate_values == {0: 0.84, 1: 0.61}
 
 
-def test_at_its_last_epoch_there_is_nothing_left_to_save(as_trial: Callable[..., Trial]) -> None:
+def test_a_run_is_not_pruned_at_its_last_epoch(as_trial: Callable[..., Trial]) -> None:
     trial = as_trial()
     trial.report(0, {"val_loss": 9.0}, prune=False)
     trial.check()
 
 
 @pytest.mark.parametrize(
-    ("monitor", "logs", "told"),
+    ("monitor", "logs", "message"),
     [
         ("val_macro_f1", {"val_accuracy": 0.1, "val_loss": 0.2}, "val_accuracy 0.1 is below"),
         ("val_auroc", {"val_accuracy": 0.1, "val_auroc": 0.2}, "val_auroc 0.2 is below"),
         ("val_loss", {"val_loss": float("nan")}, "val_loss nan will not get better"),
     ],
 )
-def test_the_nearest_number_of_an_epoch_stands_for_the_monitored_one(
-    as_trial: Callable[..., Trial], monitor: str, logs: dict[str, float], told: str
+def test_pruning_uses_the_nearest_metric_of_an_epoch(
+    as_trial: Callable[..., Trial], monitor: str, logs: dict[str, float], message: str
 ) -> None:
     trial = as_trial(monitor)
     trial.report(0, logs)
     assert trial.pruned is not None
-    assert told in trial.pruned
+    assert message in trial.pruned
 
 
-def test_an_orphan_goes_on_unheard(as_trial: Callable[..., Trial], opened: Opened) -> None:
-    """The search was killed and its successor gave the trial up; a job started again finds its epochs told."""
+def test_a_run_whose_trial_was_given_up_continues(as_trial: Callable[..., Trial], opened: Opened) -> None:
+    """The search was killed and its successor gave the trial up; a restarted job finds its epochs reported."""
     trial, again = as_trial(), current_trial()
     assert again is not None
     trial.report(0, {"val_loss": 0.8})
@@ -631,7 +634,7 @@ def test_an_orphan_goes_on_unheard(as_trial: Callable[..., Trial], opened: Opene
     assert current_trial() is None
 
 
-def test_a_journal_out_of_reach_keeps_no_run_from_training(
+def test_an_unreachable_journal_does_not_stop_a_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(TRIAL_VARIABLE, f"{tmp_path}/none.journal:search:0")
@@ -640,7 +643,7 @@ def test_a_journal_out_of_reach_keeps_no_run_from_training(
     assert not list(tmp_path.iterdir())
 
 
-def test_two_owners_of_one_number_are_not_two(tmp_path: Path) -> None:
+def test_owners_with_one_number_count_as_one(tmp_path: Path) -> None:
     owner = Owner(tmp_path / "owners")
     assert owner.lives(owner.number)
     assert not owner.lives(None)
@@ -673,7 +676,7 @@ SEARCH = ["hydra/sweeper=optuna", "optimizer.learning_rate=tag(log,interval(1e-7
 
 
 @pytest.mark.slow
-def test_a_search_killed_half_way_is_completed_by_the_same_command(tmp_path: Path, command: list[str]) -> None:
+def test_the_same_command_completes_a_killed_search(tmp_path: Path, command: list[str]) -> None:
     command += [*SEARCH, "hydra.sweeper.n_trials=5", "hydra.sweeper.pruner=none"]
     journal = tmp_path / "found" / "study.journal"
     quiet: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
@@ -702,7 +705,7 @@ def test_a_search_killed_half_way_is_completed_by_the_same_command(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_search_of_other_images_is_not_gone_on_with(tmp_path: Path, command: list[str], colours: Path) -> None:
+def test_a_search_with_changed_images_is_not_continued(tmp_path: Path, command: list[str], colours: Path) -> None:
     photos = tmp_path / "photos"
     shutil.copytree(colours, photos)
     command += [f"data.root={photos}", *SEARCH, "hydra.sweeper.n_trials=2", "hydra.sweeper.pruner=none"]
@@ -722,7 +725,7 @@ def test_a_search_of_other_images_is_not_gone_on_with(tmp_path: Path, command: l
 
 
 @pytest.mark.slow
-def test_a_search_ends_after_so_many_failures(tmp_path: Path, command: list[str]) -> None:
+def test_a_search_ends_after_max_failures(tmp_path: Path, command: list[str]) -> None:
     command += [*SEARCH, "hydra.sweeper.n_trials=3", "hydra.launcher.max_failures=1", "hydra.launcher.timeout=0.05"]
     result = run(command, tmp_path)
     assert result.returncode != 0
@@ -730,7 +733,7 @@ def test_a_search_ends_after_so_many_failures(tmp_path: Path, command: list[str]
 
 
 @pytest.mark.slow
-def test_a_bad_trial_ends_early_and_is_no_failure(tmp_path: Path, command: list[str]) -> None:
+def test_a_bad_trial_is_pruned_and_is_no_failure(tmp_path: Path, command: list[str]) -> None:
     space = "optimizer.learning_rate=choice(0.1,0.05,0.03,1e-7,2e-7,3e-7,4e-7)"
     command += [SEARCH[0], space, "transfer.head.epochs=40", "hydra.sweeper.n_trials=12"]
     result = run(command, tmp_path)
@@ -753,14 +756,14 @@ def test_a_bad_trial_ends_early_and_is_no_failure(tmp_path: Path, command: list[
 
 @pytest.mark.slow
 def test_two_processes_share_a_study(tmp_path: Path, command: list[str]) -> None:
-    """Each with a folder of its own for its runs."""
+    """Each process has its own folder for runs."""
     command += [*SEARCH, "hydra.sweeper.n_trials=6", "hydra.sweeper.study=found/study.journal"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     both = [subprocess.Popen([*command, f"hydra.sweep.dir={d}"], cwd=tmp_path, **pipes) for d in ("one", "two")]
     printed = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
-    told = [[line.split(":")[0] for line in text.splitlines() if re.match("trial [0-9]", line)] for text in printed]
-    assert sorted(itertools.chain(*told)) == [f"trial {number}" for number in range(6)]
+    trials = [[line.split(":")[0] for line in text.splitlines() if re.match("trial [0-9]", line)] for text in printed]
+    assert sorted(itertools.chain(*trials)) == [f"trial {number}" for number in range(6)]
     assert len(found(tmp_path)) == 6
 
 
@@ -778,7 +781,7 @@ def test_the_published_searches_run(tmp_path: Path, colours: Path, name: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("argument", "told"),
+    ("argument", "message"),
     [
         ("head.units=interval(5,1)", "head.units=interval(5,1): 5.0 is greater than 1.0"),
         ("head.dropout=interval(0,2)", "head.dropout=2.0: should be"),
@@ -786,9 +789,9 @@ def test_the_published_searches_run(tmp_path: Path, colours: Path, name: str) ->
         ("seed=0", "there is nothing to search over"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path: Path, command: list[str], argument: str, told: str) -> None:
+def test_bad_input_is_one_line(tmp_path: Path, command: list[str], argument: str, message: str) -> None:
     result = run([*command, *SEARCH[:1], *argument.split()], tmp_path)
     assert result.returncode == 2
     (line,) = (result.stdout + result.stderr).strip().splitlines()
-    assert told in line
+    assert message in line
     assert not (tmp_path / "found").exists()

@@ -1,4 +1,4 @@
-"""Jobs in processes of their own: whatever ends one, the others go on, and each ending is told with its reason."""
+"""Jobs in processes of their own: however one ends, the others continue, and its reason is recorded."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def hang_before_it_knows(directory: Path) -> float:
 
 
 class Silent:
-    """A view that keeps what it has been told."""
+    """A view that records its calls."""
 
     def __init__(self, seen: Sequence[Outcome] = ()) -> None:
         self.seen = seen
@@ -214,7 +214,7 @@ def outcomes(root: Path, *works: Callable[[Path], float]) -> list[Outcome]:
 
 
 def run(root: Path, *works: Callable[[Path], float], **limits: Any) -> list[Outcome]:
-    """Runs them; that each has its status on disk, and that it is the one told, is asserted."""
+    """Run jobs and assert that the status of each on disk is its outcome."""
     found = outcomes(root, *works)
     ProcessPool(Limits(**limits)).run(found, Silent())
     for outcome in found:
@@ -233,9 +233,7 @@ def states(found: Sequence[Outcome]) -> list[str]:
 
 
 @given(st.integers(1, 40), st.sets(st.integers(0, 200), min_size=1, max_size=20), st.lists(st.integers(0, 99)))
-def test_parts_of_the_machine_are_equal_and_disjoint_where_they_can_be(
-    count: int, cores: set[int], gpus: list[int]
-) -> None:
+def test_slots_are_equal_and_disjoint_where_possible(count: int, cores: set[int], gpus: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "sched_getaffinity", lambda _: cores)
         patch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, gpus)))
@@ -291,7 +289,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @slow
 @pytest.mark.usefixtures("warm")
-def test_whatever_ends_a_job_the_others_are_done_and_each_tells_its_own_reason(tmp_path: Path) -> None:
+def test_however_a_job_ends_the_others_finish(tmp_path: Path) -> None:
     found = run(tmp_path, succeed, fail, die, abort, segfault, hang, vanish, leave, refuse, succeed, timeout=2)
     assert [(o.job.name.partition("-")[2], o.state, o.reason) for o in found] == [
         ("succeed", "done", None),
@@ -314,7 +312,7 @@ def test_whatever_ends_a_job_the_others_are_done_and_each_tells_its_own_reason(t
 
 @slow
 @pytest.mark.parametrize("work", [take_memory, take_tensors, take_in_c])
-def test_one_out_of_memory_says_so_and_the_others_are_done(tmp_path: Path, work: Callable[[Path], float]) -> None:
+def test_a_job_out_of_memory_says_so_and_the_others_finish(tmp_path: Path, work: Callable[[Path], float]) -> None:
     found = run(tmp_path, take_some_memory, work, take_some_memory, memory_gb=4)
     assert states(found) == ["done", "failed", "done"]
     assert found[1].reason is not None
@@ -322,7 +320,7 @@ def test_one_out_of_memory_says_so_and_the_others_are_done(tmp_path: Path, work:
 
 
 @slow
-def test_the_limit_on_memory_is_the_jobs_not_ours(tmp_path: Path) -> None:
+def test_the_memory_limit_applies_to_jobs_only(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_AS)
     (outcome,) = run(tmp_path, look_around, memory_gb=4)
     assert json.loads((tmp_path / outcome.job.name / "about.json").read_text())["limit"] == 4 * 2**30
@@ -330,7 +328,7 @@ def test_the_limit_on_memory_is_the_jobs_not_ours(tmp_path: Path) -> None:
 
 
 @slow
-def test_after_so_many_failures_none_is_started_and_those_that_run_are_finished(tmp_path: Path) -> None:
+def test_after_max_failures_no_further_job_starts(tmp_path: Path) -> None:
     found = run(tmp_path, succeed, fail, die, succeed, fail, max_failures=2)
     assert states(found) == ["done", "failed", "failed", "waiting", "waiting"]
     assert not (tmp_path / "3-succeed").exists()
@@ -339,7 +337,7 @@ def test_after_so_many_failures_none_is_started_and_those_that_run_are_finished(
 
 
 @slow
-def test_failures_count_over_the_batches_of_a_search_and_so_do_losses_that_are_no_number(tmp_path: Path) -> None:
+def test_failures_and_diverged_jobs_count_over_all_batches(tmp_path: Path) -> None:
     together = ProcessPool(Limits(max_failures=2))
     for number, expected in enumerate(("diverged", "diverged", "waiting")):
         found = outcomes(tmp_path / str(number), diverge)
@@ -365,7 +363,7 @@ def test_two_at_a_time_share_the_machine(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @slow
-def test_where_there_are_no_gpus_jobs_are_told_of_none(tmp_path: Path) -> None:
+def test_without_gpus_the_environment_of_jobs_is_unchanged(tmp_path: Path) -> None:
     if list(Path("/dev").glob("nvidia[0-9]*")) or "CUDA_VISIBLE_DEVICES" in os.environ:
         pytest.skip("there are some")
     (outcome,) = run(tmp_path, look_around)
@@ -375,7 +373,7 @@ def test_where_there_are_no_gpus_jobs_are_told_of_none(tmp_path: Path) -> None:
 
 
 @slow
-def test_no_more_than_so_many_run_at_once_and_so_many_do(tmp_path: Path) -> None:
+def test_exactly_n_jobs_run_in_parallel(tmp_path: Path) -> None:
     found = run(tmp_path, *[nap] * 5, n_jobs=3)
     spans = [[float((tmp_path / o.job.name / f).read_text()) for f in ("began", "ended")] for o in found]
     at_once = [sum(began <= start < ended for began, ended in spans) for start, _ in spans]
@@ -383,7 +381,7 @@ def test_no_more_than_so_many_run_at_once_and_so_many_do(tmp_path: Path) -> None
 
 
 @slow
-def test_jobs_are_asked_for_when_their_turn_comes(tmp_path: Path) -> None:
+def test_a_task_is_made_only_when_its_job_starts(tmp_path: Path) -> None:
     asked: list[str] = []
     found = outcomes(tmp_path, succeed, succeed, succeed)
 
@@ -402,7 +400,7 @@ def test_jobs_are_asked_for_when_their_turn_comes(tmp_path: Path) -> None:
 
 
 @slow
-def test_what_a_job_prints_goes_to_its_log_and_nowhere_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_job_prints_to_its_log_only(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, speak)
     log = (tmp_path / "0-speak" / "output.log").read_text()
     for line in ("printed\n", "printed as an error\n", "written by C\n", "logged"):
@@ -414,7 +412,7 @@ def test_what_a_job_prints_goes_to_its_log_and_nowhere_else(tmp_path: Path, capf
 
 
 @slow
-def test_it_is_told_what_a_job_is_doing(tmp_path: Path) -> None:
+def test_progress_of_a_job_is_received(tmp_path: Path) -> None:
     found = outcomes(tmp_path, progress_made)
     view = Silent(found)
     ProcessPool().run(found, view)
@@ -425,9 +423,7 @@ def test_it_is_told_what_a_job_is_doing(tmp_path: Path) -> None:
 
 @slow
 @pytest.mark.parametrize("work", [look_on, look_on_and_die])
-def test_one_whose_directory_another_process_works_in_fails_and_leaves_it(
-    tmp_path: Path, work: Callable[[Path], float]
-) -> None:
+def test_a_directory_in_use_fails_the_job_and_stays_as_it_is(tmp_path: Path, work: Callable[[Path], float]) -> None:
     other = Run.claim(tmp_path)
     outcome = Outcome(Job("a job", partial(Task, tmp_path, partial(work, tmp_path))))
     ProcessPool().run([outcome], Silent())
@@ -441,7 +437,7 @@ def test_one_whose_directory_another_process_works_in_fails_and_leaves_it(
 
 @slow
 @pytest.mark.usefixtures("warm")
-def test_one_that_ends_before_it_knows_whether_it_was_done_before_is_not_done(tmp_path: Path) -> None:
+def test_a_job_killed_before_it_read_its_status_is_not_done(tmp_path: Path) -> None:
     with closing(Run.claim(tmp_path)) as before:
         before.set_status("done")
     outcome = Outcome(Job("a job", partial(Task, tmp_path, partial(hang_before_it_knows, tmp_path))))
@@ -451,7 +447,7 @@ def test_one_that_ends_before_it_knows_whether_it_was_done_before_is_not_done(tm
 
 
 @slow
-def test_one_that_dies_does_not_tell_the_reason_of_its_last_try(tmp_path: Path) -> None:
+def test_a_job_that_dies_gets_a_new_reason(tmp_path: Path) -> None:
     with closing(Run.claim(tmp_path)) as before:
         before.set_status("failed", "what it was then")
     outcome = Outcome(Job("a job", partial(Task, tmp_path, partial(die, tmp_path))))
@@ -461,7 +457,7 @@ def test_one_that_dies_does_not_tell_the_reason_of_its_last_try(tmp_path: Path) 
 
 
 @slow
-def test_the_jobs_of_one_after_another_find_nothing_of_each_other(tmp_path: Path) -> None:
+def test_consecutive_jobs_share_no_state(tmp_path: Path) -> None:
     pids = {
         json.loads((tmp_path / str(number) / "0-look_around" / "about.json").read_text())["pid"]
         for number in range(3)
@@ -489,7 +485,7 @@ print(*(after - then for after, then in zip(held(), before)))
 
 
 @slow
-def test_thirty_jobs_leave_no_process_descriptor_or_memory_behind(tmp_path: Path) -> None:
+def test_thirty_jobs_leak_no_process_descriptor_or_memory(tmp_path: Path) -> None:
     """In a process of its own: what pytest and all tests before hold would sway more than the jobs."""
     command = [sys.executable, "-c", HELD, str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -551,15 +547,15 @@ def gone(pids: Sequence[int], seconds: float) -> bool:
 
 
 @slow
-def test_an_interruption_ends_what_runs_and_says_so(tmp_path: Path) -> None:
+def test_an_interruption_ends_running_jobs_and_is_recorded(tmp_path: Path) -> None:
     with started(tmp_path, "succeed", "hang", "hang", "succeed") as process:
         pids = at_work(tmp_path, 2)
         process.send_signal(signal.SIGINT)
-        told, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=30)
     assert process.returncode == 130
     assert gone(pids, 0)
     state, reason = "interrupted", "the sweep was interrupted"
-    assert told.splitlines() == ["done|None", *[f"{state}|{reason}"] * 2, "waiting|None"]
+    assert output.splitlines() == ["done|None", *[f"{state}|{reason}"] * 2, "waiting|None"]
     for name in ("1-hang", "2-hang"):
         status = json.loads((tmp_path / name / "status.json").read_text())
         assert (status["state"], status["reason"]) == (state, reason)
@@ -568,23 +564,23 @@ def test_an_interruption_ends_what_runs_and_says_so(tmp_path: Path) -> None:
 
 
 @slow
-def test_one_that_does_not_listen_is_killed_and_its_status_mended(tmp_path: Path) -> None:
+def test_a_job_that_ignores_signals_is_killed_and_recorded(tmp_path: Path) -> None:
     with started(tmp_path, "hang_deaf") as process:
         pids = at_work(tmp_path, 1)
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
-        told, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=30)
     assert process.returncode == 130
     assert time.monotonic() - began < pool.GRACE + 3
     assert gone(pids, 0)
-    assert told.splitlines() == ["interrupted|the sweep was interrupted"]
+    assert output.splitlines() == ["interrupted|the sweep was interrupted"]
     status = json.loads((tmp_path / "0-hang_deaf" / "status.json").read_text())
     assert (status["state"], status["reason"]) == ("interrupted", "the sweep was interrupted")
 
 
 @slow
-def test_a_second_interruption_is_heeded_at_once(tmp_path: Path) -> None:
+def test_a_second_interruption_kills_at_once(tmp_path: Path) -> None:
     with started(tmp_path, "hang_deaf") as process:
         pids = at_work(tmp_path, 1)
         time.sleep(0.3)
@@ -599,7 +595,7 @@ def test_a_second_interruption_is_heeded_at_once(tmp_path: Path) -> None:
 
 @slow
 @pytest.mark.parametrize("name", ["hang", "hang_deaf"])
-def test_jobs_end_with_the_process_that_started_them_however_it_ends(tmp_path: Path, name: str) -> None:
+def test_jobs_end_with_their_parent_process(tmp_path: Path, name: str) -> None:
     with started(tmp_path, name, name) as process:
         pids = at_work(tmp_path, 2)
         server = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
@@ -612,7 +608,7 @@ def test_jobs_end_with_the_process_that_started_them_however_it_ends(tmp_path: P
 
 
 @slow
-def test_the_first_jobs_seconds_are_its_own_and_not_those_of_the_servers_start(tmp_path: Path) -> None:
+def test_seconds_exclude_the_start_of_the_server(tmp_path: Path) -> None:
     with started(tmp_path, "succeed", "succeed", timeout=0.7) as process:
         ended = json.loads(process.communicate(timeout=60)[0])
     assert [state for state, _ in ended] == ["done", "done"]
@@ -620,7 +616,7 @@ def test_the_first_jobs_seconds_are_its_own_and_not_those_of_the_servers_start(t
 
 
 @slow
-def test_nothing_is_left_in_the_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_temporary_files_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     with started(tmp_path / "runs", "succeed", "die") as process:
@@ -628,7 +624,7 @@ def test_nothing_is_left_in_the_folder_for_temporary_files(tmp_path: Path, monke
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_by_default_there_are_as_many_as_the_machine_has_room_for_and_no_more_than_jobs(
+def test_default_n_jobs_depends_on_machine_and_number_of_jobs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pool = ProcessPool(Limits(n_jobs=None))
@@ -637,9 +633,9 @@ def test_by_default_there_are_as_many_as_the_machine_has_room_for_and_no_more_th
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     pages = {"SC_PAGE_SIZE": 2**12}
     monkeypatch.setattr(os, "sysconf", lambda name: pages.get(name, 2**20 * 24 // 4))  # 24 GB
-    assert [pool.places(count) for count in (1, 3, 100)] == [1, 3, 6]
+    assert [pool.num_parallel(count) for count in (1, 3, 100)] == [1, 3, 6]
     monkeypatch.setattr(os, "sysconf", lambda name: pages.get(name, 2**18))  # 1 GB
-    assert pool.places(100) == 1
+    assert pool.num_parallel(100) == 1
     monkeypatch.setattr("tl_research.sweeps.process_pool.visible_gpus", lambda: ["0", "1"])
-    assert pool.places(100) == 2
-    assert ProcessPool(Limits(n_jobs=5)).places(1) == 5
+    assert pool.num_parallel(100) == 2
+    assert ProcessPool(Limits(n_jobs=5)).num_parallel(1) == 5

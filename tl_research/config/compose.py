@@ -1,4 +1,4 @@
-"""From a composed config to an `Experiment`: resolve, instantiate once, and name the key when something is wrong."""
+"""Turn a composed config into an `Experiment`: resolve it, instantiate it once, and name the key of any error."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (p / "config.yaml").is_file())
-"""In the wheel `conf/` lies inside the package, in a clone beside it."""
+"""`conf/`, which is inside the package in a wheel and beside it in a clone."""
 
 _EXTRAS = {"ray_launcher": "ray", "submitit_launcher": "slurm"}
-"""The extra that brings a plugin, which is one whose `_target_` has this in it."""
+"""Part of a plugin's `_target_` -> the extra that installs it."""
 
 _PATHS = ("data.root", "data.archive", "data.cache", "backbone.weights", "features.store")
 
 
 @contextmanager
 def hydra(config_dir: str | Path | None = None) -> Iterator[Hydra]:
-    """Hydra on our `conf/`, and on the user's folder before it. Leaves an outer Hydra (a running job's) in place."""
+    """Open Hydra on `conf/`, with the user's folder searched first. An outer Hydra (a running job's) is restored."""
     search_path = create_config_search_path(str(CONF))
     if config_dir is not None:
         folder = Path(config_dir).expanduser().absolute()
@@ -49,7 +49,7 @@ def hydra(config_dir: str | Path | None = None) -> Iterator[Hydra]:
     GlobalHydra.instance().clear()
     try:
         with warnings.catch_warnings():
-            # Ours is merged with the one that a plugin has under the same name (ray), which checks its types: welcome.
+            # Our ray.yaml is merged with the plugin's schema of that name, which checks types: intended.
             warnings.filterwarnings("ignore", "(?s).*is validated against ConfigStore schema")
             yield Hydra.create_main_hydra2("train", search_path)
     finally:
@@ -59,22 +59,22 @@ def hydra(config_dir: str | Path | None = None) -> Iterator[Hydra]:
 
 
 def build_experiment(cfg: DictConfig) -> Experiment:
-    """Instantiates a composed config. Raises `InputError` naming the key, its value, and what it may be."""
+    """Instantiate a composed config. Raises `InputError` naming the key, its value, and what it may be."""
     config, choices, directory = _resolve(cfg)
     return replace(make(config, cfg), config={**config, "choices": choices}, directory=directory)
 
 
 def make(config: dict[str, Any], cfg: DictConfig) -> Experiment:
-    """Instantiates a resolved config; `cfg` is where its keys come from. Raises `InputError` as `build`."""
+    """Instantiate a resolved config; `cfg` is the unresolved one. Raises `InputError` as `build_experiment`."""
     try:
         experiment: Experiment = instantiate(OmegaConf.create(config), _convert_="all")
     except InstantiationException as error:
-        raise _say(error, cfg) from None
+        raise _to_input_error(error, cfg) from None
     return experiment
 
 
 def check_plugins(cfg: DictConfig) -> None:
-    """Looks whether a sweep's launcher and sweeper are installed and, where they are ours, would take their keys.
+    """Check that a sweep's launcher and sweeper are installed and, if they are ours, that their keys are valid.
     Raises `InputError` naming the key, or the extra to install."""
     for group in ("launcher", "sweeper"):
         config = OmegaConf.to_container(cfg.hydra[group], resolve=True)
@@ -92,11 +92,11 @@ def check_plugins(cfg: DictConfig) -> None:
             try:
                 instantiate(node.hydra[group])
             except InstantiationException as error:
-                raise _say(error, node) from None
+                raise _to_input_error(error, node) from None
 
 
 def _resolve(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, str], str | None]:
-    """Plain containers, interpolations resolved, paths absolute; which option of each group; the run directory."""
+    """Return the config as resolved plain data with absolute paths, each group's option, and the run directory."""
     cfg = cfg.copy()
     choices: dict[str, str] = {}
     directory = None
@@ -121,10 +121,10 @@ def _resolve(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, str], str | Non
     return config, choices, directory
 
 
-def _say(error: InstantiationException, cfg: DictConfig) -> InputError:
-    """One line of the first thing that a recipe refused."""
-    found = re.search(r"full_key: (\S+)", str(error))
-    prefix = [found.group(1)] if found else []
+def _to_input_error(error: InstantiationException, cfg: DictConfig) -> InputError:
+    """Describe the first invalid value in one line."""
+    match = re.search(r"full_key: (\S+)", str(error))
+    prefix = [match.group(1)] if match else []
     cause = error.__cause__
     if isinstance(cause, InputError):
         return cause
@@ -132,7 +132,7 @@ def _say(error: InstantiationException, cfg: DictConfig) -> InputError:
         return InputError(f"{'.'.join(prefix) or 'config'}: {cause or str(error).splitlines()[0]}")
     first = cause.errors(include_url=False)[0]
     raised = first.get("ctx", {}).get("error")
-    if isinstance(raised, InputError):  # by a recipe that has named the whole key
+    if isinstance(raised, InputError):  # from a recipe that has named the whole key
         return raised
     words = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if not first["loc"]:
@@ -150,12 +150,12 @@ def _say(error: InstantiationException, cfg: DictConfig) -> InputError:
 
 
 def _path(location: Sequence[str | int]) -> list[str]:
-    """pydantic's location without what it adds for unions (`constrained-int`, `literal['all']`)."""
+    """Return pydantic's location without the parts that it adds for unions (`constrained-int`, `literal['all']`)."""
     return [str(part) for part in location[:2] if str(part).isidentifier() and part not in ("int", "float", "str")]
 
 
 def _origin(cfg: DictConfig, key: str) -> str:
-    """The key that the user sets: where a value comes from another key by interpolation, that one."""
+    """Return the key that the user sets: the source of an interpolation rather than the key that uses it."""
     group, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, group) if group else cfg
     if isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name):

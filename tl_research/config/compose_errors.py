@@ -1,4 +1,4 @@
-"""Composing, and if Hydra cannot, why: in one line with the nearest valid names."""
+"""Compose a config; if Hydra cannot, explain why in one line with the nearest valid names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tl_research.errors import InputError
 def compose_config(
     composer: Hydra, overrides: Sequence[str], config_name: str = "config", mode: RunMode = RunMode.RUN
 ) -> DictConfig:
-    """The composed config, with Hydra's own part under `hydra`. Raises `InputError` instead of Hydra's exceptions."""
+    """Compose a config, with Hydra's own part under `hydra`. Raises `InputError` instead of Hydra's exceptions."""
     try:
         return composer.compose_config(config_name, list(overrides), mode, from_shell=False)
     except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
@@ -33,7 +33,7 @@ def compose_config(
 def explain(
     composer: Hydra, overrides: Sequence[str], config_name: str, error: Exception, *, sweep: bool = False
 ) -> InputError:
-    """Finds the override that Hydra stumbled over by looking at each against what there is."""
+    """Find the override that Hydra refused by comparing each with the existing groups, options and keys."""
     parsed: list[Override] = []
     for text in overrides:
         try:
@@ -93,7 +93,7 @@ def _unknown_key(
 
 
 def _refusal(composer: Hydra, config_name: str, overrides: Sequence[str], key: str) -> str:
-    """What the option that has the key would say to the value, so that one attempt shows both mistakes."""
+    """Return the error that the option with this key would raise: one attempt then shows both mistakes."""
     cfg = _compose(composer, config_name, overrides)
     if cfg is None:
         return ""
@@ -121,8 +121,7 @@ def _options(composer: Hydra, group: str) -> list[str]:
 
 
 def _option_has(composer: Hydra, group: str, option: str, key: str) -> bool:
-    loaded = composer.config_loader.get_sources()
-    for source in loaded:
+    for source in composer.config_loader.get_sources():
         if source.is_config(f"{group}/{option}"):
             return _find(OmegaConf.to_container(source.load_config(f"{group}/{option}").config), key.split("."))
     return False
@@ -140,11 +139,11 @@ def has(config: Any, key: str) -> bool:
 def _keys(node: Any, prefix: str = "") -> list[str]:
     if isinstance(node, DictConfig):
         node = OmegaConf.to_container(node, resolve=False)
-    found = []
+    keys = []
     for key, value in node.items():
         if key in ("_target_", "hydra"):
             continue
-        found.append(f"{prefix}{key}")
+        keys.append(f"{prefix}{key}")
         if isinstance(value, Mapping):
-            found += _keys(value, f"{prefix}{key}.")
-    return found
+            keys += _keys(value, f"{prefix}{key}.")
+    return keys

@@ -1,4 +1,4 @@
-"""What a field of a recipe may be, in words, from its type: `a whole number of at least 1`."""
+"""Describe the valid values of a recipe's field from its type: `a whole number of at least 1`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _BOUNDS = {
 
 
 def allowed(recipe: type, name: str) -> str | None:
-    """The range of one field in words; None for fields that are no plain values."""
+    """Describe the range of one field; None for fields that are not plain values."""
     fields: dict[str, Any] = getattr(recipe, "__pydantic_fields__", {})
-    found = next((field for key, field in fields.items() if name in (key, field.alias)), None)
-    if found is None:
+    matching = next((field for key, field in fields.items() if name in (key, field.alias)), None)
+    if matching is None:
         return None
-    annotation: Any = Annotated[(found.annotation, *found.metadata)] if found.metadata else found.annotation
+    annotation: Any = Annotated[(matching.annotation, *matching.metadata)] if matching.metadata else matching.annotation
     return _words(TypeAdapter(annotation).json_schema())
 
 
@@ -46,5 +46,5 @@ def _words(schema: dict[str, Any]) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """A value as it is typed: `null`, `true`."""
+    """Write a value as it is typed on the command line: `null`, `true`."""
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: every combination of the values given, with each key only where there is one."""
+"""Expand a sweep into jobs: every combination of the given values, with each key only where it exists."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tl_research.errors import InputError
 
 
 def grid_jobs(composer: Hydra, master: DictConfig) -> list[list[str]]:
-    """The overrides of each job, without Hydra's own.
+    """Return the overrides of each job, without Hydra's own.
 
-    `transfer=frozen,finetune transfer.backbone.epochs=1,3` is three jobs: a key that is there for some of the options
-    and not for others counts for those that have it, and what comes to the same is one job. A key that is nowhere stays
-    in all, and is told when they are composed. `hydra.sweeper.params` are more of them; the command line wins.
+    `transfer=frozen,finetune transfer.backbone.epochs=1,3` is three jobs: keys that exist only for some options apply
+    to those options only, and equal jobs are one. A key that exists nowhere stays in all jobs, and composing them
+    reports it. `hydra.sweeper.params` adds overrides; the command line wins.
     """
     parser = OverridesParser.create(config_loader=composer.config_loader)
     parsed = parser.parse_overrides(list(master.hydra.overrides.task))
@@ -40,20 +40,20 @@ def grid_jobs(composer: Hydra, master: DictConfig) -> list[list[str]]:
             have[groups] = {key for key in values if config is None or has(config, key)}
         chosen.append(groups)
     somewhere = set.union(*have.values())
-    found = (
+    jobs = (
         tuple(text for text in job if _key(text) not in somewhere or _key(text) in have[groups])
         for job, groups in zip(combinations, chosen, strict=True)
     )
-    return [list(job) for job in dict.fromkeys(found)]
+    return [list(job) for job in dict.fromkeys(jobs)]
 
 
 def _groups(composer: Hydra, parsed: Sequence[Override]) -> set[str]:
-    """The groups among the keys of these overrides."""
+    """Return the groups among the keys of these overrides."""
     return {key for key in {override.key_or_group for override in parsed} if is_group(composer, key)}
 
 
 def _is_free(override: Override, groups: set[str]) -> bool:
-    """Whether it may be given for any job: a group's option, or a key that it adds or takes away itself."""
+    """Whether an override is valid for any job: it chooses an option, or adds or deletes a key."""
     return override.key_or_group in groups or override.is_add() or override.is_delete()
 
 
@@ -62,7 +62,7 @@ def _key(text: str) -> str:
 
 
 def _composed(composer: Hydra, master: DictConfig, groups: Sequence[str]) -> Any:
-    """The config of these options alone; None if they do not go together, which is told elsewhere."""
+    """Compose the config of these options alone; None if they are incompatible, which preflight reports."""
     overrides = [*master.hydra.overrides.hydra, *groups]
     try:
         cfg = compose_config(composer, overrides, str(master.hydra.job.config_name or "config"))
@@ -72,8 +72,9 @@ def _composed(composer: Hydra, master: DictConfig, groups: Sequence[str]) -> Any
 
 
 def spread(composer: Hydra, overrides: Sequence[str], config_name: str) -> list[str]:
-    """The overrides of a sweep, such that Hydra can compose what all jobs share. `transfer.backbone.epochs=3` beside
-    `transfer=frozen,finetune` it would refuse, for by default there is no such key; a choice of one is for the jobs."""
+    """Rewrite the overrides of a sweep so that Hydra can compose the part that all jobs share. It would refuse
+    `transfer.backbone.epochs=3` beside `transfer=frozen,finetune`, because the default has no such key; a choice of one
+    value goes to the jobs only."""
     parsed = OverridesParser.create(config_loader=composer.config_loader).parse_overrides(list(overrides))
     groups = _groups(composer, parsed)
     if not any(override.is_sweep_override() and override.key_or_group in groups for override in parsed):
@@ -81,7 +82,7 @@ def spread(composer: Hydra, overrides: Sequence[str], config_name: str) -> list[
     fixed = [str(o.input_line) for o in parsed if o.key_or_group in groups and not o.is_sweep_override()]
     try:
         config = OmegaConf.to_container(compose_config(composer, fixed, config_name))
-    except InputError:  # told when all of it is composed
+    except InputError:  # reported when the sweep is composed
         return list(overrides)
     absent = {o.input_line for o in parsed if not (o.is_sweep_override() or _is_free(o, groups))
               and not has(config, o.key_or_group)}  # fmt: skip

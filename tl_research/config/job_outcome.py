@@ -1,4 +1,4 @@
-"""What became of a job, read from what it returned and from its run directory."""
+"""Read the outcome of a job from its return value and its run directory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 
 def outcome(returned: JobReturn, directory: Path) -> tuple[float | None, str | None]:
-    """The value of the job that wrote to `directory`, or why there is none."""
+    """Return the value of the job that wrote to `directory`, or the reason why it has none."""
     value = returned._return_value  # the public one prints and raises for a job that did not complete
     if returned.status != JobStatus.COMPLETED:
         return None, f"{type(value).__name__}: {value}".splitlines()[0]
@@ -20,7 +20,7 @@ def outcome(returned: JobReturn, directory: Path) -> tuple[float | None, str | N
 
 
 def _reason(directory: Path) -> str | None:
-    """What the run itself says, in its status."""
+    """Return the reason that the run's status.json gives."""
     from tl_research.errors import InputError
     from tl_research.runs.run import Run
 
@@ -31,8 +31,7 @@ def _reason(directory: Path) -> str | None:
 
 
 def is_outdated(config: DictConfig, directory: Path) -> bool | None:
-    """Whether the run in a directory is of other images, weights or code than its job would use now; None where that
-    cannot be known."""
+    """Whether a run was made with other images, weights or code than its job would use now; None if that is unknown."""
     from tl_research.config.compose import build_experiment
     from tl_research.errors import InputError
     from tl_research.runs.identity import compare, identity

@@ -1,5 +1,5 @@
-"""What Hydra calls for each job. It holds under every launcher that a job which is done is not done again, that its
-status tells what became of it, and that the leaderboard is kept."""
+"""The functions that Hydra calls for each job, under every launcher: run a job unless it is done, and update the
+leaderboard."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ log = logging.getLogger(__name__)
 
 Command = Literal["train", "extract"]
 
-# Reading one run takes some milliseconds: so the leaderboard costs a sweep no more than a few hundredths of its time.
+# Reading one run takes some milliseconds, so the leaderboard takes at most a few percent of a sweep's time.
 SECONDS_A_RUN = 0.1
 
 
 def train(cfg: DictConfig) -> float:
-    """One job: the number that the sweep compares, NaN for none. Raises what `Experiment.run` raises, but in a sweep,
-    where the run's status tells it, and the log."""
+    """Run one training job and return the metric that the sweep compares. In a sweep errors of `Experiment.run` are
+    logged, and the value is NaN; otherwise they are raised."""
     return _job("train", cfg)
 
 
 def extract(cfg: DictConfig) -> float:
-    """One job of `python -m tl_research extract`: the number of features computed."""
+    """Run one job of `python -m tl_research extract` and return the number of features computed."""
     return _job("extract", cfg)
 
 
@@ -76,8 +76,7 @@ def _number(command: Command, cfg: DictConfig, directory: Path, *, sweep: bool) 
 
 
 def run(context: HydraContext, task: TaskFunction, config: DictConfig) -> float:
-    """In the process of a job of `hydra/launcher=processes`: Hydra's own way to run it, on a config that was composed
-    in the sweep's process."""
+    """Run a job of `hydra/launcher=processes` in its process, on a config composed in the sweep's process."""
     setup_globals()
     returned = run_job(
         hydra_context=context,
@@ -90,14 +89,14 @@ def run(context: HydraContext, task: TaskFunction, config: DictConfig) -> float:
 
 
 def rank(folder: Path, *, patient: bool = False) -> Leaderboard | None:
-    """Writes the leaderboard of the runs below a folder anew; None where there are none, or no room for it. A `patient`
-    caller leaves one be that is young for its size."""
+    """Write the leaderboard of the runs below a folder; None if there are no runs or it cannot be written. With
+    `patient`, a recently written leaderboard is kept."""
     if patient and _is_young(folder / "leaderboard.csv"):
         return None
     try:
         board = Leaderboard.of(collect(folder))
         board.write(folder)
-    except (InputError, OSError) as error:  # what the jobs say matters more
+    except (InputError, OSError) as error:  # not worth failing the sweep
         log.debug("%s: no leaderboard: %s", folder, error)
         return None
     return board
@@ -112,23 +111,23 @@ def _is_young(path: Path) -> bool:
 
 
 def conclude(folder: Path) -> None:
-    """The leaderboard of a sweep that has ended, on disk and on the screen, and its report."""
+    """Write and print the leaderboard of a sweep that has ended, and write its report."""
     board = rank(folder)
     if board is None:
         return
     show_leaderboard(board.monitor, *board.table(), [], folder)
-    with contextlib.suppress(OSError):  # a full disk, of which the jobs have told
+    with contextlib.suppress(OSError):  # a full disk, which the jobs have reported
         show_report_path(html_report.write_report(folder))
 
 
 def tell_not_done(folder: Path) -> bool:
-    """Says on standard error which runs below a sweep's folder have said since it began, which its `.lock` tells, that
-    they are not done; True if any of them should be."""
-    began = (folder / ".lock").stat().st_mtime  # one clock for all machines: the file system's
+    """Print to standard error the runs of a sweep that are not done, with reasons; True if any of them failed. Only
+    runs whose status changed since the sweep began (the time of its `.lock`) are considered."""
+    began = (folder / ".lock").stat().st_mtime  # the file system's clock, which all machines share
     failed, skipped = [], Counter[str]()
     try:
         entries = collect(folder)
-    except InputError as error:  # no job has come so far
+    except InputError as error:  # no job has started a run
         show_error(error)
         return True
     for title, entry in zip(titles(entries), entries, strict=True):

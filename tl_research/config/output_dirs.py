@@ -1,5 +1,5 @@
-"""Where a sweep and its jobs write: names made from their overrides, so that the same command finds its jobs again, and
-no two sweeps meet by chance."""
+"""Name the directories of a sweep and its jobs after their overrides, so that the same command finds its jobs again and
+different sweeps never share one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 MOST_CHARACTERS = 80
 
-# What neither asks for another number nor makes another job.
+# Overrides that change neither a result nor the set of jobs.
 _WITHOUT_MEANING = (
     "fresh",
     "missing_weights",
@@ -29,16 +29,16 @@ _WITHOUT_MEANING = (
 
 
 def sweep_dir(command: str, overrides: Iterable[str]) -> Path:
-    """`outputs/sweeps/<name>`, or `outputs/extract/<name>`."""
+    """Return `outputs/sweeps/<name>` or `outputs/extract/<name>`."""
     return Path("outputs", "sweeps" if command == "train" else command, name(overrides))
 
 
 def name(overrides: Iterable[str]) -> str:
-    """`backbone=resnet50,seed=0-4f1c9a02b77e`: readable, one for any order of the overrides, another for others. Paths
-    count, but are left out of what is read."""
+    """Return a readable name such as `backbone=resnet50,seed=0-4f1c9a02b77e`: the same for any order of the overrides,
+    different for other overrides. Paths change the hash only."""
     meaning = sorted(text for text in overrides if not text.lstrip("+~").startswith(_WITHOUT_MEANING))
     digest = hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:12]
-    # Commas and brackets mean something to a shell, and what is not ASCII to some file systems.
+    # Commas and brackets are special to shells, and non-ASCII characters to some file systems.
     words = [
         re.sub(r"[^\w.=+-]+", "-", text, flags=re.ASCII).strip("-")
         for text in meaning
@@ -48,5 +48,5 @@ def name(overrides: Iterable[str]) -> str:
     return f"{readable}-{digest}" if readable else digest
 
 
-# Hydra asks for a job's folder in the process of the job, which may be on another machine: hence a resolver.
+# A resolver, because Hydra computes a job's directory in the job's process, perhaps on another machine.
 OmegaConf.register_new_resolver("job_dir", name, replace=True)

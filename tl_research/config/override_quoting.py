@@ -1,5 +1,4 @@
-"""Values as people type them, quoted where Hydra's grammar cannot read them: `~/x`, `a=b`, `hot-dog_(1)`, `it's`,
-`热狗`."""
+"""Quote values that people type and Hydra's grammar cannot read: `~/x`, `a=b`, `hot-dog_(1)`, `it's`, `热狗`."""
 
 from __future__ import annotations
 
@@ -12,11 +11,11 @@ from hydra.errors import HydraException
 
 _OUTPUTS = ("hydra.run.dir", "hydra.sweep.dir")
 _TEXTS = ("data.root", "data.archive", "data.cache", "data.dataset", "backbone.weights", "backbone.build", *_OUTPUTS)
-"""Keys whose values are names, also where Hydra would read a number: a folder may be called 1_000, 1e3 or true."""
+"""Keys whose values are text, even if Hydra would read a number: a folder may be called 1_000, 1e3 or true."""
 
 
 def quote(argument: str, *, sweep: bool = False) -> str:
-    """`key=value` with the value quoted if Hydra could not read it otherwise; anything else unchanged.
+    """Quote the value of `key=value` if Hydra could not read it otherwise; return anything else unchanged.
 
     In a sweep commas separate values, so each is quoted by itself; otherwise a comma is part of the value.
     """
@@ -32,12 +31,12 @@ def quote(argument: str, *, sweep: bool = False) -> str:
 
 
 def _readable(key: str, value: str) -> bool:
-    """Whether Hydra reads what is meant. Its own quotes, `null`, `${...}` and commas stay as they are."""
+    """Whether Hydra reads the value as intended. Its own quotes, `null`, `${...}` and commas stay as they are."""
     try:
         override = OverridesParser.create().parse_override(f"{key}={value}")
     except HydraException:
         return False
-    if value.endswith("\\"):  # which would swallow the comma or the end after it
+    if value.endswith("\\"):  # it would escape the comma or quote that follows
         return False
     if key not in _TEXTS or "," in value or "${" in value or isinstance(override._value, QuotedString):
         return True
@@ -45,7 +44,7 @@ def _readable(key: str, value: str) -> bool:
 
 
 def _quoted(value: str) -> str:
-    """In Hydra's quotes a quote is escaped by a backslash, and backslashes before a quote are doubled."""
+    """Put a value in Hydra's quotes: a quote is escaped by a backslash, and backslashes before a quote are doubled."""
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
     trailing = len(escaped) - len(escaped.rstrip("\\"))
     return f"'{escaped}{chr(92) * trailing}'"

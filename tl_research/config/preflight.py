@@ -1,4 +1,4 @@
-"""Preflight: every job is composed and built, and what it needs is looked for, before the first folder is made."""
+"""Preflight: compose and build every job, and look for the data and weights of a sweep, before anything is written."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ log = logging.getLogger(__name__)
 def check_jobs(command: str, options: Namespace) -> Path | None:
     """Compose every job before the first folder is made; returns a sweep's folder, None for a single run.
 
-    Of a sweep the data and weights are looked for, too: jobs that lack them do not keep the others from running.
+    For a sweep, look for data and weights too; a job without them does not stop the others.
 
     Raises:
         InputError: a job cannot be composed, or no job has what it needs.
         ExceptionGroup: several reasons of that kind.
     """
     name = options.config_name or "config"
-    found = _Findings()
+    findings = _Findings()
     with hydra(options.config_dir) as composer:
         if not options.multirun:
-            _check_job(composer, options, options.overrides, None, found)
-            _raise(found.wrong)
+            _check_job(composer, options, options.overrides, None, findings)
+            _raise(findings.wrong)
             return None
         options.overrides = grid.spread(composer, options.overrides, name)
         master = compose_config(composer, options.overrides, name, RunMode.MULTIRUN)
         check_plugins(master)
         for overrides in _jobs(composer, master):
-            _check_job(composer, options, overrides, master, found)
-    _raise(found.wrong or ([] if found.healthy else found.lacking))
-    for error in found.lacking:
+            _check_job(composer, options, overrides, master, findings)
+    _raise(findings.wrong or ([] if findings.healthy else findings.lacking))
+    for error in findings.lacking:
         log.warning("to be skipped: %s", error)
     if master.hydra.sweep.dir == "auto":
         own = [f"{key}={getattr(options, key)}" for key in ("config_dir", "config_name") if getattr(options, key)]
@@ -59,58 +59,58 @@ def check_jobs(command: str, options: Namespace) -> Path | None:
 
 @dataclass
 class _Findings:
-    """What has been found of the jobs looked at: reasons, each once, and how many jobs have all they need."""
+    """Errors of the jobs checked so far, each once, and the number of jobs that have everything they need."""
 
     wrong: list[InputError] = field(default_factory=list)
     lacking: list[InputError] = field(default_factory=list)
     healthy: int = 0
-    _looked: dict[Any, InputError | None] = field(default_factory=dict)
+    _checked: dict[Any, InputError | None] = field(default_factory=dict)
 
-    def look(self, experiment: Experiment) -> None:
-        """Whether there are weights and images; asked once, though a hundred jobs want the same."""
+    def check(self, experiment: Experiment) -> None:
+        """Check that a job's data and weights are available; each distinct source is checked once for all jobs."""
         data = replace(experiment.data, split_seed=0, fold=None, folds=None, fraction=1.0, per_class=None)
-        errors = [self._look(part) for part in (data, experiment.start)]
+        errors = [self._check(part) for part in (data, experiment.start)]
         self.healthy += not any(errors)
         for error in errors:
             if error:
                 self.add(error, self.lacking)
 
-    def _look(self, part: Any) -> InputError | None:
-        if part not in self._looked:
+    def _check(self, part: Any) -> InputError | None:
+        if part not in self._checked:
             try:
-                self._looked[part] = part.preflight()
+                self._checked[part] = part.preflight()
             except InputError as error:
-                self._looked[part] = error
-        return self._looked[part]
+                self._checked[part] = error
+        return self._checked[part]
 
     @staticmethod
     def add(error: InputError, errors: list[InputError]) -> None:
-        """Unless it has been said."""
+        """Append an error unless the same message is there."""
         if str(error) not in map(str, errors):
             errors.append(error)
 
 
 def _check_job(
-    composer: Hydra, options: Namespace, overrides: list[str], master: DictConfig | None, found: _Findings
+    composer: Hydra, options: Namespace, overrides: list[str], master: DictConfig | None, findings: _Findings
 ) -> None:
     try:
         cfg = compose_config(composer, overrides, options.config_name or "config")
         if options.cfg:
-            return  # it is to be shown, not run
+            return  # the config is only printed
         if not cfg.hydra.run.dir:
             raise InputError("hydra.run.dir is empty: give a folder")
         experiment = build_experiment(cfg)
         check_cluster(experiment.trainer.distribution, sweep=master is not None)
-        if master is None:  # a single run looks for its data and weights itself, before it does anything else
-            _demand_free(Path(cfg.hydra.run.dir).expanduser(), experiment.fresh)
+        if master is None:  # a single run checks its data and weights itself, before anything else
+            _check_unused(Path(cfg.hydra.run.dir).expanduser(), experiment.fresh)
         else:
-            _demand_same_plugins(cfg, master)
-            found.look(experiment)
+            _check_same_plugins(cfg, master)
+            findings.check(experiment)
     except InputError as error:
-        found.add(error, found.wrong)
+        findings.add(error, findings.wrong)
 
 
-def _demand_free(directory: Path, fresh: bool) -> None:
+def _check_unused(directory: Path, fresh: bool) -> None:
     if (directory / "status.json").exists() and not fresh:
         raise InputError(
             f"hydra.run.dir={directory}: there is a run in it already; name another directory, or add fresh=true to "
@@ -118,13 +118,13 @@ def _demand_free(directory: Path, fresh: bool) -> None:
         )
 
 
-def _demand_same_plugins(cfg: DictConfig, master: DictConfig) -> None:
+def _check_same_plugins(cfg: DictConfig, master: DictConfig) -> None:
     for group in ("hydra/launcher", "hydra/sweeper"):
-        ours, theirs = (c.hydra.runtime.choices.get(group) for c in (master, cfg))
-        if ours != theirs:
+        sweep_option, job_option = (c.hydra.runtime.choices.get(group) for c in (master, cfg))
+        if sweep_option != job_option:
             raise InputError(
-                f"{group}={theirs}: one job of the sweep asks for it, and Hydra would go on with {ours}; give "
-                f"{group}={theirs} on the command line, for all jobs"
+                f"{group}={job_option}: one job of the sweep asks for it, and Hydra would go on with {sweep_option}; "
+                f"give {group}={job_option} on the command line, for all jobs"
             )
 
 
@@ -136,8 +136,8 @@ def _raise(errors: list[InputError]) -> None:
 
 
 def _jobs(composer: Hydra, master: DictConfig) -> Iterator[list[str]]:
-    """The overrides of each job of a sweep: those for Hydra, and one combination of the others. Of a search, jobs at
-    the corners of its space."""
+    """Yield the overrides of each job of a sweep, including Hydra's own; for a search, of jobs at the corners of its
+    space."""
     if master.hydra.runtime.choices["hydra/sweeper"] == "optuna":
         yield from read_search(composer, master).jobs
         return

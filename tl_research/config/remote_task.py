@@ -1,5 +1,5 @@
-"""What the launchers of others lack when they start our jobs elsewhere. Each waits for its jobs in turn, and raises for
-the first whose process has died. That ends a sweep of a hundred jobs, and with Ray the jobs, too."""
+"""Run jobs through Ray's and submitit's launchers so that a sweep survives the death of a job's process. The launchers
+themselves wait for jobs in order and raise at the first one that died, which would end the whole sweep."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RemoteTask:
-    """`task`, as a job does it in a process that is not ours: relative paths mean what they mean in the sweep's, it
-    takes the threads that it was given cores for, and what it prints goes to its `output.log`. With `heeds_sigterm`
-    that signal is an interruption: Ray makes a SystemExit of it, which looks like a failure of the job's own."""
+    """Run `task` in a launcher's process: in the sweep's working directory, with as many threads as it has cores,
+    printing to its `output.log`. With `heeds_sigterm` SIGTERM interrupts it: Ray would raise SystemExit, which looks
+    like a failure of the job."""
 
     task: TaskFunction
     cwd: str
@@ -36,7 +36,7 @@ class RemoteTask:
     heeds_sigterm: bool = False
 
     def __call__(self, cfg: DictConfig) -> float:
-        """Runs in the job's process. `threads=...` on the command line wins."""
+        """Run the task in the job's process. `threads=...` on the command line wins over the number of cores."""
         os.chdir(self.cwd)
         print_to(Path(HydraConfig.get().runtime.output_dir, "output.log"))
         if self.threads is not None:
@@ -51,37 +51,37 @@ class RemoteTask:
 
 
 def announce(where: str, job_overrides: Sequence[Sequence[str]], first: int) -> None:
-    """Says what is to run: a cluster may take its time."""
+    """Log the jobs that are submitted: a cluster may start them much later."""
     for number, overrides in enumerate(job_overrides, first):
         log.info("%s #%d: %s", where, number, " ".join(filter_overrides(overrides)))
 
 
 def last_status_time(directory: Path) -> int:
-    """When the run in a directory last said where it stands, by the clock of the file system; 0: never."""
+    """Return the modification time of a run's status.json in nanoseconds; 0 if there is none."""
     with contextlib.suppress(OSError):
         return (directory / "status.json").stat().st_mtime_ns
     return 0
 
 
 def wait_for(wait: Callable[[], JobReturn], overrides: Sequence[str], directory: Path, before: int) -> JobReturn:
-    """What a job returns, once it has. A NaN if it cannot, for its process has died; then its status says so.
+    """Wait for a job's result. If its process died, the value is NaN, and its status.json records the death.
 
     Args:
-        wait: gives what it returns, or raises.
-        overrides: of the job.
-        directory: of its run.
-        before: the `last_status_time` from there before the job was started.
+        wait: returns the result or raises.
+        overrides: the job's.
+        directory: the job's run directory.
+        before: `last_status_time(directory)` before the job was started.
     """
     try:
         returned = wait()
-        returned.return_value  # noqa: B018 - raises what the job has raised
+        returned.return_value  # noqa: B018 - raises the job's exception
     except Exception as error:
         reason = f"its process died: {next(iter(str(error).strip().splitlines()), repr(error))}"
         log.error("%s: %s", directory.name, reason)
         state = Run(directory).status["state"]
-        told = state != "interrupted" and last_status_time(directory) != before  # it could say itself how it ended
-        # Not where another process is at work, and what is done stays done, though its being so was not looked at.
-        if not told and state not in ("running", "done"):
+        recorded = state != "interrupted" and last_status_time(directory) != before  # by the job, before it died
+        # Leave a run alone that another process is running, or that an earlier one has completed.
+        if not recorded and state not in ("running", "done"):
             Run.record_death(directory, "failed", reason)
         returned = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
         returned.return_value = math.nan

@@ -1,5 +1,5 @@
-"""`resume=RUN`: a run from its own directory. The directory is data: it says what to build, of our own recipes, and
-code of the user's is imported only if the command names it, too."""
+"""`resume=RUN`: rebuild a run from its own directory. A directory is data: it names our own recipes, and code of
+the user's is imported only if the command names it, too."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ OUR_NETWORKS = ("tl_research.networks.", "tl_research.models.networks.")
 
 
 def asked(overrides: Sequence[str]) -> bool:
-    """Whether a command goes on with an earlier run."""
+    """Whether a command resumes an earlier run."""
     return any(text.startswith(KEY) and text != f"{KEY}null" for text in overrides)
 
 
 def named(overrides: Sequence[str]) -> Path:
-    """The run directory that `resume=` names; InputError if it names two."""
+    """Return the run directory that `resume=` names; InputError if there are two."""
     given = [text.removeprefix(KEY).strip("'\"") for text in overrides if text.startswith(KEY)]
     if len(given) > 1:
         raise InputError(f"resume={given[1]}: resume={given[0]} is asked for, too; give one run")
@@ -37,10 +37,10 @@ def named(overrides: Sequence[str]) -> Path:
 
 
 def resumed(overrides: Sequence[str]) -> Experiment:
-    """The experiment of the run that `resume=` names, which goes on when it is run; with `fresh=true` it begins anew.
+    """Build the experiment of the run that `resume=` names: it continues the run, or starts over with `fresh=true`.
 
     Raises:
-        InputError: there is no such run, or something is given beside it.
+        InputError: there is no such run, or there are other overrides.
     """
     directory = named(overrides)
     run = Run.open(directory)
@@ -79,7 +79,7 @@ def _with_current_targets(config: Any) -> Any:
 
 
 def _code(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """What of a config names code that is not ours: its key and value."""
+    """Yield key and value of the config's entries that name code other than ours."""
     if isinstance(config, Mapping):
         for key, value in config.items():
             builds = f"{prefix}{key}" == "backbone.build" and not str(value).startswith(OUR_NETWORKS)
@@ -93,7 +93,7 @@ def _code(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _is_ours(target: Any) -> bool:
-    """Whether it is one of our recipes. Imports nothing of anybody else's."""
+    """Whether a target is one of our recipes, without importing other code."""
     if not isinstance(target, str) or not target.startswith("tl_research."):
         return False
     try:

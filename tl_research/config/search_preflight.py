@@ -1,4 +1,4 @@
-"""Preflight of a search (`hydra/sweeper=optuna`): what would stop it shows before anything is made."""
+"""Preflight of a search (`hydra/sweeper=optuna`): report errors that would stop it before anything is written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OPTIONS = (("sampler", ("tpe", "random")), ("pruner", ("median", "none")))
 
 @dataclass(frozen=True)
 class Search:
-    """What a search tries, what it compares trials by, and overrides of jobs from the ends of its space."""
+    """A validated search: its space, the metric that compares trials, and the overrides of jobs at its ends."""
 
     space: Space
     monitor: str
@@ -33,8 +33,8 @@ class Search:
 
 
 def read_search(composer: Hydra, master: DictConfig) -> Search:
-    """Reads a search from a config composed for it, and builds the jobs at the ends of its space. Values that are only
-    wrong together would be trials that fail, so they stop it only where nothing else is left.
+    """Read a search from its composed config and build the jobs at the ends of its space. Values that are only wrong in
+    combination would be failed trials, so they stop the search only if no job is left.
 
     Raises:
         InputError: Optuna is not installed, a setting is out of range, the space cannot be read, a key or a bound is
@@ -73,7 +73,7 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def _is_about(error: InputError, dimensions: Sequence[Dimension]) -> bool:
-    """Whether a refusal names one of these keys, and not how its value goes with another's."""
+    """Whether an error concerns one of these keys alone, not a combination of keys."""
     return any(re.match(rf"{re.escape(d.name)}(=\S*)?: ", str(error)) for d in dimensions)
 
 

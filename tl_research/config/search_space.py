@@ -1,4 +1,4 @@
-"""What a search may try: Hydra's sweep syntax read as dimensions with bounds, before any of it runs."""
+"""Read Hydra's sweep syntax as the space of a search: dimensions with choices or bounds."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 _SYNTAX = "give a space such as interval(0.1,0.9), tag(log, interval(1e-4,1e-1)), range(1,8) or choice(a,b)"
-_LARGEST = 2**53  # whole numbers that Optuna, which keeps them as floats, does not change
+_LARGEST = 2**53  # Optuna stores whole numbers as floats, which are exact up to here
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """What one key may be: one of `choices`, or else a number from `low` to `high`, both included.
+    """The values of one key: one of `choices`, or a number from `low` to `high`, both included.
 
-    `key` is as in an override, `+` and package included; values are texts as in an override.
+    `key` and the choices are written as in an override, with `+` and package.
     """
 
     key: str
@@ -41,11 +41,11 @@ class Dimension:
 
     @property
     def name(self) -> str:
-        """The key without what an override may put before it."""
+        """The key without the prefixes of an override."""
         return self.key.lstrip("+")
 
     def distribution(self) -> BaseDistribution:
-        """The same in Optuna's terms."""
+        """Return the dimension as a distribution of Optuna's."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.choices:
@@ -55,7 +55,7 @@ class Dimension:
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def text(self, value: Any) -> str:
-        """A value as an override has it: floats to 6 digits, for they become names of folders, and within bounds."""
+        """Write a value as in an override. Floats get 6 digits, because they name directories, but stay in bounds."""
         if self.choices:
             return str(value)
         if self.whole:
@@ -67,7 +67,7 @@ class Dimension:
         return repr(rounded if self.low <= rounded <= self.high else float(value))
 
     def ends(self) -> tuple[str, ...]:
-        """Every choice; or the bounds, and a number between them, which shows a key that takes whole numbers only."""
+        """Return all choices; or the bounds and a number between, which reveals a key that takes whole numbers only."""
         if self.choices:
             return self.choices
         between = [] if self.whole or self.step else [self.low + (self.high - self.low) / math.e]
@@ -76,17 +76,17 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Space:
-    """Overrides that all trials share, and dimensions, in the order in which they were given."""
+    """The space of a search: overrides that all trials share, and dimensions in the order in which they were given."""
 
     fixed: tuple[str, ...]
     dimensions: tuple[Dimension, ...]
 
     def values(self, params: Mapping[str, Any]) -> list[str]:
-        """The dimensions' overrides for one choice of values."""
+        """Return the dimensions' overrides for the parameters of one trial."""
         return [f"{d.key}={d.text(params[d.name])}" for d in self.dimensions]
 
     def probes(self) -> Iterator[list[str]]:
-        """Jobs that show whether the space is good: the first end of every dimension, then each of the other ends."""
+        """Yield jobs that validate the space: the first end of every dimension, then each of the other ends."""
         first = [f"{d.key}={d.ends()[0]}" for d in self.dimensions]
         yield [*self.fixed, *first]
         for number, dimension in enumerate(self.dimensions):
@@ -94,42 +94,42 @@ class Space:
                 yield [*self.fixed, *first[:number], f"{dimension.key}={end}", *first[number + 1 :]]
 
     def signature(self) -> dict[str, Any]:
-        """Plain data that is equal for equal spaces, in whatever order they were given."""
+        """Return plain data that is equal for equal spaces, whatever the order of the overrides."""
         dimensions = [{**asdict(d), "choices": list(d.choices)} for d in self.dimensions]
         fixed = [text for text in self.fixed if text.lstrip("+").partition("=")[0] not in NO_CHOICE]
         return {"fixed": sorted(fixed), "dimensions": sorted(dimensions, key=lambda d: str(d["key"]))}
 
     @property
     def is_fresh(self) -> bool:
-        """Whether what was found before is to be forgotten."""
+        """Whether earlier trials are deleted first."""
         return any(text.lstrip("+").lower() == "fresh=true" for text in self.fixed)
 
 
 def read_space(params: Mapping[str, Any], arguments: Sequence[str], loader: ConfigLoader) -> Space:
-    """Reads a search's space.
+    """Read the space of a search.
 
     Args:
-        params: `hydra.sweeper.params`: key -> sweep syntax, or a plain value, which is then fixed.
-        arguments: overrides from the command line; what they say of a key wins over `params`.
-        loader: knows the options of groups, for `glob`.
+        params: `hydra.sweeper.params`: key -> sweep syntax, or a plain value, which all trials share.
+        arguments: overrides from the command line; they win over `params`.
+        loader: lists the options of groups, for `glob`.
 
     Raises:
-        InputError: something cannot be read, is empty, out of order or infinite; the message names the key. Or there
+        InputError: a value cannot be read, is empty, out of order or infinite (the message names the key), or there
             is nothing to search over.
     """
     parser = OverridesParser.create(config_loader=loader)
-    found: dict[str, tuple[str, Override]] = {}
+    read: dict[str, tuple[str, Override]] = {}
     for key, value in _flat(params):
-        told = f"hydra.sweeper.params.{key}={shown(value)}"
-        override = _parse(parser, f"{key}={shown(value)}", told)
+        typed = f"hydra.sweeper.params.{key}={shown(value)}"
+        override = _parse(parser, f"{key}={shown(value)}", typed)
         if override.is_hydra_override():
-            raise InputError(f"{told}: Hydra's own keys cannot be searched over")
-        found[_name(override)] = (told, override)
+            raise InputError(f"{typed}: Hydra's own keys cannot be searched over")
+        read[_name(override)] = (typed, override)
     for argument in arguments:
         override = _parse(parser, argument, argument)
-        found[_name(override)] = (argument, override)
-    fixed = [o.input_line or "" for _, o in found.values() if not o.is_sweep_override()]
-    dimensions = [_dimension(o, told) for told, o in found.values() if o.is_sweep_override()]
+        read[_name(override)] = (argument, override)
+    fixed = [o.input_line or "" for _, o in read.values() if not o.is_sweep_override()]
+    dimensions = [_dimension(o, typed) for typed, o in read.values() if o.is_sweep_override()]
     if not dimensions:
         raise InputError(
             f"hydra/sweeper=optuna: there is nothing to search over; add hparams=head, or {_SYNTAX} to a key"
@@ -145,14 +145,14 @@ def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _parse(parser: OverridesParser, text: str, told: str) -> Override:
+def _parse(parser: OverridesParser, text: str, typed: str) -> Override:
     try:
         (override,) = parser.parse_overrides([text])  # `parse_override` would leave `glob` without the options
     except HydraException as error:
         reason = str(error).splitlines()[1:2]  # the first line repeats the override
-        raise InputError(": ".join([told, "cannot be read", *reason]) + f"; {_SYNTAX}") from None
+        raise InputError(": ".join([typed, "cannot be read", *reason]) + f"; {_SYNTAX}") from None
     if not override.key_or_group:
-        raise InputError(f"{told}: not of the form KEY=VALUE")
+        raise InputError(f"{typed}: not of the form KEY=VALUE")
     return override
 
 
@@ -160,27 +160,27 @@ def _name(override: Override) -> str:
     return override.get_key_element().lstrip("+~")
 
 
-def _dimension(override: Override, told: str) -> Dimension:
+def _dimension(override: Override, typed: str) -> Dimension:
     key, value = override.get_key_element(), override.value()
     tags = value.tags if isinstance(value, Sweep) else set()
     if unknown := sorted(tags - {"log"}):
-        raise InputError(f"{told}: there is no tag '{unknown[0]}'; the only one is log")
+        raise InputError(f"{typed}: there is no tag '{unknown[0]}'; the only one is log")
     if isinstance(value, IntervalSweep):
-        return _interval(key, value.start, value.end, "log" in tags, told)
+        return _interval(key, value.start, value.end, "log" in tags, typed)
     if tags:
-        raise InputError(f"{told}: log goes with interval, as in tag(log, interval(1e-4,1e-1))")
+        raise InputError(f"{typed}: log goes with interval, as in tag(log, interval(1e-4,1e-1))")
     if isinstance(value, RangeSweep):
-        return _range(key, value, told)
+        return _range(key, value, typed)
     if isinstance(getattr(value, "shuffle", None), bool):
-        value.shuffle = False  # type: ignore[union-attr]  # the sampler chooses the order; a study needs the same one
+        value.shuffle = False  # type: ignore[union-attr]  # a study needs the same order every time
     choices = tuple(dict.fromkeys(_spelled(choice) for choice in override.sweep_iterator()))
     if not choices:
-        raise InputError(f"{told}: no option has such a name")
+        raise InputError(f"{typed}: no option has such a name")
     return Dimension(key, choices)
 
 
 def _spelled(choice: Any) -> str:
-    """As an override has it. Hydra drops the quotes of `choice('1','null')` and would read a number, and null."""
+    """Write a choice as in an override. Hydra drops the quotes of `choice('1','null')`, which changes the type."""
     text = Override._get_value_element_as_str(choice)
     if isinstance(choice, str):
         try:
@@ -192,34 +192,34 @@ def _spelled(choice: Any) -> str:
     return text
 
 
-def _interval(key: str, start: Any, end: Any, log: bool, told: str) -> Dimension:
-    _finite(told, start, end)
+def _interval(key: str, start: Any, end: Any, log: bool, typed: str) -> Dimension:
+    _finite(typed, start, end)
     if start > end:
-        raise InputError(f"{told}: {start} is greater than {end}; give the smaller number first")
+        raise InputError(f"{typed}: {start} is greater than {end}; give the smaller number first")
     if log and start <= 0:
-        raise InputError(f"{told}: a logarithmic scale needs numbers greater than 0")
+        raise InputError(f"{typed}: a logarithmic scale needs numbers greater than 0")
     return Dimension(key, low=start, high=end, log=log, whole=isinstance(start, int) and isinstance(end, int))
 
 
-def _range(key: str, value: RangeSweep, told: str) -> Dimension:
-    """From start to before stop, as `range` in Python."""
+def _range(key: str, value: RangeSweep, typed: str) -> Dimension:
+    """Read `range(start, stop, step)`, which excludes stop as in Python."""
     start, stop, step = value.start, value.stop, value.step
-    _finite(told, start, stop, step)
+    _finite(typed, start, stop, step)
     assert start is not None
     assert stop is not None
     if step == 0:
-        raise InputError(f"{told}: a step of 0 leads nowhere")
+        raise InputError(f"{typed}: a step of 0 leads nowhere")
     first, last, by = (Decimal(str(number)) for number in (start, stop, step))
     count = math.ceil((last - first) / by)
     if count < 1:
-        raise InputError(f"{told}: there is no number in this range")
+        raise InputError(f"{typed}: there is no number in this range")
     ends = sorted((first, first + (count - 1) * by))
     whole = all(isinstance(number, int) for number in (start, stop, step))
     kind = int if whole else float
     return Dimension(key, low=kind(ends[0]), high=kind(ends[1]), step=kind(abs(by)), whole=whole)
 
 
-def _finite(told: str, *numbers: Any) -> None:
+def _finite(typed: str, *numbers: Any) -> None:
     for number in numbers:
         if not math.isfinite(number) or abs(number) > _LARGEST:
-            raise InputError(f"{told}: {number} is not a number that can be searched up to")
+            raise InputError(f"{typed}: {number} is not a number that can be searched up to")

@@ -1,4 +1,4 @@
-"""The workers of `trainer.distribution=multi_worker` beside the first: what it writes and shows, they do not."""
+"""Run the workers of `trainer.distribution=multi_worker` other than the first without visible output or files."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tl_research.runs.run import Run
 RUN_DIR = "hydra.run.dir="
 
 
-def quiet_if_beside(options: Namespace) -> Any:
-    """A context for the command: in a worker beside the first it has a run directory of its own, which is removed at
-    the end, and its terminal shows errors only.
+def quiet_if_secondary(options: Namespace) -> Any:
+    """Return a context for the command. A worker other than the first gets a temporary run directory, and its terminal
+    shows errors only.
 
     Raises:
-        InputError: there is no good `TF_CONFIG` for `multi_worker`.
+        InputError: `multi_worker` has no valid `TF_CONFIG`.
     """
     resumes = resume.asked(options.overrides)
     asks = options.help or options.hydra_help or options.info or options.shell_completion or options.cfg
@@ -40,7 +40,7 @@ def quiet_if_beside(options: Namespace) -> Any:
     if _distribution(options) != "multi_worker":
         return nullcontext()
     number = worker_rank()
-    return _beside(number, options) if number else nullcontext()
+    return _secondary(number, options) if number else nullcontext()
 
 
 def _distribution(options: Namespace) -> Any:
@@ -52,18 +52,18 @@ def _distribution(options: Namespace) -> Any:
 
 
 @contextmanager
-def _beside(number: int, options: Namespace) -> Iterator[None]:
+def _secondary(number: int, options: Namespace) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="tl_research-worker-", ignore_cleanup_errors=True) as folder:
-        place = Path(folder, "outputs", "run")  # two below: of a run that was refused the door removes parents, too
+        run = Path(folder, "outputs", "run")  # nested, because empty parents of a refused run are removed
         if resume.asked(options.overrides):
-            # The first has written nothing since: it waits for the others before it trains.
-            whole = shutil.ignore_patterns("*.keras", "tensorboard", ".lock")
-            shutil.copytree(resume.named(options.overrides), place, ignore=whole)
-            kept = [text for text in options.overrides if not text.startswith(resume.KEY)]
-            options.overrides = [*kept, f"{resume.KEY}{place}"]
+            # The first worker writes nothing meanwhile: it waits for the others before it trains.
+            left_out = shutil.ignore_patterns("*.keras", "tensorboard", ".lock")
+            shutil.copytree(resume.named(options.overrides), run, ignore=left_out)
+            others = [text for text in options.overrides if not text.startswith(resume.KEY)]
+            options.overrides = [*others, f"{resume.KEY}{run}"]
         else:
-            kept = [text for text in options.overrides if not text.startswith(RUN_DIR)]
-            options.overrides = [*kept, f"{RUN_DIR}{place}"]
+            others = [text for text in options.overrides if not text.startswith(RUN_DIR)]
+            options.overrides = [*others, f"{RUN_DIR}{run}"]
         try:
             with _silent():
                 yield
@@ -74,15 +74,15 @@ def _beside(number: int, options: Namespace) -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """What is written to the terminal meanwhile, by TensorFlow too, is gone."""
-    kept = [os.dup(1), os.dup(2)]
+    """Discard all output to the terminal, TensorFlow's included."""
+    saved = [os.dup(1), os.dup(2)]
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
-        for number, (stream, before) in enumerate(zip((sys.stdout, sys.stderr), kept, strict=True), 1):
+        for number, (stream, before) in enumerate(zip((sys.stdout, sys.stderr), saved, strict=True), 1):
             stream.flush()
             os.dup2(before, number)
             os.close(before)

@@ -1,4 +1,4 @@
-"""Valid names near a wrong one."""
+"""Suggest valid names for a wrong one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def near(name: str, candidates: Iterable[str], group: str | None = None) -> str:
-    """The valid names nearest to `name`, in words; all of them if they are few."""
+    """Name the candidates nearest to `name`, and all of them if they are few."""
     candidates = sorted(set(candidates))
     leaf = name.rpartition(".")[2]
     same_leaf = [c for c in candidates if c.rpartition(".")[2] == leaf]

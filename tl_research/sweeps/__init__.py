@@ -1,1 +1,1 @@
-"""Jobs of a sweep: processes, live table, search."""
+"""Run the jobs of a sweep: process pool, live table, search."""

@@ -1,4 +1,4 @@
-"""What may be asked of the launchers of others, checked before anything is made: recipes, as for our own."""
+"""Recipes of the options of Ray's and submitit's launchers, which preflight validates as it does our own launcher's."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tl_research.recipe import Count, Positive, recipe
 
 @recipe
 class OnRay:
-    """What may be asked of Ray: `init` and `remote`, in its own words."""
+    """Options of Ray: `init` and `remote`, with Ray's own names."""
 
     ray: dict[str, Any]
 
     @model_validator(mode="after")
-    def _can_be_had(self) -> Self:
+    def _check_ray(self) -> Self:
         key, init, cores = "hydra.launcher.ray", self.ray["init"], self.ray["remote"].get("num_cpus")
         if not (cores is None or (isinstance(cores, int | float) and cores > 0)):
             raise InputError(f"{key}.remote.num_cpus={cores}: should be a number greater than 0 or null")
@@ -29,10 +29,10 @@ class OnRay:
         for own in ("num_cpus", "num_gpus", "object_store_memory"):
             if init.get(own) is not None:
                 raise InputError(f"{key}.init.{own}={init[own]}: the Ray at an address has its own; leave it null")
-        found = re.fullmatch(r"([\w.-]+):(\d+)", str(init["address"]))
-        if found:
+        address = re.fullmatch(r"([\w.-]+):(\d+)", str(init["address"]))
+        if address:
             try:
-                socket.create_connection((found[1], int(found[2])), 10).close()
+                socket.create_connection((address[1], int(address[2])), 10).close()
             except OSError as error:  # Ray itself would try for minutes
                 raise InputError(f"{key}.init.address={init['address']}: no Ray answers there ({error})") from None
         return self
@@ -40,7 +40,7 @@ class OnRay:
 
 @recipe
 class Local:
-    """What may be asked of submitit. A job is one process, so of `nodes` and `tasks_per_node` there is one."""
+    """Options of submitit. A job is one process, so `nodes` and `tasks_per_node` are 1."""
 
     submitit_folder: str
     timeout_min: Positive
@@ -55,7 +55,7 @@ class Local:
 
 @recipe
 class Slurm(Local):
-    """What may be asked of Slurm."""
+    """Options of Slurm."""
 
     gpus_per_task: Count | None
     cpus_per_gpu: Positive | None
@@ -75,7 +75,7 @@ class Slurm(Local):
     additional_parameters: dict[str, Any]
 
     @model_validator(mode="after")
-    def _is_there(self) -> Self:
+    def _check_slurm(self) -> Self:
         if shutil.which("srun") is None:
             raise InputError("hydra/launcher=submitit_slurm: there is no Slurm here (no srun on the PATH)")
         return self

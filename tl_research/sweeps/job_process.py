@@ -1,4 +1,4 @@
-"""The process of one job, from its first line to its last."""
+"""The process of one job, from its start to its exit."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ TELL_EVERY = 0.2  # seconds between two messages about progress
 
 @dataclass(frozen=True)
 class Task:
-    """`work` is called in the process and gives the job's number; it must survive pickling. `directory` is its run's,
-    whose status is mended if the process cannot do it."""
+    """The work of one job, called in its process: it can be pickled and returns the job's value. `directory` is its
+    run's; the pool corrects the status there if the process dies."""
 
     directory: Path
     work: Callable[[], float]
 
 
 def run_task(task: Task, slot: Slot, memory_gb: float | None, sender: Connection) -> None:
-    """Run a job in its own process and end it; what becomes of it goes to `sender` as `(kind, value)`."""
+    """Run a task in this process and end the process. Messages `(kind, value)` go to `sender`."""
     sender.send(("begun", None))
     _end_with_parent()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -57,7 +57,7 @@ def run_task(task: Task, slot: Slot, memory_gb: float | None, sender: Connection
 
 
 def _end_with_parent() -> None:
-    """End with the sweep, even a killed one: otherwise the same command would meet its jobs at work."""
+    """End with the sweep's process, even a killed one: a repeated command would find its old jobs still running."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -71,7 +71,7 @@ def _end_with_parent() -> None:
 def _report_progress(sender: Connection) -> Callable[[str, float, float | None], None]:
     last = 0.0
 
-    def tell(doing: str, done: float, total: float | None) -> None:
+    def report(doing: str, done: float, total: float | None) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last > TELL_EVERY:
@@ -79,4 +79,4 @@ def _report_progress(sender: Connection) -> Callable[[str, float, float | None],
             with contextlib.suppress(OSError):
                 sender.send(("doing", f"{doing} {done:.0f}/{total:.0f}" if total else doing))
 
-    return tell
+    return report

@@ -1,5 +1,5 @@
-"""The table of a sweep at work: what runs and how far it is, what is done, what failed, and the time left. Where nobody
-looks, a line for each job that ends."""
+"""Show a running sweep as a table: running jobs and their progress, counts of the others, and the time left. Without a
+terminal, print a line for each job that ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STYLES = {"done": "green", "failed": "bold red", "running": "bold", "waiting": "
 
 
 class LiveTable:
-    """Follows the outcomes of a pool, which fills them in."""
+    """Display outcomes while a pool updates them."""
 
     def __init__(self, outcomes: Sequence[Outcome], n_jobs: int):
         self.outcomes = outcomes
@@ -43,14 +43,14 @@ class LiveTable:
             self._live.stop()
 
     def refresh(self) -> None:
-        """Nothing to do: it is drawn four times a second."""
+        """Do nothing: the table is drawn four times a second."""
 
     def ended(self, outcome: Outcome) -> None:
-        """A line that stays."""
+        """Print a line that stays above the table."""
         count = sum(o.state not in ("waiting", "running") for o in self.outcomes)
         value = "" if math.isnan(outcome.value) else f"  {outcome.value:.4g}"
         reason = f"  {' '.join(outcome.reason.split())}" if outcome.reason else ""
-        if outcome.state == "skipped":  # told in full before the first job
+        if outcome.state == "skipped":  # preflight has printed it in full
             reason = reason.partition(":")[0]
         line = f"[{count}/{len(self.outcomes)}] {outcome.state:11} {outcome.job.name}{value}  {outcome.seconds:.1f} s"
         console.progress_console.print(Text(line + reason, style=STYLES.get(outcome.state, "")))
@@ -66,7 +66,7 @@ class LiveTable:
         return Group(table, Text(self.summary(), style="bold"))
 
     def summary(self) -> str:
-        """`7 done, 1 failed, 2 running, 2 waiting; 41 s so far, 20 s left`."""
+        """Return a line such as `7 done, 1 failed, 2 running, 2 waiting; 41 s so far, 20 s left`."""
         states = [outcome.state for outcome in self.outcomes]
         order = ("done", "failed", "diverged", "skipped", "pruned", "interrupted", "running", "waiting")
         counts = ", ".join(f"{states.count(state)} {state}" for state in order if state in states)
@@ -75,7 +75,7 @@ class LiveTable:
         return f"{counts}; {time.monotonic() - self.began:.0f} s so far{about}"
 
     def seconds_left(self) -> float | None:
-        """From the mean of the jobs that have ended; None before the first."""
+        """Estimate the time left from the mean of the jobs that have ended; None before the first."""
         ended = [outcome.seconds for outcome in self.outcomes if outcome.state not in ("waiting", "running")]
         if not ended:
             return None

@@ -1,4 +1,4 @@
-"""The machine divided among the jobs that run at a time."""
+"""Divide the cores and GPUs of the machine among jobs that run in parallel."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Slot:
-    """The part of the machine that one job at a time may use; no GPUs means that it is not told about any."""
+    """Cores and GPUs for one job at a time; without GPUs the job's environment stays as it is."""
 
     cores: frozenset[int]
     gpus: tuple[str, ...] = ()
 
     @classmethod
     def of_machine(cls, count: int) -> list[Slot]:
-        """`count` equal parts. What cannot be divided is shared."""
+        """Divide the machine into `count` equal parts; parts share cores or GPUs where there are fewer than `count`."""
         cores, gpus = sorted(os.sched_getaffinity(0)), visible_gpus()
         return [cls(frozenset(_part(cores, i, count)), tuple(_part(gpus, i, count))) for i in range(count)]
 
     def enter(self) -> None:
-        """Keeps this process to the slot, before TensorFlow first lists devices."""
+        """Restrict this process to the slot. Call it before TensorFlow first lists devices."""
         os.sched_setaffinity(0, self.cores)
         if self.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
@@ -38,7 +38,7 @@ def _part(things: Sequence[Any], number: int, count: int) -> list[Any]:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that TensorFlow would see, found without it: it would take hold of them in this process."""
+    """Return the GPUs that TensorFlow would see, without importing it: it would allocate them in this process."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]

@@ -1,7 +1,6 @@
-"""The journal file of a study among processes that are killed.
+"""Keep the journal file of a study intact when processes that share it are killed.
 
-Several may work on one: each holds a lock on a byte of its own in a file beside it, which the system releases however
-the process ends.
+Each process locks a byte of its own in a file beside the journal; the system releases the lock however it ends.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from tl_research.errors import InputError
 
 
 class Owner:
-    """This process among those that work on a study. Where the file system knows no locks, it takes itself for the only
-    one."""
+    """This process among those that share a study. Without locks in the file system it assumes to be alone."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab")
@@ -27,7 +25,7 @@ class Owner:
             fcntl.lockf(self._file, fcntl.LOCK_EX, 1, self.number)
 
     def lives(self, number: int | None) -> bool:
-        """Whether the process that drew this number is still there."""
+        """Whether the process with this number is still running."""
         if number is None or number == self.number:
             return number is not None
         try:
@@ -41,7 +39,7 @@ class Owner:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """While nobody else is in here."""
+        """Hold an exclusive lock among all owners."""
         with suppress(OSError):
             fcntl.lockf(self._file, fcntl.LOCK_EX, 1, 0)
         try:
@@ -51,28 +49,28 @@ class Owner:
                 fcntl.lockf(self._file, fcntl.LOCK_UN, 1, 0)
 
     def close(self) -> None:
-        """Leaves."""
+        """Release the locks."""
         self._file.close()
 
 
 def check_is_journal(journal: Path) -> None:
-    """Before the first byte is written, or cut off: the path may be a slip of the pen."""
+    """Refuse a file that is not a journal of Optuna's, before it is changed: the path may be a typing mistake."""
     if not journal.is_file():
         return
     with journal.open("rb") as file:
         first = file.readline()
     try:
-        torn = not first.endswith(b"\n") and b'{"op_code"'.startswith(first[:10])  # its first line, of all
-        ours = torn or "op_code" in json.loads(first)
+        torn = not first.endswith(b"\n") and b'{"op_code"'.startswith(first[:10])  # killed while writing the first line
+        is_journal = torn or "op_code" in json.loads(first)
     except (ValueError, TypeError):
-        ours = False
-    if not ours:
+        is_journal = False
+    if not is_journal:
         raise InputError(f"{journal}: not a journal of Optuna's; give another hydra.sweeper.study")
 
 
 def mend(journal: Path) -> None:
-    """Cuts off a last line that was only half written when its process was killed: the next would be added to it, and
-    the journal could not be read from there on."""
+    """Remove an incomplete last line, left by a killed process: the next entry would be appended to it, and the journal
+    could not be read any further."""
     if not journal.exists():
         return
     with journal.open("r+b") as file:

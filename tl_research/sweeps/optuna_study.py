@@ -1,4 +1,4 @@
-"""The study of a search on disk: which trials are asked for, and what becomes of those whose process died."""
+"""The study of a search on disk: propose trials, record results, and retry trials whose process died."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ SamplerName = Literal["tpe", "random"]
 
 
 class SearchStudy:
-    """A search: a space, what it is judged by, and all trials so far.
+    """A search on disk: its space, its monitor and all trials so far.
 
     Args:
-        journal: the file, created if need be; its folder, too.
-        monitor: what trials are compared by; its name says which way is better.
+        journal: the file; it and its folder are created if missing.
+        monitor: metric by which trials are compared; its name determines the direction.
         sampler: `tpe` (Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011) or `random`.
-        seed: what is proposed is a function of it, of the number of trials so far and of their values; so a search that
-            was interrupted goes on as it would have. None: another proposal every time.
-        startup: so many trials are drawn at random, and none is pruned before so many are complete.
-        parallel: how many trials are asked for before the first of them is told.
-        fresh: whether to forget what the journal holds.
+        seed: proposals depend only on it and on the number and values of earlier trials, so an interrupted search
+            continues as it would have. None: random proposals.
+        startup: number of random trials at the start; no trial is pruned before so many are complete.
+        parallel: number of trials that run at once.
+        fresh: delete the journal first.
 
     Raises:
-        InputError: the journal holds something else, or a search over another space; or others are at work on what is
-            to be forgotten.
+        InputError: the file is no journal, it holds another search, or it should be deleted while other processes use
+            it.
     """
 
     def __init__(
@@ -63,21 +63,21 @@ class SearchStudy:
         check_is_journal(self.journal)
         self.journal.parent.mkdir(parents=True, exist_ok=True)
         self.owner = Owner(self.journal.with_name(self.journal.name + ".owners"))
-        # In one order for all commands that come to this search, for what is proposed depends on it.
+        # Proposals depend on the order, which must not depend on that of the command line.
         dimensions = sorted(space.dimensions, key=lambda dimension: dimension.name)
         self._distributions = {d.name: d.distribution() for d in dimensions}
         try:
             with self.owner.alone():
                 mend(self.journal)
                 if fresh:
-                    self._forget()
+                    self._delete()
                 self.study = self._open()
         except BaseException:
             self.close()
             raise
         self._failed_before = {t.number for t in self.trials() if t.state.name == "FAIL"}
 
-    def _forget(self) -> None:
+    def _delete(self) -> None:
         if not self.journal.exists():
             return
         storage = open_journal(self.journal)
@@ -108,16 +108,16 @@ class SearchStudy:
         return study
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials, in the order of their numbers."""
+        """Return all trials in the order of their numbers."""
         return self.study.get_trials(deepcopy=False)
 
     def ask(self, n_trials: int) -> list[Trial]:
-        """The next trials to run, at most `parallel`; none when there are `n_trials`, counted over all processes.
+        """Propose the next trials, at most `parallel`; none once there are `n_trials`, counted over all processes.
 
-        Complete and pruned trials count, and those that failed since this process began; others are made up for.
+        Complete and pruned trials count, and those that failed since this process began; earlier failures are replaced.
         """
         with self.owner.alone():
-            self._take_over()
+            self._retry_lost()
             missing = n_trials - sum(self._counts(trial) for trial in self.trials())
             return [self._ask() for _ in range(min(self._parallel, missing))]
 
@@ -135,8 +135,8 @@ class SearchStudy:
         trial.set_user_attr("owner", self.owner.number)
         return trial
 
-    def _take_over(self) -> None:
-        """Trials whose process died are put back in line, with the same parameters: what their runs finished counts."""
+    def _retry_lost(self) -> None:
+        """Queue trials whose process died again, with the same parameters: their runs continue where they were."""
         states = self._optuna.trial.TrialState
         trials = self.trials()
         waiting = [t.system_attrs.get("fixed_params") for t in trials if t.state == states.WAITING]
@@ -152,10 +152,10 @@ class SearchStudy:
             self.study.tell(frozen.number, state=states.FAIL)
 
     def tell(self, trial: Trial, value: float | None, reason: str | None = None) -> FrozenTrial:
-        """What became of a trial: a value; or none, when it was pruned, as its run has told, or else failed."""
+        """Record the result of a trial: a value, or None if it was pruned (which its run has recorded) or failed."""
         states = self._optuna.trial.TrialState
         frozen = self.trials()[trial.number]
-        if frozen.state.is_finished():  # another process thought that this one was dead
+        if frozen.state.is_finished():  # another process has given this trial up
             return frozen
         if value is not None:
             return self.study.tell(trial, value)
@@ -165,18 +165,18 @@ class SearchStudy:
         return self.study.tell(trial, state=states.FAIL)
 
     def known(self, values: list[str]) -> FrozenTrial | None:
-        """A trial that ended with the same overrides: its run would be the same."""
+        """Return a finished trial with the same overrides, whose run would be the same; None if there is none."""
         ended = (t for t in self.trials() if t.state.name in ("COMPLETE", "PRUNED"))
         return next((t for t in ended if self.space.values(t.params) == values), None)
 
     def best(self) -> FrozenTrial | None:
-        """The best complete trial, the earliest of equals; None if there is none."""
+        """Return the best complete trial, the earliest of equals; None if there is none."""
         complete: list[Any] = [t for t in self.trials() if t.state.name == "COMPLETE"]
         sign = 1 if direction(self.monitor) == "min" else -1
         return min(complete, key=lambda t: (sign * t.value, t.number), default=None)
 
     def close(self) -> None:
-        """Leaves the study to others."""
+        """Release the study to other processes."""
         self.owner.close()
 
 
@@ -191,7 +191,7 @@ def new_sampler(name: SamplerName, seed: int | None, startup: int, *, parallel: 
 
 
 def write_best(study: SearchStudy, best: FrozenTrial, folder: Path, options: Sequence[str]) -> None:
-    """`best.yaml`: what was found, and in its first line the command that trains it again, with these options."""
+    """Write the best trial to `best.yaml`; its first line is the command, with `options`, that trains it again."""
     import yaml
 
     overrides = [*without_fresh(study.space.fixed), *study.space.values(best.params)]

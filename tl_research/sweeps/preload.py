@@ -1,5 +1,5 @@
-"""What the processes of a sweep find imported: the server they are forked from imports this module, once, and that is
-all it does. It must not touch a device or start a pool of threads, which would not survive the fork."""
+"""Import the heavy packages once, in the server from which a sweep's processes are forked. Nothing here may touch a
+device or start a thread pool: neither survives a fork."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Pool: jobs, each in a process of its own, forked from a server that has TensorFlow imported.
+"""Run each job in a process of its own, forked from a server that has imported TensorFlow.
 
-TensorFlow gives no memory back before its process ends, and seeds, names and sessions leak from one job to the next. A
-fresh process has none of that, and from the server it starts in a tenth of a second instead of four. Whatever ends a
-process, the next job starts.
+TensorFlow frees no memory before its process ends, and seeds, names and sessions leak from one job to the next. A new
+process avoids both, and forked from the server it starts in 0.1 s instead of 4. However a process ends, the next job
+starts.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from tl_research.system.process import importable
 
 log = logging.getLogger(__name__)
 
-GB_A_JOB = 4.0  # what fine-tuning a large network takes; a frozen one takes a quarter
-GRACE = 10.0  # seconds that an interrupted job has to say so
+GB_A_JOB = 4.0  # memory for fine-tuning a large network; a frozen one needs a quarter
+GRACE = 10.0  # seconds in which an interrupted job may record its status
 _OUT_OF_MEMORY = ("bad_alloc", "allocate", "MemoryError", "Resource temporarily unavailable")
 
 
 @dataclass(frozen=True)
 class Job:
-    """`task` is asked for only when the job's turn comes, so that a thousand jobs are a thousand names."""
+    """A named job. `task` is called only when the job starts, so a thousand waiting jobs cost little memory."""
 
     name: str
     task: Callable[[], Task]
@@ -46,7 +46,7 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What became of a job: a state of `status.json`, or `waiting`."""
+    """The state of a job so far: one of the states of `status.json`, or `waiting`."""
 
     job: Job
     state: str = "waiting"
@@ -58,15 +58,15 @@ class Outcome:
 
 
 class View(Protocol):
-    """Shows how far the jobs are."""
+    """Display the progress of jobs."""
 
     def __enter__(self) -> View: ...
     def __exit__(self, *error: object) -> None: ...
     def refresh(self) -> None:
-        """Something has changed."""
+        """Show the current states."""
 
     def ended(self, outcome: Outcome) -> None:
-        """This one has ended."""
+        """Show that a job has ended."""
 
 
 @dataclass
@@ -80,9 +80,8 @@ class _Running:
 
 @recipe
 class Limits:
-    """`timeout` in seconds and `memory_gb` of address space hold for each job; after `max_failures` none is started.
-
-    `n_jobs` null is one for each GPU or, without any, one for each core as far as memory goes.
+    """Limits of a sweep: `timeout` (seconds) and `memory_gb` (address space) are per job; after `max_failures` failed
+    jobs none is started. `n_jobs=None` is one per GPU or, without GPUs, one per core as far as memory allows.
     """
 
     n_jobs: Positive | None = 1
@@ -93,10 +92,9 @@ class Limits:
 
 @dataclass
 class ProcessPool:
-    """Runs jobs within limits.
+    """Run jobs within limits.
 
-    Python's pools neither outlive a worker that is killed nor give each task a process, a limit and its cores, hence
-    our own.
+    Python's own pools do not survive a killed worker, and give a task no process, limits or cores of its own.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -105,28 +103,28 @@ class ProcessPool:
 
     @staticmethod
     def warm_up() -> None:
-        """Starts the server, which imports TensorFlow while there is other work to do."""
+        """Start the fork server, which imports TensorFlow in the background."""
         multiprocessing.set_forkserver_preload(["tl_research.sweeps.preload"])
-        # Python before 3.13 does not hand its import path to the server, which would then import nothing, in silence.
+        # Before Python 3.13 the server does not get the import path, and would silently preload nothing.
         with importable():
             forkserver.ensure_running()
 
-    def places(self, num_jobs: int) -> int:
-        """How many jobs to run at a time. Nothing but the machine and the number of jobs decides, for a job's threads
-        are its part of the cores, and equal threads are equal bits."""
+    def num_parallel(self, num_jobs: int) -> int:
+        """Return the number of jobs to run in parallel. It depends on the machine and the number of jobs only: a job's
+        threads are its share of the cores, and results are equal to the last bit for equal thread counts."""
         if self.limits.n_jobs is not None:
             return self.limits.n_jobs
         fitting = len(visible_gpus()) or min(cores(), int(memory_gb() / GB_A_JOB))
         return max(min(fitting, num_jobs), 1)
 
     def run(self, outcomes: Sequence[Outcome], view: View) -> None:
-        """Runs all jobs, in order, and fills in what became of them.
+        """Run all jobs in order and update their outcomes.
 
         Raises:
-            KeyboardInterrupt: the jobs that were running have been stopped, and their status says so.
+            KeyboardInterrupt: the sweep was interrupted; running jobs are stopped and have the status `interrupted`.
         """
         self.warm_up()
-        waiting, free = list(outcomes), Slot.of_machine(self.places(len(outcomes)))
+        waiting, free = list(outcomes), Slot.of_machine(self.num_parallel(len(outcomes)))
         with view:
             try:
                 while self._running or waiting:
@@ -143,7 +141,7 @@ class ProcessPool:
 
     @property
     def enough_failed(self) -> bool:
-        """Whether no further job is to be started: failures count over all calls of `run`."""
+        """Whether `max_failures` is reached, counted over all calls of `run`."""
         return self.limits.max_failures is not None and self._failures >= self.limits.max_failures
 
     def _start(self, outcome: Outcome, slot: Slot) -> None:
@@ -152,13 +150,13 @@ class ProcessPool:
         task = outcome.job.task()
         process = context.Process(target=run_task, args=(task, slot, self.limits.memory_gb, sender))
         outcome.state, outcome.began = "running", time.monotonic()
-        process.start()  # which waits for the server
+        process.start()  # waits for the server
         outcome.began = time.monotonic()
         sender.close()
         self._running.append(_Running(outcome, task.directory, process, receiver, slot))
 
     def _listen(self, seconds: float = 0.25) -> list[_Running]:
-        """Hears what the jobs say for a moment, and returns those that have ended."""
+        """Receive the jobs' messages for up to `seconds`, kill late jobs, and return those that have ended."""
         wait([r.process.sentinel for r in self._running] + [r.receiver for r in self._running], seconds)
         for running in self._running:
             _poll(running)
@@ -174,32 +172,32 @@ class ProcessPool:
         return ended
 
     def _settle(self, running: _Running, interrupted: str | None = None) -> None:
-        """Takes down what the job has left in its directory, and mends what it could not finish."""
+        """Read the outcome of an ended job from its directory; record its death there if its process could not."""
         outcome, code, pid = running.outcome, running.process.exitcode, running.process.pid
         running.process.close()
         running.receiver.close()
         outcome.seconds, outcome.doing = time.monotonic() - outcome.began, ""
         status = Run(running.directory).status
         killed = outcome.reason or interrupted or (None if code == 0 else self._death(code, running.directory))
-        mine = status.get("pid") == pid
-        told = mine and status["state"] not in ("running", "interrupted")  # it could say itself how it ended
-        if killed and not told:
+        is_own = status.get("pid") == pid
+        recorded = is_own and status["state"] not in ("running", "interrupted")  # by the job itself, before it died
+        if killed and not recorded:
             before = status["state"]
             status = {"state": "interrupted" if interrupted and not outcome.reason else "failed", "reason": killed}
-            # Not where another process is at work, and what is done stays done, though its being so was not looked at.
-            if mine or before not in ("running", "done"):
+            # Leave a run alone that another process is running, or that an earlier one has completed.
+            if is_own or before not in ("running", "done"):
                 Run.record_death(running.directory, status["state"], killed)
-        if status["state"] == "running":  # and not by this process, which has ended well
+        if status["state"] == "running":  # another process: this one has ended normally
             status = {"state": "failed", "reason": "another process is at work in its directory"}
         outcome.state, outcome.reason = status["state"], status["reason"]
         self._failures += outcome.state in ("failed", "diverged")
 
     def _death(self, code: int, directory: Path) -> str:
-        """Why a process ended that could not say so."""
-        last = _last_words(directory / "output.log")
+        """Explain why a process ended that has recorded no reason."""
+        tail = _tail(directory / "output.log")
         name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         limit = f"hydra.launcher.memory_gb={self.limits.memory_gb:g}" if self.limits.memory_gb is not None else None
-        if limit and any(word in last for word in _OUT_OF_MEMORY):
+        if limit and any(word in tail for word in _OUT_OF_MEMORY):
             return f"out of memory: more than {limit} ({name})"
         if limit and code in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS):
             return f"killed by {name}, perhaps out of memory: {limit}"
@@ -208,10 +206,10 @@ class ProcessPool:
         return f"killed by {name}" if code < 0 else f"its process ended with {name}; see output.log"
 
     def _stop(self) -> None:
-        """Interrupts what is running; kills what does not listen."""
+        """Interrupt the running jobs, and kill those that do not end within `GRACE` seconds."""
         if not self._running:
             return
-        with contextlib.suppress(KeyboardInterrupt):  # a second one: at once
+        with contextlib.suppress(KeyboardInterrupt):  # interrupted again: kill them at once
             for running in self._running:
                 running.process.terminate()
             deadline = time.monotonic() + GRACE
@@ -229,16 +227,16 @@ class ProcessPool:
 def _poll(running: _Running) -> None:
     with contextlib.suppress(EOFError, OSError):
         while running.receiver.poll():
-            kind, what = running.receiver.recv()
+            kind, value = running.receiver.recv()
             if kind == "value":
-                running.outcome.value = what
-            elif kind == "begun":  # the first one has waited for the server, which is none of its time
+                running.outcome.value = value
+            elif kind == "begun":  # restart its clock: the first job has waited for the server
                 running.outcome.began = time.monotonic()
             else:
-                running.outcome.doing = what
+                running.outcome.doing = value
 
 
-def _last_words(path: Path, size: int = 4096) -> str:
+def _tail(path: Path, size: int = 4096) -> str:
     with contextlib.suppress(OSError), path.open("rb") as file:
         file.seek(max(path.stat().st_size - size, 0))
         return file.read().decode(errors="replace")
