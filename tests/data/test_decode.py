@@ -367,7 +367,7 @@ def test_readmes_three_line_loader_gives_the_same_pixels(
     assert np.array_equal(read_pixels(tmp_path / "image", 96), loader(tmp_path / "image", 96))
 
 
-def test_readmes_three_line_loader_gives_the_same_pixels_for_photos(photos: Path) -> None:
+def test_the_documented_loader_gives_the_same_pixels(photos: Path) -> None:
     for path in sorted(photos.glob("test/*/*.jpg"))[:8]:
         assert np.array_equal(read_pixels(path, 224), loader(path, 224))
 

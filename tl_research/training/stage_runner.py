@@ -165,8 +165,6 @@ class StageRunner:
         self._most_trainable = max(sum(row.trainable for row in rows), self._most_trainable)
         show_stage(name, rows, how, rate)
 
-    # Heads in closed form
-
     def _solve_linear(self, name: str, optimizer: LBFGS, *, last: bool) -> Metrics:
         with self.run.phase(name):
             scores, metrics = self._solved(optimizer, use_val=last)
@@ -208,8 +206,6 @@ class StageRunner:
         callbacks.on_epoch_end(epoch, dict(scores))
         callbacks.on_train_end()
         self._record([{"epoch": epoch, "stage": name, **scores}])
-
-    # Stages of epochs
 
     def _train(
         self,
