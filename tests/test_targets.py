@@ -78,5 +78,5 @@ def test_a_command_shows_the_warning_in_one_line(tmp_path: Path) -> None:
         "backbone.weights=/no",
     ]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    (line,) = [line for line in result.stderr.splitlines() if "tl_research.head.Linear" in line]
-    assert "is called tl_research.models.head.Linear now" in line
+    lines = [line for line in result.stderr.splitlines() if "is called tl_research.models.head.Linear now" in line]
+    assert len(lines) == 1, result.stderr

@@ -40,7 +40,7 @@ def main() -> None:
     """Run a command. Bad input gives one line on standard error and exit status 2."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", r"tl_research\.", FutureWarning)  # an old name is in use
+        warnings.filterwarnings("once", r"tl_research\.", FutureWarning)  # an old name is in use
     try:
         app()
     except InputError as error:

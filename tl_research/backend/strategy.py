@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    Strategy = tf.distribute.Strategy
-else:
-    Strategy = Any
-
 log = logging.getLogger(__name__)
 
 Distribution = Literal["none", "mirrored", "multi_worker"]

@@ -80,7 +80,7 @@ def main(command: Command = "train") -> int:
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", r"tl_research\.", FutureWarning)  # an old name is in use
+        warnings.filterwarnings("once", r"tl_research\.", FutureWarning)  # an old name is in use
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through instead of printing and exiting itself
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is an interruption like Ctrl-C
     try:

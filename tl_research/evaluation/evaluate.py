@@ -24,8 +24,10 @@ MOST_MISTAKES = 12
 THUMBNAIL = 128
 
 # Keys that name places, say how to run, or repeat the option of a group.
-HIDDEN = {"_target_", "url", "cache", "store", "max_gb", "name", "min_size", "distribution", "variant", "application",
-          "verbose"}  # fmt: skip
+HIDDEN = {
+    *("_target_", "url", "cache", "store", "max_gb", "name", "min_size", "distribution", "variant", "application"),
+    "verbose",
+}
 
 
 def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tuple[dict[str, float], np.ndarray]:

@@ -118,7 +118,7 @@ def _draw_share(drawing: Drawing, folder: Path, sizes: dict[str, int], seed: int
         rng = np.random.default_rng([seed, zlib.crc32(split.encode()), drawing.classes.index(name), index])
         picture = drawing.paint(name, rng)
         picture.save(folder / split / name / f"{index:04d}.jpg", quality=int(rng.integers(60, 96)))
-        sys.stdout.write("\n")  # one line per picture: the parent counts them
+        sys.stdout.write("\n")  # a line is a picture: the parent counts them
         sys.stdout.flush()
 
 
