@@ -75,7 +75,7 @@ def test_the_sweep_of_the_issue(cwd: Path, colours: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_failed_job_does_not_end_the_others(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
+def test_a_failed_job_ends_no_other_and_sets_the_exit_status(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
     bad = tmp_path / "bad.weights.h5"
     bad.write_bytes(b"no weights at all")
     result = train(cwd, "-m", *tiny, f"backbone.weights={bad},null", "callbacks=none")
@@ -188,7 +188,7 @@ def test_a_silent_command_prints_nothing(cwd: Path, tiny: list[str], options: li
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_an_interruption_is_told_and_recorded(cwd: Path, tiny: list[str], number: int) -> None:
+def test_an_interruption_is_reported_and_recorded(cwd: Path, tiny: list[str], number: int) -> None:
     command = [sys.executable, str(ROOT / "train.py"), *tiny, "transfer=scratch", "transfer.all.epochs=100000",
                "callbacks.early_stopping=null"]  # fmt: skip
     process = subprocess.Popen(

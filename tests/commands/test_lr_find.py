@@ -52,8 +52,8 @@ def test_only_stages_up_to_the_tested_one_are_fitted(
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         find_learning_rate(compose(["backbone=tiny", "trainer.time_limit=1", *overrides]), stage)
-    experiment, found = rehearsed[0]
-    assert (found, list(experiment.transfer)) == (tested, fitted)
+    experiment, chosen = rehearsed[0]
+    assert (chosen, list(experiment.transfer)) == (tested, fitted)
     assert experiment.trainer.time_limit is None
     assert "tensorboard" not in experiment.callbacks
 

@@ -39,7 +39,7 @@ def thumbnail() -> str:
     return base64.b64encode(content.getvalue()).decode()
 
 
-def draw_answers(folder: Path, names: tuple[str, ...] = ("cat", "dog"), *, kept: bool = True) -> None:
+def draw_answers(folder: Path, names: tuple[str, ...] = ("cat", "dog"), *, with_mistakes: bool = True) -> None:
     """Answers of a run to five test images, two of them wrong, and to a validation image, which no matrix counts."""
     one, other = names
     table = [
@@ -53,7 +53,7 @@ def draw_answers(folder: Path, names: tuple[str, ...] = ("cat", "dog"), *, kept:
     ]
     (folder / "predictions.csv").write_text(report_csv(header, lines))
     (folder / "classes.json").write_text(json.dumps(names))
-    if kept:
+    if with_mistakes:
         wrong = {"path": "/photos/2.jpg", "label": other, "prediction": one, "probability": 0.8, "jpeg": thumbnail()}
         (folder / "mistakes.json").write_text(json.dumps([wrong]))
 
@@ -101,28 +101,28 @@ class Scripts(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[dict[str, str | None], str]] = []
+        self.elements: list[tuple[dict[str, str | None], str]] = []
         self.inside = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "script":
             self.inside = True
-            self.found.append((dict(attrs), ""))
+            self.elements.append((dict(attrs), ""))
 
     def handle_endtag(self, tag: str) -> None:
         self.inside = self.inside and tag != "script"
 
     def handle_data(self, data: str) -> None:
         if self.inside:
-            self.found[-1] = (self.found[-1][0], self.found[-1][1] + data)
+            self.elements[-1] = (self.elements[-1][0], self.elements[-1][1] + data)
 
 
 def shown_by(page: str) -> dict[str, Any]:
     """The content that a browser would find in a page. It holds two scripts, whatever texts there are."""
     parser = Scripts()
     parser.feed(page)
-    assert len(parser.found) == 2
-    attributes, text = parser.found[0]
+    assert len(parser.elements) == 2
+    attributes, text = parser.elements[0]
     assert attributes == {"type": "application/json", "id": "data"}
     return dict(json.loads(text))
 
@@ -131,7 +131,7 @@ def shown_for(folder: Path) -> dict[str, Any]:
     return shown_by(html_report.write_report(folder).read_text())
 
 
-def test_a_row_a_configuration_in_the_order_of_the_leaderboard(sweep: Path) -> None:
+def test_rows_are_configurations_in_the_leaderboards_order(sweep: Path) -> None:
     shown = shown_for(sweep)
     assert shown["keys"] == ["head", "data.fraction"]
     assert [row["values"] for row in shown["rows"][:2]] == [["mlp", "1.0"], ["linear", "1.0"]]
@@ -165,7 +165,7 @@ def test_a_command_repeats_its_run(sweep: Path) -> None:
     assert "'data.root=/my photos'" in commands["mlp-0.3-1"]
 
 
-def test_a_command_has_all_that_its_job_depends_on(tmp_path: Path) -> None:
+def test_a_runs_command_has_all_its_overrides(tmp_path: Path) -> None:
     draw_run(tmp_path / "0", ["head=mine", "missing_weights=random", "fresh=true"], val_accuracy=0.9)
     sources = [{"path": "hydra.conf", "provider": "hydra"}, {"path": "/my conf", "provider": "command-line"}]
     noted = {"hydra": {"runtime": {"config_sources": sources}, "job": {"config_name": "mine"}}}
@@ -194,7 +194,7 @@ def test_curves_are_those_of_the_history(sweep: Path) -> None:
     assert curve["val_accuracy"][2] == pytest.approx(0.5 + 2 / 24, abs=1e-5)
 
 
-def test_long_curves_are_thinned_to_what_can_be_seen(tmp_path: Path) -> None:
+def test_long_curves_are_thinned(tmp_path: Path) -> None:
     draw_run(tmp_path / "0", ["head=mlp"], val_accuracy=0.9)
     draw_history(tmp_path / "0", 5000)
     (run,) = shown_for(tmp_path)["runs"]
@@ -203,7 +203,7 @@ def test_long_curves_are_thinned_to_what_can_be_seen(tmp_path: Path) -> None:
     assert np.ptp(np.diff(epochs)) <= 1
 
 
-def test_effects_are_means_over_configurations_with_their_interval(sweep: Path) -> None:
+def test_effects_are_means_over_configurations_with_an_interval(sweep: Path) -> None:
     head, fraction = shown_for(sweep)["effects"]
     assert (head["key"], head["numeric"]) == ("head", False)
     assert (fraction["key"], fraction["numeric"], fraction["log"]) == ("data.fraction", True, True)
@@ -217,8 +217,8 @@ def test_effects_are_means_over_configurations_with_their_interval(sweep: Path) 
 
 
 def test_a_key_whose_values_lie_close_gets_a_plain_axis(tmp_path: Path) -> None:
-    for place, (fraction, head) in enumerate([("0.5", "8"), ("1.0", "b"), ("0.75", "b")]):
-        draw_run(tmp_path / str(place), [f"data.fraction={fraction}", f"head={head}"], val_accuracy=0.9)
+    for number, (fraction, head) in enumerate([("0.5", "8"), ("1.0", "b"), ("0.75", "b")]):
+        draw_run(tmp_path / str(number), [f"data.fraction={fraction}", f"head={head}"], val_accuracy=0.9)
     effects = {effect["key"]: effect for effect in shown_for(tmp_path)["effects"]}
     assert (effects["data.fraction"]["numeric"], effects["data.fraction"]["log"]) == (True, False)
     assert not effects["head"]["numeric"], "one of its values is no number"
@@ -233,9 +233,9 @@ def test_the_matrix_counts_test_images_of_the_best_run(sweep: Path) -> None:
     assert Image.open(io.BytesIO(base64.b64decode(mistake["jpeg"]))).size == (128, 96)
 
 
-def test_mistakes_of_an_older_run_are_told_without_pictures(tmp_path: Path) -> None:
+def test_mistakes_of_an_older_run_have_no_pictures(tmp_path: Path) -> None:
     draw_run(tmp_path / "0", ["head=mlp"], val_accuracy=0.9)
-    draw_answers(tmp_path / "0", kept=False)
+    draw_answers(tmp_path / "0", with_mistakes=False)
     wrong = shown_for(tmp_path)["best"]["mistakes"]
     assert [(one["path"], one["prediction"], one["probability"]) for one in wrong] == [
         ("/photos/2.jpg", "cat", 0.8),
@@ -290,7 +290,7 @@ def test_a_damaged_file_does_not_hide_the_others(sweep: Path, name: str, content
     assert len(shown_for(sweep)["runs"]) == 13
 
 
-def test_a_folder_without_runs_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_runs_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no runs below this folder"):
         html_report.write_report(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -326,7 +326,7 @@ def test_the_page_needs_and_may_fetch_nothing(sweep: Path) -> None:
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)
     parser = Scripts()
     parser.feed(text)
-    digest = base64.b64encode(hashlib.sha256(parser.found[1][1].encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(parser.elements[1][1].encode()).digest()).decode()
     assert policy is not None
     assert f"default-src 'none'; script-src 'sha256-{digest}';" in policy[1]
 
@@ -362,33 +362,33 @@ def test_the_worst_mistakes_come_first_with_a_small_picture(data: DataModule) ->
     labels = data.labels[indices]
     logits = np.zeros((len(labels), 2))
     logits[np.arange(len(labels)), 1 - labels] = np.linspace(1, 3, len(labels))  # all wrong, the last the surest
-    found = mistakes(data, logits)
-    assert len(found) == MOST_MISTAKES
-    assert [one["path"] for one in found] == [str(data.paths[i]) for i in indices[::-1][:MOST_MISTAKES]]
-    assert found[0]["probability"] == pytest.approx(1 / (1 + np.exp(-3)), abs=1e-5)
-    assert (found[0]["label"], found[0]["prediction"]) == ("red", "blue")
-    with Image.open(io.BytesIO(base64.b64decode(found[0]["jpeg"]))) as picture, Image.open(found[0]["path"]) as photo:
+    worst = mistakes(data, logits)
+    assert len(worst) == MOST_MISTAKES
+    assert [one["path"] for one in worst] == [str(data.paths[i]) for i in indices[::-1][:MOST_MISTAKES]]
+    assert worst[0]["probability"] == pytest.approx(1 / (1 + np.exp(-3)), abs=1e-5)
+    assert (worst[0]["label"], worst[0]["prediction"]) == ("red", "blue")
+    with Image.open(io.BytesIO(base64.b64decode(worst[0]["jpeg"]))) as picture, Image.open(worst[0]["path"]) as photo:
         assert picture.format == "JPEG"
         assert max(picture.size) <= THUMBNAIL
         assert picture.width / picture.height == pytest.approx(photo.width / photo.height, rel=0.03)
         assert np.asarray(picture.convert("RGB")).mean((0, 1)) == pytest.approx(np.asarray(photo).mean((0, 1)), abs=4)
 
 
-def test_who_makes_no_mistake_keeps_an_empty_list(data: DataModule) -> None:
+def test_a_run_without_mistakes_has_an_empty_list(data: DataModule) -> None:
     assert mistakes(data, np.eye(2)[data.labels[data.indices("test")]]) == []
 
 
-def test_a_photograph_that_has_gone_costs_its_picture_only(tmp_path: Path) -> None:
+def test_a_deleted_photograph_only_loses_its_picture(tmp_path: Path) -> None:
     root = draw_tree(tmp_path, {"train/blue": 4, "train/red": 4, "test/blue": 2, "test/red": 2})
     loaded = Folder(root=str(root)).load()
     (root / "test" / "blue" / "000.jpg").unlink()
-    found = mistakes(loaded, np.eye(2)[1 - loaded.labels[loaded.indices("test")]])
-    assert sorted(bool(one["jpeg"]) for one in found) == [False, True, True, True]
+    worst = mistakes(loaded, np.eye(2)[1 - loaded.labels[loaded.indices("test")]])
+    assert sorted(bool(one["jpeg"]) for one in worst) == [False, True, True, True]
 
 
 def test_a_run_keeps_its_mistakes(tmp_path: Path, colours: Path) -> None:
     run = compose(["backbone=tiny", "data=folder", f"data.root={colours}", "callbacks=none"]).run(tmp_path / "run")
-    kept = json.loads((run.directory / "mistakes.json").read_text())
+    recorded = json.loads((run.directory / "mistakes.json").read_text())
     wrong = round((1 - run.metrics["test_accuracy"]) * run.metrics["num_test"])
-    assert len(kept) == min(wrong, MOST_MISTAKES)
+    assert len(recorded) == min(wrong, MOST_MISTAKES)
     assert shown_for(run.directory)["best"]["num_wrong"] == wrong

@@ -63,7 +63,7 @@ def test_the_validation_metric_ranks_and_failures_come_last(sweep: Path) -> None
     assert board.failures() == ["head=d seed=0: failed: InputError: no | weights"]
 
 
-def test_a_run_made_twice_is_one_the_last_that_is_done(tmp_path: Path) -> None:
+def test_of_equal_runs_the_last_finished_one_counts(tmp_path: Path) -> None:
     low_high = {"val_accuracy_low": 0.88, "val_accuracy_high": 0.98}
     draw_run(tmp_path / "1", ["head=a"], val_accuracy=0.94, **low_high)
     draw_run(tmp_path / "2", ["head=a", "seed=0"], val_accuracy=0.95, **low_high)
@@ -76,7 +76,7 @@ def test_a_run_made_twice_is_one_the_last_that_is_done(tmp_path: Path) -> None:
     assert (first.mean("val_accuracy"), first.interval("val_accuracy")) == (0.95, (0.88, 0.98))
 
 
-def test_a_command_without_overrides_is_the_configuration_of_one_with_a_seed(tmp_path: Path) -> None:
+def test_a_run_without_overrides_groups_with_one_that_has_a_seed(tmp_path: Path) -> None:
     for seed, overrides in enumerate(([], ["seed=1"])):
         draw_run(tmp_path / str(seed), overrides, val_accuracy=0.9)
         config = {"seed": seed, "monitor": "val_accuracy", "choices": {"head": "linear", "data": "folder"}}
@@ -158,7 +158,7 @@ def test_folds_are_repetitions(tmp_path: Path) -> None:
     assert len(row.entries) == 3
 
 
-def test_a_folder_without_runs_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_runs_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no runs below this folder"):
         collect(tmp_path)
 
@@ -169,14 +169,14 @@ def test_damaged_files_of_a_run_do_not_hide_the_others(sweep: Path) -> None:
     assert len(collect(sweep)) == 10
 
 
-def test_random_weights_for_lack_of_better_are_ranked_apart_and_marked(tmp_path: Path) -> None:
+def test_random_weights_are_ranked_apart_and_marked(tmp_path: Path) -> None:
     draw_run(tmp_path / "a", ["backbone=a"], val_accuracy=0.8)
     draw_run(tmp_path / "b", ["backbone=b"], val_accuracy=0.9)
     draw_run(tmp_path / "c", ["backbone=c"], val_accuracy=1.0, random_weights=True)
     draw_run(tmp_path / "d", ["backbone=d"], "skipped", "no weights: d.h5 is needed and not there: offline")
     header, lines = Leaderboard.of(collect(tmp_path)).table()
-    told = [(line[0], line[1], line[header.index("status")]) for line in lines]
-    assert told == [
+    states = [(line[0], line[1], line[header.index("status")]) for line in lines]
+    assert states == [
         ("1", "b", "1 done"),
         ("2", "a", "1 done"),
         ("1", "c", "1 done, random weights"),
@@ -184,7 +184,7 @@ def test_random_weights_for_lack_of_better_are_ranked_apart_and_marked(tmp_path:
     ]
 
 
-def test_fresh_says_how_to_run_and_makes_no_column(tmp_path: Path) -> None:
+def test_fresh_makes_no_column(tmp_path: Path) -> None:
     draw_run(tmp_path / "a", ["head=a"], val_accuracy=0.8)
     draw_run(tmp_path / "b", ["head=b", "fresh=true"], val_accuracy=0.9)
     assert Leaderboard.of(collect(tmp_path)).keys == ["head"]

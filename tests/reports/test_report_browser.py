@@ -233,7 +233,7 @@ def test_hostile_names_are_shown_as_they_are(context: BrowserContext, tmp_path: 
     assert "is </script><script>throw 1</script>" in page.locator("#mistakes").inner_text()
 
 
-def test_one_run_is_shown_without_what_needs_several(context: BrowserContext, tmp_path: Path) -> None:
+def test_one_run_is_shown_without_comparisons(context: BrowserContext, tmp_path: Path) -> None:
     draw_run(tmp_path, ["head=mlp"], val_accuracy=0.9, num_parameters=10)
     draw_history(tmp_path, 4)
     page = opened(context, tmp_path)

@@ -80,7 +80,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
-        address = next(found[0] for line in process.stderr if (found := re.search(r"http://localhost:\d+", line)))
+        address = next(match[0] for line in process.stderr if (match := re.search(r"http://localhost:\d+", line)))
         yield address
     finally:
         process.terminate()
@@ -97,7 +97,7 @@ def ask(address: str, name: str, content: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_every_key_of_every_run_is_there_and_the_final_metrics_of_all(server: str) -> None:
+def test_the_hparams_page_has_all_keys_and_final_metrics(server: str) -> None:
     for _ in range(60):  # it reads the logs while it serves
         experiment = ask(server, "experiment", {"experimentName": "", "includeMetrics": True})
         if {info["name"] for info in experiment.get("hparamInfos", [])} >= {"transfer.backbone.epochs"}:

@@ -57,7 +57,7 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", flock)
 
 
-def test_what_another_process_holds_is_held_until_it_ends(path: Path) -> None:
+def test_a_lock_is_held_until_its_process_ends(path: Path) -> None:
     with holder(path) as process:
         assert is_held(path)
         assert try_lock(path) is None
@@ -66,7 +66,7 @@ def test_what_another_process_holds_is_held_until_it_ends(path: Path) -> None:
         assert try_lock(path) is not None
 
 
-def test_a_process_that_is_killed_lets_go(path: Path) -> None:
+def test_a_killed_process_releases_its_lock(path: Path) -> None:
     with holder(path) as process:
         process.kill()
         process.wait()
@@ -74,51 +74,51 @@ def test_a_process_that_is_killed_lets_go(path: Path) -> None:
         assert try_lock(path) is not None
 
 
-def test_what_we_hold_no_other_process_gets(path: Path) -> None:
-    held = try_lock(path)
-    assert held is not None
+def test_no_other_process_gets_a_held_lock(path: Path) -> None:
+    lock = try_lock(path)
+    assert lock is not None
     with holder(path, gets_it=False):
         pass
     assert is_held(path)
 
 
-def test_children_that_outlive_us_do_not_keep_it(path: Path) -> None:
-    held = try_lock(path)
-    assert held is not None
+def test_surviving_children_do_not_keep_the_lock(path: Path) -> None:
+    lock = try_lock(path)
+    assert lock is not None
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
-        held.close()
+        lock.close()
         try:
             assert try_lock(path) is not None
         finally:
             child.kill()
 
 
-def test_two_objects_of_one_process_exclude_each_other_too(path: Path) -> None:
-    held = try_lock(path)
-    assert held is not None
+def test_two_locks_of_one_process_exclude_each_other(path: Path) -> None:
+    lock = try_lock(path)
+    assert lock is not None
     assert is_held(path)
     assert try_lock(path) is None
-    held.close()
-    held.close()  # twice is as good as once
+    lock.close()
+    lock.close()  # twice is as good as once
     assert not is_held(path)
 
 
-def test_one_that_nobody_refers_to_is_let_go(path: Path) -> None:
+def test_an_unreferenced_lock_is_released(path: Path) -> None:
     try_lock(path)
     assert not is_held(path)
     assert try_lock(path) is not None
 
 
-def test_closing_twice_closes_nobody_elses_file(path: Path) -> None:
-    held = try_lock(path)
-    assert held is not None
-    held.close()
+def test_closing_twice_closes_no_other_file(path: Path) -> None:
+    lock = try_lock(path)
+    assert lock is not None
+    lock.close()
     with path.open("rb") as other:  # which gets the same descriptor
-        held.close()
+        lock.close()
         other.read()
 
 
-def test_whoever_only_looks_keeps_nobody_from_taking_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_does_not_prevent_taking_the_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.touch()
     looks = path.open("rb")
     fcntl.flock(looks, fcntl.LOCK_SH)
@@ -134,40 +134,40 @@ def test_whoever_only_looks_keeps_nobody_from_taking_it(path: Path, monkeypatch:
     assert len(pauses) == 2
 
 
-def test_those_who_look_do_not_take_each_other_for_a_holder(path: Path) -> None:
+def test_concurrent_checks_do_not_count_as_holders(path: Path) -> None:
     path.touch()
     with path.open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_SH)
         assert not is_held(path)
 
 
-def test_many_that_want_it_at_once_are_never_two(path: Path) -> None:
-    held: list[locks.Lock] = []
+def test_of_many_at_once_one_gets_the_lock(path: Path) -> None:
+    taken: list[locks.Lock] = []
     start = threading.Barrier(8)
 
     def want() -> None:
         start.wait()
-        mine = try_lock(path)
-        if mine is not None:
-            held.append(mine)
+        lock = try_lock(path)
+        if lock is not None:
+            taken.append(lock)
 
     threads = [threading.Thread(target=want) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(held) == 1
+    assert len(taken) == 1
 
 
-def test_taking_it_keeps_what_the_file_holds(path: Path) -> None:
+def test_locking_keeps_the_content_of_the_file(path: Path) -> None:
     path.write_text("content")
-    held = try_lock(path)
-    assert held is not None
+    lock = try_lock(path)
+    assert lock is not None
     assert is_held(path)
     assert path.read_text() == "content"
 
 
-def test_where_there_are_no_locks_everybody_gets_it_and_nobody_can_tell(path: Path, no_locks: None) -> None:
+def test_without_locks_everybody_gets_the_lock(path: Path, no_locks: None) -> None:
     first, second = try_lock(path), try_lock(path)
     assert first is not None
     assert second is not None
@@ -180,16 +180,16 @@ def test_no_descriptor_is_left_open(path: Path) -> None:
         return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
     before = count()
-    held = try_lock(path)
-    assert held is not None
+    lock = try_lock(path)
+    assert lock is not None
     for _ in range(3):
         assert try_lock(path) is None
         is_held(path)
-    held.close()
+    lock.close()
     assert count() == before
 
 
-def test_a_file_that_cannot_be_made_and_one_that_is_not_there_are_errors(tmp_path: Path) -> None:
+def test_missing_and_uncreatable_files_are_errors(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
         try_lock(tmp_path / "file" / ".lock")

@@ -131,7 +131,7 @@ def tell_not_done(folder: Path) -> bool:
         show_error(error)
         return True
     for title, entry in zip(titles(entries), entries, strict=True):
-        if entry.told < began and entry.state != "running":
+        if entry.updated < began and entry.state != "running":
             continue
         reason = entry.reason or "another process is at work in it"
         if entry.state == "skipped":

@@ -17,7 +17,7 @@ MOST_FILES = 5
 
 
 def show_data(module: DataModule) -> None:
-    """Class counts per split, the distribution of image sizes, and which files were set aside or passed over."""
+    """Show class counts per split, the distribution of image sizes, and the files that were set aside or ignored."""
     counts = module.counts()
     table = make_table(f"{len(module)} images in {module.root}", "class", *counts)
     for name in module.class_names[:MOST_CLASSES]:

@@ -9,17 +9,17 @@ from tl_research.system.console import make_table, show, show_table
 
 
 def show_done_before(metrics: Mapping[str, Any], directory: Any) -> None:
-    """That a job need not run again."""
+    """Show that a job was done before, and its accuracy."""
     show(f"done before: val accuracy {metrics['val_accuracy']:.3f}, test {metrics['test_accuracy']:.3f}", directory)
 
 
 def show_metrics(metrics: Mapping[str, Any], directory: Any, epochs: int) -> None:
-    """The numbers, each accuracy with its interval, which of the epochs they are of, and where everything lies."""
+    """Show the metrics, each accuracy with its interval, the best epoch, and the run directory."""
     table = make_table("results", "", "accuracy", "95 % interval", "loss", "macro F1", "AUROC", "images")
     for split in ("val", "test"):
-        found = {key: metrics.get(f"{split}_{key}") for key in ("accuracy", "loss", "macro_f1", "auroc")}
+        scores = {key: metrics.get(f"{split}_{key}") for key in ("accuracy", "loss", "macro_f1", "auroc")}
         interval = f"{metrics[f'{split}_accuracy_low']:.3f} - {metrics[f'{split}_accuracy_high']:.3f}"
-        cells = ["-" if value is None else f"{value:.3f}" for value in found.values()]
+        cells = ["-" if value is None else f"{value:.3f}" for value in scores.values()]
         table.add_row(split, cells[0], interval, *cells[1:], str(metrics[f"num_{split}"]))
     show_table(table)
     if epochs > 1 and "best_stage" in metrics:

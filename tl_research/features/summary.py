@@ -1,4 +1,4 @@
-"""How many features were computed, and what a store of features holds."""
+"""The counts of computed features, and the contents of a store."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 
 def show_features(computed: int, hit: int, what: str = "features") -> None:
-    """How many images had to pass through the backbone, or its frozen blocks."""
+    """Show how many features were computed, and how many were in the store."""
     show(f"{what}: {computed:,} computed, {hit:,} found")
 
 
-def show_store(root: Any, found: Sequence[StoreEntry]) -> None:
-    """What a store of features holds, a line for each frozen network."""
+def show_store(root: Any, entries: Sequence[StoreEntry]) -> None:
+    """Show the contents of a store, one line for each frozen network."""
     columns = ("key", "backbone", "weights", "pixels", "engine", "rows", "MB", "last used")
     table = make_table(f"features in {root}", *columns)
-    for stock in found:
-        note, about = stock.about.get("note", {}), stock.about.get("about", {})
+    for entry in entries:
+        note, about = entry.about.get("note", {}), entry.about.get("about", {})
         table.add_row(
-            stock.folder.name[:12],
+            entry.folder.name[:12],
             str(note.get("backbone", "?")),
             Path(str(note.get("weights", "?"))).name,
             str(about.get("image_size", "?")),
             str(about.get("engine", "?")),
-            f"{stock.num_rows:,}",
-            f"{stock.num_bytes / 1e6:,.1f}",
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(stock.last_used)),
+            f"{entry.num_rows:,}",
+            f"{entry.num_bytes / 1e6:,.1f}",
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used)),
         )
     show_table(table)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def show_model(name: str, backbone: keras.Model, head: keras.Model | None) -> None:
-    """The model's summary: one line a part; Keras' own, of every layer, is `model.summary()`."""
+    """Show one line for each part of a model; `model.summary()` of Keras has every layer."""
     table = make_table("model", "part", "in", "out", "layers", "parameters")
     for part, network in ((f"backbone {name}", backbone), ("head", head)):
         if network is not None:
@@ -26,8 +26,8 @@ def show_model(name: str, backbone: keras.Model, head: keras.Model | None) -> No
 
 
 def show_blocks(name: str, backbone: keras.Model, command: str) -> None:
-    """A backbone's blocks as `unfreeze` counts them, from the top: what share of it each is, and what share learns and
-    is computed when it is unfrozen with those above it. Then `command` with that option."""
+    """Show the blocks of a backbone as `unfreeze` counts them, from the top: the share of each, and the share that
+    learns and is computed when it is unfrozen with those above it. Then `command` with that option."""
     parts, macs = find_blocks(backbone)[::-1], multiply_accumulates(backbone)[::-1]
     parameters = [part.num_parameters for part in parts]
     shares = [np.array(values) * 100 / max(sum(values), 1) for values in (parameters, macs)]

@@ -1,4 +1,4 @@
-"""Pictures of results, as pixels: uint8 `(height, width, 3)`."""
+"""Figures of results, as pixels: uint8 `(height, width, 3)`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONGEST_NAME = 24
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """Counts, each row a true class, shaded by the row's share."""
+    """Draw the counts, one row for each true class, shaded by the share of the row."""
     from matplotlib.figure import Figure
     from sklearn.metrics import ConfusionMatrixDisplay
     from sklearn.metrics import confusion_matrix as count
@@ -35,23 +35,23 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, class_names: Seq
 def predictions(
     samples: Sequence[tuple[np.ndarray, int, np.ndarray]], class_names: Sequence[str], columns: int = 4
 ) -> np.ndarray:
-    """A page of images with the answer and its probability; a wrong one is red and says what it should have been."""
+    """Draw a page of images with the predicted class and its probability; a wrong one is red, with the true class."""
     titled = []
     for pixels, label, logits in samples:
         probabilities = softmax(logits[None])[0]
-        answer = int(probabilities.argmax())
-        title = f"{_short(class_names[answer])} {probabilities[answer]:.0%}"
-        if answer != label:
+        prediction = int(probabilities.argmax())
+        title = f"{_short(class_names[prediction])} {probabilities[prediction]:.0%}"
+        if prediction != label:
             title += f"\n(is {_short(class_names[label])})"
-        titled.append((pixels, title, "tab:green" if answer == label else "tab:red"))
+        titled.append((pixels, title, "tab:green" if prediction == label else "tab:red"))
     return _page(titled, columns)
 
 
 def batch(
     pixels: np.ndarray, targets: np.ndarray, class_names: Sequence[str], columns: int = 4, most: int = 16
 ) -> np.ndarray:
-    """A page of the first `most` images of training batches, uint8 `(b, s, s, 3)`, as the network gets them. Each says
-    its classes, and where it was mixed from several, their shares: targets `(b, k)`."""
+    """Draw a page of the first `most` images of a training batch, uint8 `(b, s, s, 3)`, as the network sees them, each
+    with its classes and, if mixed, their shares: targets `(b, k)`."""
     titled = []
     for image, target in zip(pixels[:most], targets[:most], strict=True):
         classes = [k for k in np.argsort(-target, kind="stable") if target[k] >= 0.005][:2]
@@ -63,14 +63,14 @@ def batch(
 def learning_rates(
     title: str, rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], chosen: float
 ) -> np.ndarray:
-    """The losses of a learning-rate range test over the rate, as they were and smoothed, and the rate that was chosen.
-    Single losses far from all averages are out of the frame."""
+    """Plot the losses of a learning-rate range test over the rate, raw and smoothed, and the suggested rate. Single
+    losses far from all averages are outside the frame."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
     figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
     axes = figure.subplots()
-    raw, mean = (np.maximum(values, 1e-12) for values in (losses, smoothed))  # there is no logarithm of 0
+    raw, mean = (np.maximum(values, 1e-12) for values in (losses, smoothed))  # 0 has no logarithm
     axes.plot(rates, raw, ".", color="0.65", markersize=4, label="each update")
     axes.plot(rates, mean, color="tab:blue", linewidth=2, label="smoothed")
     axes.axvline(chosen, color="tab:green", linestyle="--", label=f"suggested: {chosen:.2g}")
@@ -78,7 +78,7 @@ def learning_rates(
     low, high = mean.min() / 2, 2 * mean.max()
     axes.set_ylim(low, high)
     axes.yaxis.set_major_formatter("{x:g}")
-    if high < 100 * low:  # there may be one power of ten, or none
+    if high < 100 * low:  # the range may hold one power of ten, or none
         axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3)
@@ -87,13 +87,13 @@ def learning_rates(
 
 
 def _page(titled: Sequence[tuple[np.ndarray, str, str]], columns: int) -> np.ndarray:
-    """Images in rows, each under its title of two lines at most, in its colour."""
+    """Draw images in rows, each under a coloured title of at most two lines."""
     from matplotlib.figure import Figure
 
     rows = -(-len(titled) // columns)
     figure = Figure(figsize=(2.4 * columns, 2.75 * rows), dpi=90)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    # Matplotlib's own layout engines take longer than all the rest of the page.
+    # Matplotlib's layout engines take longer than the rest of the page.
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.4 / (2.75 * rows), wspace=0.06, hspace=0.25)
     for axis in axes[len(titled) :]:
         axis.axis("off")
@@ -101,12 +101,12 @@ def _page(titled: Sequence[tuple[np.ndarray, str, str]], columns: int) -> np.nda
         axis.imshow(pixels)
         axis.set_title(title, fontsize=9, color=colour)
         axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_color("0.7")  # where an image is white is not where the page is
+        axis.spines[:].set_color("0.7")  # a white image must stand out from the page
     return _pixels(figure)
 
 
 def _short(name: str) -> str:
-    """What of a class's name fits over an image, beside a number."""
+    """Shorten a class name to fit over an image, beside a number."""
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 

@@ -1,6 +1,6 @@
-"""The report: what the runs below a folder come to, as one HTML file that opens offline.
+"""The report on the runs below a folder: one HTML file that opens offline.
 
-It is made from run directories alone: what the leaderboard reads, `history.csv`, `predictions.csv`, `mistakes.json`.
+It is made from run directories alone: the leaderboard's files, `history.csv`, `predictions.csv`, `mistakes.json`.
 """
 
 from __future__ import annotations
@@ -33,39 +33,39 @@ TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("charts.js", "table.js", "plots.js", "report.js")
 MOST_MISTAKES = 12
 
-# A browser draws no more than this many points of a curve that anyone could tell apart; all curves share the second.
+# More points of one curve cannot be told apart on the screen; all curves share the second number.
 MOST_POINTS = 200
 ALL_POINTS = 20_000
 
-# A numeric key whose values spread wider than this gets a logarithmic axis.
+# If the largest value of a key is more than this multiple of the smallest, its axis is logarithmic.
 WIDE = 8
 
 
 def write_report(folder: Path) -> Path:
-    """`report.html` in a folder of runs, or in a run's own directory. Raises `InputError` if there is none."""
+    """Write `report.html` to a folder of runs, or to one run's directory. Raises `InputError` if there is no run."""
     path = folder / "report.html"
     write_atomically(path, page(content(folder, collect(folder))))
     return path
 
 
 def page(shown: Content) -> str:
-    """The page that shows some content. Only the script we wrote may run in it, and nothing may be fetched."""
+    """Make the page for some content. Only our own script may run in it, and nothing may be fetched."""
     script = "".join((TEMPLATES / name).read_text() for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     style = (TEMPLATES / "report.css").read_text()
     parts = {"STYLE": style, "SCRIPT": script, "DIGEST": digest, "DATA": embedded(shown)}
-    # One pass over the template alone: what is put in is never searched for places to put more in.
+    # One pass over the template alone, so that inserted text is never searched for placeholders.
     return re.sub("@([A-Z]+)@", lambda match: parts[match[1]], (TEMPLATES / "report.html").read_text())
 
 
 def embedded(data: Any) -> str:
-    """JSON that can stand in a <script> element whatever texts it holds: ASCII without a single `<`."""
+    """Make JSON that is safe in a <script> element, whatever it holds: ASCII without any `<`."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def content(folder: Path, entries: Sequence[Entry]) -> Content:
-    """All that the page shows, as plain data. Rows and runs name each other by their places."""
+    """Collect the content of the page as plain data. Rows and runs refer to each other by index."""
     board = Leaderboard.of(entries)
     header, lines = board.table()
     points = min(MOST_POINTS, ALL_POINTS // len(entries))
@@ -129,30 +129,30 @@ def _run(entry: Entry, folder: Path, points: int) -> Content:
 
 
 def _source(data: Any) -> str | None:
-    """Where a run's images came from: a folder, an archive, a data set's name, or else the kind of source."""
+    """Name the source of a run's images: a folder, an archive, a data set, or else the kind of source."""
     if not isinstance(data, Mapping):
         return None
-    told = next((data[key] for key in ("root", "archive", "dataset") if data.get(key)), data.get("_target_"))
-    return None if told is None else str(told)
+    source = next((data[key] for key in ("root", "archive", "dataset") if data.get(key)), data.get("_target_"))
+    return None if source is None else str(source)
 
 
 def _curve(path: Path, points: int) -> Content | None:
-    """Columns of a history, thinned to so many epochs; `None` for fewer than two."""
+    """Read the columns of a history, thinned to `points` epochs; None for fewer than two."""
     rows = list(_csv(path))
     if len(rows) < 2:
         return None
-    kept = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, max(points, 2)).round().astype(int))]
+    chosen = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, max(points, 2)).round().astype(int))]
     names = [name for name in rows[0] if f"val_{name}" in rows[0] or name.startswith("val_")]
-    numbers = {name: [_number(row.get(name)) for row in kept] for name in ("epoch", *names)}
-    return numbers | {"stage": [row.get("stage") or "" for row in kept]}
+    numbers = {name: [_number(row.get(name)) for row in chosen] for name in ("epoch", *names)}
+    return numbers | {"stage": [row.get("stage") or "" for row in chosen]}
 
 
-def _effect(place: int, board: Leaderboard, rows: Sequence[Row]) -> Content | None:
-    """For each value of a swept key: its configurations, their mean, and the 95 % interval of that mean."""
+def _effect(column: int, board: Leaderboard, rows: Sequence[Row]) -> Content | None:
+    """Collect, for each value of a swept key, its configurations, their mean, and the 95 % interval of the mean."""
     groups: dict[str, list[int]] = {}
-    for at, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if not math.isnan(row.mean(board.monitor)):
-            groups.setdefault(row.values[place], []).append(at)
+            groups.setdefault(row.values[column], []).append(index)
     if len(groups) < 2:
         return None
     given = [value for value in groups if value]
@@ -164,7 +164,7 @@ def _effect(place: int, board: Leaderboard, rows: Sequence[Row]) -> Content | No
         | _mean(board.monitor, [rows[i] for i in members])
         for value, members in groups.items()
     ]
-    return {"key": board.keys[place], "numeric": numeric, "log": log, "groups": described}
+    return {"key": board.keys[column], "numeric": numeric, "log": log, "groups": described}
 
 
 def _mean(monitor: str, rows: Sequence[Row]) -> Content:
@@ -178,31 +178,31 @@ def _mean(monitor: str, rows: Sequence[Row]) -> Content:
 
 
 def _best(board: Leaderboard, entries: Sequence[Entry]) -> Content | None:
-    """The best run's answers to the test images: how often which class was taken for which, and its worst mistakes.
-    Random weights are best only where there is nothing else."""
+    """Collect the best run's predictions of the test images: the confusion matrix and the worst mistakes. Runs with
+    random weights are the best only if there are no others."""
     sign = 1 if direction(board.monitor) == "min" else -1
     judged = [
-        (bool(entry.metrics.get("random_weights")), sign * value, place)
-        for place, entry in enumerate(entries)
+        (bool(entry.metrics.get("random_weights")), sign * value, index)
+        for index, entry in enumerate(entries)
         if entry.state == "done" and (value := _number(entry.metrics.get(board.monitor))) is not None
     ]
     if not judged:
         return None
-    *_, place = min(judged)
-    directory = entries[place].directory
+    *_, index = min(judged)
+    directory = entries[index].directory
     counts, wrong = _answers(directory / "predictions.csv")
-    kept = _json(directory / "mistakes.json")
+    mistakes = _json(directory / "mistakes.json")
     return {
-        "run": place,
+        "run": index,
         "classes": _json(directory / "classes.json") or sorted({name for pair in counts for name in pair}),
         "counts": [[*pair, count] for pair, count in counts.items()],
         "num_wrong": len(wrong),
-        "mistakes": kept if isinstance(kept, list) else sorted(wrong, key=_doubt)[:MOST_MISTAKES],
+        "mistakes": mistakes if isinstance(mistakes, list) else sorted(wrong, key=_doubt)[:MOST_MISTAKES],
     }
 
 
 def _answers(path: Path) -> tuple[Counter[tuple[str, str]], list[Content]]:
-    """Of the test images in a `predictions.csv`: how many there are of each (label, prediction), and the wrong ones."""
+    """Count each (label, prediction) of the test images in a `predictions.csv`, and collect the wrong ones."""
     counts: Counter[tuple[str, str]] = Counter()
     wrong: list[Content] = []
     for row in _csv(path):
@@ -220,19 +220,19 @@ def _doubt(mistake: Content) -> float:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number to six digits, or nothing: JSON knows no NaN."""
+    """Round a finite number to six digits; None for all else, since JSON has no NaN."""
     with contextlib.suppress(TypeError, ValueError):
-        if math.isfinite(found := float(value)):
-            return float(f"{found:.6g}")
+        if math.isfinite(number := float(value)):
+            return float(f"{number:.6g}")
     return None
 
 
-def _interval(found: tuple[float, float] | None) -> list[float | None] | None:
-    return [_number(end) for end in found] if found else None
+def _interval(ends: tuple[float, float] | None) -> list[float | None] | None:
+    return [_number(end) for end in ends] if ends else None
 
 
 def _json(path: Path) -> Any:
-    """A JSON file's content; `None` for one that is missing or damaged, which must not hide the other runs."""
+    """Read a JSON file; None if it is missing or damaged, which must not hide the other runs."""
     with contextlib.suppress(OSError, ValueError):
         return json.loads(path.read_text(), parse_constant=lambda _: None)
     return None

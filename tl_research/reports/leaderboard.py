@@ -1,4 +1,4 @@
-"""The leaderboard: what the runs below a folder come to, a row a configuration, seeds and folds put together.
+"""The leaderboard: all runs below a folder, one row for each configuration, over its seeds and folds.
 
 It is made from run directories alone: their `status.json`, `metrics.json`, `config.yaml` and Hydra's overrides.
 """
@@ -23,9 +23,9 @@ from tl_research.system.files import write_atomically
 REPEATED = ("seed", "data.fold", "data.split_seed")
 
 NO_CHOICE = ("fresh", "missing_weights", "verbose")
-"""Keys that say how to run, not what."""
+"""Keys that change how a job runs, not what it computes."""
 
-MOST_CHARACTERS = 80  # of a reason; all of it stands below the table
+MOST_CHARACTERS = 80  # of a reason; the whole reason is below the table
 
 COLUMNS = ("rank", "runs", "val", "val_interval", "test", "test_interval", "against_best", "seconds", "parameters",
            "trainable", "features_computed", "status")  # fmt: skip
@@ -33,25 +33,25 @@ COLUMNS = ("rank", "runs", "val", "val_interval", "test", "test_interval", "agai
 
 @dataclass(frozen=True)
 class Entry:
-    """One run: what was asked for beside the defaults, and what came of it."""
+    """One run: its choices beside the defaults, its state and its metrics."""
 
     directory: Path
     choices: Mapping[str, str]
     state: str
     reason: str | None
-    told: float
-    """When its status was last written, by the clock of the file system, in seconds."""
+    updated: float
+    """The time of the last change of its status, in seconds, by the clock of the file system."""
     monitor: str
     metrics: Mapping[str, Any]
 
     @property
     def seconds(self) -> float:
-        """What its phases took together."""
+        """Sum the seconds of its phases."""
         return sum(float(value) for key, value in self.metrics.items() if key.startswith("seconds_"))
 
     @property
     def label(self) -> str:
-        """Its state, with the reason for any other than `done`: `skipped: no weights`."""
+        """Its state, with the reason if there is one: `skipped: no weights`."""
         if not self.reason:
             return self.state
         reason = self.reason.partition(":")[0] if self.state == "skipped" else self.reason
@@ -59,7 +59,7 @@ class Entry:
 
     @property
     def repetition(self) -> tuple[str, ...]:
-        """Which repetition of its configuration it is."""
+        """Its seed, fold and split seed."""
         return tuple(self.choices.get(key, "") for key in REPEATED)
 
 
@@ -72,22 +72,22 @@ class Row:
 
     @property
     def done(self) -> list[Entry]:
-        """Its runs that ended as they should."""
+        """Its finished runs."""
         return [entry for entry in self.entries if entry.state == "done"]
 
     @property
     def random(self) -> bool:
-        """Whether weights were random for lack of those asked for: such a row is ranked apart."""
+        """Whether random weights replaced missing ones: such a row is ranked apart."""
         return any(bool(entry.metrics.get("random_weights")) for entry in self.entries)
 
     def mean(self, metric: str) -> float:
-        """Mean of a metric over the runs that have it; NaN for none."""
+        """Average a metric over the runs that have it; NaN for none."""
         values = self.values_of(metric)
         return float(np.mean(values)) if values else math.nan
 
     def interval(self, metric: str) -> tuple[float, float] | None:
-        """95 % interval: of the mean over repetitions (Student's t; it tells nothing of other images), or of one run's
-        images (Wilson; accuracies only)."""
+        """Compute a 95 % interval: of the mean over repetitions (Student's t; not valid for other images), or over one
+        run's images (Wilson; accuracies only)."""
         values = self.values_of(metric)
         if len(values) > 1:
             mean, half = float(np.mean(values)), half_width(values)
@@ -98,23 +98,23 @@ class Row:
         return None
 
     def values_of(self, metric: str) -> list[float]:
-        """A metric of each run that has it."""
+        """List a metric of the runs that have it."""
         return [float(e.metrics[metric]) for e in self.done if e.metrics.get(metric) is not None]
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of a mean of two or more values."""
+    """Compute half of the 95 % interval of a mean of two or more values."""
     from scipy.stats import t
 
     return float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def collect(folder: Path) -> list[Entry]:
-    """All runs below a folder, by path. Raises `InputError` if there is none."""
-    found = [_entry(Run.open(status.parent)) for status in sorted(folder.rglob("status.json"))]
-    if not found:
+    """Read all runs below a folder, by path. Raises `InputError` if there is none."""
+    entries = [_entry(Run.open(status.parent)) for status in sorted(folder.rglob("status.json"))]
+    if not entries:
         raise InputError(f"{folder}: no runs below this folder (none has a status.json)")
-    return found
+    return entries
 
 
 def _entry(run: Run) -> Entry:
@@ -129,23 +129,23 @@ def _entry(run: Run) -> Entry:
         choices=choices,
         state=status["state"],
         reason=status["reason"],
-        told=(run.directory / "status.json").stat().st_mtime,
+        updated=(run.directory / "status.json").stat().st_mtime,
         monitor=str(run.config.get("monitor", "val_accuracy")),
         metrics=run.metrics,
     )
 
 
 def _once(entries: Sequence[Entry]) -> list[Entry]:
-    """Of runs that are the same repetition of one configuration the last that is done, or else the last."""
+    """Keep one run for each repetition of a configuration: the last finished one, or else the last."""
     last: dict[tuple[str, ...], Entry] = {}
-    for entry in sorted(entries, key=lambda entry: (entry.state == "done", entry.told)):
+    for entry in sorted(entries, key=lambda entry: (entry.state == "done", entry.updated)):
         last[entry.repetition] = entry
-    kept = {id(entry) for entry in last.values()}
-    return [entry for entry in entries if id(entry) in kept]
+    chosen = {id(entry) for entry in last.values()}
+    return [entry for entry in entries if id(entry) in chosen]
 
 
 def titles(entries: Sequence[Entry]) -> list[str]:
-    """What to call each run: the choices that not all have; its directory's name where there are none."""
+    """Name each run by the choices that differ, or by its directory if there are none."""
     keys = dict.fromkeys(key for entry in entries for key in entry.choices)
     differ = [key for key in keys if len({entry.choices.get(key) for entry in entries}) > 1]
     return [
@@ -156,8 +156,8 @@ def titles(entries: Sequence[Entry]) -> list[str]:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Rows in order, the best first, those with random weights after them, those without a number last; `keys` are the
-    keys that differ between them."""
+    """Rows in order: the best first, then those with random weights, then those without a metric; `keys` are the keys
+    that differ between them."""
 
     keys: Sequence[str]
     rows: Sequence[Row]
@@ -165,8 +165,7 @@ class Leaderboard:
 
     @classmethod
     def of(cls, entries: Sequence[Entry]) -> Leaderboard:
-        """Puts repetitions together and ranks by the first run's `monitor`, or its validation twin: the test images
-        never rank."""
+        """Group repetitions and rank by the first run's `monitor`, on validation images: test images never rank."""
         names = dict.fromkeys(key for entry in entries for key in entry.choices if key not in REPEATED)
         keys = [key for key in names if len({entry.choices.get(key) for entry in entries}) > 1]
         groups: dict[tuple[str, ...], list[Entry]] = {}
@@ -180,12 +179,12 @@ class Leaderboard:
 
     @property
     def test_metric(self) -> str:
-        """The monitored metric on the test images."""
+        """The monitored metric, on test images."""
         return self.monitor.replace("val_", "test_")
 
     def against_best(self, row: Row) -> str:
-        """How far a row is from the first, over the repetitions that both have, with the 95 % interval of the
-        difference; `*` where that is larger than its noise."""
+        """Compare a row with the best one over the repetitions that both have: the mean difference and its 95 %
+        interval; `*` if the interval excludes 0."""
         best_row = next(other for other in self.rows if other.random is row.random)
         best = {e.repetition: e.metrics.get(self.monitor) for e in best_row.done}
         pairs = [(e.metrics.get(self.monitor), best.get(e.repetition)) for e in row.done]
@@ -193,11 +192,11 @@ class Leaderboard:
         if row is best_row or len(differences) < 2:
             return ""
         mean, half = float(np.mean(differences)), half_width(differences)
-        # Without any noise to compare with, as where seeds change nothing, nothing is known to be larger.
+        # Without any noise, as where seeds change nothing, there is nothing to compare the difference with.
         return f"{mean:+.3f} ± {half:.3f}{' *' if abs(mean) > half > 0 else ''}"
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and cells as text. Rows with random weights have ranks of their own."""
+        """Make the header and the cells, as text. Rows with random weights have ranks of their own."""
         lines = []
         ranks = {random: itertools.count(1) for random in (False, True)}
         for row in self.rows:
@@ -220,7 +219,7 @@ class Leaderboard:
         return ["rank", *self.keys, *(named.get(column, column) for column in COLUMNS[1:])], lines
 
     def failures(self) -> list[str]:
-        """A line for each run that did not end as it should, with its reason."""
+        """Make a line, with the reason, for each run that is not done."""
         entries = [entry for row in self.rows for entry in row.entries]
         return [
             f"{title}: {entry.state}: {entry.reason or 'no reason given'}"
@@ -229,7 +228,7 @@ class Leaderboard:
         ]
 
     def write(self, folder: Path) -> None:
-        """`leaderboard.csv` and `leaderboard.md` in a folder, whole or not at all."""
+        """Write `leaderboard.csv` and `leaderboard.md` to a folder."""
         header, lines = self.table()
         write_atomically(folder / "leaderboard.csv", as_csv(header, lines))
         text = [_line(header), _line(["---"] * len(header)), *map(_line, lines)]

@@ -1,4 +1,4 @@
-"""The leaderboard on the screen, and where the report is."""
+"""The leaderboard and the path of the report, on the screen."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from tl_research.system.console import fits, make_table, show, show_table
 
 ONLY_IN_FILES = ("parameters", "trainable", "features_computed")
 LEAST_WANTED = ("seconds", "test_interval", "val_interval", "against_best")
-"""Columns of a leaderboard that a narrow terminal can do without, the first of them first."""
+"""Columns that a narrow terminal does without, in this order."""
 
 
 def show_leaderboard(
     monitor: str, header: Sequence[str], lines: Sequence[Sequence[str]], failures: Sequence[str], folder: Any
 ) -> None:
-    """Configurations, the best first; then what failed, and where the files lie. A terminal too narrow for all columns
-    gets fewer."""
+    """Show configurations, the best first, then failures and the folder. A narrow terminal gets fewer columns."""
     for count in range(len(LEAST_WANTED) + 1):
         hidden = {*ONLY_IN_FILES, *LEAST_WANTED[:count]}
         shown = [i for i, column in enumerate(header) if column not in hidden]
@@ -32,5 +31,5 @@ def show_leaderboard(
 
 
 def show_report_path(path: Any) -> None:
-    """Where the page is."""
+    """Show the path of the report."""
     show(f"report: {path}")

@@ -71,7 +71,7 @@ def show_table(table: Table) -> None:
 
 
 def fits(table: Table) -> bool:
-    """Tell whether a table can be shown in full. A file is as wide as it takes."""
+    """Tell whether a table can be shown in full; a file is as wide as the table."""
     width = Measurement.get(out, out.options.update(max_width=MOST_COLUMNS), table).maximum
     if not out.is_terminal:
         out.width = max(out.width, width)

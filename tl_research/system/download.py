@@ -1,4 +1,4 @@
-"""The only place that opens a connection: one file by http(s), resumed where it broke off, never waited for in vain."""
+"""Downloads over HTTP, with resume and a time limit: the only place that opens a connection."""
 
 from __future__ import annotations
 
@@ -33,12 +33,20 @@ CHUNK = 1 << 18
 def download(
     url: str, target: Path, *, timeout: float = 4.0, digest: str | None = None, algorithm: str = "sha256"
 ) -> Path:
-    """Fetches `url` to `target`, which appears whole or not at all; returns `target`.
+    """Download `url` to `target`, which appears whole or not at all; returns `target`.
 
-    What arrived before a break stays in `<target>.part` and is continued next time, if the server's file is still the
-    same one. Proxies come from the environment; of several processes one downloads and the others wait for it. With
-    `digest`, the file must have it. Raises InputError with the URL and the reason in words, also where nothing comes
-    for about `timeout` seconds.
+    An interrupted download stays in `<target>.part` and is resumed next time if the server's file is still the same.
+    Proxies come from the environment; of several processes one downloads and the others wait for it.
+
+    Args:
+        url: http or https.
+        target: the file to create.
+        timeout: seconds to wait for an answer.
+        digest: the digest that the file must have, by `algorithm`.
+        algorithm: a name that `hashlib` knows.
+
+    Raises:
+        InputError: with the URL and the reason in plain words.
     """
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
         raise InputError(f"{url} cannot be downloaded: give an address that begins with http:// or https://")
@@ -64,7 +72,7 @@ def _mark(path: Path) -> tuple[int, int] | None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[BinaryIO]:
-    """The file open for appending, by us alone. Removed afterwards if it stayed empty, its tag too."""
+    """Open a file for appending, under a lock. Remove it and its tag afterwards if it is empty."""
     while True:
         with path.open("ab") as file:
             try:
@@ -72,7 +80,7 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
             except BlockingIOError:
                 log.info("waiting for another process that downloads %s", path.stem)
                 fcntl.flock(file, fcntl.LOCK_EX)
-            # Whoever held the lock may have renamed the file: then what we hold is not the file of this name.
+            # The former holder may have renamed the file: then ours is no longer the file of this name.
             if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 continue
             try:
@@ -87,7 +95,7 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
 
 
 def _fetch(url: str, part: BinaryIO, timeout: float) -> None:
-    """Appends to `part` what it lacks."""
+    """Append the missing bytes to `part`."""
     tag = _tag_of(Path(part.name))
     known = tag.read_text() if tag.is_file() else ""
     start = os.fstat(part.fileno()).st_size if known else 0
@@ -98,20 +106,20 @@ def _fetch(url: str, part: BinaryIO, timeout: float) -> None:
         if error.code != 416:
             raise
         error.close()
-        start = 0  # ours is longer than the server's: begin again
+        start = 0  # `part` is longer than the server's file: begin again
         response = _open(url, {}, timeout)
     with response:
         if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             start = 0
         part.truncate(start)
-        # What a later request may ask to be unchanged: a strong ETag or a date.
+        # A strong ETag or a date, by which a later request checks that the file has not changed.
         etag = response.headers.get("ETag", "")
         tag.write_text(etag if etag.startswith('"') else response.headers.get("Last-Modified", ""))
         _receive(response, part, start)
 
 
 def _tag_of(part: Path) -> Path:
-    """Beside what has arrived: the server's name for this version of the file."""
+    """The file beside `part` that holds the server's tag of this version of the file."""
     return part.with_name(part.name + ".tag")
 
 
@@ -147,9 +155,9 @@ def _bar() -> Progress:
 
 
 def _open(url: str, headers: dict[str, str], timeout: float) -> http.client.HTTPResponse:
-    """The answer's headers within about `timeout`: looking up a name has no time limit of its own, a thread has."""
+    """Open a connection within about `timeout`. In a thread, because looking up a name has no time limit of its own."""
     opener = urllib.request.OpenerDirector()
-    # Not build_opener: that one would also follow a redirect to ftp.
+    # Not build_opener, which would also follow a redirect to ftp.
     for handler in (
         urllib.request.ProxyHandler(),
         urllib.request.HTTPHandler(),
@@ -187,14 +195,14 @@ def _verify(part: BinaryIO, digest: str | None, algorithm: str) -> None:
     if digest is None:
         return
     with Path(part.name).open("rb") as file:
-        found = hashlib.file_digest(file, algorithm).hexdigest()
-    if found != digest.lower():
+        actual = hashlib.file_digest(file, algorithm).hexdigest()
+    if actual != digest.lower():
         part.truncate(0)
-        raise InputError(f"what arrives is another file: its {algorithm} is {found}, not {digest}")
+        raise InputError(f"what arrives is another file: its {algorithm} is {actual}, not {digest}")
 
 
 def _words(error: BaseException, timeout: float) -> str:
-    """The reason for somebody who does not know sockets."""
+    """Put an error into words that need no knowledge of sockets."""
     if isinstance(error, urllib.error.HTTPError):
         error.close()
         return f"the server answers {error.code} {error.reason}"

@@ -1,4 +1,4 @@
-"""Files that appear under their name whole, or not at all."""
+"""Writing files whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes beside `path` and renames: a reader, or a disk that fills up, never leaves half a file under this name.
-    Raises `OSError`. What is no Unicode in a text, as in names of files in another encoding, is spelled with a
-    backslash."""
+    """Write beside `path` and rename, so that there is never half a file of this name, even on a full disk.
+
+    Characters that UTF-8 cannot encode, as in file names of another encoding, are escaped by a backslash.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp makes it private; what we write is there to be shared
+        os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp makes it private, and results are to be shared
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Locks on files. The system lets go of them when their holder ends, however it ends, so none is ever stale; on a
+"""Locks on files. The system releases them when their process ends, however it ends, so none is ever stale; on a
 shared file system they hold between machines."""
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ TRIES, PAUSE = 20, 0.01
 
 
 class Lock:
-    """A lock that is held, until `close`, or until nobody refers to it any more."""
+    """A lock, held until `close` or until nothing refers to it."""
 
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
 
     def close(self) -> None:
-        """Lets others have it."""
+        """Release the lock."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -27,14 +27,14 @@ class Lock:
 
 
 def try_lock(path: Path) -> Lock | None:
-    """Takes the lock on a file, which is created if need be. None if somebody else has it. Where the file system knows
+    """Take the lock on a file, which is created if need be; None if another holder has it. Where the file system has
     no locks, everybody gets it.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    for _ in range(TRIES):  # `is_held` takes it, too, for a moment
+    for _ in range(TRIES):  # `is_held` takes it for a moment
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -48,7 +48,7 @@ def try_lock(path: Path) -> Lock | None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process, or this one, has the lock. Raises `OSError` where there is no such file, or no locks."""
+    """Tell whether any process, this one included, holds the lock. Raises `OSError` if it cannot be known."""
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""This process and those that it starts: what they print, what they can import, how they end."""
+"""This process and those that it starts: their output, import path and exit."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from typing import NoReturn
 
 @contextlib.contextmanager
 def suppress_stderr() -> Iterator[None]:
-    """Holds back what is written to file descriptor 2 while TensorFlow is being imported: its C++ start-up lines come
-    before any log level of its own is read. If the block raises, they are shown, for they may say why."""
+    """Hold back file descriptor 2 while TensorFlow is imported: its C++ start-up lines precede any log level. If the
+    block raises, they are shown, for they may give the reason."""
     if "tensorflow" in sys.modules:
         yield
         return
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as held, contextlib.ExitStack() as restore:
+    with tempfile.TemporaryFile() as buffer, contextlib.ExitStack() as restore:
         stderr = os.dup(2)
         restore.callback(os.close, stderr)
-        os.dup2(held.fileno(), 2)
+        os.dup2(buffer.fileno(), 2)
         try:
             yield
         except Exception:
             os.dup2(stderr, 2)
-            held.seek(0)
-            os.write(2, held.read())
+            buffer.seek(0)
+            os.write(2, buffer.read())
             raise
         finally:
             os.dup2(stderr, 2)
@@ -38,8 +38,8 @@ def suppress_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def gc_paused() -> Iterator[None]:
-    """Pauses the garbage collector: while a million objects are made that all stay, it looks through them again and
-    again, which is a quarter of TensorFlow's import and of building a network."""
+    """Pause the garbage collector, which takes a quarter of the time of TensorFlow's import and of building a network:
+    both create a million objects that stay, and it scans them again and again."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -51,7 +51,7 @@ def gc_paused() -> Iterator[None]:
 
 @contextlib.contextmanager
 def importable() -> Iterator[None]:
-    """Python processes that are started meanwhile can import us, installed or not, from whatever folder."""
+    """Let Python processes started in the block import this package from any folder, installed or not."""
     before = os.environ.get("PYTHONPATH")
     root = str(Path(__file__).parents[2])
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *([before] if before else [])])
@@ -64,7 +64,7 @@ def importable() -> Iterator[None]:
 
 
 def print_to(path: Path) -> None:
-    """What this process prints from now on goes to the end of a file, with room for wide tables."""
+    """Append the output of this process to a file from now on, with room for wide tables."""
     os.environ["COLUMNS"] = "160"
     sys.stdout.flush()
     sys.stderr.flush()
@@ -74,10 +74,10 @@ def print_to(path: Path) -> None:
 
 
 def exit_now(status: int) -> NoReturn:
-    """Ends the process at once. Python would first take TensorFlow apart, object by object, for a second; all files of
-    ours are closed by now."""
-    atexit._run_exitfuncs()  # temporary files of TensorFlow's and of the sweep's server; logs are flushed
+    """End the process at once. Python would first spend a second on destroying TensorFlow's objects; all files are
+    closed by now."""
+    atexit._run_exitfuncs()  # removes temporary files of TensorFlow and the sweep's server, flushes logs
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # whoever read it has gone
+        with contextlib.suppress(OSError, ValueError):  # the reader has gone
             stream.flush()
     os._exit(status)

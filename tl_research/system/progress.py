@@ -1,4 +1,4 @@
-"""Progress on standard error: counts and time left, silent where nobody looks."""
+"""Progress bars on standard error; nothing is drawn unless somebody can see it."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from tl_research.system import console
 T = TypeVar("T")
 
 listeners: list[Callable[[str, float, float | None], None]] = []
-"""Called with what is being done, how much of it is done, and out of how much: how a sweep hears of its jobs."""
+"""Called with each bar's description, completed count and total: a sweep follows its jobs by them."""
 
 
 class _Bar(Progress):
-    """A progress bar that also tells the listeners."""
+    """A progress bar that also calls the listeners."""
 
     @override
     def update(self, task_id: TaskID, **changes: Any) -> None:
         super().update(task_id, **changes)
-        self._tell(task_id)
+        self._notify(task_id)
 
     @override
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
         super().advance(task_id, advance)
-        self._tell(task_id)
+        self._notify(task_id)
 
-    def _tell(self, task_id: TaskID) -> None:
+    def _notify(self, task_id: TaskID) -> None:
         task = self._tasks[task_id]
         for listener in listeners:
             listener(task.description, task.completed, task.total)
 
 
 def bar(*, transient: bool = True) -> Progress:
-    """A progress bar with counts, elapsed and remaining time; draws nothing unless standard error is a terminal."""
+    """Make a progress bar with counts, elapsed and remaining time."""
     return _Bar(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -58,6 +58,6 @@ def bar(*, transient: bool = True) -> Progress:
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yields `items` unchanged while a bar counts them."""
+    """Yield `items` unchanged while a bar counts them."""
     with bar() as progress:
         yield from progress.track(items, total=total, description=description)

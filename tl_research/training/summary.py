@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def show_stage(name: str, rows: Sequence[TrainableRow], how: str, rate: float | None = None) -> None:
-    """What will move in the fit that comes next, block by block; `rate` is the stage's learning rate, if it has one."""
+    """Show the trainable parameters of a stage, block by block; `rate` is its learning rate, if it has one."""
     table = make_table(f"stage {name}: {how}", "block", "parameters", "trainable", "batch norm", "learning rate")
     for row in rows:
         own = f"{rate * row.rate:.3g}" if rate and row.rate else "-"
@@ -23,7 +23,7 @@ def show_stage(name: str, rows: Sequence[TrainableRow], how: str, rate: float | 
 
 
 def show_learning_rate(stage: str, rate: float, why: str, command: str, folder: Any) -> None:
-    """What a range test came to, the command to use, and where the curve is."""
+    """Show the suggested rate, the command that uses it, and the files with the curve."""
     show(f"stage {stage}: learning rate {rate:.2g}; {why}")
     show(command)
     for name in ("lr_find.png", "lr_find.csv", "override.txt"):
