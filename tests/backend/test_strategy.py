@@ -1,6 +1,6 @@
 """Several devices and machines give the results of one device, and a lost worker is named.
 
-Numbers are compared to 1e-5: the same sums, in another order.
+Numbers are compared to 1e-5: the same sums, in another order. Covers `config.secondary_worker`, too.
 """
 
 from __future__ import annotations
