@@ -158,7 +158,6 @@ def test_a_refresh_is_due_after_some_seconds(tmp_path: Path, monkeypatch: pytest
         ([b"\0" * 32, b"\xff" * 32], [b"\0" * 31 + b"\1", b"\xff" * 31 + b"\xfe", b"\1" * 32]),
         ([b"12345678" + b"\1" * 24, b"12345678" * 2 + b"\2" * 16], [b"12345678" * 3 + b"\3" * 8]),
     ],
-    ids=["smallest and largest", "equal prefixes"],
 )
 def test_similar_digests_are_distinguished(
     store: FeatureStore, known: list[bytes], unknown: list[bytes], together: bool
@@ -178,10 +177,9 @@ def test_similar_digests_are_distinguished(
 
 def test_a_shard_ends_at_the_size_limit(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_store, "LARGEST_SHARD", 5 * row_type().itemsize)
-    for number in range(13):
+    for number in range(12):
         put(store, [number])
-    store.close()
-    store.refresh()
+    add(store, [12])
     assert sorted(len(shard.entries) for shard in store.shards) == [3, 5, 5]
     assert found_in(store, range(20)) == list(range(13))
 
@@ -190,7 +188,6 @@ events = st.sampled_from(["append", "close", "reopen", "refresh", "read"])
 steps = st.tuples(events, st.integers(0, 1), st.lists(st.integers(0, 30), max_size=9))
 
 
-@settings(max_examples=100)
 @given(st.lists(steps, max_size=25))
 def test_the_store_behaves_like_a_dict(sequence: list[tuple[str, int, list[int]]]) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -277,6 +274,7 @@ def test_files_have_the_documented_format(tmp_path: Path) -> None:
 copies = st.tuples(st.integers(0, 5), st.sampled_from([None, ".rows", ".index"]))  # a number, and the file to damage
 
 
+@settings(max_examples=50)
 @given(st.lists(st.lists(copies, min_size=1, max_size=6), max_size=4))
 def test_the_undamaged_copy_of_a_row_is_read(shards: list[list[tuple[int, str | None]]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -323,7 +321,7 @@ def test_a_flipped_byte_invalidates_only_its_row(tmp_path: Path, suffix: str, co
     listed_before = opened(tmp_path, width)
     whole = path.read_bytes()
     flips = list(itertools.product(range(len(whole)), FLIPS))
-    for position, mask in random.Random(0).sample(flips, min(len(flips), 330)):  # all in the small shard
+    for position, mask in flips if count == 3 else random.Random(0).sample(flips, 150):
         flipped(path, position, mask)
         damaged = position // (len(whole) // count)
         others = [number for number in range(count) if number != damaged]
@@ -454,15 +452,14 @@ def test_four_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
     assert {path.suffix for path in entry.folder.iterdir()} == {".rows", ".index", ".json"}
 
 
-rng = random.Random(0)
-moments = [(rng.randrange(80), rng.choice([3, 64, 1280, 4096]), rng.choice([1, 5, 32])) for _ in range(60)]
-
-
 @pytest.mark.parametrize(
     ("reports", "width", "step"),
     [
-        *((reports, 1280, 32) for reports in (0, 1, 2, 17, 60)),
-        *(pytest.param(*moment, marks=pytest.mark.slow) for moment in moments),
+        *itertools.product([0, 1, 2, 17, 60], [1280], [32]),
+        *(
+            pytest.param(*moment, marks=pytest.mark.slow)
+            for moment in itertools.product([0, 3, 11, 40, 79], [3, 64, 1280, 4096], [1, 5, 32])
+        ),
     ],
 )
 def test_a_killed_writer_leaves_all_reported_rows(tmp_path: Path, reports: int, width: int, step: int) -> None:
@@ -556,13 +553,8 @@ def test_a_full_disk_costs_only_later_rows(tmp_path: Path, begun: str) -> None:
     assert not list(tmp_path.glob("*/*/.about.*"))
 
 
-@pytest.mark.parametrize(
-    ("below", "reason"),
-    [("file", errno.ENOTDIR), ("file/deeper", errno.ENOTDIR), ("file/deeper/still", errno.ENOTDIR), ("", errno.EEXIST)],
-)
-def test_a_file_in_place_of_a_folder_warns_once(
-    tmp_path: Path, below: str, reason: int, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("below", ["file", "file/deeper", "file/deeper/still", ""])
+def test_a_file_in_place_of_a_folder_warns_once(tmp_path: Path, below: str, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / below
     file = tmp_path / "file" if below else opened(root).folder
     file.write_text("no folder")
@@ -572,7 +564,7 @@ def test_a_file_in_place_of_a_folder_warns_once(
         put(store, range(4))
         store.refresh()
     store.close()
-    one_warning(warnings_of(caplog), root, reason)
+    one_warning(warnings_of(caplog), root, errno.ENOTDIR if below else errno.EEXIST)
     assert file.read_text() == "no folder"
 
 
@@ -587,7 +579,6 @@ def test_entries_are_listed_most_recently_used_last(tmp_path: Path) -> None:
     assert (newest.num_rows, other.num_rows) == (7, 4)
     assert (newest.last_used, other.last_used) == (3e8, 2e8)
     assert (newest.num_bytes, other.num_bytes) == (7 * (12 + ENTRY.itemsize), 4 * (36 + ENTRY.itemsize))
-    assert newest.num_bytes + other.num_bytes == size_of(tmp_path)
     assert newest.about["about"] == {**ABOUT, "format": 1, "row": ["<f4", [3]]}
     assert other.folder == FeatureStore(tmp_path, OTHER, row_type(9)).folder
 
@@ -605,9 +596,8 @@ def test_a_root_without_stores_has_no_entries(tmp_path: Path) -> None:
 def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, function: Any) -> None:
     (tmp_path / "file").write_text("no folder")
     for place in (tmp_path / "nowhere", tmp_path / "file", tmp_path / "file" / "deeper"):
-        with pytest.raises(InputError, match="no such folder") as caught:
+        with pytest.raises(InputError, match=f"features.store={place}: no such folder"):
             function(place)
-        assert f"features.store={place}" in str(caught.value)
 
 
 TEXTS = [b"", b"garbage", b"\xff\xfe\x00", b"null", b"[]", b'"about"', b"{}", b'{"about": null}', b'{"about": []}']
@@ -634,13 +624,12 @@ def test_listing_survives_a_damaged_about_file(tmp_path: Path, content: bytes | 
 def test_listing_survives_any_flipped_byte_in_about(tmp_path: Path) -> None:
     index = fill(tmp_path, range(4))
     about = index.parent / "about.json"
-    for position in range(about.stat().st_size):
-        for mask in FLIPS:
-            flipped(about, position, mask)
-            (entry,) = list_entries(tmp_path)
-            entry.damaged()
-            assert entry.num_bytes == size_of(tmp_path)
-            flipped(about, position, mask)
+    for position, mask in itertools.product(range(about.stat().st_size), FLIPS):
+        flipped(about, position, mask)
+        (entry,) = list_entries(tmp_path)
+        entry.damaged()
+        assert entry.num_bytes == size_of(tmp_path)
+        flipped(about, position, mask)
     assert list_entries(tmp_path)[0].damaged() == {}
 
 
@@ -654,12 +643,11 @@ def test_a_shard_that_loses_a_file_is_listed_and_pruned(
 
     def read(index: Path, row: np.dtype) -> Any:
         if index == going:
-            index.with_suffix(suffix).unlink()
+            index.with_suffix(suffix).unlink(missing_ok=True)
         return really(index, row)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(feature_store.Shard, "read", read)
-        (entry,) = list_entries(tmp_path)
+    monkeypatch.setattr(feature_store.Shard, "read", read)
+    (entry,) = list_entries(tmp_path)
     assert (entry.num_rows, entry.damaged(), entry.num_bytes) == (4, {}, size_of(tmp_path))
     prune_store(tmp_path, 0)
     assert not list(tmp_path.glob("*/*.index"))
@@ -668,7 +656,6 @@ def test_a_shard_that_loses_a_file_is_listed_and_pruned(
 # Pruning
 
 
-@settings(max_examples=100)
 @given(
     shards=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5), st.sampled_from([ABOUT, OTHER])), max_size=6),
     room=st.integers(0, 60).map(lambda half_rows: half_rows * (12 + ENTRY.itemsize) / 2),
@@ -705,8 +692,7 @@ def test_rows_without_index_are_removed_after_an_hour(tmp_path: Path, age: int, 
         os.utime(path, (time.time() - age, time.time() - age))
     assert prune_store(tmp_path, float("inf")) == (0 if stays else 2 * 60)
     assert [path.exists() for path in (*orphans, index.parent / "about.json", index.parent)] == [stays] * 4
-    assert sound.exists()
-    assert sound.with_suffix(".rows").exists()
+    assert found_in(opened(tmp_path), range(5)) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("about", ["there", "lost"])
@@ -731,8 +717,7 @@ def test_only_reading_marks_a_shard_as_used(tmp_path: Path) -> None:
     assert read.stat().st_mtime > began - 60
     assert unread.stat().st_mtime == 2e8
     prune_store(tmp_path, size_of(tmp_path) // 2)
-    assert read.exists()
-    assert not unread.exists()
+    assert list(tmp_path.glob("*/*.index")) == [read]
 
 
 def test_a_reader_survives_pruning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
