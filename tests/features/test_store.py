@@ -139,7 +139,7 @@ def test_rows_come_back_bit_by_bit(rows: np.ndarray, order: Any, step: int) -> N
 
 
 def test_a_refresh_is_due_after_some_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = time.monotonic()
+    now = 1e6
     monkeypatch.setattr(time, "monotonic", lambda: now)
     reader = opened(tmp_path)
     fill(tmp_path, range(4))
@@ -333,8 +333,7 @@ def test_a_flipped_byte_invalidates_only_its_row(tmp_path: Path, suffix: str, co
 
 
 def test_swapped_rows_are_not_found(tmp_path: Path) -> None:
-    path = fill(tmp_path, range(4)).with_suffix(".rows")
-    rows_of([1, 0, 2, 3]).tofile(path)
+    rows_of([1, 0, 2, 3]).tofile(fill(tmp_path, range(4)).with_suffix(".rows"))
     assert found_in(opened(tmp_path), range(4)) == [2, 3]
 
 
@@ -372,7 +371,7 @@ def replace_by_folder(path: Path) -> None:
 def test_a_lost_or_replaced_file_costs_at_most_its_rows(
     tmp_path: Path, harm: Any, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sound = fill(tmp_path, range(10, 14))
+    fill(tmp_path, range(10, 14))
     index = fill(tmp_path, range(4))
     listed_before = opened(tmp_path)
     harm({"rows": index.with_suffix(".rows"), "index": index, "about": index.parent / "about.json"}[what])
@@ -385,7 +384,6 @@ def test_a_lost_or_replaced_file_costs_at_most_its_rows(
     add(fresh, range(2, 6))
     assert found_in(fresh, range(20)) == sorted({*expected, 2, 3, 4, 5})
     assert not any("goes on without" in message for message in warnings_of(caplog))
-    assert sound.exists()
 
 
 @settings(max_examples=50)
@@ -563,7 +561,6 @@ def test_a_file_in_place_of_a_folder_warns_once(tmp_path: Path, below: str, capl
         assert found_in(store, range(4)) == []
         put(store, range(4))
         store.refresh()
-    store.close()
     one_warning(warnings_of(caplog), root, errno.ENOTDIR if below else errno.EEXIST)
     assert file.read_text() == "no folder"
 
@@ -630,7 +627,6 @@ def test_listing_survives_any_flipped_byte_in_about(tmp_path: Path) -> None:
         entry.damaged()
         assert entry.num_bytes == size_of(tmp_path)
         flipped(about, position, mask)
-    assert list_entries(tmp_path)[0].damaged() == {}
 
 
 @either_file
@@ -683,8 +679,7 @@ def test_pruning_keeps_used_and_latest_shards(
 
 @pytest.mark.parametrize(("age", "stays"), [(0, True), (3500, True), (3700, False), (10**6, False)])
 def test_rows_without_index_are_removed_after_an_hour(tmp_path: Path, age: int, stays: bool) -> None:
-    sound = fill(tmp_path, range(5))
-    index = fill(tmp_path, range(5), about=OTHER)
+    sound, index = fill(tmp_path, range(5)), fill(tmp_path, range(5), about=OTHER)
     index.unlink()  # as if its writer had not got that far
     orphans = [index.with_suffix(".rows"), sound.with_name("0.rows")]
     shutil.copy(*orphans)
@@ -703,18 +698,16 @@ def test_pruning_removes_empty_folders_only(tmp_path: Path, about: str) -> None:
     remaining = fill(tmp_path, range(5), used=2e8, about=OTHER)
     assert prune_store(tmp_path, size_of(tmp_path) // 2) == 5 * (12 + ENTRY.itemsize)
     assert list(tmp_path.iterdir()) == [remaining.parent]
-    names = {"about.json", remaining.name, remaining.with_suffix(".rows").name}
-    assert {path.name for path in remaining.parent.iterdir()} == names
+    assert sorted(path.suffix for path in remaining.parent.iterdir()) == [".index", ".json", ".rows"]
 
 
 def test_only_reading_marks_a_shard_as_used(tmp_path: Path) -> None:
     read, unread = fill(tmp_path, range(5), used=1e8), fill(tmp_path, range(5, 10), used=2e8)
-    began = time.time()
     store = opened(tmp_path)
     store.has(digests_of(range(10)))
     assert [path.stat().st_mtime for path in (read, unread)] == [1e8, 2e8]
     found_in(store, [2, 77])
-    assert read.stat().st_mtime > began - 60
+    assert read.stat().st_mtime > time.time() - 60
     assert unread.stat().st_mtime == 2e8
     prune_store(tmp_path, size_of(tmp_path) // 2)
     assert list(tmp_path.glob("*/*.index")) == [read]
