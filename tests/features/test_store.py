@@ -18,9 +18,10 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -120,24 +121,17 @@ either_file = pytest.mark.parametrize("suffix", [".rows", ".index"])
 # Writing and reading
 
 
-def every_second_row(rows: np.ndarray) -> np.ndarray:
-    return rows.repeat(2, axis=0)[::2]
-
-
-def every_second_column(rows: np.ndarray) -> np.ndarray:
-    return rows.repeat(2, axis=-1)[..., ::2]
-
-
 @given(
-    arrays(st.sampled_from(["<f4", "<f2", "u1"]), array_shapes(max_dims=3, max_side=5)),
-    st.sampled_from([np.ascontiguousarray, np.asfortranarray, every_second_row, every_second_column]),
+    rows=arrays(st.sampled_from(["<f4", "<f2", "u1"]), array_shapes(max_dims=3, max_side=5)),
+    order=st.sampled_from(["C", "F"]),
+    step=st.integers(1, 2),
 )
-@example(np.array([[np.nan, np.inf, -0.0, 1e-42]], "<f4"), np.ascontiguousarray)
-def test_rows_come_back_bit_by_bit(rows: np.ndarray, layout: Callable[[np.ndarray], np.ndarray]) -> None:
+@example(np.array([[np.nan, np.inf, -0.0, 1e-42]], "<f4"), "C", 1)
+def test_rows_come_back_bit_by_bit(rows: np.ndarray, order: Any, step: int) -> None:
     row, digests = np.dtype((rows.dtype, rows.shape[1:])), digests_of(range(len(rows)))
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(Path(folder), ABOUT, row)
-        store.append(digests, layout(rows))
+        store.append(digests, rows.repeat(step, axis=0).copy(order)[::step])
         store.close()
         out = np.ones_like(rows)
         assert FeatureStore(Path(folder), ABOUT, row).read(digests, out).all()
@@ -145,7 +139,7 @@ def test_rows_come_back_bit_by_bit(rows: np.ndarray, layout: Callable[[np.ndarra
 
 
 def test_a_refresh_is_due_after_some_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = time.monotonic()
+    now = 1e6
     monkeypatch.setattr(time, "monotonic", lambda: now)
     reader = opened(tmp_path)
     fill(tmp_path, range(4))
@@ -164,7 +158,6 @@ def test_a_refresh_is_due_after_some_seconds(tmp_path: Path, monkeypatch: pytest
         ([b"\0" * 32, b"\xff" * 32], [b"\0" * 31 + b"\1", b"\xff" * 31 + b"\xfe", b"\1" * 32]),
         ([b"12345678" + b"\1" * 24, b"12345678" * 2 + b"\2" * 16], [b"12345678" * 3 + b"\3" * 8]),
     ],
-    ids=["smallest and largest", "equal prefixes"],
 )
 def test_similar_digests_are_distinguished(
     store: FeatureStore, known: list[bytes], unknown: list[bytes], together: bool
@@ -184,10 +177,9 @@ def test_similar_digests_are_distinguished(
 
 def test_a_shard_ends_at_the_size_limit(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_store, "LARGEST_SHARD", 5 * row_type().itemsize)
-    for number in range(13):
+    for number in range(12):
         put(store, [number])
-    store.close()
-    store.refresh()
+    add(store, [12])
     assert sorted(len(shard.entries) for shard in store.shards) == [3, 5, 5]
     assert found_in(store, range(20)) == list(range(13))
 
@@ -196,7 +188,6 @@ events = st.sampled_from(["append", "close", "reopen", "refresh", "read"])
 steps = st.tuples(events, st.integers(0, 1), st.lists(st.integers(0, 30), max_size=9))
 
 
-@settings(max_examples=100)
 @given(st.lists(steps, max_size=25))
 def test_the_store_behaves_like_a_dict(sequence: list[tuple[str, int, list[int]]]) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -280,39 +271,37 @@ def test_files_have_the_documented_format(tmp_path: Path) -> None:
 # Damage
 
 
-@either_file
-@pytest.mark.parametrize(
-    ("shards", "damaged", "first"),
-    [
-        ([[0, 1, 2, 3], [3, 2, 1, 0]], 0, 0),
-        ([[0, 1, 2, 3], [3, 2, 1, 0]], 1, 0),
-        ([[0, 1, 2, 3, 3, 2, 1, 0]], 0, 0),
-        ([[0, 1, 2, 3, 3, 2, 1, 0]], 0, 4),
-    ],
-)
-def test_the_undamaged_copy_of_a_row_is_read(
-    tmp_path: Path, shards: list[list[int]], damaged: int, first: int, suffix: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    index = [fill(tmp_path, numbers) for numbers in shards][damaged]
-    step = (row_type() if suffix == ".rows" else ENTRY).itemsize
-    for place in range(first, first + 4):
-        flipped(index.with_suffix(suffix), place * step + step - 1)  # in the index: the checksum
-    assert found_in(opened(tmp_path), [3, 0, 2, 1, 9]) == [3, 0, 2, 1]
-    assert all(str(index.with_suffix(".rows")) in message for message in warnings_of(caplog))
+copies = st.tuples(st.integers(0, 5), st.sampled_from([None, ".rows", ".index"]))  # a number, and the file to damage
 
 
-@pytest.mark.parametrize("copies", [2, 5])
-def test_a_row_with_only_damaged_copies_is_absent(
-    tmp_path: Path, copies: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    for _ in range(copies):
-        flipped(fill(tmp_path, range(4)).with_suffix(".rows"), 2 * row_type().itemsize + 1)
+@settings(max_examples=50)
+@given(st.lists(st.lists(copies, min_size=1, max_size=6), max_size=4))
+def test_the_undamaged_copy_of_a_row_is_read(shards: list[list[tuple[int, str | None]]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        damaged: dict[Path, list[int]] = {}
+        for shard in shards:
+            index = fill(Path(folder), [number for number, _ in shard])
+            for place, (_, suffix) in enumerate(shard):
+                if suffix:
+                    step = (row_type() if suffix == ".rows" else ENTRY).itemsize
+                    flipped(index.with_suffix(suffix), place * step + step - 1)  # in the index: the checksum
+                    damaged.setdefault(index.with_suffix(".rows"), []).append(place)
+        located = [entry.damaged() for entry in list_entries(Path(folder))]
+        assert {path: bad.tolist() for entry in located for path, bad in entry.items()} == damaged
+        store = opened(Path(folder))
+        assert found_in(store, range(6)) == sorted({number for shard in shards for number, bad in shard if not bad})
+        add(store, range(6))
+        assert found_in(store, range(6)) == list(range(6))
+
+
+def test_each_shard_with_damaged_rows_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = [fill(tmp_path, range(4)).with_suffix(".rows") for _ in range(5)]
+    for path in paths:
+        flipped(path, 2 * row_type().itemsize + 1)
     store = opened(tmp_path)
-    assert found_in(store, range(4)) == [0, 1, 3]
-    assert len(warnings_of(caplog)) == copies
-    assert all("1 damaged row(s), not used" in message for message in warnings_of(caplog))
-    add(store, [2])
-    assert found_in(store, range(4)) == [0, 1, 2, 3]
+    for _ in range(2):
+        assert found_in(store, range(4)) == [0, 1, 3]
+    assert sorted(warnings_of(caplog)) == sorted(f"{path}: 1 damaged row(s), not used" for path in paths)
 
 
 def test_the_newest_copy_of_a_row_is_read_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -332,7 +321,7 @@ def test_a_flipped_byte_invalidates_only_its_row(tmp_path: Path, suffix: str, co
     listed_before = opened(tmp_path, width)
     whole = path.read_bytes()
     flips = list(itertools.product(range(len(whole)), FLIPS))
-    for position, mask in random.Random(0).sample(flips, min(len(flips), 330)):  # all in the small shard
+    for position, mask in flips if count == 3 else random.Random(0).sample(flips, 150):
         flipped(path, position, mask)
         damaged = position // (len(whole) // count)
         others = [number for number in range(count) if number != damaged]
@@ -341,12 +330,10 @@ def test_a_flipped_byte_invalidates_only_its_row(tmp_path: Path, suffix: str, co
         ((place, bad),) = list_entries(tmp_path)[0].damaged().items()
         assert (place, bad.tolist()) == (path.with_suffix(".rows"), [damaged]), (position, mask)
         flipped(path, position, mask)
-    assert path.read_bytes() == whole
 
 
 def test_swapped_rows_are_not_found(tmp_path: Path) -> None:
-    path = fill(tmp_path, range(4)).with_suffix(".rows")
-    rows_of([1, 0, 2, 3]).tofile(path)
+    rows_of([1, 0, 2, 3]).tofile(fill(tmp_path, range(4)).with_suffix(".rows"))
     assert found_in(opened(tmp_path), range(4)) == [2, 3]
 
 
@@ -365,6 +352,9 @@ def test_a_cut_file_keeps_the_rows_before_the_cut(tmp_path: Path, suffix: str) -
         assert found_in(listed_before, range(4)) == remaining, length
         (entry,) = list_entries(tmp_path)
         assert (entry.num_rows, entry.damaged()) == (len(remaining), {})
+    path.write_bytes(whole[: len(whole) // 3])
+    fill(tmp_path, range(2, 8), width=2)
+    assert found_in(opened(tmp_path, 2), range(8)) == [0, 2, 3, 4, 5, 6, 7]
 
 
 def replace_by_folder(path: Path) -> None:
@@ -373,44 +363,27 @@ def replace_by_folder(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "remaining"),
-    [
-        pytest.param(Path.unlink, 0, id="deleted"),
-        pytest.param(replace_by_folder, 0, id="a folder"),
-        pytest.param(lambda path: path.write_bytes(b""), 0, id="empty"),
-        pytest.param(lambda path: path.write_bytes(b"\xff{" * 999), 0, id="garbage"),
-        pytest.param(lambda path: os.truncate(path, path.stat().st_size // 2), 2, id="half"),
-    ],
+    "harm",
+    [Path.unlink, replace_by_folder, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"\xff{" * 999)],
+    ids=["deleted", "a folder", "empty", "garbage"],
 )
 @pytest.mark.parametrize("what", ["rows", "index", "about"])
 def test_a_lost_or_replaced_file_costs_at_most_its_rows(
-    tmp_path: Path, harm: Any, remaining: int, what: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, harm: Any, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sound = fill(tmp_path, range(10, 14))
+    fill(tmp_path, range(10, 14))
     index = fill(tmp_path, range(4))
     listed_before = opened(tmp_path)
     harm({"rows": index.with_suffix(".rows"), "index": index, "about": index.parent / "about.json"}[what])
-    expected = [*range(4 if what == "about" else remaining), 10, 11, 12, 13]
+    expected = [*range(4 if what == "about" else 0), 10, 11, 12, 13]
     fresh = opened(tmp_path)
     assert found_in(fresh, range(20)) == expected
-    assert set(found_in(listed_before, range(20))) >= {10, 11, 12, 13}
+    assert set(found_in(listed_before, range(20))) >= set(expected)
     listed_before.refresh()
     assert found_in(listed_before, range(20)) == expected
     add(fresh, range(2, 6))
     assert found_in(fresh, range(20)) == sorted({*expected, 2, 3, 4, 5})
     assert not any("goes on without" in message for message in warnings_of(caplog))
-    assert sound.exists()
-
-
-@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["deleted", "empty"])
-@either_file
-def test_a_store_with_a_lost_file_is_listed_and_pruned(tmp_path: Path, harm: Any, suffix: str) -> None:
-    fill(tmp_path, range(10, 14), used=1e9)
-    harm(fill(tmp_path, range(4), used=2e9).with_suffix(suffix))
-    (entry,) = list_entries(tmp_path)
-    assert (entry.num_rows, entry.damaged(), entry.num_bytes) == (4, {}, pytest.approx(size_of(tmp_path), abs=48))
-    prune_store(tmp_path, 0)
-    assert not list(tmp_path.glob("*/*.index"))
 
 
 @settings(max_examples=50)
@@ -445,17 +418,10 @@ def command(function: str, *arguments: object) -> list[str]:
     return [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
 
 
-@contextlib.contextmanager
-def writer(root: Path, *numbers: int) -> Iterator[subprocess.Popen[str]]:
-    """Start a process that writes rows after `begin`."""
+def writer(root: Path, *numbers: int) -> subprocess.Popen[str]:
+    """Start a process that writes rows after `begin`; without its pipes it ends."""
     pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command("write_rows", root, *numbers), cwd=ROOT, stdin=pipe, stdout=pipe, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    return subprocess.Popen(command("write_rows", root, *numbers), cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
 
 
 def begin(*processes: subprocess.Popen[str]) -> None:
@@ -484,15 +450,14 @@ def test_four_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
     assert {path.suffix for path in entry.folder.iterdir()} == {".rows", ".index", ".json"}
 
 
-rng = random.Random(0)
-moments = [(rng.randrange(80), rng.choice([3, 64, 1280, 4096]), rng.choice([1, 5, 32])) for _ in range(60)]
-
-
 @pytest.mark.parametrize(
     ("reports", "width", "step"),
     [
-        *((reports, 1280, 32) for reports in (0, 1, 2, 17, 60)),
-        *(pytest.param(*moment, marks=pytest.mark.slow) for moment in moments),
+        *itertools.product([0, 1, 2, 17, 60], [1280], [32]),
+        *(
+            pytest.param(*moment, marks=pytest.mark.slow)
+            for moment in itertools.product([0, 3, 11, 40, 79], [3, 64, 1280, 4096], [1, 5, 32])
+        ),
     ],
 )
 def test_a_killed_writer_leaves_all_reported_rows(tmp_path: Path, reports: int, width: int, step: int) -> None:
@@ -534,22 +499,16 @@ def test_a_shard_that_cannot_be_created_ends_writing_once(
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return really(path, mode, *arguments, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", refused)
-        put(store, range(4, 6))
-        put(store, range(4, 6))
-        store.close()
+    monkeypatch.setattr(Path, "open", refused)
+    put(store, range(4, 6))
+    add(store, range(4, 6))
     one_warning(warnings_of(caplog), tmp_path, errno.EROFS)
-    store.refresh()
     assert found_in(store, range(8)) == [0, 1, 2, 3]
 
 
 def test_a_read_only_store_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: Any, **__: Any) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
     fill(tmp_path, range(4))
-    monkeypatch.setattr(os, "utime", refused)
+    monkeypatch.setattr(os, "utime", Mock(side_effect=PermissionError(errno.EPERM, os.strerror(errno.EPERM))))
     assert found_in(opened(tmp_path), range(6)) == [0, 1, 2, 3]
 
 
@@ -571,9 +530,9 @@ def write_with_limits(folder: str, begun: str) -> None:
             put(store, range(start, start + 2))
             if not memory.buffer:
                 reported += [start, start + 1]
-        add(store, range(40, 42))
+        put(store, range(40, 42))
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-        add(store, range(42, 44))
+        put(store, range(42, 44))
         messages = [record.getMessage() for record in memory.buffer]
         print(json.dumps([str(root), width, reported, messages]))  # noqa: T201
 
@@ -582,24 +541,18 @@ def write_with_limits(folder: str, begun: str) -> None:
 def test_a_full_disk_costs_only_later_rows(tmp_path: Path, begun: str) -> None:
     process = command("write_with_limits", tmp_path, begun)
     result = subprocess.run(process, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-    assert (result.returncode, result.stderr) == (0, "")  # an open file would be a warning
+    assert (result.returncode, result.stderr) == (0, "")  # the first failure closes the files, else a ResourceWarning
     outcomes = [json.loads(line) for line in result.stdout.splitlines()]
     assert {len(reported) for *_, reported, _ in outcomes} > {0, 2, 4}
     for root, width, reported, messages in outcomes:
         one_warning(messages, root, errno.EFBIG)
         found = found_in(opened(Path(root), width), range(50))
-        assert reported == found[: len(reported)]
         assert found in (reported, [*reported, len(reported)], [*reported, len(reported), len(reported) + 1])
     assert not list(tmp_path.glob("*/*/.about.*"))
 
 
-@pytest.mark.parametrize(
-    ("below", "reason"),
-    [("file", errno.ENOTDIR), ("file/deeper", errno.ENOTDIR), ("file/deeper/still", errno.ENOTDIR), ("", errno.EEXIST)],
-)
-def test_a_file_in_place_of_a_folder_warns_once(
-    tmp_path: Path, below: str, reason: int, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("below", ["file", "file/deeper", "file/deeper/still", ""])
+def test_a_file_in_place_of_a_folder_warns_once(tmp_path: Path, below: str, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / below
     file = tmp_path / "file" if below else opened(root).folder
     file.write_text("no folder")
@@ -608,8 +561,7 @@ def test_a_file_in_place_of_a_folder_warns_once(
         assert found_in(store, range(4)) == []
         put(store, range(4))
         store.refresh()
-    store.close()
-    one_warning(warnings_of(caplog), root, reason)
+    one_warning(warnings_of(caplog), root, errno.ENOTDIR if below else errno.EEXIST)
     assert file.read_text() == "no folder"
 
 
@@ -620,33 +572,29 @@ def test_entries_are_listed_most_recently_used_last(tmp_path: Path) -> None:
     fill(tmp_path, range(5), used=3e8)
     fill(tmp_path, range(5, 7), used=1e8)
     fill(tmp_path, range(4), width=9, about=OTHER, used=2e8)
-    (tmp_path / "files").mkdir()
-    (tmp_path / "files" / "0.json").write_text("{}")
-    (tmp_path / "notes.txt").write_text("not ours")
     other, newest = list_entries(tmp_path)
     assert (newest.num_rows, other.num_rows) == (7, 4)
     assert (newest.last_used, other.last_used) == (3e8, 2e8)
     assert (newest.num_bytes, other.num_bytes) == (7 * (12 + ENTRY.itemsize), 4 * (36 + ENTRY.itemsize))
-    assert newest.num_bytes + other.num_bytes == size_of(tmp_path)
     assert newest.about["about"] == {**ABOUT, "format": 1, "row": ["<f4", [3]]}
     assert other.folder == FeatureStore(tmp_path, OTHER, row_type(9)).folder
 
 
 def test_a_root_without_stores_has_no_entries(tmp_path: Path) -> None:
-    for _ in range(2):
-        assert list_entries(tmp_path) == []
-        assert prune_store(tmp_path, 0) == 0
-        (tmp_path / "file").write_text("not ours")
-    assert (tmp_path / "file").exists()
+    assert (list_entries(tmp_path), prune_store(tmp_path, 0)) == ([], 0)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "0.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("not ours")
+    assert (list_entries(tmp_path), prune_store(tmp_path, 0)) == ([], 0)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["0.json", "files", "notes.txt"]
 
 
 @pytest.mark.parametrize("function", [list_entries, lambda root: prune_store(root, 0)], ids=["entries", "prune"])
 def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, function: Any) -> None:
     (tmp_path / "file").write_text("no folder")
     for place in (tmp_path / "nowhere", tmp_path / "file", tmp_path / "file" / "deeper"):
-        with pytest.raises(InputError, match="no such folder") as caught:
+        with pytest.raises(InputError, match=f"features.store={place}: no such folder"):
             function(place)
-        assert f"features.store={place}" in str(caught.value)
 
 
 TEXTS = [b"", b"garbage", b"\xff\xfe\x00", b"null", b"[]", b'"about"', b"{}", b'{"about": null}', b'{"about": []}']
@@ -654,11 +602,7 @@ SHAPES = [3, ["3"], [-1], [0], [2**40], [2**70]]
 ROWS = [None, ["<f4"], *(["<f4", shape] for shape in SHAPES), *([t, [3]] for t in (",f4", "<a4", "no such type", "O"))]
 
 
-@pytest.mark.parametrize(
-    "content",
-    [None, *TEXTS, *(json.dumps({"about": {"row": row}}).encode() for row in ROWS)],
-    ids=lambda content: repr(content)[:60],
-)
+@pytest.mark.parametrize("content", [None, *TEXTS, *(json.dumps({"about": {"row": row}}).encode() for row in ROWS)])
 def test_listing_survives_a_damaged_about_file(tmp_path: Path, content: bytes | None) -> None:
     fill(tmp_path, range(4), about=OTHER, used=2e9)
     index = fill(tmp_path, range(4), used=1e9)
@@ -668,59 +612,46 @@ def test_listing_survives_a_damaged_about_file(tmp_path: Path, content: bytes | 
     assert damaged.folder == index.parent
     assert isinstance(damaged.about, dict)
     assert (damaged.last_used, damaged.num_bytes) == (1e9, 4 * (12 + ENTRY.itemsize))
-    assert sound.num_rows == 4
+    assert (sound.num_rows, sound.damaged()) == (4, {})
     damaged.damaged()
-    freed = damaged.num_bytes
-    assert prune_store(tmp_path, freed) == freed
+    assert prune_store(tmp_path, sound.num_bytes) == sound.num_bytes
     assert [entry.folder for entry in list_entries(tmp_path)] == [sound.folder]
 
 
 def test_listing_survives_any_flipped_byte_in_about(tmp_path: Path) -> None:
     index = fill(tmp_path, range(4))
     about = index.parent / "about.json"
-    for position in range(about.stat().st_size):
-        for mask in FLIPS:
-            flipped(about, position, mask)
-            (entry,) = list_entries(tmp_path)
-            entry.damaged()
-            assert entry.num_bytes == size_of(tmp_path)
-            flipped(about, position, mask)
-    assert list_entries(tmp_path)[0].damaged() == {}
+    for position, mask in itertools.product(range(about.stat().st_size), FLIPS):
+        flipped(about, position, mask)
+        (entry,) = list_entries(tmp_path)
+        entry.damaged()
+        assert entry.num_bytes == size_of(tmp_path)
+        flipped(about, position, mask)
 
 
-def test_damaged_rows_are_located_exactly(tmp_path: Path) -> None:
-    fill(tmp_path, range(20))
-    first, second = fill(tmp_path, range(20)), fill(tmp_path, range(20, 40))
-    other = fill(tmp_path, range(20), width=7, about=OTHER)
-    assert [entry.damaged() for entry in list_entries(tmp_path)] == [{}, {}]
-    for place in (0, 7, 19):
-        flipped(first.with_suffix(".rows"), place * 12 + 5)
-    flipped(first, 8 * ENTRY.itemsize)
-    flipped(second, 11 * ENTRY.itemsize + 35)
-    flipped(other.with_suffix(".rows"), 6 * 28)
-    found = {path: bad.tolist() for entry in list_entries(tmp_path) for path, bad in entry.damaged().items()}
-    expected = {first: [0, 7, 8, 19], second: [11], other: [6]}
-    assert found == {index.with_suffix(".rows"): places for index, places in expected.items()}
-
-
-def test_listing_survives_a_shard_removed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@either_file
+def test_a_shard_that_loses_a_file_is_listed_and_pruned(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(tmp_path, range(4))
     going = fill(tmp_path, range(4))
     really = feature_store.Shard.read
 
     def read(index: Path, row: np.dtype) -> Any:
         if index == going:
-            index.unlink(missing_ok=True)
+            index.with_suffix(suffix).unlink(missing_ok=True)
         return really(index, row)
 
     monkeypatch.setattr(feature_store.Shard, "read", read)
-    assert [entry.num_rows for entry in list_entries(tmp_path)] == [4]
+    (entry,) = list_entries(tmp_path)
+    assert (entry.num_rows, entry.damaged(), entry.num_bytes) == (4, {}, size_of(tmp_path))
+    prune_store(tmp_path, 0)
+    assert not list(tmp_path.glob("*/*.index"))
 
 
 # Pruning
 
 
-@settings(max_examples=100)
 @given(
     shards=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5), st.sampled_from([ABOUT, OTHER])), max_size=6),
     room=st.integers(0, 60).map(lambda half_rows: half_rows * (12 + ENTRY.itemsize) / 2),
@@ -748,8 +679,7 @@ def test_pruning_keeps_used_and_latest_shards(
 
 @pytest.mark.parametrize(("age", "stays"), [(0, True), (3500, True), (3700, False), (10**6, False)])
 def test_rows_without_index_are_removed_after_an_hour(tmp_path: Path, age: int, stays: bool) -> None:
-    sound = fill(tmp_path, range(5))
-    index = fill(tmp_path, range(5), about=OTHER)
+    sound, index = fill(tmp_path, range(5)), fill(tmp_path, range(5), about=OTHER)
     index.unlink()  # as if its writer had not got that far
     orphans = [index.with_suffix(".rows"), sound.with_name("0.rows")]
     shutil.copy(*orphans)
@@ -757,8 +687,7 @@ def test_rows_without_index_are_removed_after_an_hour(tmp_path: Path, age: int, 
         os.utime(path, (time.time() - age, time.time() - age))
     assert prune_store(tmp_path, float("inf")) == (0 if stays else 2 * 60)
     assert [path.exists() for path in (*orphans, index.parent / "about.json", index.parent)] == [stays] * 4
-    assert sound.exists()
-    assert sound.with_suffix(".rows").exists()
+    assert found_in(opened(tmp_path), range(5)) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("about", ["there", "lost"])
@@ -767,28 +696,21 @@ def test_pruning_removes_empty_folders_only(tmp_path: Path, about: str) -> None:
     if about == "lost":
         (index.parent / "about.json").unlink()
     remaining = fill(tmp_path, range(5), used=2e8, about=OTHER)
-    (tmp_path / "files").mkdir()
-    (tmp_path / "files" / "0.json").write_text("{}")
     assert prune_store(tmp_path, size_of(tmp_path) // 2) == 5 * (12 + ENTRY.itemsize)
-    assert {path.name for path in tmp_path.iterdir()} == {remaining.parent.name, "files"}
-    assert sorted(path.name for path in remaining.parent.iterdir()) == sorted(
-        ["about.json", remaining.name, remaining.with_suffix(".rows").name]
-    )
-    assert (tmp_path / "files" / "0.json").exists()
+    assert list(tmp_path.iterdir()) == [remaining.parent]
+    assert sorted(path.suffix for path in remaining.parent.iterdir()) == [".index", ".json", ".rows"]
 
 
 def test_only_reading_marks_a_shard_as_used(tmp_path: Path) -> None:
     read, unread = fill(tmp_path, range(5), used=1e8), fill(tmp_path, range(5, 10), used=2e8)
-    began = time.time()
     store = opened(tmp_path)
     store.has(digests_of(range(10)))
     assert [path.stat().st_mtime for path in (read, unread)] == [1e8, 2e8]
     found_in(store, [2, 77])
-    assert read.stat().st_mtime > began - 60
+    assert read.stat().st_mtime > time.time() - 60
     assert unread.stat().st_mtime == 2e8
     prune_store(tmp_path, size_of(tmp_path) // 2)
-    assert read.exists()
-    assert not unread.exists()
+    assert list(tmp_path.glob("*/*.index")) == [read]
 
 
 def test_a_reader_survives_pruning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -812,19 +734,15 @@ def test_a_writer_survives_pruning(tmp_path: Path, store: FeatureStore, caplog: 
     assert warnings_of(caplog) == []
 
 
-@pytest.mark.parametrize("what", ["a shard", "everything"])
-def test_two_processes_may_prune_at_once(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = fill(tmp_path, range(5), used=1e8)
-    fill(tmp_path, range(5), used=2e8)
+def test_two_processes_may_prune_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = fill(tmp_path, range(5), about=OTHER), fill(tmp_path, range(5))
 
     def listed(root: Path) -> list[StoreEntry]:
-        found = list_entries(root)
-        if what == "everything":
-            shutil.rmtree(index.parent)
-        else:
-            index.unlink()
-            index.with_suffix(".rows").unlink()
-        return found
+        entries = list_entries(root)
+        shutil.rmtree(first.parent)
+        second.unlink()
+        second.with_suffix(".rows").unlink()
+        return entries
 
     monkeypatch.setattr(store_admin, "list_entries", listed)
     prune_store(tmp_path, 0)
