@@ -28,8 +28,9 @@ from tests.conftest import ROOT
 from tl_research.errors import DivergedError, InputError
 from tl_research.experiment.outcome import record_outcome
 from tl_research.runs.run import Run
+from tl_research.runs.status import RunState
 from tl_research.sweeps import process_pool as pool
-from tl_research.sweeps.job_process import Task
+from tl_research.sweeps.job_process import TELL_EVERY, Task
 from tl_research.sweeps.machine_slots import Slot
 from tl_research.sweeps.process_pool import Job, Limits, Outcome, ProcessPool
 from tl_research.system import progress
@@ -40,49 +41,11 @@ slow = pytest.mark.slow
 # What jobs do, each in a process of its own
 
 
-def diverge(directory: Path) -> float:
-    raise DivergedError("head", 0, 0, 1.0)
+def throw(error: BaseException) -> Callable[[Path], Any]:
+    def work(_: Path) -> None:
+        raise error
 
-
-def job(directory: Path, what: Callable[[Path], float]) -> float:
-    """A run that keeps its status as an experiment does."""
-    run = Run.claim(directory, "replace")
-    with closing(run), record_outcome(run):
-        return what(directory)
-
-
-def succeed(_: Path) -> float:
-    return 0.75
-
-
-def fail(_: Path) -> float:
-    raise RuntimeError("there is a reason")
-
-
-def refuse(_: Path) -> float:
-    raise InputError("data.root=x: does not exist")
-
-
-def leave(_: Path) -> float:
-    raise SystemExit(3)
-
-
-def die(_: Path) -> float:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return 0.0
-
-
-def abort(_: Path) -> float:
-    os.abort()
-
-
-def segfault(_: Path) -> float:
-    ctypes.string_at(0)
-    return 0.0
-
-
-def vanish(_: Path) -> float:
-    os._exit(7)
+    return work
 
 
 def hang(directory: Path) -> float:
@@ -93,42 +56,21 @@ def hang(directory: Path) -> float:
     return 0.0
 
 
+def die(_: Path) -> float:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0.0
+
+
 def hang_deaf(_: Path) -> float:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(120)
     return 0.0
 
 
-def nap(directory: Path) -> float:
-    (directory / "began").write_text(str(time.monotonic()))
-    time.sleep(1)
-    (directory / "ended").write_text(str(time.monotonic()))
-    return 0.0
-
-
-def take_memory(_: Path) -> float:
-    held = [np.empty(2**25) for _ in range(1000)]
-    return float(len(held))
-
-
-def take_tensors(_: Path) -> float:
+def take_tensors(_: Path) -> list[Any]:
     import tensorflow as tf
 
-    held = [tf.ones(2**26) for _ in range(1000)]
-    return float(len(held))
-
-
-def take_in_c(_: Path) -> float:
-    """The C++ library's `operator new`, which nobody catches."""
-    allocate = ctypes.CDLL("libstdc++.so.6")["_Znwm"]
-    allocate.restype, allocate.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    for _ in range(1000):
-        allocate(2**28)
-    return 0.0
-
-
-def take_some_memory(_: Path) -> float:
-    return float(np.ones(2**24)[0])
+    return [tf.ones(2**26) for _ in range(1000)]
 
 
 def speak(_: Path) -> float:
@@ -142,6 +84,7 @@ def speak(_: Path) -> float:
 def look_around(directory: Path) -> float:
     from tl_research.backend.start import start_backend
 
+    began = time.monotonic()
     about = {
         "cores": sorted(os.sched_getaffinity(0)),
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -151,37 +94,46 @@ def look_around(directory: Path) -> float:
         "pid": os.getpid(),
         "limit": resource.getrlimit(resource.RLIMIT_AS)[0],
     }
+    time.sleep(1)
+    about["span"] = (began, time.monotonic())
     (directory / "about.json").write_text(json.dumps(about))
-    time.sleep(0.7)
     return 0.0
 
 
-def progress_made(_: Path) -> float:
+def progress_twice(_: Path) -> float:
     for number in (0, 3):
-        time.sleep(2 * pool.TELL_EVERY)
+        time.sleep(2 * TELL_EVERY)
         with progress.bar() as bar:
             bar.advance(bar.add_task("features", total=12), number)
     time.sleep(0.6)
     return 0.0
 
 
-def look_on(directory: Path) -> float:
-    """What a sweep's job does where another process is at work."""
-    with contextlib.suppress(InputError):
-        Run.claim(directory, "resume")
-    return float("nan")
+WORKS: dict[str, Callable[[Path], Any]] = {
+    "succeed": lambda _: 0.75,
+    "fail": throw(RuntimeError("there is a reason")),
+    "refuse": throw(InputError("data.root=x: does not exist")),
+    "diverge": throw(DivergedError("head", 0, 0, 1.0)),
+    "leave": throw(SystemExit(3)),
+    "die": die,
+    "segfault": lambda _: ctypes.string_at(0),
+    "vanish": lambda _: os._exit(7),
+    "hang": hang,
+    "hang_deaf": hang_deaf,
+    "take_memory": lambda _: [np.empty(2**25) for _ in range(1000)],
+    "take_some_memory": lambda _: float(np.ones(2**24)[0]),
+    "take_tensors": take_tensors,
+    "speak": speak,
+    "look_around": look_around,
+    "progress_twice": progress_twice,
+}
 
 
-def look_on_and_die(directory: Path) -> float:
-    look_on(directory)
-    return die(directory)
-
-
-def hang_before_it_knows(directory: Path) -> float:
-    """A run that was done before is not touched until its images have been looked at."""
-    with closing(Run.claim(directory, "resume")) as run:
-        assert run.kept
-        return hang(directory)
+def job(directory: Path, name: str) -> float:
+    """A run that keeps its status as an experiment does."""
+    run = Run.claim(directory, "replace")
+    with closing(run), record_outcome(run):
+        return WORKS[name](directory)
 
 
 class Silent:
@@ -205,21 +157,25 @@ class Silent:
         self.ends.append(outcome.job.name)
 
 
-def outcomes(root: Path, *works: Callable[[Path], float]) -> list[Outcome]:
-    folders = [root / f"{number}-{work.__name__}" for number, work in enumerate(works)]
+def outcomes(root: Path, *works: str) -> list[Outcome]:
+    folders = [root / f"{number}-{work}" for number, work in enumerate(works)]
     return [
         Outcome(Job(folder.name, partial(Task, folder, partial(job, folder, work))))
         for folder, work in zip(folders, works, strict=True)
     ]
 
 
-def run(root: Path, *works: Callable[[Path], float], **limits: Any) -> list[Outcome]:
+def written(root: Path, folder: str, name: str = "status.json") -> dict[str, Any]:
+    return json.loads((root / folder / name).read_text())
+
+
+def run(root: Path, *works: str, **limits: Any) -> list[Outcome]:
     """Run jobs and assert that the status of each on disk is its outcome."""
     found = outcomes(root, *works)
     ProcessPool(Limits(**limits)).run(found, Silent())
     for outcome in found:
         if outcome.state != "waiting":
-            status = json.loads((root / outcome.job.name / "status.json").read_text())
+            status = written(root, outcome.job.name)
             assert (status["state"], status["reason"]) == (outcome.state, outcome.reason)
             assert status["ended"]
     return found
@@ -278,61 +234,68 @@ def test_limits_out_of_range_are_refused(limits: dict[str, float]) -> None:
         Limits(**limits)  # type: ignore[arg-type]
 
 
+def test_default_n_jobs_depends_on_machine_and_number_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    automatic = ProcessPool(Limits(n_jobs=None))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("tl_research.sweeps.process_pool.visible_gpus", list)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    pages = {"SC_PAGE_SIZE": 2**12}
+    monkeypatch.setattr(os, "sysconf", lambda name: pages.get(name, 2**20 * 24 // 4))  # 24 GB
+    assert [automatic.num_parallel(count) for count in (1, 3, 100)] == [1, 3, 6]
+    monkeypatch.setattr(os, "sysconf", lambda name: pages.get(name, 2**18))  # 1 GB
+    assert automatic.num_parallel(100) == 1
+    monkeypatch.setattr("tl_research.sweeps.process_pool.visible_gpus", lambda: ["0", "1"])
+    assert automatic.num_parallel(100) == 2
+    assert ProcessPool(Limits(n_jobs=5)).num_parallel(1) == 5
+
+
 # In processes
+
+KILLED = "killed by SIGKILL (by a person, or by the system, out of memory)"
 
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The server is there."""
-    run(tmp_path_factory.mktemp("warm"), succeed)
+    run(tmp_path_factory.mktemp("warm"), "succeed")
 
 
 @slow
 @pytest.mark.usefixtures("warm")
 def test_however_a_job_ends_the_others_finish(tmp_path: Path) -> None:
-    found = run(tmp_path, succeed, fail, die, abort, segfault, hang, vanish, leave, refuse, succeed, timeout=2)
-    assert [(o.job.name.partition("-")[2], o.state, o.reason) for o in found] == [
-        ("succeed", "done", None),
-        ("fail", "failed", "RuntimeError: there is a reason"),
-        ("die", "failed", "killed by SIGKILL (by a person, or by the system, out of memory)"),
-        ("abort", "failed", "killed by SIGABRT"),
-        ("segfault", "failed", "killed by SIGSEGV"),
-        ("hang", "failed", "timeout: it took longer than 2 s"),
-        ("vanish", "failed", "its process ended with exit status 7; see output.log"),
-        ("leave", "failed", "SystemExit: 3"),
-        ("refuse", "failed", "data.root=x: does not exist"),
-        ("succeed", "done", None),
-    ]
+    ends = {
+        "fail": ("failed", "RuntimeError: there is a reason"),
+        "die": ("failed", KILLED),
+        "segfault": ("failed", "killed by SIGSEGV"),
+        "hang": ("failed", "timeout: it took longer than 2 s"),
+        "vanish": ("failed", "its process ended with exit status 7; see output.log"),
+        "leave": ("failed", "SystemExit: 3"),
+        "refuse": ("failed", "data.root=x: does not exist"),
+        "succeed": ("done", None),
+    }
+    found = run(tmp_path, "succeed", *ends, timeout=2)
+    assert [(o.state, o.reason) for o in found] == [("done", None), *ends.values()]
     assert [o.value for o in found if o.state == "done"] == [0.75, 0.75]
     assert all(np.isnan(o.value) for o in found if o.state != "done")
-    assert 2 <= found[5].seconds < 3
-    assert all(o.seconds < 2 for o in found if o.job.name != "5-hang")
+    assert 2 <= found[4].seconds < 3
+    assert all(o.seconds < 2 for o in found if o.job.name != "4-hang")
     assert "RuntimeError: there is a reason" in (tmp_path / "1-fail" / "output.log").read_text()
 
 
 @slow
-@pytest.mark.parametrize("work", [take_memory, take_tensors, take_in_c])
-def test_a_job_out_of_memory_says_so_and_the_others_finish(tmp_path: Path, work: Callable[[Path], float]) -> None:
-    found = run(tmp_path, take_some_memory, work, take_some_memory, memory_gb=4)
+@pytest.mark.parametrize("work", ["take_memory", "take_tensors"])
+def test_a_job_out_of_memory_says_so_and_the_others_finish(tmp_path: Path, work: str) -> None:
+    found = run(tmp_path, "take_some_memory", work, "take_some_memory", memory_gb=4)
     assert states(found) == ["done", "failed", "done"]
-    assert found[1].reason is not None
-    assert found[1].reason.startswith("out of memory: "), found[1].reason
-
-
-@slow
-def test_the_memory_limit_applies_to_jobs_only(tmp_path: Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    (outcome,) = run(tmp_path, look_around, memory_gb=4)
-    assert json.loads((tmp_path / outcome.job.name / "about.json").read_text())["limit"] == 4 * 2**30
-    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    assert str(found[1].reason).startswith("out of memory: ")
 
 
 @slow
 def test_after_max_failures_no_further_job_starts(tmp_path: Path) -> None:
-    found = run(tmp_path, succeed, fail, die, succeed, fail, max_failures=2)
+    found = run(tmp_path, "succeed", "fail", "die", "succeed", "fail", max_failures=2)
     assert states(found) == ["done", "failed", "failed", "waiting", "waiting"]
     assert not (tmp_path / "3-succeed").exists()
-    found = run(tmp_path / "two", fail, nap, succeed, max_failures=1, n_jobs=2)
+    found = run(tmp_path / "two", "fail", "look_around", "succeed", max_failures=1, n_jobs=2)
     assert states(found) == ["failed", "done", "waiting"]
 
 
@@ -340,7 +303,7 @@ def test_after_max_failures_no_further_job_starts(tmp_path: Path) -> None:
 def test_failures_and_diverged_jobs_count_over_all_batches(tmp_path: Path) -> None:
     together = ProcessPool(Limits(max_failures=2))
     for number, expected in enumerate(("diverged", "diverged", "waiting")):
-        found = outcomes(tmp_path / str(number), diverge)
+        found = outcomes(tmp_path / str(number), "diverge")
         together.run(found, Silent())
         assert states(found) == [expected]
 
@@ -348,147 +311,137 @@ def test_failures_and_diverged_jobs_count_over_all_batches(tmp_path: Path) -> No
 @slow
 def test_two_at_a_time_share_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    found = run(tmp_path, *[look_around] * 4, n_jobs=2)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    found = run(tmp_path, *["look_around"] * 4, n_jobs=2, memory_gb=4)
     assert states(found) == ["done"] * 4
-    about = [json.loads((tmp_path / o.job.name / "about.json").read_text()) for o in found]
+    about = [written(tmp_path, o.job.name, "about.json") for o in found]
     slots = Slot.of_machine(2)
     assert {(*a["cores"], a["gpus"]) for a in about} == {(*sorted(s.cores), ",".join(s.gpus)) for s in slots}
     assert {a["gpus"] for a in about} == {"0,1", "2,3"}
     assert all(a["growth"] == "true" for a in about)
     assert all(a["threads"] == len(a["cores"]) for a in about)
     assert all(a["preloaded"] for a in about)
+    assert all(a["limit"] == 4 * 2**30 for a in about)
     assert len({a["pid"] for a in about}) == 4, "each in a process of its own"
+    spans = [a["span"] for a in about]
+    assert max(sum(began <= start < ended for began, ended in spans) for start, _ in spans) == 2, "two at once"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
     assert "TF_FORCE_GPU_ALLOW_GROWTH" not in os.environ
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 @slow
 def test_without_gpus_the_environment_of_jobs_is_unchanged(tmp_path: Path) -> None:
     if list(Path("/dev").glob("nvidia[0-9]*")) or "CUDA_VISIBLE_DEVICES" in os.environ:
         pytest.skip("there are some")
-    (outcome,) = run(tmp_path, look_around)
-    about = json.loads((tmp_path / outcome.job.name / "about.json").read_text())
+    run(tmp_path, "look_around")
+    about = written(tmp_path, "0-look_around", "about.json")
     assert (about["gpus"], about["growth"]) == (None, None)
     assert about["cores"] == sorted(os.sched_getaffinity(0))
 
 
 @slow
-def test_exactly_n_jobs_run_in_parallel(tmp_path: Path) -> None:
-    found = run(tmp_path, *[nap] * 5, n_jobs=3)
-    spans = [[float((tmp_path / o.job.name / f).read_text()) for f in ("began", "ended")] for o in found]
-    at_once = [sum(began <= start < ended for began, ended in spans) for start, _ in spans]
-    assert max(at_once) == 3
+def test_a_task_is_made_late_and_its_progress_is_shown(tmp_path: Path) -> None:
+    found = outcomes(tmp_path, "succeed", "succeed", "progress_twice")
+    asked: list[list[str]] = []
 
+    def asking(task: Callable[[], Task]) -> Task:
+        asked.append(states(found))
+        return task()
 
-@slow
-def test_a_task_is_made_only_when_its_job_starts(tmp_path: Path) -> None:
-    asked: list[str] = []
-    found = outcomes(tmp_path, succeed, succeed, succeed)
-
-    def asking(outcome: Outcome) -> Outcome:
-        def task() -> Task:
-            asked.append(states(found)[0])
-            return outcome.job.task()
-
-        return Outcome(Job(outcome.job.name, task))
-
-    found = [asking(outcome) for outcome in found]
+    for outcome in found:
+        outcome.job = Job(outcome.job.name, partial(asking, outcome.job.task))
     view = Silent(found)
     ProcessPool().run(found, view)
-    assert asked == ["waiting", "done", "done"]
+    assert asked == [["waiting"] * 3, ["done", "waiting", "waiting"], ["done", "done", "waiting"]]
     assert view.ends == [outcome.job.name for outcome in found]
+    assert states(found) == ["done"] * 3
+    assert "features 3/12" in view.doings
+    assert found[-1].doing == "", "nothing any more"
 
 
 @slow
 def test_a_job_prints_to_its_log_only(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run(tmp_path, speak)
+    run(tmp_path, "speak")
     log = (tmp_path / "0-speak" / "output.log").read_text()
     for line in ("printed\n", "printed as an error\n", "written by C\n", "logged"):
         assert line in log
     printed = capfd.readouterr()
     assert "printed" not in printed.out + printed.err
-    run(tmp_path, speak)
+    run(tmp_path, "speak")
     assert (tmp_path / "0-speak" / "output.log").read_text() == 2 * log, "a second try is added"
 
 
-@slow
-def test_progress_of_a_job_is_received(tmp_path: Path) -> None:
-    found = outcomes(tmp_path, progress_made)
-    view = Silent(found)
-    ProcessPool().run(found, view)
-    assert states(found) == ["done"]
-    assert "features 3/12" in view.doings
-    assert found[0].doing == "", "nothing any more"
+def look_on(directory: Path) -> float:
+    """What a sweep's job does where another process is at work."""
+    with contextlib.suppress(InputError):
+        Run.claim(directory, "resume")
+    return float("nan")
 
 
-@slow
-@pytest.mark.parametrize("work", [look_on, look_on_and_die])
-def test_a_directory_in_use_fails_the_job_and_stays_as_it_is(tmp_path: Path, work: Callable[[Path], float]) -> None:
-    other = Run.claim(tmp_path)
-    outcome = Outcome(Job("a job", partial(Task, tmp_path, partial(work, tmp_path))))
-    ProcessPool().run([outcome], Silent())
-    assert outcome.state == "failed"
-    if work is look_on:
-        assert outcome.reason == "another process is at work in its directory"
-    assert other.status["state"] == "running"
-    assert other.status["pid"] == os.getpid()
-    other.close()
+def look_on_and_die(directory: Path) -> float:
+    look_on(directory)
+    return die(directory)
+
+
+def hang_before_it_knows(directory: Path) -> float:
+    """A run that was done before is not touched until its images have been looked at."""
+    with closing(Run.claim(directory, "resume")) as run:
+        assert run.kept
+        return hang(directory)
 
 
 @slow
 @pytest.mark.usefixtures("warm")
-def test_a_job_killed_before_it_read_its_status_is_not_done(tmp_path: Path) -> None:
-    with closing(Run.claim(tmp_path)) as before:
-        before.set_status("done")
-    outcome = Outcome(Job("a job", partial(Task, tmp_path, partial(hang_before_it_knows, tmp_path))))
-    ProcessPool(Limits(timeout=1)).run([outcome], Silent())
-    assert (outcome.state, outcome.reason) == ("failed", "timeout: it took longer than 1 s")
-    assert Run.open(tmp_path).status["state"] == "done", "though its being so was not looked at"
+@pytest.mark.parametrize(
+    ("work", "before", "reason"),
+    [
+        (look_on, "running", "another process is at work in its directory"),
+        (look_on_and_die, "running", KILLED),
+        (hang_before_it_knows, "done", "timeout: it took longer than 3 s"),
+        (die, "failed", KILLED),
+    ],
+)
+def test_a_death_leaves_a_done_run_and_that_of_another_process(
+    tmp_path: Path, work: Callable[[Path], float], before: RunState, reason: str
+) -> None:
+    """But a run that failed earlier gets the new reason."""
+    with closing(Run.claim(tmp_path)) as other:
+        other.set_status(before, "what it was then")
+        if before != "running":
+            other.close()
+        outcome = Outcome(Job("a job", partial(Task, tmp_path, partial(work, tmp_path))))
+        ProcessPool(Limits(timeout=3)).run([outcome], Silent())
+        assert (outcome.state, outcome.reason) == ("failed", reason)
+        status = Run(tmp_path).status
+    assert (status["state"], status["pid"]) == (before, os.getpid())
+    assert status["reason"] == (reason if before == "failed" else "what it was then")
 
 
-@slow
-def test_a_job_that_dies_gets_a_new_reason(tmp_path: Path) -> None:
-    with closing(Run.claim(tmp_path)) as before:
-        before.set_status("failed", "what it was then")
-    outcome = Outcome(Job("a job", partial(Task, tmp_path, partial(die, tmp_path))))
-    ProcessPool().run([outcome], Silent())
-    assert outcome.state == "failed"
-    assert outcome.reason == "killed by SIGKILL (by a person, or by the system, out of memory)"
+def print_leak(root: str) -> None:
+    """Print how much memory and how many open files thirty jobs leave behind."""
+
+    def held() -> tuple[int, int]:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize(), len(list(Path("/proc/self/fd").iterdir()))
+
+    run(Path(root, "first"), *["succeed"] * 5, n_jobs=2)
+    before = held()
+    for number in range(3):
+        run(Path(root, str(number)), *["succeed", "fail", "die", "succeed", "succeed"] * 2, n_jobs=2)
+    print(*(after - then for after, then in zip(held(), before, strict=True)))  # noqa: T201
 
 
-@slow
-def test_consecutive_jobs_share_no_state(tmp_path: Path) -> None:
-    pids = {
-        json.loads((tmp_path / str(number) / "0-look_around" / "about.json").read_text())["pid"]
-        for number in range(3)
-        if run(tmp_path / str(number), look_around)
-    }
-    assert len(pids) == 3
-
-
-HELD = """
-import resource, sys
-from pathlib import Path
-from tests.sweeps.test_process_pool import die, fail, run, succeed
-
-def held():
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize(), len(list(Path("/proc/self/fd").iterdir()))
-
-place = Path(sys.argv[1])
-run(place / "first", *[succeed] * 5, n_jobs=2)
-before = held()
-for number in range(3):
-    run(place / str(number), *[succeed, fail, die, succeed, succeed] * 2, n_jobs=2)
-print(*(after - then for after, then in zip(held(), before)))
-"""
+def command(function: str, *arguments: object) -> list[str]:
+    """Call a function of this module in a new process."""
+    code = f"import sys; from tests.sweeps.test_process_pool import {function}; {function}(*sys.argv[1:])"
+    return [sys.executable, "-c", code, *map(str, arguments)]
 
 
 @slow
 def test_thirty_jobs_leak_no_process_descriptor_or_memory(tmp_path: Path) -> None:
     """In a process of its own: what pytest and all tests before hold would sway more than the jobs."""
-    command = [sys.executable, "-c", HELD, str(tmp_path)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(command("print_leak", tmp_path), cwd=ROOT, capture_output=True, text=True, check=True)
     memory, files = map(int, result.stdout.splitlines()[-1].split())
     assert memory < 4e6
     assert files <= 1
@@ -496,13 +449,11 @@ def test_thirty_jobs_leak_no_process_descriptor_or_memory(tmp_path: Path) -> Non
 
 # The process that starts jobs comes to an end itself
 
-PARENT = "import sys; from tests.sweeps.test_process_pool import parent; parent(*sys.argv[1:])"
-
 
 def parent(root: str, timeout: str, *names: str) -> None:
     """A process that runs a pool of the jobs of those names, two at a time."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    found = outcomes(Path(root), *(globals()[name] for name in names))
+    found = outcomes(Path(root), *names)
     try:
         ProcessPool(Limits(n_jobs=2, timeout=float(timeout))).run(found, Silent())
     except KeyboardInterrupt:
@@ -514,8 +465,8 @@ def parent(root: str, timeout: str, *names: str) -> None:
 
 @contextlib.contextmanager
 def started(root: Path, *names: str, timeout: float = 100) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", PARENT, str(root), str(timeout), *names]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    program = command("parent", root, timeout, *names)
+    with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
@@ -547,50 +498,31 @@ def gone(pids: Sequence[int], seconds: float) -> bool:
 
 
 @slow
-def test_an_interruption_ends_running_jobs_and_is_recorded(tmp_path: Path) -> None:
-    with started(tmp_path, "succeed", "hang", "hang", "succeed") as process:
+@pytest.mark.parametrize(
+    ("work", "interruptions", "seconds"),
+    [("hang", 1, pool.GRACE), ("hang_deaf", 1, pool.GRACE + 3), ("hang_deaf", 2, 2)],
+)
+def test_an_interruption_ends_running_jobs_and_is_recorded(
+    tmp_path: Path, work: str, interruptions: int, seconds: float
+) -> None:
+    """A job that ignores signals is killed, and by a second interruption at once."""
+    with started(tmp_path, "succeed", work, work, "succeed") as process:
         pids = at_work(tmp_path, 2)
-        process.send_signal(signal.SIGINT)
+        for _ in range(interruptions):
+            time.sleep(1)
+            began = time.monotonic()
+            process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 130
+    assert time.monotonic() - began < seconds
     assert gone(pids, 0)
     state, reason = "interrupted", "the sweep was interrupted"
     assert output.splitlines() == ["done|None", *[f"{state}|{reason}"] * 2, "waiting|None"]
-    for name in ("1-hang", "2-hang"):
-        status = json.loads((tmp_path / name / "status.json").read_text())
+    for name in (f"1-{work}", f"2-{work}"):
+        status = written(tmp_path, name)
         assert (status["state"], status["reason"]) == (state, reason)
-        assert (tmp_path / name / "tidied").exists(), "it could end in order"
+        assert (tmp_path / name / "tidied").exists() == (work == "hang"), "it could end in order"
     assert not (tmp_path / "3-succeed").exists()
-
-
-@slow
-def test_a_job_that_ignores_signals_is_killed_and_recorded(tmp_path: Path) -> None:
-    with started(tmp_path, "hang_deaf") as process:
-        pids = at_work(tmp_path, 1)
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        began = time.monotonic()
-        output, _ = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert time.monotonic() - began < pool.GRACE + 3
-    assert gone(pids, 0)
-    assert output.splitlines() == ["interrupted|the sweep was interrupted"]
-    status = json.loads((tmp_path / "0-hang_deaf" / "status.json").read_text())
-    assert (status["state"], status["reason"]) == ("interrupted", "the sweep was interrupted")
-
-
-@slow
-def test_a_second_interruption_kills_at_once(tmp_path: Path) -> None:
-    with started(tmp_path, "hang_deaf") as process:
-        pids = at_work(tmp_path, 1)
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        time.sleep(1)
-        began = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
-    assert time.monotonic() - began < 2
-    assert gone(pids, 0)
 
 
 @slow
@@ -608,34 +540,11 @@ def test_jobs_end_with_their_parent_process(tmp_path: Path, name: str) -> None:
 
 
 @slow
-def test_seconds_exclude_the_start_of_the_server(tmp_path: Path) -> None:
-    with started(tmp_path, "succeed", "succeed", timeout=0.7) as process:
-        ended = json.loads(process.communicate(timeout=60)[0])
-    assert [state for state, _ in ended] == ["done", "done"]
-    assert max(seconds for _, seconds in ended) < 0.5
-
-
-@slow
-def test_no_temporary_files_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_server_takes_no_seconds_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
-    with started(tmp_path / "runs", "succeed", "die") as process:
-        process.communicate(timeout=60)
+    with started(tmp_path / "runs", "succeed", "succeed", "die", timeout=0.7) as process:
+        ended = json.loads(process.communicate(timeout=60)[0])
+    assert [state for state, _ in ended] == ["done", "done", "failed"]
+    assert max(seconds for _, seconds in ended) < 0.5
     assert list((tmp_path / "tmp").iterdir()) == []
-
-
-def test_default_n_jobs_depends_on_machine_and_number_of_jobs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pool = ProcessPool(Limits(n_jobs=None))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("tl_research.sweeps.process_pool.visible_gpus", list)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    pages = {"SC_PAGE_SIZE": 2**12}
-    monkeypatch.setattr(os, "sysconf", lambda name: pages.get(name, 2**20 * 24 // 4))  # 24 GB
-    assert [pool.num_parallel(count) for count in (1, 3, 100)] == [1, 3, 6]
-    monkeypatch.setattr(os, "sysconf", lambda name: pages.get(name, 2**18))  # 1 GB
-    assert pool.num_parallel(100) == 1
-    monkeypatch.setattr("tl_research.sweeps.process_pool.visible_gpus", lambda: ["0", "1"])
-    assert pool.num_parallel(100) == 2
-    assert ProcessPool(Limits(n_jobs=5)).num_parallel(1) == 5
