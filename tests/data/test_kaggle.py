@@ -79,22 +79,19 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.requests.append((self.path, dict(self.headers), json.loads(body)))
         if self.server.page:
-            self.answer(b"<html>", "text/html")
+            self.answer(200, {"Content-Type": "text/html"}, b"<html>")
         elif self.server.status != 200:
             message = {"code": self.server.status, "message": "Permission 'datasets.get' was denied"}
-            self.answer(json.dumps(message).encode(), "application/json")
+            self.answer(self.server.status, {"Content-Type": "application/json"}, json.dumps(message).encode())
         elif self.path == METADATA:
-            self.answer(b'{"info": {}}', "application/json")
-        else:
-            self.send_response(302)  # another host, as on Kaggle
-            self.send_header("Location", f"http://localhost:{self.server.server_port}/storage")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.answer(200, {"Content-Type": "application/json"}, b'{"info": {}}')
+        else:  # another host, as on Kaggle
+            self.answer(302, {"Location": f"http://localhost:{self.server.server_port}/storage"})
 
-    def answer(self, content: bytes, kind: str) -> None:
-        self.send_response(self.server.status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
+    def answer(self, status: int, headers: dict[str, str], content: bytes = b"") -> None:
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(content))} | headers).items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
 
@@ -103,10 +100,7 @@ class Handler(BaseHTTPRequestHandler):
         content, start, wanted = self.server.content, 0, self.headers.get("Range")
         if wanted and self.headers.get("If-Range") == self.server.headers["ETag"]:
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-        self.send_response(206 if start else 200)
-        for name, value in {"Content-Length": str(len(content) - start), **self.server.headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
+        self.answer(206 if start else 200, {"Content-Length": str(len(content) - start), **self.server.headers})
         end = self.server.ends.pop(0) if self.server.ends else None
         self.close_connection = True
         with suppress(ConnectionError):  # the client hangs up once it knows that it needs the rest only
@@ -166,8 +160,9 @@ def failure(cache: Path, name: str = NAME) -> str:
     return message
 
 
-def break_off(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The message of a download that stands still after its first MiB."""
+@pytest.fixture
+def part(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The message of a download that stands still after its first MiB, which stays in the cache."""
     server.stalls, server.ends = True, [MIB + 500_000]
     with monkeypatch.context() as patched:
         patched.setattr(kaggle_client, "STALL_SECONDS", 1.5)
@@ -219,30 +214,22 @@ def test_the_client_continues_a_download_that_breaks_off(server: Server, cache: 
     assert server.header("/storage", "If-Range") == [None, '"one"']
 
 
-def test_the_next_run_continues_a_download(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    message = break_off(server, cache, monkeypatch)
-    assert f"broke off after {MIB:,} of {len(server.content):,} bytes; run again to go on" in message
-    assert tree(kaggle.fetch(NAME, cache)) == FILES
-    assert server.header("/storage", "Range") == [None, f"bytes={MIB}-"]
+@pytest.mark.parametrize("change", [{}, {"ETag": '"two"'}, {"Accept-Ranges": "none"}])
+def test_the_next_run_continues_with_the_same_version_only(
+    change: dict[str, str], server: Server, cache: Path, part: str
+) -> None:
+    assert f"broke off after {MIB:,} of {len(server.content):,} bytes; run again to go on" in part
+    files = {name: bytes(reversed(content)) for name, content in FILES.items()} if change else FILES
+    server.content = zipped(files)
+    server.headers |= change
+    assert tree(kaggle.fetch(NAME, cache)) == files
+    assert server.header("/storage", "Range") == ([None] if change else [None, f"bytes={MIB}-"])
     assert not list(cache.rglob(".*"))
 
 
-@pytest.mark.parametrize("change", [{"ETag": '"two"'}, {"Accept-Ranges": "none"}])
-def test_bytes_of_another_version_are_never_joined(
-    change: dict[str, str], server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    break_off(server, cache, monkeypatch)
-    server.content = zipped({name: bytes(reversed(content)) for name, content in FILES.items()})
-    server.headers |= change
-    assert set(tree(kaggle.fetch(NAME, cache)).values()) == {bytes(reversed(PICTURE))}
-    assert server.header("/storage", "Range") == [None]
-
-
-def test_a_part_that_the_client_takes_for_complete(
-    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("part")
+def test_a_part_that_the_client_takes_for_complete(server: Server, cache: Path) -> None:
     """The data set has become smaller than what arrived of its former version, and has an old date."""
-    break_off(server, cache, monkeypatch)
     server.content = zipped({"train/a/1.jpg": b"1", "train/b/1.jpg": b"2"})
     server.headers |= {"ETag": '"two"', "Last-Modified": "Mon, 06 Jan 2020 10:00:00 GMT"}
     assert "run again to go on" in failure(cache)
@@ -299,10 +286,6 @@ def test_refusals_of_kaggle(status: int, words: str, server: Server, cache: Path
     assert ("~/.kaggle/kaggle.json" in message and "KAGGLE_API_TOKEN" in message) == (status in (401, 403))
     assert "python train.py data=hot_dog data.archive=" in message
     assert len(server.requests) == 1
-
-
-def test_another_data_set_has_another_command(server: Server, cache: Path) -> None:
-    server.status = 404
     assert "python train.py data=kaggle data.dataset=a/b data.archive=" in failure(cache, "a/b")
 
 
@@ -317,30 +300,28 @@ def test_a_server_that_never_answers(cache: Path, monkeypatch: pytest.MonkeyPatc
         assert "Kaggle does not answer" in failure(cache)
 
 
+BROKEN = """
+import sys; path = sys.argv[5] + '/hot-dog-not-hot-dog.zip'; open(path, 'w').write('12345')
+open(path + '.kaggle-partial', 'w').write('{"size": 9}'); print('Connection broken')
+"""
+
+
 @pytest.mark.parametrize(
-    ("output", "words"),
+    ("script", "words"),
     [
-        ("HTTPSConnectionPool: Max retries exceeded (Caused by SSLError(...))", "is not trusted here"),
-        ("HTTPSConnectionPool(...): Read timed out.", "does not answer"),
-        ("[Errno 28] No space left on device", "the disk is full"),
-        ("'latin-1' codec can't encode character", "copy it again"),
-        ("Dataset URL: x\nOddError: 17\n\nIf this is unexpected", "is not understood (OddError: 17)"),
-        ("Traceback (most recent call last):\n  File\nOddError: 18", "is not understood (OddError: 18)"),
+        ("print('HTTPSConnectionPool: Max retries exceeded (Caused by SSLError(...))')", "is not trusted here"),
+        ("print('HTTPSConnectionPool(...): Read timed out.')", "does not answer"),
+        ("print('[Errno 28] No space left on device')", "the disk is full"),
+        ("print('\\'latin-1\\' codec can\\'t encode character')", "copy it again"),
+        ("print('Dataset URL: x\\nOddError: 17\\n\\nIf this is unexpected')", "is not understood (OddError: 17)"),
+        ("print('Traceback (most recent call last):\\n  File\\nOddError: 18')", "is not understood (OddError: 18)"),
         ("", "is not understood (nothing)"),
+        (BROKEN, "the download broke off after 5 of 9 bytes; run again to go on"),
     ],
 )
-def test_other_failures_of_the_client(output: str, words: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kaggle_client, "CLIENT", f"print({output!r}); exit(1)")  # the real one retries for a minute
+def test_other_failures_of_the_client(script: str, words: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kaggle_client, "CLIENT", f"{script}\nexit(1)")  # the real one retries for a minute
     assert words in failure(cache)
-
-
-def test_a_client_that_gives_up_midway(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = (
-        "import sys; path = sys.argv[5] + '/hot-dog-not-hot-dog.zip'; open(path, 'w').write('12345')\n"
-        "open(path + '.kaggle-partial', 'w').write('{\"size\": 9}'); print('Connection broken'); exit(1)"
-    )
-    monkeypatch.setattr(kaggle_client, "CLIENT", script)
-    assert "the download broke off after 5 of 9 bytes; run again to go on" in failure(cache)
 
 
 def test_a_full_disk(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,17 +336,19 @@ def test_a_cache_that_is_a_file(tmp_path: Path) -> None:
     assert "data.cache=FOLDER" in failure(tmp_path / "file")
 
 
-@pytest.mark.parametrize("name", ["", "hot-dog", "a/b/c", "/a", "../x", "a/..", "a/b c", "a/b\n", "https://x/y"])
+ADDRESS = f"https://www.kaggle.com/datasets/{NAME}/data"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "hot-dog", "a/b/c", "/a", "../x", "a/..", "a/b c", "a/b\n", "https://x/y", ADDRESS]
+)
 def test_names_that_are_none(name: str, cache: Path) -> None:
     with pytest.raises(InputError, match="not of the form OWNER/NAME"):
         kaggle.fetch(name, cache)
-    assert "not of the form OWNER/NAME" in (kaggle.available(name, cache) or "")
+    message = kaggle.available(name, cache) or ""
+    assert "not of the form OWNER/NAME" in message
+    assert (f"did you mean {NAME}?" in message) == (name == ADDRESS)
     assert not cache.exists()
-
-
-def test_the_address_of_the_page_is_understood(cache: Path) -> None:
-    message = kaggle.available(f"https://www.kaggle.com/datasets/{NAME}/data", cache) or ""
-    assert f"did you mean {NAME}?" in message
 
 
 FETCH = (
@@ -429,20 +412,27 @@ def grow(root: Path, *images: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("images", "root"),
+    ("images", "root", "ignored"),
     [
-        (["train/a/1.jpg", "train/b/1.jpg"], "."),
-        (["seefood/train/a/1.jpg", "seefood/test/a/1.jpg"], "seefood"),
-        (["x/y/Training/a/1.PNG", "x/notes.txt", ".hidden/train/a/1.jpg"], "x/y"),
-        (["pets/cat/1.jpg", "pets/dog/1.jpg", "pets/readme.md"], "pets"),
-        (["train/a/1.jpg", "test/a/1.jpg", "seefood/train/a/1.jpg"], "."),
+        ("train/a/1.jpg train/b/1.jpg", ".", []),
+        ("seefood/train/a/1.jpg seefood/test/a/1.jpg", "seefood", []),
+        ("x/y/Training/a/1.PNG x/notes.txt .hidden/train/a/1.jpg", "x/y", []),
+        ("pets/cat/1.jpg pets/dog/1.jpg pets/readme.md", "pets", []),
+        ("cat/1.jpg cat/old/1.jpg cat/new/1.jpg dog/1.jpg", ".", []),
+        ("train/a/1.jpg test/a/1.jpg seefood/train/a/1.jpg seefood/test/a/1.jpg", ".", ["seefood"]),
         # x/train and x/test are no classes, but unsorted splits
-        (["x/train/1.jpg", "x/test/1.jpg", "x/y/cat/1.jpg", "x/y/dog/1.jpg"], "x/y"),
-        (["a/1.txt", "b/1.txt", "c/cat/1.jpg", "c/dog/1.jpg"], "c"),
+        ("x/train/1.jpg x/test/1.jpg x/y/cat/1.jpg x/y/dog/1.jpg", "x/y", []),
+        ("a/1.txt b/1.txt c/cat/1.jpg c/dog/1.jpg", "c", []),
     ],
 )
-def test_the_root_of_a_data_set(images: list[str], root: str, tmp_path: Path) -> None:
-    assert kaggle.find_root(grow(tmp_path / "data", *images)) == tmp_path / "data" / root
+def test_the_root_of_a_data_set(
+    images: str, root: str, ignored: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, kaggle.log.name):
+        assert kaggle.find_root(grow(tmp_path, *images.split())) == tmp_path / root
+    assert [message.split(" is ignored")[0] for message in caplog.messages] == [
+        f"{tmp_path / copy}: another copy of the data set" for copy in ignored
+    ]
 
 
 def test_images_that_lost_their_suffix(tmp_path: Path, colours: Path) -> None:
@@ -452,33 +442,18 @@ def test_images_that_lost_their_suffix(tmp_path: Path, colours: Path) -> None:
     assert kaggle.find_root(tmp_path / "data") == tmp_path / "data"
 
 
-def test_another_copy_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    grow(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "seefood/train/a/1.jpg", "seefood/test/a/1.jpg")
-    with caplog.at_level(logging.INFO, kaggle.log.name):
-        kaggle.find_root(tmp_path)
-    (message,) = caplog.messages
-    assert str(tmp_path / "seefood") in message
-    assert "ignored" in message
-
-
-def test_folders_inside_a_class_are_no_copy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    grow(tmp_path, "cat/1.jpg", "cat/old/1.jpg", "cat/new/1.jpg", "dog/1.jpg")
-    with caplog.at_level(logging.INFO, kaggle.log.name):
-        assert kaggle.find_root(tmp_path) == tmp_path
-    assert caplog.messages == []
-
-
-def test_no_root(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"found docs/, one/, one/two/\. .*data=folder data\.root="):
-        kaggle.find_root(grow(tmp_path / "x", "docs/a.txt", "one/two/1.jpg"))
-    with pytest.raises(InputError, match="found no folders"):
-        kaggle.find_root(tmp_path / "x" / "docs")
-    with pytest.raises(InputError, match="found test/"):
-        kaggle.find_root(grow(tmp_path / "y", "test/cat/1.jpg", "test/dog/1.jpg"))
-
-
-def test_two_data_sets_side_by_side(tmp_path: Path) -> None:
-    grow(tmp_path, "large/train/a/1.jpg", "small/train/a/1.jpg")
-    with pytest.raises(InputError, match="more than one data set") as caught:
-        kaggle.find_root(tmp_path)
-    assert f"data.root={tmp_path / 'large'} or data.root={tmp_path / 'small'}" in str(caught.value)
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ("docs/a.txt one/two/1.jpg", r"found docs/, one/, one/two/\. .*data=folder data\.root="),
+        ("a.txt", "found no folders"),
+        ("test/cat/1.jpg test/dog/1.jpg", "found test/"),
+        (
+            "large/train/a/1.jpg small/train/a/1.jpg",
+            r"more than one data set.* data\.root=\S+large or data\.root=\S+small",
+        ),
+    ],
+)
+def test_no_root_or_several(images: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        kaggle.find_root(grow(tmp_path / "data", *images.split()))

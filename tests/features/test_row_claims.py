@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import signal
@@ -14,6 +13,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ from tests.features.test_store import ABOUT, digests_of, fill, flipped, found_in
 from tl_research.features import row_claims as claims_module
 from tl_research.features import shared_fill
 from tl_research.features import store as feature_store
-from tl_research.features.engines import BATCH, Engine
+from tl_research.features.engines import BATCH
 from tl_research.features.row_claims import RowClaims
 from tl_research.features.row_source import RowSource
 from tl_research.features.shared_fill import SharedFill
@@ -51,8 +52,7 @@ class Images:
 
 
 class Filler:
-    """A feature table with its own store object on the shared folder, as in a process of its own; the engine returns
-    the row of a number, and counts its calls."""
+    """A feature table with a store object of its own, as in a process of its own; its engine counts its calls."""
 
     def __init__(self, root: Path | None, numbers: list[int], seconds: float = 0.0, threads: int = 1):
         self.computed: Counter[int] = Counter()
@@ -64,12 +64,7 @@ class Filler:
         network: Any = SimpleNamespace(output_shape=(None, 3), input_shape=(None, 1, 1, 3))
         data: Any = Images(numbers)
         self.table = FeatureTable(network, data, Features(), "auto", threads)
-        self.put(self.engine)
-
-    def put(self, engine: Engine) -> None:
-        """Give the table this engine and the store of the process."""
-        data: Any = self.table.data
-        self.table.source = RowSource(self.store, engine, data, 1, self.table.row, self.table.threads)
+        self.table.source = RowSource(self.store, lambda pixels: self.engine(pixels), data, 1, self.table.row, threads)
 
     def engine(self, pixels: np.ndarray) -> np.ndarray:
         time.sleep(self.seconds)
@@ -88,7 +83,7 @@ class Filler:
 
 
 def together(fillers: list[Filler], seconds: float = 20) -> None:
-    """Run fillers at once, each in a thread; none may take longer than `seconds`."""
+    """Run fillers at once, each in a thread; none may take longer than `seconds`, and no claims may stay behind."""
     threads = [threading.Thread(target=filler.run, daemon=True) for filler in fillers]
     for thread in threads:
         thread.start()
@@ -98,46 +93,39 @@ def together(fillers: list[Filler], seconds: float = 20) -> None:
     assert not any(thread.is_alive() for thread in threads), "deadlock"
     for filler in fillers:
         filler.has_all()
+        assert filler.table.computed + filler.table.hit == len(filler.numbers)
+        assert filler.store is None or not list(filler.store.folder.glob("*.claims"))
 
 
 def once_each(fillers: list[Filler], numbers: list[int]) -> None:
     computed = sum((filler.computed for filler in fillers), Counter[int]())
     computed[0] = min(computed[0], 1)  # the padding of a batch, too
     assert computed == Counter(numbers)
-
-
-def leftovers(root: Path) -> list[Path]:
-    return list(root.glob("*/*.claims"))
+    assert sum(filler.table.computed for filler in fillers) == len(numbers)
 
 
 # Several processes
 
 
-def test_any_number_of_processes_computes_each_row_once(tmp_path: Path) -> None:
-    numbers = list(range(20 * BATCH + 5))
-    fillers = [Filler(tmp_path, numbers, seconds=0.01, threads=threads) for threads in (1, 2, 1, 3)]
+@pytest.mark.parametrize(
+    ("spans", "threads"),
+    [([range(20 * BATCH + 5)] * 4, (1, 2, 1, 3)), ([range(200), range(100, 300), range(250, 120, -1)], (1, 1, 1))],
+    ids=["the same rows", "rows that overlap"],
+)
+def test_processes_together_compute_each_row_once(tmp_path: Path, spans: list[range], threads: tuple[int, ...]) -> None:
+    fillers = [Filler(tmp_path, list(span), 0.01, count) for span, count in zip(spans, threads, strict=True)]
     together(fillers)
-    once_each(fillers, numbers)
-    assert sum(filler.table.computed for filler in fillers) == len(numbers)
-    assert all(filler.table.computed + filler.table.hit == len(numbers) for filler in fillers)
+    once_each(fillers, sorted({number for span in spans for number in span}))
     assert sum(filler.table.computed > 0 for filler in fillers) > 1, "they share the work"
-    assert leftovers(tmp_path) == []
 
 
-def test_processes_share_the_rows_that_both_need(tmp_path: Path) -> None:
-    spans = [range(0, 200), range(100, 300), range(250, 120, -1)]
-    fillers = [Filler(tmp_path, list(span), seconds=0.01) for span in spans]
+def test_only_missing_and_damaged_rows_are_computed(tmp_path: Path) -> None:
+    index = fill(tmp_path, range(4 * BATCH))
+    for number in (0, 3, 40):
+        flipped(index.with_suffix(".rows"), number * 12)
+    fillers = [Filler(tmp_path, list(range(5 * BATCH)), 0.02) for _ in range(2)]
     together(fillers)
-    once_each(fillers, list(range(300)))
-
-
-def test_a_later_process_computes_only_missing_rows(tmp_path: Path) -> None:
-    fill(tmp_path, range(50))
-    late = Filler(tmp_path, list(range(100)))
-    late.run()
-    late.has_all()
-    assert set(late.computed) == {*range(50, 100), 0}
-    assert (late.table.computed, late.table.hit) == (50, 50)
+    once_each(fillers, [0, 3, 40, *range(4 * BATCH, 5 * BATCH)])
 
 
 CHILD = "import sys; from tests.features.test_row_claims import child; child(*sys.argv[1:])"
@@ -189,7 +177,7 @@ def test_four_processes_compute_each_row_once(tmp_path: Path, start: Callable[..
     results = [(json.loads(answer.rpartition(" ")[0]), int(answer.rpartition(" ")[2])) for answer in answers]
     assert Counter(n for numbers, _ in results for n in numbers if n) == Counter(range(1, count))
     assert sum(computed for _, computed in results) == count
-    assert leftovers(tmp_path) == []
+    assert not list(tmp_path.glob("*/*.claims"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
@@ -212,62 +200,56 @@ def test_a_killed_process_leaves_its_rows_to_others(
     assert found_in(there, numbers) == numbers
     entries = sum(len(shard.entries) for shard in there.shards)
     assert entries == len(numbers), "no row is in the store twice"
-    assert leftovers(tmp_path) == []
 
 
-def test_a_failed_process_leaves_its_rows_to_others(tmp_path: Path) -> None:
+def test_a_failed_process_leaves_its_rows_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken, other = (Filler(tmp_path, list(range(6 * BATCH)), 0.02) for _ in range(2))
+    started = threading.Event()
 
     def engine(pixels: np.ndarray) -> np.ndarray:
-        threading.Thread(target=go_on.set).start()
+        started.set()
         time.sleep(0.2)
         raise RuntimeError("the engine broke")
 
-    go_on = threading.Event()
-    broken.put(engine)
-
-    def run() -> None:
+    monkeypatch.setattr(broken, "engine", engine)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(broken.run)
+        assert started.wait(10)
+        assert len(list(tmp_path.glob("*/*.claims"))) == 1
+        together([other])
         with pytest.raises(RuntimeError, match="the engine broke"):
-            broken.run()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    assert go_on.wait(10)
-    assert len(leftovers(tmp_path)) == 1
-    together([other])
-    thread.join()
-    assert leftovers(tmp_path) == []
+            running.result()
 
 
 # Without a store, locks or room
 
 
-def test_without_a_store_all_is_computed(tmp_path: Path) -> None:
-    filler = Filler(None, list(range(3 * BATCH + 1)))
-    filler.run()
-    filler.has_all()
-    once_each([filler], filler.numbers)
+def test_without_a_store_all_is_computed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for root, told in ((None, set()), (file, {f"features.store={file}: Not a directory; the run goes on without"})):
+        fillers = [Filler(root, list(range(3 * BATCH + 1))) for _ in range(2)]
+        together(fillers)
+        for filler in fillers:
+            once_each([filler], filler.numbers)
+        assert set(caplog.messages) == told
 
 
-def test_without_write_permission_all_is_computed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "file").touch()
-    fillers = [Filler(tmp_path / "file", list(range(3 * BATCH + 1))) for _ in range(2)]
-    together(fillers)
-    for filler in fillers:
-        once_each([filler], filler.numbers)
-    assert {r.message for r in caplog.records} == {
-        f"features.store={tmp_path / 'file'}: Not a directory; the run goes on without"
-    }
-
-
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
-def test_without_file_locks_all_is_computed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+@pytest.mark.parametrize(
+    ("target", "number"),
+    [
+        ("fcntl.flock", errno.ENOLCK),
+        ("fcntl.flock", errno.ENOTSUP),
+        (f"{RowClaims.__module__}.RowClaims.note", errno.ENOSPC),
+    ],
+)
+def test_without_locks_or_room_for_claims_all_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, target: str, number: int
 ) -> None:
-    def flock(*_: object) -> None:
+    def fails(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(target, fails)
     fillers = [Filler(tmp_path, list(range(3 * BATCH + 1)), 0.02) for _ in range(2)]
     together(fillers)
     for filler in fillers:
@@ -276,19 +258,7 @@ def test_without_file_locks_all_is_computed(
     assert not caplog.records
 
 
-def test_damaged_rows_are_computed(tmp_path: Path) -> None:
-    index = fill(tmp_path, range(4 * BATCH))
-    for number in (3, 40):
-        flipped(index.with_suffix(".rows"), number * 12)
-    fillers = [Filler(tmp_path, list(range(4 * BATCH)), 0.02) for _ in range(2)]
-    together(fillers)
-    once_each(fillers, [0, 3, 40])
-
-
-def test_damaged_rows_of_a_living_process_wait_for_its_end(
-    tmp_path: Path,
-) -> None:
-    """The process holds its claim on them until then."""
+def test_damaged_rows_of_a_living_process_wait_for_its_end(tmp_path: Path) -> None:
     numbers = list(range(2 * BATCH))
     store = FeatureStore(tmp_path, ABOUT, row_type())
     claims = RowClaims(store.folder)
@@ -318,15 +288,6 @@ def test_processes_with_a_full_disk_do_not_wait(tmp_path: Path, monkeypatch: pyt
     together(fillers, seconds=5)
 
 
-def test_rows_are_computed_without_room_for_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: RowClaims, digests: np.ndarray) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(RowClaims, "note", full)
-    fillers = [Filler(tmp_path, list(range(3 * BATCH))) for _ in range(2)]
-    together(fillers)
-
-
 # Claims alone
 
 
@@ -345,19 +306,14 @@ def test_a_claim_excludes_others_while_its_process_lives(tmp_path: Path) -> None
     assert claim(first, [0, 1, 2, 3, 4], 3) == [0, 1, 2]
     assert claim(second, [4, 3, 2, 1, 0], 3) == [0, 1]
     assert claim(second, [0, 1, 2], 3) == []
+    assert claim(first, [2, 3, 0], 3) == [0, 2], "it may repeat its own claim"
     first.close()
     assert claim(second, [0, 1, 2], 3) == [0, 1, 2]
 
 
-def test_a_process_may_repeat_its_own_claim(tmp_path: Path) -> None:
-    claims = RowClaims(tmp_path)
-    assert claim(claims, [0, 1], 2) == [0, 1]
-    assert claim(claims, [1, 2, 3], 2) == [0, 1]
-
-
-@pytest.mark.parametrize("ends", ["closes", "is killed"])
+@pytest.mark.parametrize("ends", ["closes", "is killed", "is killed, and a third process notices first"])
 def test_a_process_that_ended_between_two_claims_is_noticed(tmp_path: Path, ends: str) -> None:
-    first, second = RowClaims(tmp_path), RowClaims(tmp_path)
+    first, second, third = (RowClaims(tmp_path) for _ in range(3))
     looks: list[bool] = []
     claim(first, [0], 1, looks)
     claim(first, [1], 1, looks)
@@ -370,22 +326,12 @@ def test_a_process_that_ended_between_two_claims_is_noticed(tmp_path: Path, ends
     else:
         assert second.lock is not None
         second.lock.close()
+    if "third" in ends:
+        claim(third, [6], 1)
+        assert not second.path.exists()
     claim(first, [4], 1, looks)
     claim(first, [5], 1, looks)
     assert looks[-2:] == [True, False]
-
-
-def test_every_process_notices_a_dead_one(tmp_path: Path) -> None:
-    first, dead, third = (RowClaims(tmp_path) for _ in range(3))
-    looks: list[bool] = []
-    claim(first, [0], 1, looks)
-    claim(dead, [1], 1)
-    assert dead.lock is not None
-    dead.lock.close()
-    claim(third, [2], 1)
-    assert len(list(tmp_path.glob("*.claims"))) == 2, "the claims of the dead process are removed"
-    claim(first, [3], 1, looks)
-    assert looks == [True, True]
 
 
 def test_a_partly_written_claim_counts_for_its_whole_entries(tmp_path: Path) -> None:
@@ -493,9 +439,8 @@ def test_rows_are_computed_once_in_any_order_of_events(wanted: list[list[int]], 
                     process.end()
                 processes[number] = Process(Path(folder), process.numbers)
                 everybody.append(processes[number])
-            for one in processes:
-                for other in processes:
-                    assert one is other or not one.promised & other.promised, "two compute the same"
+            for one, other in combinations(processes, 2):
+                assert not one.promised & other.promised, "two compute the same"
 
         for number, what in steps:
             step(number % len(processes), what)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import draw_noise
 from tests.experiment.test_experiment import numbers, run, table
+from tests.models.test_nearest import blobs, log_softmax, long, votes_by_hand
 from tl_research import InputError, Run, compose
 from tl_research.data.sources import Folder
 from tl_research.models import nearest
@@ -25,20 +24,8 @@ from tl_research.models.head import KNN, MLP, DirectHead, Head, Linear, Prototyp
 few = settings(deadline=None, max_examples=15)
 
 LEARNED: list[Head] = [Linear(), Linear(dropout=0.4), MLP(), MLP(units=7, layers=3, dropout=0, batch_norm=False)]
-MADE: list[DirectHead] = [
-    Prototype(),
-    Prototype(normalize=False),
-    KNN(),
-    KNN(k=1),
-    KNN(k=4, temperature=0.3),
-    KNN(k=999),
-]
-
-
-def blobs(n: int, d: int, k: int, seed: int = 0, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.arange(n) % k)
-    return (rng.normal(size=(k, d))[labels] + spread * rng.normal(size=(n, d))).astype(np.float32), labels
+MADE: list[DirectHead] = [Prototype(), Prototype(normalize=False)]
+MADE += [KNN(), KNN(k=1), KNN(k=4, temperature=0.3), KNN(k=999)]
 
 
 def others(d: int, n: int = 20, seed: int = 99) -> np.ndarray:
@@ -53,20 +40,6 @@ def answers(head: keras.Model, features: np.ndarray) -> np.ndarray:
     return found
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    logits = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-
-
-@contextmanager
-def policy(name: str) -> Iterator[None]:
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy("float32")
-
-
 # All heads
 
 
@@ -77,7 +50,7 @@ def built(head: Head, d: int = 6, k: int = 3) -> keras.Model:
 
 
 @pytest.mark.parametrize("head", [*LEARNED, *MADE], ids=str)
-def test_a_head_maps_features_to_logits_with_built_in_layers(head: Head, tmp_path: Path) -> None:
+def test_a_saved_head_maps_each_row_to_logits(head: Head, tmp_path: Path) -> None:
     model = built(head)
     assert model.name == "head"
     assert model.input_shape == (None, 6)
@@ -92,27 +65,22 @@ def test_a_head_maps_features_to_logits_with_built_in_layers(head: Head, tmp_pat
     assert not [layer for layer in layers if "Lambda" in layer["class_name"]]
     loaded = keras.models.load_model(tmp_path / "head.keras", safe_mode=True)
     np.testing.assert_array_equal(answers(loaded, others(6)), expected)
+    one_by_one = np.concatenate([answers(model, row[None]) for row in others(6)])
+    np.testing.assert_allclose(one_by_one, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(model.predict(others(6), batch_size=7, verbose=0), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("head", [*LEARNED, *MADE], ids=str)
 def test_logits_are_float32_whatever_the_precision(head: Head, name: str) -> None:
-    with policy(name):
-        model = built(head)
-        found = answers(model, others(6))
+    keras.config.set_dtype_policy(name)
+    try:
+        found = answers(built(head), others(6))
+    finally:
+        keras.config.set_dtype_policy("float32")
     assert found.dtype == np.float32
     if isinstance(head, DirectHead):
         np.testing.assert_array_equal(found, answers(built(head), others(6)))
-
-
-@pytest.mark.parametrize("head", [*LEARNED, *MADE], ids=str)
-def test_logits_do_not_depend_on_the_rest_of_the_batch(head: Head) -> None:
-    model = built(head)
-    rows = others(6)
-    whole = answers(model, rows)
-    one_by_one = np.concatenate([answers(model, row[None]) for row in rows])
-    np.testing.assert_allclose(one_by_one, whole, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(model.predict(rows, batch_size=7, verbose=0), whole, rtol=1e-4, atol=1e-4)
 
 
 def test_base_classes_are_abstract() -> None:
@@ -150,110 +118,51 @@ def test_an_mlp_has_the_configured_layers() -> None:
 # Prototypes
 
 
-def unit(features: np.ndarray) -> np.ndarray:
-    rows = features.astype(np.float64)
-    lengths = np.sqrt((rows**2).sum(axis=1, keepdims=True))
-    return rows / np.where(lengths > 0, lengths, 1)
-
-
 @few
-@given(n=st.integers(4, 40), d=st.integers(2, 10), k=st.integers(2, 4), normalize=st.booleans())
-def test_a_prototype_head_predicts_the_nearest_class_mean(n: int, d: int, k: int, normalize: bool) -> None:
-    features, labels = blobs(n, d, k)
-    head = Prototype(normalize=normalize).fit(features, labels, k)
-    rows, queries = (unit(x) if normalize else x.astype(np.float64) for x in (features, others(d, 50)))
-    means = np.stack([rows[labels == c].mean(axis=0) for c in range(k)])
-    distances = ((queries[:, None] - means) ** 2).sum(axis=2)
-    nearest_, second = np.sort(distances, axis=1)[:, :2].T
-    clear = second - nearest_ > 1e-4 * (1 + nearest_)
-    found = answers(head, others(d, 50))
-    assert np.array_equal(found.argmax(axis=1)[clear], distances.argmin(axis=1)[clear])
-    differences, falls = distances - distances[:, :1], found[:, :1] - found
-    s = np.sum(falls * differences) / np.sum(differences**2)
-    assert s > 0
-    np.testing.assert_allclose(falls, s * differences, rtol=1e-2, atol=1e-3 * np.abs(falls).max())
-
-
-def test_only_a_normalizing_prototype_head_ignores_length() -> None:
-    features, labels = blobs(30, 5, 3)
-    for normalize in (True, False):
-        head = Prototype(normalize=normalize).fit(features, labels, 3)
-        same = np.allclose(answers(head, others(5)), answers(head, 9 * others(5)), rtol=1e-4, atol=1e-3)
-        assert same == normalize
-        assert [layer.name for layer in head.layers] == ["unit", "logits"][not normalize :]
+@given(
+    n=st.integers(4, 40), d=st.integers(2, 10), k=st.integers(2, 4), views=st.integers(1, 3), normalize=st.booleans()
+)
+@example(n=30, d=50, k=2, views=3, normalize=True)
+@example(n=30, d=50, k=2, views=3, normalize=False)
+def test_a_prototype_head_computes_distances_to_class_means(
+    n: int, d: int, k: int, views: int, normalize: bool
+) -> None:
+    features, labels = blobs(n, d, k, views, spread=9)
+    head = Prototype(normalize=normalize).fit(features, labels, k, views)
+    assert [layer.name for layer in head.layers] == ["unit", "logits"][not normalize :]
+    kernel, bias = nearest.prototypes(features, labels, k, views, normalize=normalize)
+    for queries in (others(d), 9 * others(d), features):
+        expected = long(queries, normalize) @ kernel + bias
+        np.testing.assert_allclose(answers(head, queries), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 # Neighbours
 
 
-def votes_by_hand(
-    features: np.ndarray, labels: np.ndarray, classes: int, queries: np.ndarray, k: int, temperature: float
-) -> np.ndarray:
-    """Compute log-probabilities `(n, classes)` of votes of the `k` nearest by cosine, plus one vote for all classes."""
-    rows, found = unit(features), []
-    for query in unit(queries):
-        cosines = [float(row @ query) for row in rows]
-        votes = np.full(classes, 1 / classes)
-        for i in sorted(range(len(rows)), key=lambda i: -cosines[i])[:k]:
-            votes[labels[i]] += np.exp((cosines[i] - max(cosines)) / temperature)
-        found.append(np.log(votes / votes.sum()))
-    return np.array(found)
-
-
 @few
 @given(
-    n=st.integers(3, 30),
-    d=st.integers(2, 10),
+    n=st.integers(3, 60),
+    d=st.integers(3, 20),
     classes=st.integers(2, 3),
-    k=st.integers(1, 40),
-    temperature=st.floats(0.01, 2),
+    views=st.integers(1, 3),
+    k=st.none() | st.integers(1, 40),
+    temperature=st.none() | st.floats(0.01, 2),
     seed=st.integers(0, 100),
 )
-def test_neighbours_vote_as_by_hand(n: int, d: int, classes: int, k: int, temperature: float, seed: int) -> None:
-    features, labels = blobs(n, d, classes, seed)
-    head = KNN(k=k, temperature=temperature).fit(features, labels, classes)
-    expected = votes_by_hand(features, labels, classes, others(d), k, temperature)
-    np.testing.assert_allclose(log_softmax(answers(head, others(d))), expected, atol=2e-3)
-
-
-@pytest.mark.parametrize("given_", [{}, {"k": 4}, {"temperature": 0.5}], ids=str)
-@pytest.mark.parametrize("views", [1, 3])
-def test_leave_one_out_choice_leaves_out_all_views_of_an_image(views: int, given_: dict[str, Any]) -> None:
-    features, labels = blobs(20, 6, 2, spread=2)
-    features, labels = features.repeat(views, axis=0), labels.repeat(views)
-    features += 0.05 * others(6, len(features))
-    head = KNN(**given_).fit(features, labels, 2, views)
-    k, temperature = nearest.choose_k(features, labels, 2, views, given_.get("k"), given_.get("temperature"))
-    expected = votes_by_hand(features, labels, 2, others(6), k, temperature)
-    np.testing.assert_allclose(log_softmax(answers(head, others(6))), expected, atol=2e-3)
-
-
-def test_prototypes_leave_out_all_views_of_an_image() -> None:
-    rng = np.random.default_rng(0)
-    features, labels = rng.normal(size=(30, 50)).repeat(3, axis=0).astype(np.float32), (np.arange(30) % 2).repeat(3)
-    together, apart = (Prototype().fit(features, labels, 2, views) for views in (3, 1))
-    kernel, bias = nearest.prototypes(features, labels, 2, 3, normalize=True)
-    np.testing.assert_array_equal(together.get_weights()[0], kernel)
-    np.testing.assert_array_equal(together.get_weights()[1], bias)
-    assert np.abs(apart.get_weights()[0]).max() > 1.5 * np.abs(kernel).max(), "or views would not matter"
-
-
-@few
-@given(n=st.integers(2, 60), d=st.integers(3, 20), seed=st.integers(0, 1000))
-def test_the_nearest_neighbour_of_a_training_image_is_itself(n: int, d: int, seed: int) -> None:
-    features = np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
-    labels = np.arange(n) % 2
-    head = KNN(k=1).fit(features, labels, 2)
-    assert np.array_equal(answers(head, features).argmax(axis=1), labels)
-    assert np.array_equal(answers(head, 5 * features).argmax(axis=1), labels), "whatever its length"
-
-
-def test_neighbours_never_give_certainty() -> None:
-    features, labels = blobs(40, 6, 4, spread=0.01)
-    for k in (1, 5):
-        probability = np.exp(log_softmax(answers(KNN(k=k, temperature=0.1).fit(features, labels, 4), features)))
-        assert (probability.max(axis=1) < (k + 0.26) / (k + 1)).all()
-        assert (probability.min(axis=1) > 0.2 / (k + 1)).all()
+@example(n=20, d=6, classes=2, views=3, k=None, temperature=None, seed=0)
+@example(n=20, d=6, classes=2, views=3, k=4, temperature=None, seed=0)
+@example(n=20, d=6, classes=2, views=3, k=None, temperature=0.5, seed=0)
+@example(n=60, d=20, classes=2, views=1, k=1, temperature=0.1, seed=0)
+def test_neighbours_vote_as_by_hand(
+    n: int, d: int, classes: int, views: int, k: int | None, temperature: float | None, seed: int
+) -> None:
+    """The nearest neighbour of a training image is itself, whatever its length."""
+    features, labels = blobs(n, d, classes, views, spread=2, seed=seed)
+    head = KNN(k=k, temperature=temperature).fit(features, labels, classes, views)
+    chosen = nearest.choose_k(features, labels, classes, views, k, temperature)
+    for queries in (others(d), features, 5 * features):
+        expected = np.log(votes_by_hand(features, labels, classes, queries, *chosen))
+        np.testing.assert_allclose(log_softmax(answers(head, queries)), expected, atol=2e-3)
 
 
 def test_equidistant_neighbours_of_two_classes_tie() -> None:
@@ -292,8 +201,7 @@ def test_unusual_features_give_finite_logits(head: DirectHead, kind: str) -> Non
 @pytest.mark.parametrize("head", MADE, ids=str)
 @pytest.mark.parametrize("views", [1, 3])
 def test_one_image_per_class_is_enough(head: DirectHead, views: int) -> None:
-    features, labels = blobs(4, 6, 4)
-    features, labels = features.repeat(views, axis=0), labels.repeat(views)
+    features, labels = blobs(4, 6, 4, views)
     found = answers(head.fit(features, labels, 4, views), features)
     if not isinstance(head, KNN) or head.k in (None, 1):
         assert np.array_equal(found.argmax(axis=1), labels)
@@ -320,8 +228,7 @@ def assert_saved_model_answers_as_recorded(done: Run, root: Path) -> None:
     assert {row["split"] for row in rows} == {"val", "test"}
 
 
-def in_split(done: Run, split: str, name: str = "predictions.csv") -> float:
-    """Compute the accuracy of a table of predictions."""
+def accuracy(done: Run, split: str, name: str = "predictions.csv") -> float:
     rows = [row for row in table(done.directory / name) if row["split"] == split]
     return float(np.mean([row["label"] == row["prediction"] for row in rows]))
 
@@ -349,44 +256,37 @@ def test_the_saved_head_uses_validation_images_the_scored_not(tmp_path: Path, no
     assert bank.shape == (32, train + val)
     assert votes.sum() == train + val
     assert not done.model().get_layer("head").trainable_weights
-    assert in_split(done, "val") == 1, "each is its own nearest neighbour"
-    assert in_split(done, "val", "validation.csv") == done.metrics["val_accuracy"] < 1
-    assert in_split(done, "test") == done.metrics["test_accuracy"] < 0.9
+    assert accuracy(done, "val") == 1, "each is its own nearest neighbour"
+    assert accuracy(done, "val", "validation.csv") == done.metrics["val_accuracy"] < 1
+    assert accuracy(done, "test") == done.metrics["test_accuracy"] < 0.9
 
 
-def test_a_heads_keys_have_an_effect(tmp_path: Path, noise: Path) -> None:
-    run_ = run(tmp_path / "knn", noise, "head=knn", "head.k=2", "head.temperature=0.5", "callbacks=none")
-    data = Folder(root=str(noise)).load()
-    model = run_.model()
-    features = [
-        np.asarray(model.get_layer("backbone")(np.stack([data.pixels(i, 32) for i in indices]).astype(np.float32)))
-        for indices in (data.indices("train", "val"), data.indices("test"))
-    ]
-    expected = votes_by_hand(features[0], data.labels[data.indices("train", "val")], 2, features[1], 2, 0.5)
-    told = [[float(row["p_a"]), float(row["p_b"])] for row in table(run_.directory / "predictions.csv")]
-    np.testing.assert_allclose(told[-len(expected) :], np.exp(expected), atol=1e-3)
-    raw = run(tmp_path / "prototype", noise, "head=prototype", "head.normalize=false", "callbacks=none").model()
-    assert [layer.name for layer in raw.get_layer("head").layers] == ["logits"]
-
-
-@pytest.mark.parametrize("head", ["prototype", "knn"])
-def test_a_direct_head_uses_all_views(tmp_path: Path, noise: Path, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[tuple[int, int]] = []
-    recipe = {"prototype": Prototype, "knn": KNN}[head]
+def record_fits(monkeypatch: pytest.MonkeyPatch, recipe: type[DirectHead]) -> list[tuple[np.ndarray, int, np.ndarray]]:
+    """Record the features, the views and the first weights of each head that is made."""
+    made: list[tuple[np.ndarray, int, np.ndarray]] = []
     fit = recipe.fit
 
     def recorded(self: Any, features: np.ndarray, labels: np.ndarray, num_classes: int, views: int = 1) -> keras.Model:
-        made.append((len(features), views))
-        assert len(np.unique(features, axis=0)) == len(features) == len(labels)
         assert (labels.reshape(-1, views) == labels[::views, None]).all()
-        return fit(self, features, labels, num_classes, views)
+        head = fit(self, features, labels, num_classes, views)
+        made.append((features, views, head.get_weights()[0]))
+        return head
 
     monkeypatch.setattr(recipe, "fit", recorded)
+    return made
+
+
+@pytest.mark.parametrize(("head", "recipe"), [("prototype", Prototype), ("knn", KNN)])
+def test_a_direct_head_uses_all_views(
+    tmp_path: Path, noise: Path, head: str, recipe: type[DirectHead], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = record_fits(monkeypatch, recipe)
     options = [f"head={head}", "callbacks=none", "data/augment=light", "features.views=3"]
     done = run(tmp_path / "run", noise, *options)
     train, val, test = (done.metrics[f"num_{split}"] for split in ("train", "val", "test"))
     assert done.metrics["features_computed"] == 3 * (train + val) + val + test
-    assert made == [(3 * train, 3), (3 * (train + val), 3)], "one to be judged, one to be kept"
+    different = [(len(np.unique(features, axis=0)), len(features), views) for features, views, _ in made]
+    assert different == [(n, n, 3) for n in (3 * train, 3 * (train + val))], "one to be judged, one to be kept"
     assert_saved_model_answers_as_recorded(done, noise)
     again = run(tmp_path / "again", noise, *options)
     assert again.metrics["features_computed"] == 0
@@ -397,24 +297,15 @@ def test_a_direct_head_uses_all_views(tmp_path: Path, noise: Path, head: str, mo
 def test_later_stages_continue_training_a_prototype_head(
     tmp_path: Path, noise: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[list[np.ndarray]] = []
-    seen: list[int] = []
-    fit = Prototype.fit
-
-    def recorded(self: Prototype, features: np.ndarray, *rest: Any) -> keras.Model:
-        head = fit(self, features, *rest)
-        made.append(head.get_weights())
-        seen.append(len(features))
-        return head
-
-    monkeypatch.setattr(Prototype, "fit", recorded)
+    made = record_fits(monkeypatch, Prototype)
     done = run(tmp_path / "run", noise, "head=prototype", "transfer=finetune", "transfer.backbone.epochs=1",
                "transfer.backbone.learning_rate=1e-3", "callbacks=none")  # fmt: skip
     assert [row["stage"] for row in table(done.directory / "history.csv")] == ["head", "backbone"]
-    assert seen == [done.metrics["num_train"]], "validation images are still needed"
+    [(features, _, before)] = made
+    assert len(features) == done.metrics["num_train"], "validation images are still needed"
     kernel, _ = done.model().get_layer("head").get_weights()
-    assert not np.array_equal(kernel, made[0][0])
-    np.testing.assert_allclose(kernel, made[0][0], atol=0.05 * np.abs(kernel).max(), err_msg="it starts from there")
+    assert not np.array_equal(kernel, before)
+    np.testing.assert_allclose(kernel, before, atol=0.05 * np.abs(kernel).max(), err_msg="it starts from there")
     assert_saved_model_answers_as_recorded(done, noise)
 
 
@@ -448,5 +339,10 @@ def test_unsupported_combinations_with_a_head_are_refused(options: list[str], wo
     with pytest.raises(InputError, match=words) as caught:
         compose(["backbone=tiny", *options])
     assert "\n" not in str(caught.value)
+
+
+def test_keys_reach_the_head() -> None:
     assert compose(["head=prototype", "transfer=finetune"]).head == Prototype()
+    assert compose(["head=prototype", "head.normalize=false"]).head == Prototype(normalize=False)
     assert compose(["head=knn", "transfer=frozen"]).head == KNN()
+    assert compose(["head=knn", "head.k=2", "head.temperature=0.5"]).head == KNN(k=2, temperature=0.5)
