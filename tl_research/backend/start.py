@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 
@@ -44,9 +45,9 @@ def start_backend(threads: int | None = None, deterministic: bool = False) -> in
                     f"threads; start a new process (in a notebook: restart the kernel)"
                 ) from None
             wanted = running or wanted
-    threadpool_limits(
-        wanted
-    )  # BLAS counts cores when it is loaded, which may be before they are divided among processes
+    # BLAS counts cores when it is loaded, which may be before they are divided among processes.
+    threadpool_limits(wanted)
+    tf.get_logger().setLevel(logging.ERROR)  # each network that is traced is news to it, and to nobody else
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     return wanted

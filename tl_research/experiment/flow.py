@@ -158,6 +158,8 @@ def _run_stages(experiment: Experiment, run: Run, runner: StageRunner) -> None:
     """Run all stages, or the remaining ones after a checkpoint."""
     checkpoint = run.checkpoints.read() if run.resumes else None
     first = runner.restore(checkpoint) if checkpoint else 0
+    if checkpoint:
+        log.info("%s: continued after epoch %d", run.directory, run.metrics["resumed_at_epoch"])
     stages = list(experiment.transfer.items())
     for number, (name, stage) in enumerate(stages[first:], first):
         if runner.is_late:
