@@ -115,7 +115,8 @@ def board(cwd: Path) -> list[dict[str, str]]:
 
 def metrics(cwd: Path) -> list[dict[str, Any]]:
     found = [json.loads(path.read_text()) for path in sorted(cwd.glob("outputs/sweeps/*/*/metrics.json"))]
-    return [{k: v for k, v in one.items() if not k.startswith(("seconds", "features", "version"))} for one in found]
+    history = ("seconds", "features", "version", "resumed_at_epoch")  # how a run came to its numbers
+    return [{k: v for k, v in one.items() if not k.startswith(history)} for one in found]
 
 
 @contextmanager
