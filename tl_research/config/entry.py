@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from tl_research.config import output_dirs, resume, secondary_worker  # noqa: F401 - output_dirs registers job_dir
+from tl_research.config import resume, secondary_worker
 from tl_research.config.compose import build_experiment, hydra
 from tl_research.config.compose_errors import compose_config
 from tl_research.config.exit_status import run_reporting_errors

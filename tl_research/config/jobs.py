@@ -17,6 +17,7 @@ from hydra.core.utils import run_job, setup_globals
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 
+from tl_research.config import output_dirs  # noqa: F401 - a job's process needs its resolver job_dir
 from tl_research.config.compose import build_experiment
 from tl_research.errors import InputError
 from tl_research.reports import html_report
