@@ -43,7 +43,9 @@ def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tu
         logits["val"] = state.held_out
         run.write_csv("validation.csv", *prediction_rows(data, data.indices("val"), state.held_out))
     for split, values in logits.items():
-        scores = classification_metrics(values, data.labels[data.indices(split)])
+        indices = data.indices(split)
+        groups = None if data.groups is None else data.groups[indices]
+        scores = classification_metrics(values, data.labels[indices], groups)
         metrics |= {f"{split}_{name}": value for name, value in scores.items()}
     if test_views:
         averaged = state.averaged_logits("test", test_views)
