@@ -24,10 +24,13 @@ MOST_SAMPLES = 16
 MOST_MISTAKES = 12
 THUMBNAIL = 128
 
-# Keys that name places, say how to run, or repeat the option of a group.
-HIDDEN = {
-    *("_target_", "url", "cache", "store", "max_gb", "name", "min_size", "distribution", "variant", "application"),
-    "verbose",
+# Keys that name places, say how to run, or repeat the option of a group: hidden unless the command gives them.
+_HIDDEN = {
+    *("data.cache", "features.store", "features.max_gb", "verbose", "fresh", "missing_weights", "resume", "shard"),
+    *(
+        f"backbone.{key}"
+        for key in ("name", "url", "min_size", "distribution", "variant", "application", "build.application")
+    ),
 }
 
 
@@ -66,7 +69,8 @@ def show_results(
     indices = data.indices("test")
     shown = np.random.default_rng(0).permutation(len(indices))[:MOST_SAMPLES]
     samples = [(data.pixels(int(indices[n]), state.image_size), int(data.labels[indices[n]]), logits[n]) for n in shown]
-    results = Results(run.metrics, hyperparameters(config), data.class_names, data.labels[indices], logits, samples)
+    shown_keys = hyperparameters(config, run.overrides)
+    results = Results(run.metrics, shown_keys, data.class_names, data.labels[indices], logits, samples)
     with run.phase("callbacks"):
         for callback in callbacks:
             callback.finish(run.directory, results)
@@ -103,11 +107,13 @@ def thumbnail(path: Path) -> str:
     return base64.b64encode(content.getvalue()).decode()
 
 
-def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten a configuration: the option of each group, then scalars by the key a user would set."""
-    flat = dict(config.get("choices", {}))
-    flat |= _flatten({key: value for key, value in config.items() if key not in ("choices", "callbacks")})
-    return flat
+def hyperparameters(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Flatten a configuration: the option of each group, then plain values by the key a user would set, null as text.
+    Whatever the overrides of the command set is among them."""
+    given = dict(text.lstrip("+~").partition("=")[::2] for text in overrides)
+    flat = _flatten({key: value for key, value in config.items() if key != "choices"})
+    shown = {k: v for k, v in flat.items() if k in given or not (k in _HIDDEN or k.startswith("callbacks."))}
+    return {**config.get("choices", {}), **{key: given[key] for key in given if "/" in key}, **shown}
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -115,6 +121,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, bool | int | float | str) and key not in HIDDEN:
-            flat[f"{prefix}{key}"] = value
+        elif key != "_target_":
+            plain = isinstance(value, bool | int | float | str)
+            flat[f"{prefix}{key}"] = value if plain else "null" if value is None else str(value)
     return flat
