@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import sys
 
 from tl_research.errors import InputError
-from tl_research.system.hardware import CORES_VARIABLE, cores
+from tl_research.system.hardware import cores
 from tl_research.system.process import gc_paused, suppress_stderr
 
 
@@ -32,7 +31,7 @@ def start_backend(threads: int | None = None, deterministic: bool = False) -> in
 
         if first:
             gc.freeze()  # the modules stay; later collections need not traverse them
-    wanted = threads or int(os.environ.get(CORES_VARIABLE, "0")) or cores()
+    wanted = threads or cores()
     if tf.config.threading.get_intra_op_parallelism_threads() != wanted:
         try:
             tf.config.threading.set_intra_op_parallelism_threads(wanted)
