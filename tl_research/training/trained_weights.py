@@ -32,7 +32,7 @@ class TrainedWeights:
         weights = {id(variable) for variable in classifier.weights}
         for position, variable in enumerate(classifier.variables):
             if (id(variable) in changing or id(variable) not in weights) and position not in self.before:
-                self.before[position] = np.array(variable)
+                self.before[position] = variable.numpy()
 
     def variables(self, classifier: keras.Model) -> list[keras.Variable]:
         """List the tracked variables."""
@@ -45,7 +45,7 @@ class TrainedWeights:
 
     def now(self, classifier: keras.Model) -> Weights:
         """Read the values of the tracked variables."""
-        return {position: np.array(classifier.variables[position]) for position in self.before}
+        return {position: classifier.variables[position].numpy() for position in self.before}
 
     def restore(self, classifier: keras.Model, weights: Weights) -> None:
         """Restore the state in which only `weights` had changed."""
@@ -59,7 +59,7 @@ class TrainedWeights:
 
     def restore_checkpoint(self, classifier: keras.Model, weights: Weights) -> None:
         """Assign the values of a checkpoint to a classifier as it was loaded."""
-        self.before = {position: np.array(classifier.variables[position]) for position in weights}
+        self.before = {position: classifier.variables[position].numpy() for position in weights}
         assign_weights(classifier, weights)
 
 
