@@ -297,6 +297,6 @@ class StageRunner:
         self.run.write_history(self.history)
         if self.trial is not None:
             self.trial.check()
-        if rows:
-            monitors = [c.monitor for c in self.callbacks.values() if isinstance(c, BestWeights)]
-            self.best.consider(rows, monitors, self.state.trained.now(self.state.classifier), self.state.held_out)
+        monitor = next((c.monitor for c in self.callbacks.values() if isinstance(c, BestWeights)), None)
+        if rows and monitor:
+            self.best.consider(rows, monitor, self.state.trained.now(self.state.classifier), self.state.held_out)

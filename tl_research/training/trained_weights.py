@@ -3,7 +3,7 @@ loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,7 @@ def assign_weights(classifier: keras.Model, weights: Mapping[int, np.ndarray]) -
 
 @dataclass
 class BestEpoch:
-    """The best epoch of all stages by the monitors of the `BestWeights` callbacks; of equal ones the earlier, unless a
+    """The best epoch of all stages by the monitor of the `BestWeights` callback; of equal ones the earlier, unless a
     later one has also learned from the validation images.
 
     `value` is the monitored number, its sign such that smaller is better, `weights` what had changed by then, and
@@ -86,16 +86,15 @@ class BestEpoch:
     held_out: np.ndarray | None = None
 
     def consider(
-        self, rows: Sequence[Mapping[str, Any]], monitors: Iterable[str], weights: Weights, held_out: np.ndarray | None
+        self, rows: Sequence[Mapping[str, Any]], monitor: str, weights: Weights, held_out: np.ndarray | None
     ) -> None:
         """Keep a stage's final weights, those of the best of its epochs, if no earlier stage was better."""
-        for monitor in monitors:
-            sign = 1 if direction(monitor) == "min" else -1
-            row = min(rows, key=lambda row: sign * row[monitor])
-            value = sign * row[monitor]
-            if self.stage is None or value < self.value or (value == self.value and held_out is not None):
-                self.stage, self.epoch, self.value = row["stage"], row["epoch"], value
-                self.weights, self.held_out = weights, held_out
+        sign = 1 if direction(monitor) == "min" else -1
+        row = min(rows, key=lambda row: sign * row[monitor])
+        value = sign * row[monitor]
+        if self.stage is None or value < self.value or (value == self.value and held_out is not None):
+            self.stage, self.epoch, self.value = row["stage"], row["epoch"], value
+            self.weights, self.held_out = weights, held_out
 
     def metrics(self) -> dict[str, Any]:
         """Give `best_stage` and `best_epoch`, once there is one."""
