@@ -66,6 +66,8 @@ class Backbone:
             if path.suffix not in weights.SUFFIXES:
                 known = ", ".join(weights.SUFFIXES)
                 raise InputError(f"backbone.weights={self.weights}: not a kind of weights file we know ({known})")
+            with _naming_the_key():
+                weights.inspect(path)
 
     def files(self) -> list[Path]:
         """List the files that determine the network, beside our own code. Call `preflight` first."""
@@ -200,6 +202,7 @@ class Saved(Backbone):
     """Architecture and weights of a Keras model file (`.keras`, `.h5`), loaded in safe mode and without its head."""
 
     weights: str | None  # a path; `preflight` refuses null
+    min_size: Positive = 1
 
     @override
     def preflight(self) -> None:
@@ -222,6 +225,7 @@ class Custom(Backbone):
     feature map."""
 
     function: str | None = Field(alias="build")
+    min_size: Positive = 1
 
     @override
     def preflight(self) -> None:

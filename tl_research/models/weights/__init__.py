@@ -28,6 +28,7 @@ __all__ = [
     "feature_extractor",
     "flat",
     "imagenet",
+    "inspect",
     "load_file",
     "load_model",
     "load_torch",
@@ -130,6 +131,25 @@ def _from_torch(name: str, value: np.ndarray) -> Tensor:
     return Tensor("", "", name, role, value.shape, value)
 
 
+def inspect(path: Path) -> None:
+    """Look whether a file can be read as weights of the kind that it is named after. No network is needed.
+
+    Raises:
+        InputError: it is damaged, or holds something else.
+    """
+    if path.suffix in TORCH_SUFFIXES:
+        read_torch(path)
+    elif keras_file.is_archive(path):
+        safe_config(path)
+        keras_file.read_weights(path)
+    else:
+        keras_file.check_hdf5(path)
+        with keras_file.reading(path):
+            import h5py
+
+            h5py.File(path, "r").close()
+
+
 def load_file(model: keras.Model, path: str | Path) -> list[str]:
     """Load a backbone's weights from a file: `.weights.h5`, `.h5`, `.keras`, or `.pth` for EfficientNet-Lite.
 
@@ -142,7 +162,7 @@ def load_file(model: keras.Model, path: str | Path) -> list[str]:
         return load_torch(model, path)
     if path.suffix not in KERAS_SUFFIXES and not path.is_dir():
         raise InputError(f"{path}: the kind of weights file is not known. Give .weights.h5, .h5, .keras or .pth")
-    if path.suffix == ".keras":
+    if keras_file.is_archive(path):
         safe_config(path)
     with keras_file.contents(path) as contents:
         pair = match if contents.ordered else match_unordered
