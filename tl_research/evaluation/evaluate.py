@@ -17,6 +17,7 @@ from tl_research.evaluation.predict import prediction_rows
 from tl_research.metrics.classification import classification_metrics
 from tl_research.metrics.probabilities import softmax
 from tl_research.runs.run import Run
+from tl_research.system.console import only_warning, printable
 from tl_research.training.callbacks import Callback, Results
 from tl_research.training.classifier_state import ClassifierState
 
@@ -62,18 +63,21 @@ def show_results(
     run: Run, state: ClassifierState, callbacks: Iterable[Callback], config: Mapping[str, Any], logits: np.ndarray
 ) -> None:
     """Write the worst of the test `logits` to `mistakes.json`, and pass logits, metrics and hyperparameters to the
-    callbacks."""
-    data = state.data
-    with run.phase("evaluate"):
-        run.write_json("mistakes.json", mistakes(data, logits))
-    indices = data.indices("test")
+    callbacks. What fails gives a warning: the run has its results."""
+    data, indices = state.data, state.data.indices("test")
     shown = np.random.default_rng(0).permutation(len(indices))[:MOST_SAMPLES]
-    samples = [(data.pixels(int(indices[n]), state.image_size), int(data.labels[indices[n]]), logits[n]) for n in shown]
+    samples: list[tuple[np.ndarray, int, np.ndarray]] = []
+    with only_warning("mistakes.json"), run.phase("evaluate"):
+        run.write_json("mistakes.json", mistakes(data, logits))
+    with only_warning("sample predictions"):
+        for n in shown:
+            samples.append((data.pixels(int(indices[n]), state.image_size), int(data.labels[indices[n]]), logits[n]))
     shown_keys = hyperparameters(config, run.overrides)
     results = Results(run.metrics, shown_keys, data.class_names, data.labels[indices], logits, samples)
     with run.phase("callbacks"):
         for callback in callbacks:
-            callback.finish(run.directory, results)
+            with only_warning(f"callback {type(callback).__name__}"):
+                callback.finish(run.directory, results)
 
 
 def mistakes(data: DataModule, logits: np.ndarray) -> list[dict[str, Any]]:
@@ -122,6 +126,6 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{prefix}{key}.")
         elif key != "_target_":
-            plain = isinstance(value, bool | int | float | str)
-            flat[f"{prefix}{key}"] = value if plain else "null" if value is None else str(value)
+            plain = isinstance(value, bool | int | float)
+            flat[f"{prefix}{key}"] = value if plain else "null" if value is None else printable(str(value))
     return flat

@@ -66,6 +66,8 @@ class Backbone:
             if path.suffix not in weights.SUFFIXES:
                 known = ", ".join(weights.SUFFIXES)
                 raise InputError(f"backbone.weights={self.weights}: not a kind of weights file we know ({known})")
+            with _naming_the_key():
+                weights.inspect(path)
 
     def files(self) -> list[Path]:
         """List the files that determine the network, beside our own code. Call `preflight` first."""

@@ -28,6 +28,7 @@ __all__ = [
     "feature_extractor",
     "flat",
     "imagenet",
+    "inspect",
     "load_file",
     "load_model",
     "load_torch",
@@ -128,6 +129,25 @@ def _from_torch(name: str, value: np.ndarray) -> Tensor:
     if role == "weight":
         role = "gamma" if value.ndim == 1 else "kernel"
     return Tensor("", "", name, role, value.shape, value)
+
+
+def inspect(path: Path) -> None:
+    """Look whether a file can be read as weights of the kind that it is named after. No network is needed.
+
+    Raises:
+        InputError: it is damaged, or holds something else.
+    """
+    if path.suffix in TORCH_SUFFIXES:
+        read_torch(path)
+    elif keras_file.is_archive(path):
+        safe_config(path)
+        keras_file.read_weights(path)
+    else:
+        keras_file.check_hdf5(path)
+        with keras_file.reading(path):
+            import h5py
+
+            h5py.File(path, "r").close()
 
 
 def load_file(model: keras.Model, path: str | Path) -> list[str]:
