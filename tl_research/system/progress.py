@@ -47,7 +47,7 @@ class _Bar(Progress):
 def bar(*columns: ProgressColumn) -> Progress:
     """Make a progress bar with these columns, or with counts and elapsed time, and the remaining time."""
     return _Bar(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         *(columns or (MofNCompleteColumn(), TimeElapsedColumn())),
         TimeRemainingColumn(),
