@@ -12,10 +12,12 @@ import numpy as np
 
 from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import UndecodableError, open_image
+from tl_research.evaluation.calibration import calibrate_run
 from tl_research.evaluation.predict import prediction_rows
 from tl_research.metrics.classification import classification_metrics
 from tl_research.metrics.probabilities import softmax
 from tl_research.runs.run import Run
+from tl_research.system.console import only_warning, printable
 from tl_research.training.callbacks import Callback, Results
 from tl_research.training.classifier_state import ClassifierState
 
@@ -45,12 +47,15 @@ def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tu
         logits["val"] = state.held_out
         run.write_csv("validation.csv", *prediction_rows(data, data.indices("val"), state.held_out))
     for split, values in logits.items():
-        scores = classification_metrics(values, data.labels[data.indices(split)])
+        indices = data.indices(split)
+        groups = None if data.groups is None else data.groups[indices]
+        scores = classification_metrics(values, data.labels[indices], groups)
         metrics |= {f"{split}_{name}": value for name, value in scores.items()}
     if test_views:
         averaged = state.averaged_logits("test", test_views)
         scores = classification_metrics(averaged, data.labels[data.indices("test")])
         metrics |= {f"test_tta_{name}": value for name, value in scores.items()}
+    metrics |= calibrate_run(run, state, logits["val"], logits["test"])
     return metrics, logits["test"]
 
 
@@ -58,18 +63,21 @@ def show_results(
     run: Run, state: ClassifierState, callbacks: Iterable[Callback], config: Mapping[str, Any], logits: np.ndarray
 ) -> None:
     """Write the worst of the test `logits` to `mistakes.json`, and pass logits, metrics and hyperparameters to the
-    callbacks."""
-    data = state.data
-    with run.phase("evaluate"):
-        run.write_json("mistakes.json", mistakes(data, logits))
-    indices = data.indices("test")
+    callbacks. What fails gives a warning: the run has its results."""
+    data, indices = state.data, state.data.indices("test")
     shown = np.random.default_rng(0).permutation(len(indices))[:MOST_SAMPLES]
-    samples = [(data.pixels(int(indices[n]), state.image_size), int(data.labels[indices[n]]), logits[n]) for n in shown]
+    samples: list[tuple[np.ndarray, int, np.ndarray]] = []
+    with only_warning("mistakes.json"), run.phase("evaluate"):
+        run.write_json("mistakes.json", mistakes(data, logits))
+    with only_warning("sample predictions"):
+        for n in shown:
+            samples.append((data.pixels(int(indices[n]), state.image_size), int(data.labels[indices[n]]), logits[n]))
     shown_keys = hyperparameters(config, run.overrides)
     results = Results(run.metrics, shown_keys, data.class_names, data.labels[indices], logits, samples)
     with run.phase("callbacks"):
         for callback in callbacks:
-            callback.finish(run.directory, results)
+            with only_warning(f"callback {type(callback).__name__}"):
+                callback.finish(run.directory, results)
 
 
 def mistakes(data: DataModule, logits: np.ndarray) -> list[dict[str, Any]]:
@@ -118,6 +126,6 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{prefix}{key}.")
         elif key != "_target_":
-            plain = isinstance(value, bool | int | float | str)
-            flat[f"{prefix}{key}"] = value if plain else "null" if value is None else str(value)
+            plain = isinstance(value, bool | int | float)
+            flat[f"{prefix}{key}"] = value if plain else "null" if value is None else printable(str(value))
     return flat

@@ -20,6 +20,7 @@ from tl_research.models.classifier import BatchNorm
 from tl_research.models.head import Head
 from tl_research.recipe import Positive, Seed, recipe
 from tl_research.runs.run import Existing, Run
+from tl_research.system.memory import memory_error
 from tl_research.training.callbacks import Callback
 from tl_research.training.loop import TrainLoop
 from tl_research.training.optimizer import Optimizer
@@ -75,8 +76,8 @@ class Experiment:
             return False
         try:
             self.backbone.preflight()
-        except InputError:
-            return True
+        except InputError as error:
+            return not memory_error(error)
         return False
 
     @property
@@ -91,6 +92,8 @@ class Experiment:
             try:
                 part.preflight()
             except InputError as error:
+                if memory_error(error):
+                    raise
                 raise MissingResourceError(what, str(error)) from None
 
     def run(self, directory: str | Path | None = None, existing: Existing = "refuse") -> Run:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,14 +14,30 @@ from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from typing_extensions import override
 
 MOST_COLUMNS = 1000
 LEAST_WIDTH = 16  # of a column, before it wraps: that of an interval
 
-out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: a file's name may be no text
+
+log = logging.getLogger(__name__)
+
+
+class _Terminal(Console):
+    """A console whose reader may leave, as `head` does: the run goes on."""
+
+    @override
+    def on_broken_pipe(self) -> None:
+        with contextlib.suppress(SystemExit):
+            super().on_broken_pipe()
+
+
+out = _Terminal(highlight=False, soft_wrap=True, markup=False, emoji=False)
 if not (out.is_terminal or out.is_jupyter):
     out.width = 160  # a file has room for whole names
-progress_console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+progress_console = _Terminal(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 """Where progress bars are drawn."""
 
 
@@ -47,10 +65,38 @@ def silenced(silent: bool = True) -> Iterator[None]:
             console.quiet = quiet
 
 
+@contextlib.contextmanager
+def only_warning(what: str) -> Iterator[None]:
+    """Turn an error within the block into a warning of one line: what only shows must not fail a run."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("%s: not shown, the run goes on (%.300s)", what, reason)
+
+
+def printable(text: str) -> str:
+    """Escape control characters and bytes that are no text, as names of files may have them."""
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in ("Cc", "Cs") else letter
+        for letter in text
+    )
+
+
 def show(*lines: Any) -> None:
     """Print lines on standard output."""
     for line in lines:
         out.print(str(line))
+
+
+def show_progress(line: str) -> None:
+    """Write a line to the log files, and to standard output where nobody sees a progress bar."""
+    record = logging.makeLogRecord({"name": "tl_research", "levelno": logging.INFO, "levelname": "INFO", "msg": line})
+    for handler in logging.root.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+    if not (is_watched() or out.is_terminal):
+        show(line)
 
 
 def show_error(message: Any) -> None:
