@@ -106,12 +106,12 @@ def titles(entries: Sequence[Entry]) -> list[str]:
 def by_data_set(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """Divide runs by the images they were made from, in order of appearance. A data set is known by its content
     (`dataset` of `metrics.json`); where a run has no such record, by that of a run from the same source, else by the
-    source. The names are those of the sources."""
+    source; where even that is not known, it is taken to be the first. The names are those of the sources."""
     recorded = {entry.source: str(entry.metrics["dataset"]) for entry in entries if entry.metrics.get("dataset")}
+    keys = [str(entry.metrics.get("dataset") or recorded.get(entry.source, entry.source)) for entry in entries]
     groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        key = str(entry.metrics.get("dataset") or recorded.get(entry.source, entry.source))
-        groups.setdefault(key, []).append(entry)
+    for key, entry in zip(keys, entries, strict=True):
+        groups.setdefault(key or next(filter(None, keys), ""), []).append(entry)
     names = [group[0].source for group in groups.values()]
     return {
         name if names.count(name) == 1 else f"{name} ({key})": group
