@@ -205,6 +205,50 @@ def test_weights_load_from_a_file_unless_they_do_not_fit(tmp_path: Path) -> None
         ).backbone.build()
 
 
+def imagenet_network(application: str, monkeypatch: pytest.MonkeyPatch, size: int = 64) -> Any:
+    """Build the graph that Keras builds for its ImageNet weights, with random ones."""
+    import keras
+
+    with monkeypatch.context() as patch:
+        patch.setattr("keras.src.utils.file_utils.get_file", lambda *_, **__: "unused")
+        patch.setattr(keras.Model, "load_weights", lambda *_, **__: None)
+        options: dict[str, Any] = {"include_top": False, "weights": "imagenet", "input_shape": (size, size, 3)}
+        return getattr(keras.applications, application)(**options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_finetuned_efficientnet_keeps_all_its_preprocessing(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras
+
+    network = imagenet_network("EfficientNetB0", monkeypatch)
+    inputs = keras.Input((64, 64, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(network(inputs))
+    path = tmp_path / f"finetuned{suffix}"
+    keras.Model(inputs, keras.layers.Dense(3)(pooled)).save(path)
+    backbone = recipe("efficientnet_b0", weights=path, image_size=64).build()
+    expected = np.asarray(network(pictures(64), training=False)).mean((1, 2))
+    np.testing.assert_allclose(backbone(pictures(64), training=False), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scaled", [True, False])
+def test_preprocessing_in_a_users_file_replaces_ours(scaled: bool, tmp_path: Path) -> None:
+    """Without any in the file, ours stays, for then it was done outside of the network."""
+    import keras
+
+    network = keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(64, 64, 3))
+    inputs = keras.Input((64, 64, 3))
+    x = network(keras.layers.Rescaling(1 / 255)(inputs) if scaled else inputs)
+    keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))).save(tmp_path / "mine.keras")
+    backbone = recipe("mobilenet_v2", weights=tmp_path / "mine.keras", image_size=64).build()
+    pixels = pictures(64)
+    expected = np.asarray(network(pixels / 255 if scaled else pixels / 127.5 - 1, training=False)).mean((1, 2))
+    np.testing.assert_allclose(backbone(pixels, training=False), expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_b0"])
 def test_keras_own_file_in_another_folder_loads_as_keras_would(name: str, tmp_path: Path) -> None:

@@ -105,13 +105,18 @@ class Backbone:
         import keras
 
         pixels = keras.Input((*network.input_shape[1:3], 3), name="pixels")
-        image = to_channels(pixels, network.input_shape[3:], self.preprocessing)
+        how = self._preprocessing_of(network)
+        image = to_channels(pixels, network.input_shape[3:], how)
         # Calling the network's graph on a symbolic tensor inlines its layers instead of nesting one model in another.
-        features = keras.Function.call(network, preprocess(image, self.preprocessing))
+        features = keras.Function.call(network, preprocess(image, how))
         if len(features.shape) == 4:
             pool = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}[self.pooling]
             features = pool(name="features", dtype="float32")(features)
         return keras.Model(pixels, features, name="backbone")
+
+    def _preprocessing_of(self, network: keras.Model) -> Preprocessing | None:
+        """Return what is put before the network."""
+        return self.preprocessing
 
     def _construct(self, constructor: Callable[..., keras.Model], **options: Any) -> keras.Model:
         shape = (self.image_size, self.image_size, 3)
@@ -159,7 +164,15 @@ class Application(Backbone):
         path = Path(self.weights).expanduser()
         if self.url and path.name == self.url.rpartition("/")[2]:  # Keras' own file, downloaded by hand
             return self._imagenet(constructor, path)
-        return self._load(self._construct(constructor, pooling=self.pooling), path)
+        network = self._load(self._construct(constructor, pooling=self.pooling), path)
+        saved = weights.try_load_model(path)
+        if saved is None:
+            return network
+        return weights.replace_stem(network, weights.feature_extractor(saved, self.image_size))
+
+    @override
+    def _preprocessing_of(self, network: keras.Model) -> Preprocessing | None:
+        return "none" if scales_pixels(network) else self.preprocessing  # the former as a file of the user's has it
 
     def _imagenet(self, constructor: Callable[..., keras.Model], path: Path | None) -> keras.Model:
         """Let Keras build the network for its own weights; for some networks the graph then differs (EfficientNet

@@ -24,6 +24,8 @@ from tl_research.models.weights.saved_model import (
     feature_extractor,
     flat,
     load_model,
+    replace_stem,
+    try_load_model,
 )
 from tl_research.models.weights.torch_file import read_torch
 from tl_research.system import download
@@ -42,6 +44,8 @@ __all__ = [
     "load_torch",
     "package_file",
     "read_torch",
+    "replace_stem",
+    "try_load_model",
 ]
 
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
