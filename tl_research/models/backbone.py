@@ -120,7 +120,7 @@ class Backbone:
 
     def _construct(self, constructor: Callable[..., keras.Model], **options: Any) -> keras.Model:
         shape = (self.image_size, self.image_size, 3)
-        return constructor(include_top=False, weights=None, input_shape=shape, **options)
+        return constructor(**{"include_top": False, "weights": None, "input_shape": shape} | options)
 
     def _load(self, network: keras.Model, path: Path) -> keras.Model:
         with _naming_the_key():
@@ -167,7 +167,12 @@ class Application(Backbone):
         network = self._load(self._construct(constructor, pooling=self.pooling), path)
         saved = weights.try_load_model(path)
         if saved is None:
-            return network
+            if weights.count_layers(path, "rescaling") <= sum(
+                layer.name.startswith("rescaling") for layer in network.layers
+            ):
+                return network
+            with weights.keras_download(path, load=False):  # with the layers that go with Keras' own weights
+                return self._load(self._construct(constructor, weights="imagenet", pooling=self.pooling), path)
         return weights.replace_stem(network, weights.feature_extractor(saved, self.image_size))
 
     @override
@@ -177,10 +182,9 @@ class Application(Backbone):
     def _imagenet(self, constructor: Callable[..., keras.Model], path: Path | None) -> keras.Model:
         """Let Keras build the network for its own weights; for some networks the graph then differs (EfficientNet
         rescales its input once more). `path` is the weights file; with None Keras downloads it."""
-        shape = (self.image_size, self.image_size, 3)
         try:
             with weights.keras_download(path):
-                return constructor(include_top=False, weights="imagenet", input_shape=shape, pooling=self.pooling)
+                return self._construct(constructor, weights="imagenet", pooling=self.pooling)
         except (OSError, ValueError, KeyError) as error:
             what = path or f"ImageNet weights of {self.application}"
             raise InputError(f"{what}: {error}. Fetch the file again, or use backbone.weights=null") from None
