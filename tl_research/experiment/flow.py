@@ -150,9 +150,10 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
         run.metrics |= metrics | _feature_counts(state.features)
         with run.phase("save"):
             run.write_model(state.classifier)
-        show_results(run, state, runner.callbacks.values(), experiment.config, logits)
         run.metrics |= versions()
-        run.write_json("metrics.json", run.metrics)  # last: a run with metrics is complete
+        run.write_json("metrics.json", run.metrics)  # before anything is drawn: the result stands
+        show_results(run, state, runner.callbacks.values(), experiment.config, logits)
+        run.write_json("metrics.json", run.metrics)  # with the seconds that showing took
         run.checkpoints.remove()
         show_metrics(run.metrics, run.directory, len(runner.history))
 

@@ -229,6 +229,7 @@ class Saved(Backbone):
     """
 
     weights: str | None  # a path; `preflight` refuses null
+    min_size: Positive = 1
     image_size: Positive | None = None
     preprocessing: Preprocessing | None = None
 
@@ -269,6 +270,7 @@ class Custom(Backbone):
     feature map."""
 
     function: str | None = Field(alias="build")
+    min_size: Positive = 1
 
     @override
     def preflight(self) -> None:

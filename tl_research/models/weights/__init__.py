@@ -42,6 +42,7 @@ __all__ = [
     "feature_extractor",
     "flat",
     "imagenet",
+    "inspect",
     "load_file",
     "load_model",
     "load_torch",
