@@ -186,9 +186,12 @@ def labelled_dataset(
 ) -> DataModule:
     """Check the files of a tree for evaluation: labels are positions in `class_names`, splits those of the folder,
     `all` for one without. Raises `InputError` if more than `max_bad` are unreadable."""
+    unknown = sorted({*tree.class_names} - {*class_names})
+    if unknown:
+        raise InputError(f"{tree.root}: the run has no class '{unknown[0]}'; it has {', '.join(class_names)}")
     checked = _check(tree, (0, 1), max_bad, None)
-    own = tree.class_names
-    checked.labels[:] = np.array([list(class_names).index(name) for name in own], dtype=np.int64)[checked.labels]
+    places = [list(class_names).index(name) for name in tree.class_names]
+    checked.labels[:] = np.array(places, dtype=np.int64)[checked.labels]
     module = checked.module(tree, np.arange(len(checked.labels)), resize, None)
     return replace(module, class_names=class_names)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
@@ -64,9 +65,17 @@ class Source:
     def preflight(self) -> None:
         """Check that the images can be had; raise `InputError` if not. Reads and writes no image."""
 
-    def tree(self, known: Sequence[str] = ()) -> ClassFolders:
-        """List the images by split and class. Of a run whose classes are `known`, these alone may occur."""
-        return read_class_folders(self.folder(), options=LayoutOptions(grouped=bool(self.group_by), known=known))
+    def tree(self) -> ClassFolders:
+        """List the images by split and class, without opening them."""
+        return read_class_folders(self.folder(), options=self.layout())
+
+    def labelled_tree(self, class_names: Sequence[str]) -> ClassFolders:
+        """List the images of a run's classes by split and class; some classes may be missing."""
+        return read_class_folders(self.folder(), options=replace(self.layout(), known=class_names))
+
+    def layout(self) -> LayoutOptions:
+        """Give the options for reading the folder."""
+        return LayoutOptions(grouped=self.group_by is not None)
 
     def load(self, index: FileIndex | None = None) -> DataModule:
         """List, check and split the images; files that `index` knows are not opened. Raises `InputError` if the folder
@@ -97,7 +106,7 @@ class Source:
     def load_labelled(self, class_names: Sequence[str]) -> DataModule:
         """List and check all images of a run's classes, with the splits that the folder has, `all` if none.
         Raises `InputError` if there is another class."""
-        return labelled_dataset(self.tree(class_names), class_names, max_bad=self.max_bad, resize=self.resize)
+        return labelled_dataset(self.labelled_tree(class_names), class_names, max_bad=self.max_bad, resize=self.resize)
 
 
 @recipe
@@ -116,15 +125,10 @@ class FolderSource(Source):
         return self
 
     @override
-    def tree(self, known: Sequence[str] = ()) -> ClassFolders:
+    def layout(self) -> LayoutOptions:
         named = {"train": self.train_dir, "val": self.val_dir, "test": self.test_dir}
-        options = LayoutOptions(
-            dirs={split: name for split, name in named.items() if name is not None},
-            label_by=self.label_by,
-            grouped=self.group_by is not None,
-            known=known,
-        )
-        return read_class_folders(self.folder(), options=options)
+        dirs = {split: name for split, name in named.items() if name is not None}
+        return LayoutOptions(dirs, self.label_by, grouped=self.group_by is not None)
 
 
 @recipe
