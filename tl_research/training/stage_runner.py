@@ -287,8 +287,13 @@ class StageRunner:
         return {f"val_{key}": value for key, value in scores.items()}
 
     def _build_callbacks(self, *, last: bool) -> list[keras.callbacks.Callback]:
-        callbacks = [callback.build(self.run.directory) for callback in self.callbacks.values()]
+        watching = [callback for callback in self.callbacks.values() if self._is_measured(callback)]
+        callbacks = [callback.build(self.run.directory) for callback in watching]
         return callbacks if self.trial is None else [*callbacks, self.trial.callback(last=last)]
+
+    def _is_measured(self, callback: Callback) -> bool:
+        """Return whether there are images to measure what a callback monitors."""
+        return not str(getattr(callback, "monitor", "")).startswith("val_") or len(self.state.data.indices("val")) > 0
 
     def _record(self, rows: list[EpochRow]) -> None:
         """Add a stage's epochs to the history, and keep its weights if no stage before was better. Raises
@@ -298,5 +303,6 @@ class StageRunner:
         if self.trial is not None:
             self.trial.check()
         if rows:
-            monitors = [c.monitor for c in self.callbacks.values() if isinstance(c, BestWeights)]
+            best = [c for c in self.callbacks.values() if isinstance(c, BestWeights) and self._is_measured(c)]
+            monitors = [callback.monitor for callback in best]
             self.best.consider(rows, monitors, self.state.trained.now(self.state.classifier), self.state.held_out)
