@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,8 @@ class DataModule:
     ignored: Sequence[Path] = field(default=())
     dataset: str = ""
     """A digest of all readable images with classes and split folders, however they are then split and thinned."""
+    notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
     _pixel_cache: PixelCache = field(default_factory=PixelCache, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -128,6 +130,7 @@ def split_dataset(
     fraction: float = 1.0,
     per_class: int | None = None,
     group_by: str | None = None,
+    min_images: int = 3,
     resize: Resize = "squash",
     augment: Augment | None = None,
     index: FileIndex | None = None,
@@ -136,21 +139,22 @@ def split_dataset(
 
     Splits that exist as folders are kept. Otherwise `test` is cut from all images and `val` from the training images;
     with `fold` of `folds`, `val` is that part of all images outside `test`. `fraction` or `per_class` then reduces the
-    training images. Groups, found by `group_by` in the paths, are never divided between splits.
+    training images. Groups, found by `group_by` in the paths, are never divided between splits. Classes of fewer than
+    `min_images` are left out; smaller ones that are kept stay whole.
 
     Raises:
-        InputError: more than `max_bad` of the files are unreadable, a class is too small for the splits, or split
-            folders divide a group.
+        InputError: more than `max_bad` of the files are unreadable, fewer than two classes are left, or split folders
+            divide a group.
     """
+    checked, tree = _without_small(_check(tree, (0, 1), max_bad, index), tree, min_images)
     names = tree.class_names
-    checked = _check(tree, (0, 1), max_bad, index)
     labels, split_of = checked.labels, checked.split_of
     groups = None
     if group_by is not None:
         groups = groups_of([inspection.path for inspection in checked.inspections], tree.root, group_by)
         demand_apart(split_of, groups)
-    _demand_enough(tree, labels, split_of)
-    _cut(split_of, labels, "test", test, split_seed, names, keep=1 if "val" in tree.files else 2, groups=groups)
+    keep = 1 if "val" in tree.files or not (val or folds) else 2
+    _cut(split_of, labels, "test", test, split_seed, names, keep=keep, groups=groups)
     if folds is not None and fold is not None:
         pool = np.flatnonzero(split_of != "test")
         split_of[pool] = "train"
@@ -177,6 +181,21 @@ def unsplit_dataset(
     checked = _check(tree, part, max_bad, index)
     checked.split_of[:] = "train"
     return checked.module(tree, np.arange(len(checked.labels)), resize, augment)
+
+
+def labelled_dataset(
+    tree: ClassFolders, class_names: Sequence[str], *, max_bad: float, resize: Resize = "squash"
+) -> DataModule:
+    """Check the files of a tree for evaluation: labels are positions in `class_names`, splits those of the folder,
+    `all` for one without. Raises `InputError` if more than `max_bad` are unreadable."""
+    unknown = sorted({*tree.class_names} - {*class_names})
+    if unknown:
+        raise InputError(f"{tree.root}: the run has no class '{unknown[0]}'; it has {', '.join(class_names)}")
+    checked = _check(tree, (0, 1), max_bad, None)
+    places = [list(class_names).index(name) for name in tree.class_names]
+    checked.labels[:] = np.array(places, dtype=np.int64)[checked.labels]
+    module = checked.module(tree, np.arange(len(checked.labels)), resize, None)
+    return replace(module, class_names=class_names)
 
 
 @dataclass(frozen=True)
@@ -211,6 +230,8 @@ class _Checked:
             quarantined=self.bad,
             ignored=tree.ignored,
             dataset=self.dataset,
+            notes=tree.notes,
+            warnings=tree.warnings,
         )
 
 
@@ -219,7 +240,7 @@ def _check(tree: ClassFolders, part: tuple[int, int], max_bad: float, index: Fil
         (path, label, split)
         for split, classes in tree.files.items()
         for label, name in enumerate(tree.class_names)
-        for path in classes[name]
+        for path in classes.get(name, [])
     ][part[0] :: part[1]]
     inspections = inspect_all([path for path, _, _ in listed], index)
     bad = [inspection for inspection in inspections if inspection.reason]
@@ -248,11 +269,11 @@ def _cut(
     groups: np.ndarray | None = None,
 ) -> None:
     """Assign a share of the images to `split`, in place, unless it exists as a folder."""
-    if split not in split_of:
+    if share and split not in split_of:
         pool = np.flatnonzero(np.isin(split_of, ("all", "train")))
         key = f"data.{split}"
         if groups is None:
-            held = hold_out(labels[pool], share, seed, names=names, key=key, keep=keep)
+            held = hold_out(labels[pool], share, seed, num_classes=len(names), keep=keep)
         else:
             held = hold_out_groups(labels[pool], groups[pool], share, seed, names=names, key=key)
         split_of[pool[held]] = split
@@ -267,19 +288,33 @@ def _used(
     return np.sort(np.concatenate([np.flatnonzero(split_of != "train"), chosen]))
 
 
-def _demand_enough(tree: ClassFolders, labels: np.ndarray, split_of: np.ndarray) -> None:
-    """Check that every class has an image in each split folder, and one for each split to be cut."""
-    cut = [split for split in SPLITS if split not in tree.files]
-    for index, name in enumerate(tree.class_names):
-        for split in tree.files:
-            count = int(np.sum((labels == index) & (split_of == split)))
-            needed = [split] if split in ("val", "test") else sorted({"train", *cut}, key=SPLITS.index)
-            if count < len(needed):
-                where = tree.root / name if split == "all" else f"{tree.root} ({split})"
-                raise InputError(
-                    f"data.root={tree.root}: found {count} readable image(s) of class '{name}' in {where}; expected at "
-                    f"least {len(needed)}, one each for {', '.join(needed)}. Add images, or leave the class out"
-                )
+def _without_small(checked: _Checked, tree: ClassFolders, min_images: int) -> tuple[_Checked, ClassFolders]:
+    """Leave out classes of fewer than `min_images` readable images, or of none to train on."""
+    names = tree.class_names
+    counts = np.bincount(checked.labels, minlength=len(names))
+    trained = np.bincount(checked.labels[np.isin(checked.split_of, ("all", "train"))], minlength=len(names))
+    kept = np.flatnonzero((counts >= min_images) & (trained > 0))
+    if len(kept) == len(names):
+        return checked, tree
+    small = ", ".join(f"'{names[i]}' ({counts[i]})" for i in range(len(names)) if i not in kept)
+    if len(kept) < 2:
+        raise InputError(
+            f"data.root={tree.root}: fewer than two classes have the {min_images} readable images that data.min_images "
+            f"asks for; too few: {small}. Add images, or lower data.min_images"
+        )
+    line = f"fewer than {min_images} readable images (data.min_images), or none to train on: {small}: left out"
+    of_kept = np.flatnonzero(np.isin(checked.labels, kept))
+    files = {
+        split: {name: paths for name, paths in classes.items() if name in {names[i] for i in kept}}
+        for split, classes in tree.files.items()
+    }
+    smaller = _Checked(
+        inspections=[checked.inspections[i] for i in of_kept],
+        labels=np.searchsorted(kept, checked.labels[of_kept]),
+        split_of=checked.split_of[of_kept],
+        bad=checked.bad,
+    )
+    return smaller, replace(tree, files=files, warnings=(*tree.warnings, line))
 
 
 def _demand_few(bad: Sequence[Inspection], total: int, max_bad: float) -> None:

@@ -39,6 +39,12 @@ _IRRELEVANT = (
     "trainer.checkpoint_minutes",
 )
 
+# Keys that came later, with the values at which they change nothing: jobs of before keep their identity.
+_LATER = {
+    "data.min_images": 3,
+    **dict.fromkeys(("data.train_dir", "data.val_dir", "data.test_dir", "data.label_by")),
+}
+
 _WORDS = {"config": "config", "images": "images", "weights": "weights", "code": "code version"}
 
 OLDER = "made by an older version; its images and weights cannot be compared"
@@ -176,7 +182,7 @@ def _relevant(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {
         key: _relevant_value(key, value, f"{prefix}{key}.")
         for key, value in config.items()
-        if f"{prefix}{key}" not in _IRRELEVANT
+        if f"{prefix}{key}" not in _IRRELEVANT and _LATER.get(f"{prefix}{key}", ...) != value
     }
 
 
