@@ -70,11 +70,12 @@ class Entry:
     def setting(self, key: str) -> str:
         """Give the value of a key, chosen or default, as it is typed on the command line; empty if it has no such
         key."""
+        missing: Any = object()
         value: Any = self.options.get(key, self.config)
         for part in key.split(".") if value is self.config else ():
-            value = value.get(part, self) if isinstance(value, Mapping) else self
-        if value is self or isinstance(value, Mapping):
-            name = "" if value is self else str(value.get("_target_", "")).rpartition(".")[2]
+            value = value.get(part, missing) if isinstance(value, Mapping) else missing
+        if value is missing or isinstance(value, Mapping):
+            name = str(value.get("_target_", "")).rpartition(".")[2] if isinstance(value, Mapping) else ""
             return self.choices.get(key, name)
         return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
