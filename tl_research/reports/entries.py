@@ -39,13 +39,16 @@ class Entry:
     @classmethod
     def of(cls, run: Run) -> Entry:
         """Read a run."""
-        options = {**run.group_options, **run.config.get("choices", {})}
+        chosen = run.noted_hydra.get("runtime", {}).get("choices", {})
+        options = {str(key): str(value) for key, value in chosen.items() if value and not str(key).startswith("hydra/")}
+        options |= run.config.get("choices", {})
+        number = run.noted_hydra.get("job", {}).get("num")  # ??? for a single run
         choices = dict(text.lstrip("+~").partition("=")[::2] for text in run.overrides)
         choices = {k: v for k, v in (choices if run.from_command else options).items() if k not in NO_CHOICE}
         choices.setdefault("seed", str(run.config.get("seed", 0)))
         status, updated = run.status, (run.directory / "status.json").stat().st_mtime
         return cls(
-            run.directory, choices, options, run.config, status["state"], status["reason"], updated, run.job_number,
+            run.directory, choices, options, run.config, status["state"], status["reason"], updated, number if isinstance(number, int) else 0,
             run.metrics,
         )  # fmt: skip
 
