@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tl_research.runs.reader import read_noted_hydra
 from tl_research.runs.run import Run
 
 # Keys whose values are repetitions of one configuration, not configurations of their own.
@@ -39,16 +40,18 @@ class Entry:
     @classmethod
     def of(cls, run: Run) -> Entry:
         """Read a run."""
-        chosen = run.noted_hydra.get("runtime", {}).get("choices", {})
+        noted = read_noted_hydra(run.directory)
+        chosen = noted.get("runtime", {}).get("choices", {})
         options = {str(key): str(value) for key, value in chosen.items() if value and not str(key).startswith("hydra/")}
         options |= run.config.get("choices", {})
-        number = run.noted_hydra.get("job", {}).get("num")  # ??? for a single run
+        number = noted.get("job", {}).get("num")  # ??? for a single run
         choices = dict(text.lstrip("+~").partition("=")[::2] for text in run.overrides)
         choices = {k: v for k, v in (choices if run.from_command else options).items() if k not in NO_CHOICE}
         choices.setdefault("seed", str(run.config.get("seed", 0)))
         status, updated = run.status, (run.directory / "status.json").stat().st_mtime
         return cls(
-            run.directory, choices, options, run.config, status["state"], status["reason"], updated, number if isinstance(number, int) else 0,
+            run.directory, choices, options, run.config, status["state"], status["reason"], updated,
+            number if isinstance(number, int) else 0,
             run.metrics,
         )  # fmt: skip
 
