@@ -17,6 +17,8 @@ from tl_research import InputError, compose
         (["head=prototype", "transfer=scratch"], "the first stage of transfer has none; add head=linear"),
         (["features.views=2"], "features.views: all views would be equal; add data/augment=light"),
         (["shard=4/4"], "shard=4/4: give a part and the number of parts"),
+        (["+callbacks.other={_target_: tl_research.targets.BestWeights, monitor: val_accuracy}"],
+         r"callbacks.best_weights.monitor=val_loss and callbacks.other.monitor=val_accuracy: .* one best epoch"),
         (["shard=one"], "shard=one: give a part and the number of parts"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

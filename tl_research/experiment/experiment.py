@@ -75,8 +75,8 @@ class Experiment:
             return False
         try:
             self.backbone.preflight()
-        except InputError:
-            return True
+        except InputError:  # a file that is there and damaged is no missing one
+            return not Path(self.backbone.weights or "").expanduser().is_file()
         return False
 
     @property
@@ -86,12 +86,16 @@ class Experiment:
         return int(number), int(count)
 
     def preflight(self) -> None:
-        """Check that images and weights exist, else raise `MissingResourceError`. Imports no TensorFlow."""
+        """Check that images and weights exist, else raise `MissingResourceError`, which names all that is missing.
+        Imports no TensorFlow."""
+        missing: dict[str, str] = {}
         for what, part in (("data", self.data), ("weights", self.start)):
             try:
                 part.preflight()
             except InputError as error:
-                raise MissingResourceError(what, str(error)) from None
+                missing[what] = str(error)
+        if missing:
+            raise MissingResourceError(" and ".join(missing), "; and ".join(missing.values()))
 
     def run(self, directory: str | Path | None = None, existing: Existing = "refuse") -> Run:
         """Train, evaluate and record a run.
