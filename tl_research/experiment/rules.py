@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tl_research.models.head import KNN, DirectHead, Linear
 from tl_research.training.callbacks import BestWeights
@@ -25,6 +25,13 @@ def check_rules(experiment: Experiment) -> None:
             rule(experiment, name, stage)
     for check in RULES:
         check(experiment)
+
+
+def test_images_choose_nothing(monitor: Any) -> Any:
+    """Refuse a metric of the test images as the monitor, with `ValueError`; all else is returned."""
+    if str(monitor).startswith("test_"):
+        raise ValueError(f"test images choose nothing; give monitor=val_{str(monitor)[5:]}")
+    return monitor
 
 
 def _lbfgs_solves_linear_heads(experiment: Experiment, name: str, stage: Stage) -> None:
