@@ -124,7 +124,10 @@ def test_a_failed_job_ends_no_other_and_sets_the_exit_status(cwd: Path, tmp_path
         (["-m", "seed=0,1", "trainer.batch_size=0"], ["trainer.batch_size=0", "1"]),
         (["data=folder", "data.root=nowhere"], ["nowhere", "does not exist", "train/CLASS"]),
         (["backbone=saved"], ["backbone.weights"]),
-        (["backbone.weights=no.h5", "data=folder", "data.root=nowhere"], ["no.h5: no such file", "nowhere does not"]),
+        (
+            ["backbone.weights=no.h5", "data=folder", "data.root=nowhere"],
+            ["no.h5: no such file", "nowhere: does not exist"],
+        ),
         (["backbone=tiny", "backbone.weights=BAD.h5", "data=folder", "data.root=PHOTOS"], ["BAD.h5 is a pickle"]),
         (["backbone=tiny", "backbone.weights=CUT.h5", "data=folder", "data.root=PHOTOS"], ["CUT.h5 is damaged"]),
         (["hydra.run.dir=/proc/nothing", "backbone=tiny", "data=folder", "data.root=PHOTOS"], ["/proc/nothing"]),
