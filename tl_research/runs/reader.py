@@ -93,15 +93,19 @@ class RunReader:
         """Read `calibration.json`; a run without one, as of version 0.1, has a temperature of 1 and no scores."""
         return {"temperature": 1.0, "scores": []} | _read_json(self.directory / "calibration.json")
 
+    def model_file(self) -> Path:
+        """Give the path of the classifier. Raises `InputError` if there is none."""
+        path = self.directory / "model.keras"
+        if not path.is_file():
+            raise InputError(f"{self.directory}: the run has no model.keras; its status is '{self.status['state']}'")
+        return path
+
     def model(self) -> keras.Model:
         """Load the classifier: RGB pixels 0-255 at the network's size -> logits. Raises `InputError` if there is
         none."""
         from tl_research.models import weights
 
-        path = self.directory / "model.keras"
-        if not path.is_file():
-            raise InputError(f"{self.directory}: the run has no model.keras; its status is '{self.status['state']}'")
-        return weights.load_model(path)
+        return weights.load_model(self.model_file())
 
 
 def read_metrics(directory: Path) -> dict[str, Any]:
