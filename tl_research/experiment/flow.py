@@ -27,6 +27,7 @@ from tl_research.features.summary import show_features
 from tl_research.features.table import FeatureTable
 from tl_research.models.head import DirectHead, Linear
 from tl_research.models.summary import show_model
+from tl_research.models.weights.licences import describe_weights
 from tl_research.runs.identity import compare, identity
 from tl_research.runs.run import Existing, Run
 from tl_research.system.console import silenced
@@ -147,6 +148,7 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
         run.metrics |= metrics | _feature_counts(state.features)
         with run.phase("save"):
             run.write_model(state.classifier)
+            run.write_json("weights.json", describe_weights(experiment.config.get("backbone", {})))
         show_results(run, state, runner.callbacks.values(), experiment.config, logits)
         run.metrics |= versions()
         run.write_json("metrics.json", run.metrics)  # last: a run with metrics is complete

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,8 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from tl_research.data.decode import Resize
 from tl_research.errors import InputError
+from tl_research.metrics.calibration import Calibration
+from tl_research.models.weights.licences import describe_weights
 from tl_research.runs.status import STATUS, read_status
 
 if TYPE_CHECKING:
@@ -80,6 +85,31 @@ class RunReader:
     def resize(self) -> Resize:
         """Give the run's way to resize images to the network's size."""
         return self.config.get("data", {}).get("resize", "squash")
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """Read `calibration.json`, see `Calibration`; of a run of version 0.1 computed from its validation answers."""
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            return dict(json.loads((self.directory / "calibration.json").read_text()))
+        held_out = self.answers("validation.csv")
+        rows = [row for row in held_out or self.answers("predictions.csv") if row["split"] == "val"]
+        names = self.class_names()
+        probabilities = np.array([[float(row[f"p_{name}"]) for name in names] for row in rows]).reshape(-1, len(names))
+        labels = np.array([names.index(row["label"]) for row in rows], int)
+        return Calibration.fit(np.log(np.maximum(probabilities, 1e-30)), labels, held_out=bool(held_out)).as_dict()
+
+    @property
+    def weights(self) -> dict[str, str | None]:
+        """Read `weights.json`, see `describe_weights`; of a run of version 0.1 made from its configuration."""
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            return dict(json.loads((self.directory / "weights.json").read_text()))
+        return describe_weights(self.config.get("backbone", {}))
+
+    def answers(self, name: str) -> list[dict[str, str]]:
+        """Read `predictions.csv` or `validation.csv`; empty if there is none."""
+        with contextlib.suppress(OSError), (self.directory / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+        return []
 
     def class_names(self) -> list[str]:
         """Read the classes in the order of the model's logits. Raises `InputError` if the run has none yet."""
