@@ -12,8 +12,8 @@ import numpy as np
 
 from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import UndecodableError, open_image
+from tl_research.evaluation.calibration import calibrate_run
 from tl_research.evaluation.predict import prediction_rows
-from tl_research.metrics.calibration import Calibration
 from tl_research.metrics.classification import classification_metrics
 from tl_research.metrics.probabilities import softmax
 from tl_research.runs.run import Run
@@ -32,7 +32,7 @@ HIDDEN = {
 
 
 def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tuple[dict[str, float], np.ndarray]:
-    """Evaluate on validation and test and write predictions and temperature; return the metrics and the test logits
+    """Evaluate on validation and test and write the predictions; return the metrics and the test logits
     `(n, num_classes)`. With `test_views` there are also `test_tta_...`, of the average over augmented views."""
     data = state.data
     metrics: dict[str, float] = {}
@@ -42,9 +42,6 @@ def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tu
     if state.held_out is not None:
         logits["val"] = state.held_out
         run.write_csv("validation.csv", *prediction_rows(data, data.indices("val"), state.held_out))
-    held_out = state.held_out is not None
-    calibration = Calibration.fit(logits["val"], data.labels[data.indices("val")], held_out=held_out)
-    run.write_json("calibration.json", calibration.as_dict())
     for split, values in logits.items():
         scores = classification_metrics(values, data.labels[data.indices(split)])
         metrics |= {f"{split}_{name}": value for name, value in scores.items()}
@@ -52,6 +49,7 @@ def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tu
         averaged = state.averaged_logits("test", test_views)
         scores = classification_metrics(averaged, data.labels[data.indices("test")])
         metrics |= {f"test_tta_{name}": value for name, value in scores.items()}
+    metrics |= calibrate_run(run, state, logits["val"], logits["test"])
     return metrics, logits["test"]
 
 

@@ -200,6 +200,7 @@ class Saved(Backbone):
     """Architecture and weights of a Keras model file (`.keras`, `.h5`), loaded in safe mode and without its head."""
 
     weights: str | None  # a path; `preflight` refuses null
+    min_size: Positive = 1
 
     @override
     def preflight(self) -> None:
@@ -222,6 +223,7 @@ class Custom(Backbone):
     feature map."""
 
     function: str | None = Field(alias="build")
+    min_size: Positive = 1
 
     @override
     def preflight(self) -> None:

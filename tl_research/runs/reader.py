@@ -11,11 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from tl_research.data.decode import Resize
 from tl_research.errors import InputError
-from tl_research.metrics.calibration import Calibration
 from tl_research.models.weights.licences import describe_weights
 from tl_research.runs.status import STATUS, read_status
 
@@ -87,23 +84,9 @@ class RunReader:
         return self.config.get("data", {}).get("resize", "squash")
 
     @property
-    def calibration(self) -> dict[str, Any]:
-        """Read `calibration.json`, see `Calibration`; of a run of version 0.1 computed from its validation answers."""
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            return dict(json.loads((self.directory / "calibration.json").read_text()))
-        held_out = self.answers("validation.csv")
-        rows = [row for row in held_out or self.answers("predictions.csv") if row["split"] == "val"]
-        names = self.class_names()
-        probabilities = np.array([[float(row[f"p_{name}"]) for name in names] for row in rows]).reshape(-1, len(names))
-        labels = np.array([names.index(row["label"]) for row in rows], int)
-        return Calibration.fit(np.log(np.maximum(probabilities, 1e-30)), labels, held_out=bool(held_out)).as_dict()
-
-    @property
     def weights(self) -> dict[str, str | None]:
         """Read `weights.json`, see `describe_weights`; of a run of version 0.1 made from its configuration."""
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            return dict(json.loads((self.directory / "weights.json").read_text()))
-        return describe_weights(self.config.get("backbone", {}))
+        return _read_json(self.directory / "weights.json") or describe_weights(self.config.get("backbone", {}))
 
     def answers(self, name: str) -> list[dict[str, str]]:
         """Read `predictions.csv` or `validation.csv`; empty if there is none."""
@@ -118,6 +101,11 @@ class RunReader:
             raise InputError(f"{self.directory}: the run has no classes.json; its status is '{self.status['state']}'")
         return list(json.loads(path.read_text()))
 
+    @cached_property
+    def calibration(self) -> dict[str, Any]:
+        """Read `calibration.json`; a run without one, as of version 0.1, has a temperature of 1 and no scores."""
+        return {"temperature": 1.0, "scores": []} | _read_json(self.directory / "calibration.json")
+
     def model(self) -> keras.Model:
         """Load the classifier: RGB pixels 0-255 at the network's size -> logits. Raises `InputError` if there is
         none."""
@@ -131,8 +119,12 @@ class RunReader:
 
 def read_metrics(directory: Path) -> dict[str, Any]:
     """Read `metrics.json`; empty where it is missing or damaged, which must not hide the other runs of a folder."""
+    return _read_json(directory / "metrics.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return dict(json.loads((directory / "metrics.json").read_text()))
+        return dict(json.loads(path.read_text()))
     return {}
 
 

@@ -84,7 +84,7 @@ class Limits:
     jobs none is started. `n_jobs=None` is one per GPU or, without GPUs, one per core as far as memory allows.
     """
 
-    n_jobs: Positive | None = 1
+    n_jobs: Positive | None = None
     timeout: Annotated[float, Field(gt=0)] | None = None
     memory_gb: Annotated[float, Field(gt=0)] | None = None
     max_failures: Positive | None = None

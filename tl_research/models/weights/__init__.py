@@ -142,7 +142,7 @@ def load_file(model: keras.Model, path: str | Path) -> list[str]:
         return load_torch(model, path)
     if path.suffix not in KERAS_SUFFIXES and not path.is_dir():
         raise InputError(f"{path}: the kind of weights file is not known. Give .weights.h5, .h5, .keras or .pth")
-    if path.suffix == ".keras":
+    if keras_file.is_archive(path):
         safe_config(path)
     with keras_file.contents(path) as contents:
         pair = match if contents.ordered else match_unordered

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from tl_research.errors import InputError
 from tl_research.models.weights.keras_layout import CONTAINERS, Tensor, by_config, legacy, unordered
 
+HDF5 = b"\x89HDF\r\n\x1a\n"
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras file
 
 
@@ -52,7 +53,7 @@ def reading(path: Path) -> Iterator[None]:
 def _contents(path: Path, stack: ExitStack) -> Contents:
     import h5py
 
-    if path.suffix == ".keras":
+    if is_archive(path):
         file = stack.enter_context(h5py.File(io.BytesIO(read_weights(path)), "r"))
         return Contents(list(by_config(file, read_config(path))), ordered=True)
     check_hdf5(path)
@@ -62,11 +63,18 @@ def _contents(path: Path, stack: ExitStack) -> Contents:
     return Contents(list(legacy(file)), ordered=True)
 
 
+def is_archive(path: Path) -> bool:
+    """Return whether a file is to be read as a zip archive: it is named `.keras`, and not HDF5, which TensorFlow up to
+    2.12 wrote under that name."""
+    with opened(path) as file:
+        return path.suffix == ".keras" and file.read(8) != HDF5
+
+
 def check_hdf5(path: Path) -> None:
     """Check that a file starts like HDF5; otherwise raise InputError that says what it is instead."""
     with opened(path) as file:
         start = file.read(512)
-    if start.startswith(b"\x89HDF\r\n\x1a\n"):
+    if start.startswith(HDF5):
         return
     if not start:
         what = "is empty"
@@ -88,6 +96,12 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{path} holds no description of a model. Save it again with model.save")
     return config
+
+
+def read_version(path: Path) -> str:
+    """Read the version of Keras that wrote a `.keras` file."""
+    with reading(path):
+        return str(json.loads(_member(path, "metadata.json"))["keras_version"])
 
 
 def read_weights(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import tempfile
@@ -12,7 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_research.errors import InputError
-from tl_research.models.weights.keras_file import CONFIG, WEIGHTS, check_hdf5, read_config, read_weights, reading
+from tl_research.models.weights.keras2 import CLASSES, is_keras2, rebuild
+from tl_research.models.weights.keras_file import (
+    CONFIG,
+    WEIGHTS,
+    check_hdf5,
+    is_archive,
+    read_config,
+    read_version,
+    read_weights,
+    reading,
+)
 from tl_research.models.weights.keras_layout import finish
 
 if TYPE_CHECKING:
@@ -44,7 +55,7 @@ def load_model(path: str | Path) -> keras.Model:
     if path.suffix not in (".keras", ".h5", ".hdf5") and not path.is_dir():
         raise InputError(f"{path}: not a kind of model file that is known. Give a .keras or .h5 file from model.save")
     try:
-        return _from_archive(path) if path.suffix == ".keras" else _from_hdf5(path)
+        return _from_archive(path) if is_archive(path) else _from_hdf5(path)
     except InputError:
         raise
     except Exception as error:  # Keras raises many kinds of error if config and weights disagree
@@ -53,9 +64,13 @@ def load_model(path: str | Path) -> keras.Model:
 
 
 def _from_archive(path: Path) -> keras.Model:
+    import h5py
     import keras
 
     config, weights = safe_config(path), read_weights(path)
+    if is_keras2(read_version(path)):
+        with h5py.File(io.BytesIO(weights), "r") as file:
+            return rebuild(config, file, path)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.keras")
         with zipfile.ZipFile(file, "w") as archive:  # loads exactly what was checked
@@ -68,7 +83,7 @@ def safe_config(path: Path) -> dict[str, Any]:
     """Read and check the config of a `.keras` file, without training settings; raises as `check_config`."""
     with reading(path):
         config = _without_training(read_config(path))
-        check_config(config, path)
+        check_config(config, path, is_keras2(read_version(path)))
     return config
 
 
@@ -78,19 +93,28 @@ def _from_hdf5(path: Path) -> keras.Model:
 
     check_hdf5(path)
     with h5py.File(path, "r") as file:
-        config = file.attrs.get("model_config")
-    if config is None:
-        raise InputError(f"{path} holds weights without a model. Give a whole model from model.save")
-    check_config(json.loads(config), path)
+        text, old = file.attrs.get("model_config"), is_keras2(file.attrs.get("keras_version"))
+        if text is None:
+            raise InputError(f"{path} holds weights without a model. Give a whole model from model.save")
+        config = _without_training(json.loads(text))
+        check_config(config, path, old)
+        if old:
+            return rebuild(config, file, path)
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
     finish(model)  # Keras omits this for nested models
     return model
 
 
-def check_config(config: dict[str, Any], path: Path) -> None:
-    """Check that a model's config names built-in network parts only; raise InputError otherwise."""
+def check_config(config: dict[str, Any], path: Path, keras2: bool = False) -> None:
+    """Check that a model's config names built-in network parts only; raise InputError otherwise. `rebuild` looks
+    further into the functions of TensorFlow that one of Keras 2 may call."""
     for part in _objects(config):
         name, module = str(part["class_name"]), part.get("module")
+        if keras2:
+            if name in ("TFOpLambda", "SlicingOpLambda"):
+                continue
+            name = CLASSES.get(name, name)
+            module = None if re.fullmatch(r"keras(\.\w+)*", str(module)) else module
         if name in ("Lambda", "__lambda__"):
             raise InputError(
                 f"{path} holds a Lambda layer, which is Python code: refused, and not run. Replace it by a built-in "
