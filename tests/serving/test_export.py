@@ -117,6 +117,11 @@ def odd_images(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+def test_the_page_shows_the_script_as_it_is_written() -> None:
+    page = (ROOT / "docs" / "using-a-model.md").read_text()
+    assert usage_script("onnx", 224, "squash").partition("\n")[2] in page
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a script need not close its file
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
 def test_other_resize(resize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
