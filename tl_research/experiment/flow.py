@@ -30,6 +30,7 @@ from tl_research.models.backbone import Saved
 from tl_research.models.head import DirectHead, Linear
 from tl_research.models.preprocessing import scales_pixels
 from tl_research.models.summary import show_model
+from tl_research.models.weights.licences import describe_weights
 from tl_research.runs.identity import compare, identity
 from tl_research.runs.run import Existing, Run
 from tl_research.system.console import silenced
@@ -151,6 +152,7 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
         run.metrics |= metrics | _feature_counts(state.features)
         with run.phase("save"):
             run.write_model(state.classifier)
+            run.write_json("weights.json", describe_weights(experiment.config.get("backbone", {})))
         run.metrics |= versions()
         run.write_json("metrics.json", run.metrics)  # before anything is drawn: the result stands
         show_results(run, state, runner.callbacks.values(), experiment.config, logits["test"])

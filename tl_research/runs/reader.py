@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tl_research.data.decode import Resize
 from tl_research.errors import InputError
+from tl_research.models.weights.licences import describe_weights
 from tl_research.runs.status import STATUS, read_status
 
 if TYPE_CHECKING:
@@ -80,6 +82,17 @@ class RunReader:
     def resize(self) -> Resize:
         """Give the run's way to resize images to the network's size."""
         return self.config.get("data", {}).get("resize", "squash")
+
+    @property
+    def weights(self) -> dict[str, str | None]:
+        """Read `weights.json`, see `describe_weights`; of a run of version 0.1 made from its configuration."""
+        return _read_json(self.directory / "weights.json") or describe_weights(self.config.get("backbone", {}))
+
+    def answers(self, name: str) -> list[dict[str, str]]:
+        """Read `predictions.csv` or `validation.csv`; empty if there is none."""
+        with contextlib.suppress(OSError), (self.directory / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+        return []
 
     def class_names(self) -> list[str]:
         """Read the classes in the order of the model's logits. Raises `InputError` if the run has none yet."""
