@@ -215,7 +215,9 @@ def test_crops_are_of_all_sizes_shapes_and_places() -> None:
 def test_an_image_to_be_cropped_is_decoded_at_larger_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     decode = module.decode_image
-    monkeypatch.setattr(module, "decode_image", lambda content, at_least: (asked.append(at_least), decode(content))[1])
+    monkeypatch.setattr(
+        module, "decode_image", lambda content, at_least, *more: (asked.append(at_least), decode(content))[1]
+    )
     for crop in (1.0, 0.25, 0.01):
         version(Augment(crop=crop), 0)
     assert asked == [64, 128, 640]

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import override
 
 from tl_research.data.augment.augment import Augment
@@ -14,6 +14,7 @@ from tl_research.data.class_folders import read_class_folders
 from tl_research.data.datamodule import DataModule, split_dataset, unsplit_dataset
 from tl_research.data.decode import Resize
 from tl_research.data.file_index import FileIndex
+from tl_research.data.pixel_range import Bits, Window
 from tl_research.errors import InputError
 from tl_research.recipe import Count, Positive, Seed, Share, recipe
 
@@ -26,7 +27,8 @@ class Source:
 
     `val` and `test` are the shares cut out, by `split_seed`, where the folder has no such split. `fold` of `folds` uses
     that part of all images outside `test` for validation. `fraction` or `per_class` limits the training images.
-    `group_by` is a regular expression for the part of a path that images of one group share.
+    `group_by` is a regular expression for the part of a path that images of one group share. Of images with more than 8
+    bits a channel, `bits` is the number in use, or `window` the values that become black and white.
     """
 
     val: Cut = 0.2
@@ -39,6 +41,8 @@ class Source:
     group_by: Annotated[str, Field(min_length=1)] | None = None
     max_bad: Share = 0.05
     resize: Resize = "squash"
+    bits: Bits = "auto"
+    window: Window | None = None
     augment: Augment = Field(default_factory=Augment)
 
     @model_validator(mode="after")
@@ -55,6 +59,13 @@ class Source:
         if self.per_class is not None and self.fraction != 1:
             raise ValueError(f"per_class={self.per_class}: give it or data.fraction, not both")
         return self
+
+    @field_validator("window")
+    @classmethod
+    def _window_ascends(cls, window: Window | None) -> Window | None:
+        if window is not None and window[0] >= window[1]:
+            raise ValueError(f"window={list(window)}: give two numbers, black and white, the smaller first")
+        return window
 
     def folder(self) -> Path:
         """Return the class-folder tree on disk; download or draw it first if necessary."""
@@ -79,13 +90,24 @@ class Source:
             max_bad=self.max_bad,
             resize=self.resize,
             augment=self.augment,
+            bits=self.bits,
+            window=self.window,
             index=index,
         )
 
     def load_part(self, part: tuple[int, int], index: FileIndex | None = None) -> DataModule:
         """List and check the images of part `i` of `n`, without splits."""
         tree = read_class_folders(self.folder())
-        return unsplit_dataset(tree, part, max_bad=self.max_bad, resize=self.resize, augment=self.augment, index=index)
+        return unsplit_dataset(
+            tree,
+            part,
+            max_bad=self.max_bad,
+            resize=self.resize,
+            augment=self.augment,
+            bits=self.bits,
+            window=self.window,
+            index=index,
+        )
 
 
 @recipe

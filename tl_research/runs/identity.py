@@ -39,6 +39,10 @@ _IRRELEVANT = (
     "trainer.checkpoint_minutes",
 )
 
+# Keys that older versions lacked, with the values that change nothing there; where images have more than 8 bits, the
+# images' own part of the identity shows it.
+_ADDED = {"data.bits": "auto", "data.window": None}
+
 _WORDS = {"config": "config", "images": "images", "weights": "weights", "code": "code version"}
 
 OLDER = "made by an older version; its images and weights cannot be compared"
@@ -168,7 +172,7 @@ def _other_images(run: Run, data: DataModule) -> list[str]:
 def _images(data: DataModule) -> str:
     groups = None if data.groups is None else data.groups.tolist()
     labels = json.dumps([list(data.class_names), data.labels.tolist(), data.split_of.tolist(), groups])
-    return hashlib.sha256(labels.encode() + b"".join(data.digests)).hexdigest()
+    return hashlib.sha256(labels.encode() + b"".join(map(data.row_digest, range(len(data))))).hexdigest()
 
 
 def _relevant(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -176,7 +180,7 @@ def _relevant(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {
         key: _relevant_value(key, value, f"{prefix}{key}.")
         for key, value in config.items()
-        if f"{prefix}{key}" not in _IRRELEVANT
+        if f"{prefix}{key}" not in _IRRELEVANT and not (prefix + key in _ADDED and _ADDED[prefix + key] == value)
     }
 
 

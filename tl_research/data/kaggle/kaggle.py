@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tl_research.data.class_folders import SPLIT_NAMES
-from tl_research.data.inspection import IMAGE_SUFFIXES, is_image_name, visible
+from tl_research.data.formats import IMAGE_SUFFIXES
+from tl_research.data.inspection import is_image_name, visible
 from tl_research.data.kaggle.archive import BadArchiveError, claim, fingerprint, unpack
 from tl_research.data.kaggle.kaggle_client import download
 from tl_research.errors import InputError
