@@ -18,6 +18,7 @@ from tl_research.data.pixel_range import Bits, Window
 from tl_research.errors import InputError
 from tl_research.recipe import Count, Positive, Seed, Share, recipe
 
+CACHE = "~/.cache/tl_research"
 Cut = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -112,17 +113,31 @@ class Source:
 
 @recipe
 class Folder(Source):
-    """The user's own class folders. Nothing is ever written there."""
+    """The user's own class folders, or a zip or tar of them, which is unpacked into `cache`. Nothing is ever written
+    into `root`."""
 
     root: Annotated[str, Field(min_length=1)]
+    cache: str = CACHE
 
     @override
     def folder(self) -> Path:
-        return Path(self.root).expanduser()
+        from tl_research.data import archives
+        from tl_research.data.kaggle import kaggle
+
+        path = Path(self.root).expanduser()
+        if not archives.is_archive(path):
+            return path
+        return kaggle.find_root(archives.unpacked(path, Path(self.cache).expanduser()))
 
     @override
     def preflight(self) -> None:
-        read_class_folders(self.folder())
+        from tl_research.data import archives
+
+        path = Path(self.root).expanduser()
+        if archives.is_archive(path):
+            archives.archive_digest(path)
+        else:
+            read_class_folders(path)
 
 
 @recipe
