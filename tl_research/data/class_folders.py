@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tl_research.data.inspection import is_image_name, visible
@@ -25,6 +26,8 @@ class ClassFolders:
     root: Path
     files: dict[str, dict[str, list[Path]]]
     ignored: list[Path]
+    groups: Mapping[Path, str] = field(default_factory=dict)
+    """The group of each image, where the source knows it."""
 
     @property
     def class_names(self) -> list[str]:

@@ -157,6 +157,9 @@ def split_dataset(
     groups = None
     if group_by is not None:
         groups = groups_of([inspection.path for inspection in checked.inspections], tree.root, group_by)
+    elif tree.groups:
+        groups = np.array([tree.groups[inspection.path] for inspection in checked.inspections])
+    if groups is not None:
         demand_apart(split_of, groups)
     _demand_enough(tree, labels, split_of)
     first = first_of_stem([inspection.path for inspection in checked.inspections], labels)

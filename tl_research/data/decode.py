@@ -31,6 +31,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 # A file with more pixels (half a gigabyte uncompressed) is an attack or a mistake. Pillow checks on opening.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
+NPY = b"\x93NUMPY"
 PNG = b"\x89PNG\r\n\x1a\n"
 IMAGE_KIND, SUB_IMAGES, DNG_VERSION = 254, 330, 50706  # TIFF tags
 REDUCED = 1
@@ -119,7 +120,20 @@ def _opened(content: bytes) -> Image.Image:
     unread = unread_format(content[:HEAD])
     if unread:
         raise UnreadFormatError(unread)
+    if content.startswith(NPY):
+        return Image.fromarray(_stored_array(content))
     return Image.open(io.BytesIO(content), formats=("HEIF",) if is_heic(content[:HEAD]) else READ)
+
+
+def _stored_array(content: bytes) -> np.ndarray:
+    """Read NumPy's file format, as `from_arrays` writes it, without trust in the size that it claims."""
+    file = io.BytesIO(content)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("an array in another version of NumPy's format")
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if is_fortran or dtype not in (np.uint8, np.uint16) or 0 in shape:
+        raise ValueError(f"an array of {dtype} {shape}, not an image")
+    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape)
 
 
 def _pixels(image: Image.Image, content: bytes, at_least: int | None, pixel_range: PixelRange | None) -> Decoded:
@@ -130,7 +144,7 @@ def _pixels(image: Image.Image, content: bytes, at_least: int | None, pixel_rang
     if at_least:
         image.draft("RGB", (at_least, at_least))
     image.load()
-    turn, deep = _turn(image), None
+    turn, deep = exif_turn(image), None
     if image.mode.startswith("I") or image.mode == "F":
         deep = np.asarray(image)
     elif low_mode and (pixel_range is None or not pixel_range.keeps(is_float=False)):
@@ -180,8 +194,9 @@ def _reason(error: Exception, empty: bool = False) -> str:
     return "truncated" if "truncated" in words.lower() else words[:120]
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Read the EXIF orientation. `ImageOps.exif_transpose` also rewrites the EXIF block, and fails if damaged."""
+def exif_turn(image: Image.Image) -> Image.Transpose | None:
+    """Return what makes an image upright, by its EXIF orientation. `ImageOps.exif_transpose` also rewrites the EXIF
+    block, and fails if it is damaged."""
     try:
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from typing_extensions import override
 
 from tl_research.data.augment.augment import Augment
-from tl_research.data.class_folders import read_class_folders
+from tl_research.data.class_folders import ClassFolders, read_class_folders
 from tl_research.data.datamodule import DataModule, split_dataset, unsplit_dataset
 from tl_research.data.decode import Resize
 from tl_research.data.file_index import FileIndex
@@ -72,6 +72,10 @@ class Source:
         """Return the class-folder tree on disk; download or draw it first if necessary."""
         raise NotImplementedError
 
+    def tree(self) -> ClassFolders:
+        """List the images by split and class, without opening them. A source of class folders needs only `folder`."""
+        return read_class_folders(self.folder())
+
     def preflight(self) -> None:
         """Check that the images can be had; raise `InputError` if not. Reads and writes no image."""
 
@@ -79,7 +83,7 @@ class Source:
         """List, check and split the images; files that `index` knows are not opened. Raises `InputError` if the folder
         is not a class-folder tree."""
         return split_dataset(
-            read_class_folders(self.folder()),
+            self.tree(),
             val=self.val,
             test=self.test,
             split_seed=self.split_seed,
@@ -98,9 +102,8 @@ class Source:
 
     def load_part(self, part: tuple[int, int], index: FileIndex | None = None) -> DataModule:
         """List and check the images of part `i` of `n`, without splits."""
-        tree = read_class_folders(self.folder())
         return unsplit_dataset(
-            tree,
+            self.tree(),
             part,
             max_bad=self.max_bad,
             resize=self.resize,
