@@ -46,6 +46,7 @@ PARTS = ["train", "Train", "training", "val", "valid", "test", "TEST"]
         ("id,breed", "{stem},{label}"),
         ("image_id,dx,age", "{stem},{label},{number}"),
         ("photo,what", "{name},{label}"),
+        ("id,picture,class", "{number},{name},{label}"),
         ("file,target", "C:\\data\\{name},{label}"),
         ("filename,species", "elsewhere/{stem}.png,{label}"),
         ("", "{path},{label}"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +34,14 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 # A file with more pixels (half a gigabyte uncompressed) is an attack or a mistake. Pillow checks on opening.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
+# Larger images are decoded one at a time, or memory would grow with the number of threads.
+HUGE = 40_000_000
+_huge_lock = threading.Lock()
+os.register_at_fork(before=_huge_lock.acquire, after_in_parent=_huge_lock.release, after_in_child=_huge_lock.release)
+
 NPY = b"\x93NUMPY"
 PNG = b"\x89PNG\r\n\x1a\n"
+DEEP_COLOUR = (PNG, b"II", b"MM")  # PNG and TIFF: their colours may have 16 bits
 IMAGE_KIND, SUB_IMAGES, DNG_VERSION = 254, 330, 50706  # TIFF tags
 REDUCED = 1
 
@@ -140,24 +149,32 @@ def _pixels(image: Image.Image, content: bytes, at_least: int | None, pixel_rang
     """Load an opened image and make it upright RGB. Its values are determined where there is no `pixel_range`."""
     if image.format == "TIFF" and _is_raw(image):
         raise UnreadFormatError(NO_RAW)
-    size, low_mode = image.size, low_byte_mode(image)
+    size = image.size
     if at_least:
         image.draft("RGB", (at_least, at_least))
-    image.load()
-    turn, deep = exif_turn(image), None
+    with _huge_lock if image.width * image.height > HUGE else nullcontext():
+        image.load()
+        turn = exif_turn(image)
+        deep = _deep_values(image, content, pixel_range)
+        values = None if deep is None else DeepValues.of(deep)
+        if deep is not None and pixel_range is not None:
+            alpha = image.getchannel("A") if image.mode == "RGBA" else None
+            image = Image.fromarray(pixel_range.eight_bits(deep))
+            if alpha:
+                image.putalpha(alpha)
+        image = _rgb(image)
+        return image if turn is None else image.transpose(turn), size, values
+
+
+def _deep_values(image: Image.Image, content: bytes, pixel_range: PixelRange | None) -> np.ndarray | None:
+    """Return the values of a loaded image with more than 8 bits, where they count: `(h, w)` or `(h, w, 3)`."""
     if image.mode.startswith("I") or image.mode == "F":
-        deep = np.asarray(image)
-    elif low_mode and (pixel_range is None or not pixel_range.keeps(is_float=False)):
+        return np.asarray(image)
+    if content.startswith(DEEP_COLOUR) and (pixel_range is None or not pixel_range.keeps(is_float=False)):
         with _opened(content) as again:
-            deep = join_bytes(np.asarray(image), read_in_mode(again, low_mode), low_mode)
-    values = None if deep is None else DeepValues.of(deep)
-    if deep is not None and pixel_range is not None:
-        alpha = image.getchannel("A") if image.mode == "RGBA" else None
-        image = Image.fromarray(pixel_range.eight_bits(deep))
-        if alpha:
-            image.putalpha(alpha)
-    image = _rgb(image)
-    return image if turn is None else image.transpose(turn), size, values
+            mode = low_byte_mode(again)
+            return join_bytes(np.asarray(image), read_in_mode(again, mode), mode) if mode else None
+    return None
 
 
 def _is_raw(image: Image.Image) -> bool:

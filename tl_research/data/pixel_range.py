@@ -77,8 +77,13 @@ class PixelRange:
         if self.window is None and values.fault:
             raise ValueError(values.fault)
         low, high = self.window or (0, self._top(values))
-        scaled = (np.where(np.isfinite(deep), deep, 0).astype(np.float32) - np.float32(low)) / (high - low)
-        return (np.clip(scaled, 0, 1) * 255 + 0.5).astype(np.uint8)
+        scaled = np.where(np.isfinite(deep), deep, 0).astype(np.float32)
+        scaled -= low  # in place, for the image may be large
+        scaled /= high - low
+        np.clip(scaled, 0, 1, out=scaled)
+        scaled *= 255
+        scaled += 0.5
+        return scaled.astype(np.uint8)
 
     def _top(self, values: DeepValues) -> float:
         if values.is_float:

@@ -147,17 +147,16 @@ def _columns(
             raise InputError(f"data.{use}_column={name}: {table} has no such column; it has {', '.join(names)}")
         if name:
             chosen[use] = names.index(name)
+    with_images = {column for row in cells[:50] for column, cell in enumerate(row) if _is_image(cell)}
     for use, guesses in GUESSES.items():
-        found = [plain.index(guess) for guess in guesses.split() if guess in plain]
-        free = [column for column in found if column not in chosen.values() and _fits(use, column, cells)]
+        named = [plain.index(guess) for guess in guesses.split() if guess in plain]
+        if use == "path" and with_images:  # what a column holds says more than its name
+            named = [column for column in named if column in with_images] or [*with_images][: len(with_images) == 1]
+        free = [column for column in named if column not in chosen.values() and _fits(use, column, cells)]
         if use not in chosen and free:
             chosen[use] = free[0]
     rest = [column for column in range(len(names)) if column not in chosen.values()]
-    with_images = [column for column in rest if any(_is_image(row[column]) for row in cells[:50] if column < len(row))]
-    if "path" not in chosen and len(with_images) == 1:
-        chosen["path"] = with_images[0]
-        rest.remove(with_images[0])
-    if "label" not in chosen and len(rest) == 1:
+    if "path" in chosen and "label" not in chosen and len(rest) == 1:
         chosen["label"] = rest[0]
     for use in ("path", "label"):
         if use not in chosen:
@@ -260,7 +259,8 @@ Column = Annotated[str, Field(min_length=1)] | None
 
 @recipe
 class Table(Source):
-    """Images and classes by a table. `images` is the folder that paths are relative to; columns not named are guessed."""
+    """Images and classes by a table. `images` is the folder that paths are relative to; columns that are not named are
+    guessed."""
 
     table: Annotated[str, Field(min_length=1)]
     images: Annotated[str, Field(min_length=1)] | None = None
