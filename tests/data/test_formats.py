@@ -48,6 +48,12 @@ def no_heic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "heic_opener", lambda: False)
 
 
+def test_avif_is_named_where_pillow_lacks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats.features, "check", lambda name: False)
+    (tmp_path / "image.jpg").write_bytes(encoded("AVIF"))
+    assert "pip install --upgrade pillow" in str(inspect(tmp_path / "image.jpg").reason)
+
+
 @pytest.mark.usefixtures("no_heic")
 @pytest.mark.parametrize("name", ["a.heic", "a.HEIF", "a.jpg", "a"])
 def test_heic_is_named_with_its_extra(tmp_path: Path, name: str) -> None:
@@ -140,7 +146,9 @@ MEGABYTES = zlib.compress(bytes(3 * 2**20))
     ],
     ids=["profile", "compressed text", "international text", "plain text", "at the end"],
 )
-def test_text_and_profiles_do_not_make_a_png_unreadable(content: bytes) -> None:
+def test_text_and_profiles_do_not_make_a_png_unreadable(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "image").write_bytes(content)
+    assert is_image_name(tmp_path / "image")
     assert np.array_equal(np.asarray(decode_image(content)), np.asarray(PICTURE))
 
 

@@ -8,6 +8,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from PIL import features
+
 READ = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF")
 """Formats accepted, whatever the file's name. Pillow knows forty more, some of which (EPS) start other programs."""
 
@@ -26,11 +28,15 @@ IMAGE_SUFFIXES = PHONE_SUFFIXES | {
 
 HEAD = 64  # bytes that tell the format
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+AVIF_BRANDS = {b"avif", b"avis"}
 RAW_HEADS = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM", b"II\x1a\0\0\0HEAPCCDR")
 NO_HEIC = "HEIC, the photographs of phones: pip install 'tl_research[heic]' to read them, or convert them to JPEG"
+NO_AVIF = "AVIF, which the installed Pillow was built without: pip install --upgrade pillow, or convert it to JPEG"
 NO_RAW = "camera RAW; develop it to JPEG, PNG or TIFF"
 
-_BACKUP = re.compile(r".*(~|#|\.(bak|backup|old|orig|swp|tmp|part|partial|crdownload)|\.\w+_original)", re.IGNORECASE)
+_BACKUP = re.compile(
+    r".*(~|#|\.(bak|backup|save|old|orig|swp|te?mp|part|partial|(cr|op)?download)|\.\w+_original)", re.IGNORECASE
+)
 
 
 def is_backup(name: str) -> bool:
@@ -46,13 +52,15 @@ def unread_format(head: bytes, suffix: str = "") -> str | None:
         return NO_RAW
     if suffix.lower() in RAW_SUFFIXES and head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return NO_RAW
+    if kinds & AVIF_BRANDS:
+        return None if features.check("avif") else NO_AVIF
     return NO_HEIC if is_heic(head) and not heic_opener() else None
 
 
 def is_heic(head: bytes) -> bool:
     """Recognize a HEIC file by its first bytes; an AVIF file may name HEIC's general brands, too."""
     kinds = brands(head)
-    return bool(kinds & HEIC_BRANDS) and not kinds & {b"avif", b"avis"}
+    return bool(kinds & HEIC_BRANDS) and not kinds & AVIF_BRANDS
 
 
 def brands(head: bytes) -> set[bytes]:

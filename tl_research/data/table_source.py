@@ -250,7 +250,9 @@ class _ImageFinder:
         paths = inside or paths
         if len(paths) > 1:
             names = " and ".join(str(path.relative_to(self.root)) for path in paths[:2])
-            raise InputError(f"data.table={self.table}: '{text}' may be {names}; give the whole path in the table")
+            raise InputError(
+                f"data.table={self.table}: '{text}' may be {names}; give whole paths, or data.images=FOLDER"
+            )
         return paths[0] if paths else exact
 
 
