@@ -12,6 +12,7 @@ import typer
 
 from tl_research.commands.arguments import PASS_ON
 from tl_research.commands.blocks import blocks_command
+from tl_research.commands.compare import compare_command
 from tl_research.commands.evaluate import evaluate_command
 from tl_research.commands.extract import extract_command
 from tl_research.commands.features import features_app
@@ -31,6 +32,7 @@ app.command("predict")(predict_command)
 app.command("evaluate", context_settings=PASS_ON)(evaluate_command)
 app.command("blocks", context_settings=PASS_ON)(blocks_command)
 app.command("lr_find", context_settings=PASS_ON)(lr_find_command)
+app.command("compare")(compare_command)
 app.command("leaderboard")(leaderboard_command)
 app.command("report")(report_command)
 app.add_typer(features_app, name="features")

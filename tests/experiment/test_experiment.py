@@ -14,6 +14,7 @@ from tl_research import InputError, Run, compose
 from tl_research.data.datamodule import DataModule
 
 FILES = {
+    "calibration.json",
     "config.yaml",
     "metrics.json",
     "history.csv",

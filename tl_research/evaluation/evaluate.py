@@ -13,6 +13,7 @@ import numpy as np
 from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import UndecodableError, open_image
 from tl_research.data.pixel_range import AS_STORED, PixelRange
+from tl_research.evaluation.calibration import calibrate_run
 from tl_research.evaluation.predict import prediction_rows
 from tl_research.metrics.classification import classification_metrics
 from tl_research.metrics.probabilities import softmax
@@ -49,6 +50,7 @@ def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tu
         averaged = state.averaged_logits("test", test_views)
         scores = classification_metrics(averaged, data.labels[data.indices("test")])
         metrics |= {f"test_tta_{name}": value for name, value in scores.items()}
+    metrics |= calibrate_run(run, state, logits["val"], logits["test"])
     return metrics, logits["test"]
 
 

@@ -99,6 +99,11 @@ class RunReader:
             raise InputError(f"{self.directory}: the run has no classes.json; its status is '{self.status['state']}'")
         return list(json.loads(path.read_text()))
 
+    @cached_property
+    def calibration(self) -> dict[str, Any]:
+        """Read `calibration.json`; a run without one, as of version 0.1, has a temperature of 1 and no scores."""
+        return {"temperature": 1.0, "scores": []} | _read_json(self.directory / "calibration.json")
+
     def model(self) -> keras.Model:
         """Load the classifier: RGB pixels 0-255 at the network's size -> logits. Raises `InputError` if there is
         none."""
@@ -112,8 +117,12 @@ class RunReader:
 
 def read_metrics(directory: Path) -> dict[str, Any]:
     """Read `metrics.json`; empty where it is missing or damaged, which must not hide the other runs of a folder."""
+    return _read_json(directory / "metrics.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return dict(json.loads((directory / "metrics.json").read_text()))
+        return dict(json.loads(path.read_text()))
     return {}
 
 

@@ -12,6 +12,7 @@ from tl_research.features.extraction import ORIGINAL, extract_features
 from tl_research.features.head_inputs import HeadInputs
 from tl_research.metrics.probabilities import softmax
 from tl_research.models.classifier import build_classifier
+from tl_research.training.logistic_regression import OutOfFold
 from tl_research.training.trained_weights import TrainedWeights
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class ClassifierState:
     """A backbone and a head, and the features of the backbone as it is now.
 
     `head` is None before the stage that computes a `DirectHead`. `held_out` is set where the head was fitted on the
-    validation images too: logits `(n, num_classes)` for them from a head that was not.
+    validation images too: logits `(n, num_classes)` for them from a head that was not. `out_of_fold` is set where the
+    head was solved with cross-validation, on any images.
     """
 
     data: DataModule
@@ -38,6 +40,7 @@ class ClassifierState:
     phase: Phase
     trained: TrainedWeights = field(default_factory=TrainedWeights)
     held_out: np.ndarray | None = None
+    out_of_fold: OutOfFold | None = None
     backbone_changed: bool = False
     _classifier: keras.Model | None = None
 

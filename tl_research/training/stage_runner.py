@@ -128,6 +128,8 @@ class StageRunner:
         if self.best.stage is not None:
             self.state.trained.restore(self.state.classifier, self.best.weights)
             self.state.held_out = self.best.held_out
+            if self.best.held_out is None:  # the best is no head solved in the last stage
+                self.state.out_of_fold = None
         return self.best.metrics()
 
     def solve_again(self, name: str, optimizer: LBFGS) -> Metrics:
@@ -176,6 +178,7 @@ class StageRunner:
         assert self.state.head is not None
         result = solve_linear(self.state.inputs, optimizer, self.seed, use_val=use_val)
         solution, self.state.held_out = result.fitted, result.held_out
+        self.state.out_of_fold = solution.out_of_fold if use_val else None
         self.state.head.get_layer("logits").set_weights([solution.kernel, solution.bias])
         metrics = {"l2": solution.l2, "iterations": solution.iterations}
         if solution.cv_accuracy is not None:
@@ -186,7 +189,7 @@ class StageRunner:
         with self.run.phase(name):
             result = fit_direct(self.state.inputs, recipe, use_val=last)
             self.state.replace_head(result.fitted)
-            self.state.held_out = result.held_out
+            self.state.held_out, self.state.out_of_fold = result.held_out, None
         parts = resolve_plan(self.state.classifier, 0).parts
         self.state.trained.track(self.state.classifier, parts)
         self._describe(name, "made from features", parts)
@@ -220,6 +223,7 @@ class StageRunner:
     ) -> Metrics:
         """Train a stage by epochs; with `only_head` on features."""
         state = self.state
+        state.out_of_fold = None
         factory = InputFactory(state.inputs, self.seed, state.threads)
         maps = None if only_head else factory.cache_maps(plan, state.has_changed)
         policy = "float32" if only_head else choose_policy(self.trainer.precision)
