@@ -1,5 +1,5 @@
-"""hydra/sweeper=optuna (search_space, search_preflight, optuna_study, job_outcome): spaces, a study that survives
-kills, and pruning."""
+"""hydra/sweeper=optuna (search_space, search_preflight, optuna_study, optuna_journal, job_outcome): spaces, a study
+that survives kills, and pruning."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ def test_a_lost_trial_is_run_again_unless_it_was_pruned(opened: Opened, last_act
 OTHER = """
 import sys
 from pathlib import Path
-from tl_research.sweeps.optuna_journal import Owner
+from tl_research.system.locks import Owner
 owner = Owner(Path(sys.argv[1]))
 print(owner.number, flush=True)
 sys.stdin.read()

@@ -83,3 +83,15 @@ def export_graph(network: keras.Model, batch_size: int) -> Graph:
     inputs = concrete.inputs[1 : 1 + len(variables)]
     named = {tensor.name: variable for tensor, variable in zip(inputs, variables, strict=True)}
     return Graph(concrete.graph.as_graph_def().SerializeToString(), named)
+
+
+def class_gradients(function: Forward, maps: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return the gradient of each image's logit of its class, `classes` `(b,)`, with respect to feature maps
+    `(b, h, w, c)`, of which `function` computes the logits."""
+    import tensorflow as tf
+
+    inputs = tf.convert_to_tensor(maps)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        chosen = tf.gather(function(inputs), classes, batch_dims=1)
+    return np.asarray(tape.gradient(chosen, inputs))

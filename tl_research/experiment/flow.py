@@ -21,11 +21,14 @@ from tl_research.data.summary import show_data
 from tl_research.errors import DivergedError, InputError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
 from tl_research.experiment.outcome import record_outcome
+from tl_research.experiment.scaling import compare_scaling
 from tl_research.experiment.summary import show_done_before, show_metrics
 from tl_research.features.extraction import ORIGINAL
 from tl_research.features.summary import show_features
 from tl_research.features.table import FeatureTable
+from tl_research.models.backbone import Saved
 from tl_research.models.head import DirectHead, Linear
+from tl_research.models.preprocessing import scales_pixels
 from tl_research.models.summary import show_model
 from tl_research.runs.identity import compare, identity
 from tl_research.runs.run import Existing, Run
@@ -149,9 +152,10 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
         run.metrics |= metrics | _feature_counts(state.features)
         with run.phase("save"):
             run.write_model(state.classifier)
-        show_results(run, state, runner.callbacks.values(), experiment.config, logits)
         run.metrics |= versions()
-        run.write_json("metrics.json", run.metrics)  # last: a run with metrics is complete
+        run.write_json("metrics.json", run.metrics)  # before anything is drawn: the result stands
+        show_results(run, state, runner.callbacks.values(), experiment.config, logits)
+        run.write_json("metrics.json", run.metrics)  # with the seconds that showing took
         run.checkpoints.remove()
         show_metrics(run.metrics, run.directory, len(runner.history))
 
@@ -224,6 +228,9 @@ def _build(
         is_direct = isinstance(experiment.head, DirectHead)
         head = None if is_direct else experiment.head.build(width, num_classes)
         features = _feature_table(experiment, backbone, data, threads)
+    if isinstance(experiment.start, Saved) and experiment.start.preprocessing is None and not scales_pixels(backbone):
+        compare_scaling(experiment.start, features, experiment.seed)
+        keras.utils.set_random_seed(experiment.seed)
     show_model(experiment.backbone.name, backbone, head)
     return ClassifierState(data, backbone, head, features, threads, run.phase)
 

@@ -19,13 +19,15 @@ MORE_STYLE = """
 """
 
 
-def static_page(title: str, *sections: str) -> str:
-    """Make a page of a title and sections of HTML; what they show must have gone through `html.escape`."""
+def static_page(title: str, *sections: str, files: bool = False) -> str:
+    """Make a page of a title and sections of HTML; what they show must have gone through `html.escape`. With `files` it
+    may show pictures that lie beside it."""
+    policy = POLICY.replace("img-src", "img-src 'self' file:") if files else POLICY
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n<title>{escape(title)}</title>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<title>{escape(title)}</title>\n'
         f"<style>\n{STYLE.read_text()}{MORE_STYLE}</style>\n</head>\n<body>\n"
         f'<header class="page"><h1>{escape(title)}</h1></header>\n<main>\n'
         + "\n".join(sections)

@@ -13,8 +13,9 @@ import numpy as np
 from tl_research.errors import InputError
 from tl_research.metrics.classification import direction
 from tl_research.runs.reader import without_fresh
-from tl_research.sweeps.optuna_journal import Owner, check_is_journal, mend
+from tl_research.sweeps.optuna_journal import check_is_journal, mend
 from tl_research.system.files import write_atomically
+from tl_research.system.locks import Owner
 from tl_research.training.pruning import load_optuna, open_journal
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ class _Bar(Progress):
 def bar(*, transient: bool = True) -> Progress:
     """Make a progress bar with counts, elapsed and remaining time."""
     return _Bar(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -7,9 +7,7 @@ not, the archive is refused, because one of the two would be lost. Empty folders
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
-import logging
 import os
 import re
 import shutil
@@ -23,9 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from tl_research.errors import InputError
+from tl_research.system.locks import locked
 from tl_research.system.progress import track
-
-log = logging.getLogger(__name__)
 
 MAX_BYTES = 50 * 10**9
 MAX_ENTRIES = 5_000_000
@@ -74,30 +71,13 @@ def fingerprint(archive: Path) -> str:
 
 @contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Hold a lock file, waiting for other processes; the system releases it when its holder dies."""
+    """Hold a lock file, waiting for other processes; it is removed afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with path.open("w") as file:
-            _lock(file.fileno(), path)
-            # If the former holder has removed this file, another process may lock a new one of its name.
-            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _lock(file: int, path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.info("waiting for another process that fills %s", path.parent)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:
-        # Some network file systems have no locks. CRCs still catch what two writers could spoil.
-        log.debug("no locks in %s", path.parent)
+    with locked(path, f"fills {path.parent}"):  # without locks, CRCs still catch what two writers could spoil
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

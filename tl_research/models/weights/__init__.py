@@ -17,7 +17,14 @@ from tl_research.errors import InputError
 from tl_research.models.weights import keras_file
 from tl_research.models.weights.keras_layout import Tensor, kind
 from tl_research.models.weights.matching import assign, match, match_unordered
-from tl_research.models.weights.saved_model import feature_extractor, flat, load_model, safe_config
+from tl_research.models.weights.saved_model import (
+    check_code,
+    check_layers,
+    checked_config,
+    feature_extractor,
+    flat,
+    load_model,
+)
 from tl_research.models.weights.torch_file import read_torch
 from tl_research.system import download
 
@@ -25,9 +32,12 @@ if TYPE_CHECKING:
     import keras
 
 __all__ = [
+    "check_file",
+    "check_layers",
     "feature_extractor",
     "flat",
     "imagenet",
+    "inspect",
     "load_file",
     "load_model",
     "load_torch",
@@ -130,6 +140,22 @@ def _from_torch(name: str, value: np.ndarray) -> Tensor:
     return Tensor("", "", name, role, value.shape, value)
 
 
+def check_file(path: str | Path, *, whole_model: bool = False) -> None:
+    """Check, without TensorFlow and without building anything, that a file of weights can be read; with `whole_model`
+    that it holds a model, too, without code or foreign layers.
+
+    Raises InputError naming the file if it is damaged or cut short, or holds Python code (a pickle, a Lambda).
+    """
+    path = Path(path).expanduser()
+    if path.suffix in TORCH_SUFFIXES:
+        read_torch(path)
+        return
+    if whole_model or (path.suffix == ".keras" and keras_file.is_archive(path)):
+        check_code(*keras_file.read_model(path), path)
+    with keras_file.contents(path):
+        pass
+
+
 def load_file(model: keras.Model, path: str | Path) -> list[str]:
     """Load a backbone's weights from a file: `.weights.h5`, `.h5`, `.keras`, or `.pth` for EfficientNet-Lite.
 
@@ -142,8 +168,8 @@ def load_file(model: keras.Model, path: str | Path) -> list[str]:
         return load_torch(model, path)
     if path.suffix not in KERAS_SUFFIXES and not path.is_dir():
         raise InputError(f"{path}: the kind of weights file is not known. Give .weights.h5, .h5, .keras or .pth")
-    if path.suffix == ".keras":
-        safe_config(path)
+    if keras_file.is_archive(path):
+        checked_config(path)
     with keras_file.contents(path) as contents:
         pair = match if contents.ordered else match_unordered
         matched, unused = pair(model, contents.tensors, path)
