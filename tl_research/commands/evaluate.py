@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import typer
 
@@ -24,6 +25,8 @@ def evaluate_command(context: typer.Context, run: RunArgument) -> None:
     if not any(argument.startswith("data=") for argument in context.args):
         raise InputError("evaluate: say on which data, such as data=folder data.root=PHOTOS")
     source = compose(context.args).data
+    if source.window is None:  # as for training: without it, floats beyond 255 cannot be read
+        source = replace(source, window=opened.pixel_range.window)
     source.preflight()
     start_backend()
     metrics = evaluate_on(opened, source.load())

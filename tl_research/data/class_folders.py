@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tl_research.data.class_names import clean_name, match_name, nearest_name, same_but_case
@@ -28,6 +28,8 @@ class ClassFolders:
     ignored: list[Path]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    groups: Mapping[Path, str] = field(default_factory=dict)
+    """The group of each image, where the source knows it."""
 
     @property
     def class_names(self) -> list[str]:
