@@ -181,7 +181,7 @@ def split_dataset(
     split_of[split_of == "all"] = "train"
     split_of = split_of[first]
     pixel_range = choose_range(
-        bits, window, [checked.inspections[i].values for i in np.flatnonzero(split_of == "train")]
+        bits, window, [checked.inspections[i].values for i in np.flatnonzero(split_of == "train").tolist()]
     )
     used = _used(split_of, labels, fraction, per_class, split_seed, names)
     return checked.module(tree, split_of, used, resize, augment, pixel_range, groups)
@@ -348,10 +348,11 @@ def _without_small(checked: _Checked, tree: ClassFolders, min_images: int) -> tu
         for split, classes in tree.files.items()
     }
     smaller = _Checked(
-        inspections=[checked.inspections[i] for i in of_kept],
+        inspections=[checked.inspections[i] for i in of_kept.tolist()],
         labels=np.searchsorted(kept, checked.labels[of_kept]),
         split_of=checked.split_of[of_kept],
         bad=checked.bad,
+        dataset=checked.dataset,
     )
     return smaller, replace(tree, files=files, warnings=(*tree.warnings, line))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 Bits = Literal["auto", 8, 10, 12, 14, 16]
 BITS = (8, 10, 12, 14, 16)
@@ -97,13 +97,13 @@ AS_STORED = PixelRange()
 
 def choose_range(bits: Bits, window: Window | None, values: Iterable[DeepValues | None]) -> PixelRange:
     """Resolve `bits=auto` to the smallest number of bits that holds the values of these images."""
-    if bits == "auto":
-        peak = max((found.high for found in values if found and not found.is_float), default=65535)
-        bits = next((number for number in BITS if peak < 2**number), 16)
-    return PixelRange(bits, window)
+    if bits != "auto":
+        return PixelRange(bits, window)
+    peak = max((found.high for found in values if found and not found.is_float), default=65535)
+    return PixelRange(next((number for number in BITS if peak < 2**number), 16), window)
 
 
-def low_byte_mode(image: Image.Image) -> str | None:
+def low_byte_mode(image: ImageFile.ImageFile) -> str | None:
     """Return the raw mode in which an opened, unread 16-bit colour image yields the low byte of each value; None for
     other images."""
     arguments = image.tile[0][3] if getattr(image, "tile", None) else None
@@ -111,7 +111,7 @@ def low_byte_mode(image: Image.Image) -> str | None:
     return _LOW_BYTES.get(mode) if isinstance(mode, str) else None
 
 
-def read_in_mode(image: Image.Image, mode: str) -> np.ndarray:
+def read_in_mode(image: ImageFile.ImageFile, mode: str) -> np.ndarray:
     """Read the pixels of an opened, unread image in another raw mode: uint8 `(h, w, bands)`."""
     tiles = image.tile
     image.tile = [

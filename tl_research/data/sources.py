@@ -164,12 +164,11 @@ class Folder(FolderSource):
     @override
     def folder(self) -> Path:
         from tl_research.data import archives
-        from tl_research.data.kaggle import kaggle
 
         path = Path(self.root).expanduser()
         if not archives.is_archive(path):
             return path
-        return kaggle.find_root(archives.unpacked(path, Path(self.cache).expanduser()))
+        return archives.unpacked(path, Path(self.cache).expanduser())
 
     @override
     def preflight(self) -> None:

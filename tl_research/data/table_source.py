@@ -174,7 +174,9 @@ def _fits(use: str, column: int, cells: list[Sequence[str]]) -> bool:
 
 def _tree(rows: list[LabelRow], table: Path, root: Path) -> ClassFolders:
     finder = _ImageFinder(root, table)
-    labels, splits, groups = {}, {}, {}
+    labels: dict[Path, str] = {}
+    splits: dict[Path, str] = {}
+    groups: dict[Path, str] = {}
     for row in rows:
         path = finder.find(row.path)
         if labels.setdefault(path, row.label) != row.label:
@@ -197,7 +199,7 @@ def _tree(rows: list[LabelRow], table: Path, root: Path) -> ClassFolders:
         files[splits[path]][labels[path]].append(path)
     outside = not all(path.is_relative_to(root) for path in labels)
     below = Path(os.path.commonpath([str(path.parent) for path in labels])) if outside else root
-    return ClassFolders(below, files, [], groups if any(row.group for row in rows) else {})
+    return ClassFolders(below, files, [], groups=groups if any(row.group for row in rows) else {})
 
 
 def _split(value: str, table: Path) -> str:

@@ -95,6 +95,7 @@ class RunReader:
             return list(csv.DictReader(file))
         return []
 
+    @property
     def pixel_range(self) -> PixelRange:
         """Give the range of values that the run made 0 to 255, of images with more than 8 bits a channel."""
         with contextlib.suppress(OSError, ValueError):
