@@ -136,7 +136,7 @@ def _names(node: FolderNode) -> list[str]:
     return [folder.name for folder in node.filled]
 
 
-def _shares(node: FolderNode, names: list[str]) -> bool:
+def _shares(node: FolderNode, names: Sequence[str]) -> bool:
     """Return whether a folder holds one of these class folders."""
     level = labelled_level(node, names)
     return level is not None and any(match_name(name, names) for name in _names(level))

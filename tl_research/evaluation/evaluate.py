@@ -14,7 +14,7 @@ from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import UndecodableError, open_image
 from tl_research.evaluation.calibration import calibrate_run
 from tl_research.evaluation.predict import prediction_rows
-from tl_research.metrics.classification import classification_metrics
+from tl_research.metrics.classification import classification_metrics, recalls
 from tl_research.metrics.probabilities import softmax
 from tl_research.runs.run import Run
 from tl_research.system.console import only_warning, printable
@@ -55,6 +55,7 @@ def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tu
         groups = None if data.groups is None else data.groups[indices]
         scores = classification_metrics(values, data.labels[indices], groups)
         metrics |= {f"{split}_{name}": value for name, value in scores.items()}
+        metrics[f"{split}_recall"] = recalls(values, data.labels[indices], data.class_names)
     if not len(logits["test"]):
         metrics["tested"] = False
     elif test_views:
