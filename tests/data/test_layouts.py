@@ -1,5 +1,5 @@
-"""Test what is made of folders as people have them: what is read (`folder_scan`, `split_folders`, `labels_in_names`),
-what is said, and what is refused (`label_table`)."""
+"""Test folders as people have them: what is read (`folder_scan`, `split_folders`, `labels_in_names`), what is said, and
+what is refused (`label_table`)."""
 
 from __future__ import annotations
 

@@ -25,6 +25,8 @@ from tl_research import InputError, compose
         (["data.val=0", "monitor=val_loss"], "data.val=0 .*give monitor=cv_accuracy"),
         (["monitor=cv_accuracy", "optimizer=adam"], "monitor=cv_accuracy leaves cv_accuracy alone"),
         (["shard=4/4"], "shard=4/4: give a part and the number of parts"),
+        (["+callbacks.other={_target_: tl_research.targets.BestWeights, monitor: val_accuracy}"],
+         r"callbacks.best_weights.monitor=val_loss and callbacks.other.monitor=val_accuracy: .* one best epoch"),
         (["shard=one"], "shard=one: give a part and the number of parts"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

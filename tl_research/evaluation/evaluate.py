@@ -14,7 +14,7 @@ from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import UndecodableError, open_image
 from tl_research.evaluation.calibration import calibrate_run
 from tl_research.evaluation.predict import prediction_rows
-from tl_research.metrics.classification import classification_metrics, recalls
+from tl_research.metrics.classification import classification_metrics, recall_by_class
 from tl_research.metrics.probabilities import softmax
 from tl_research.runs.run import Run
 from tl_research.system.console import only_warning, printable
@@ -35,9 +35,11 @@ _HIDDEN = {
 }
 
 
-def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tuple[dict[str, Any], np.ndarray]:
-    """Evaluate on validation and test, if there are any, and write the predictions; return the metrics and the test
-    logits `(n, num_classes)`. Without test images there are no `test_...`, and `tested` is false. With `test_views`
+def evaluate_run(
+    run: Run, state: ClassifierState, test_views: int | None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Evaluate on validation and test, if there are any, and write the predictions; return the metrics and the logits
+    `(n, num_classes)` of each. Without test images there are no `test_...`, and `tested` is false. With `test_views`
     there are also `test_tta_...`, of the average over augmented views."""
     data = state.data
     metrics: dict[str, Any] = {}
@@ -48,6 +50,7 @@ def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tu
     if state.held_out is not None:
         logits["val"] = state.held_out
         run.write_csv("validation.csv", *prediction_rows(data, data.indices("val"), state.held_out))
+    commonest = np.bincount(data.labels[data.indices("train")]).argmax()
     for split, values in logits.items():
         if not len(values):
             continue
@@ -55,7 +58,8 @@ def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tu
         groups = None if data.groups is None else data.groups[indices]
         scores = classification_metrics(values, data.labels[indices], groups)
         metrics |= {f"{split}_{name}": value for name, value in scores.items()}
-        metrics[f"{split}_recall"] = recalls(values, data.labels[indices], data.class_names)
+        metrics[f"{split}_recall"] = recall_by_class(values, data.labels[indices], data.class_names)
+        metrics[f"{split}_majority"] = float(np.mean(data.labels[indices] == commonest))
     if not len(logits["test"]):
         metrics["tested"] = False
     elif test_views:
@@ -63,7 +67,7 @@ def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tu
         scores = classification_metrics(averaged, data.labels[data.indices("test")])
         metrics |= {f"test_tta_{name}": value for name, value in scores.items()}
     metrics |= calibrate_run(run, state, logits["val"], logits["test"])
-    return metrics, logits["test"]
+    return metrics, logits
 
 
 def show_results(

@@ -15,7 +15,7 @@ from tl_research.errors import InputError
 from tl_research.features.engines import keras_engine
 from tl_research.features.extraction import in_batches, run_batches
 from tl_research.metrics.classification import classification_metrics as score
-from tl_research.metrics.classification import recalls
+from tl_research.metrics.classification import recall_by_class
 from tl_research.metrics.probabilities import softmax
 from tl_research.runs.run import Run
 from tl_research.system.progress import bar
@@ -112,4 +112,9 @@ def evaluate_on(run: Run, data: DataModule, split: str | None = None) -> dict[st
     if unreadable:
         raise InputError(f"{data.root}: an image that was readable a moment ago is not: {unreadable[0]}")
     logits, labels = np.stack([row for row in results if not isinstance(row, str)]), data.labels[indices]
-    return {"split": split, "num": len(indices), **score(logits, labels), "recall": recalls(logits, labels, names)}
+    return {
+        "split": split,
+        "num": len(indices),
+        **score(logits, labels),
+        "recall": recall_by_class(logits, labels, names),
+    }

@@ -18,13 +18,10 @@ def monitored(monitor: str, metrics: Mapping[str, Any]) -> str:
     return "cv_accuracy" if "cv_accuracy" in metrics and not any(key.startswith("val_") for key in metrics) else monitor
 
 
-def recalls(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, float | None]:
-    """Compute the share of each class's images that is recognized; None for a class without images."""
-    right = logits.argmax(axis=1) == labels
-    return {
-        name: float(right[labels == label].mean()) if np.any(labels == label) else None
-        for label, name in enumerate(class_names)
-    }
+def recall_by_class(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, float | None]:
+    """Compute the recall of each class by name; None for a class without images."""
+    shares = recalls(logits, labels).tolist()
+    return {name: None if share != share else share for name, share in zip(class_names, shares, strict=True)}
 
 
 def direction(monitor: str) -> str:
@@ -71,3 +68,11 @@ def classification_metrics(
     if present:
         metrics["auroc"] = float(np.mean([roc_auc_score(labels == c, probabilities[:, c]) for c in present]))
     return metrics | (bootstrap_intervals(logits, labels, groups) if intervals else {})
+
+
+def recalls(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Compute the share of right answers in each class, `(k,)`, from logits `(n, k)`; NaN for one without images."""
+    number = logits.shape[1]
+    right = np.bincount(labels[logits.argmax(axis=1) == labels], minlength=number)
+    counts = np.bincount(labels, minlength=number)
+    return np.divide(right, counts, out=np.full(number, np.nan), where=counts > 0)

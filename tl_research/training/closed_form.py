@@ -26,8 +26,7 @@ ToLogits = Callable[[np.ndarray], Any]
 @dataclass(frozen=True)
 class ClosedForm(Generic[T]):
     """A `fitted` head, and the `scores` (`val_...` too, if there are such images) of one fitted on the training images
-    alone. `held_out` are the latter's logits for the validation images, where the fitted head learned from these
-    too."""
+    alone. `held_out` are the latter's logits for the validation images, where the fitted head saw these too."""
 
     fitted: T
     scores: dict[str, float]
