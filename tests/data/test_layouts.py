@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from tl_research.data.class_folders import ClassFolders, read_class_folders
 from tl_research.data.layout import LayoutOptions
+from tl_research.data.sources import Folder
 from tl_research.errors import InputError
+from tl_research.evaluation.predict import images_in
 
 
 def grow(root: Path, layout: str) -> Path:
@@ -230,3 +234,23 @@ def test_links_in_a_loop_end(tmp_path: Path, target: str) -> None:
     root = grow(tmp_path / "root", "a:3 b:2")
     (root / "a" / "loop").symlink_to((root / target).resolve() if target != "elsewhere/.." else root)
     assert summary(read(root)) == "all a3 b2"
+
+
+PARTS = st.sampled_from(["", "left", "p1", "p2/right", ".hidden", "@eaDir", "__MACOSX"])
+
+
+@settings(max_examples=20)
+@given(
+    splits=st.sampled_from([("",), ("train", "test"), ("my_train/my_train", "my_test/my_test"), ("Training", "dev")]),
+    places=st.lists(st.tuples(st.sampled_from("ab"), PARTS, st.integers(1, 3)), max_size=4),
+)
+def test_training_predict_and_evaluate_see_the_same_files(
+    tmp_path_factory: pytest.TempPathFactory, splits: tuple[str, ...], places: list[tuple[str, str, int]]
+) -> None:
+    words = [f"{split}/{name}/{part}:{count}" for split in splits for name, part, count in places]
+    words += [f"{split}/{name}:3" for split in splits for name in "ab"]
+    root = grow(tmp_path_factory.mktemp("tree"), " ".join(word.lstrip("/") for word in words))
+    source = Folder(root=str(root))
+    trained, judged = source.load(), source.load_labelled(["a", "b"])
+    assert set(trained.paths) == set(judged.paths) == set(images_in([root]))
+    assert dict(zip(trained.paths, trained.labels, strict=True)) == dict(zip(judged.paths, judged.labels, strict=True))

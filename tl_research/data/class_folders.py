@@ -79,10 +79,10 @@ def _files_by_class(layout: Layout, options: LayoutOptions) -> dict[str, dict[st
     for split, found in layout.files.items():
         classes: dict[str, list[Path]] = {}
         for folder, paths in found:
-            matched = match_name(folder, known)
-            if matched is None:
+            match = match_name(folder, known)
+            if match is None:
                 raise _unknown(layout, split, clean_name(folder), known, options)
-            classes.setdefault(matched, []).extend(paths)
+            classes.setdefault(match, []).extend(paths)
         files[split] = {name: sorted(classes[name]) for name in sorted(classes)}
         missing = [name for name in known if name not in classes]
         if missing and not options.known:

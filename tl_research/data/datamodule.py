@@ -213,14 +213,19 @@ def unsplit_dataset(
 
 
 def labelled_dataset(
-    tree: ClassFolders, class_names: Sequence[str], *, max_bad: float, resize: Resize = "squash"
+    tree: ClassFolders,
+    class_names: Sequence[str],
+    *,
+    max_bad: float,
+    resize: Resize = "squash",
+    window: Window | None = None,
 ) -> DataModule:
     """Check the files of a tree for evaluation: labels are positions in `class_names`, splits those of the folder,
     `all` for one without. Raises `InputError` if more than `max_bad` are unreadable."""
     unknown = sorted({*tree.class_names} - {*class_names})
     if unknown:
         raise InputError(f"{tree.root}: the run has no class '{unknown[0]}'; it has {', '.join(class_names)}")
-    checked = _check(tree, (0, 1), max_bad, None, None)
+    checked = _check(tree, (0, 1), max_bad, None, window)
     places = [list(class_names).index(name) for name in tree.class_names]
     checked.labels[:] = np.array(places, dtype=np.int64)[checked.labels]
     every = np.arange(len(checked.labels))
@@ -347,12 +352,11 @@ def _without_small(checked: _Checked, tree: ClassFolders, min_images: int) -> tu
         split: {name: paths for name, paths in classes.items() if name in {names[i] for i in kept}}
         for split, classes in tree.files.items()
     }
-    smaller = _Checked(
+    smaller = replace(
+        checked,
         inspections=[checked.inspections[i] for i in of_kept.tolist()],
         labels=np.searchsorted(kept, checked.labels[of_kept]),
         split_of=checked.split_of[of_kept],
-        bad=checked.bad,
-        dataset=checked.dataset,
     )
     return smaller, replace(tree, files=files, warnings=(*tree.warnings, line))
 

@@ -48,11 +48,11 @@ def _split_folders(tree: FolderNode, options: LayoutOptions, key: str) -> dict[s
     while len(node.filled) == 1 and not node.images and not SplitName.of(node.filled[0].name):
         node = node.filled[0]
     splits = {}
-    for split, name in options.dirs.items():
-        folder = tree.find(Path(tree.path, name))
+    for split, given in options.dirs.items():
+        folder = tree.find(Path(tree.path, given))
         if folder is None or not folder.has_images:
             option = f"{key.rpartition('.')[0]}.{split}_dir"
-            raise InputError(f"{option}={name}: there is no such folder with images in {tree.path}")
+            raise InputError(f"{option}={given}: there is no such folder with images in {tree.path}")
         splits[split] = folder
     for folder in node.filled:
         if (word := SplitName.of(folder.name)) and not word.stem:

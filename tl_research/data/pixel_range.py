@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import ImageFile
 
 Bits = Literal["auto", 8, 10, 12, 14, 16]
 BITS = (8, 10, 12, 14, 16)

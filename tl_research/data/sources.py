@@ -128,7 +128,8 @@ class Source:
     def load_labelled(self, class_names: Sequence[str]) -> DataModule:
         """List and check all images of a run's classes, with the splits that the folder has, `all` if none.
         Raises `InputError` if there is another class."""
-        return labelled_dataset(self.labelled_tree(class_names), class_names, max_bad=self.max_bad, resize=self.resize)
+        tree = self.labelled_tree(class_names)
+        return labelled_dataset(tree, class_names, max_bad=self.max_bad, resize=self.resize, window=self.window)
 
 
 @recipe

@@ -15,7 +15,7 @@ from tl_research.data.decode import UndecodableError, open_image
 from tl_research.data.pixel_range import AS_STORED, PixelRange
 from tl_research.evaluation.calibration import calibrate_run
 from tl_research.evaluation.predict import prediction_rows
-from tl_research.metrics.classification import classification_metrics
+from tl_research.metrics.classification import classification_metrics, recall_by_class
 from tl_research.metrics.probabilities import softmax
 from tl_research.runs.run import Run
 from tl_research.system.console import only_warning, printable
@@ -59,6 +59,7 @@ def evaluate_run(
         groups = None if data.groups is None else data.groups[indices]
         scores = classification_metrics(values, data.labels[indices], groups)
         metrics |= {f"{split}_{name}": value for name, value in scores.items()}
+        metrics[f"{split}_recall"] = recall_by_class(values, data.labels[indices], data.class_names)
         metrics[f"{split}_majority"] = float(np.mean(data.labels[indices] == commonest))
     if not len(logits["test"]):
         metrics["tested"] = False

@@ -15,6 +15,7 @@ from tl_research.errors import InputError
 from tl_research.features.engines import keras_engine
 from tl_research.features.extraction import in_batches, run_batches
 from tl_research.metrics.classification import classification_metrics as score
+from tl_research.metrics.classification import recall_by_class
 from tl_research.metrics.probabilities import softmax
 from tl_research.runs.run import Run
 from tl_research.system.progress import bar
@@ -91,14 +92,29 @@ def predict_logits(run: Run, paths: Sequence[Path]) -> list[np.ndarray | str]:
     return results
 
 
-def evaluate_on(run: Run, data: DataModule) -> dict[str, float]:
-    """Evaluate a run on the test images of other data. Raises `InputError` if their classes are not the run's."""
+def evaluate_on(run: Run, data: DataModule, split: str | None = None) -> dict[str, Any]:
+    """Evaluate a run on the images of a split of other data, `all` for every image; by default on its test images, or
+    on all if it has no splits. `num` images were judged; `recall` of a class without any is None.
+
+    Raises:
+        InputError: there are no such images, or classes that the run has not.
+    """
     names = run.class_names()
     if list(data.class_names) != names:
         raise InputError(f"{data.root}: its classes are {list(data.class_names)}, the run's are {names}")
-    indices = data.indices("test")
-    results = predict_logits(run, [data.paths[i] for i in indices])
+    present = sorted({*data.split_of.tolist()})
+    split = split or ("all" if present == ["all"] else "test")
+    indices = np.arange(len(data)) if split == "all" else data.indices(split)
+    if not len(indices):
+        raise InputError(f"{data.root}: no {split} images; give --split, one of {', '.join(sorted({*present, 'all'}))}")
+    results = predict_logits(run, [data.paths[i] for i in indices.tolist()])
     unreadable = [result for result in results if isinstance(result, str)]
     if unreadable:
         raise InputError(f"{data.root}: an image that was readable a moment ago is not: {unreadable[0]}")
-    return score(np.stack([result for result in results if not isinstance(result, str)]), data.labels[indices])
+    logits, labels = np.stack([row for row in results if not isinstance(row, str)]), data.labels[indices]
+    return {
+        "split": split,
+        "num": len(indices),
+        **score(logits, labels),
+        "recall": recall_by_class(logits, labels, names),
+    }

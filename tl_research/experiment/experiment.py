@@ -28,7 +28,8 @@ from tl_research.training.options import TrainOptions
 from tl_research.training.stage import Stage
 
 Monitor = Annotated[
-    Literal["val_accuracy", "val_loss", "val_macro_f1", "val_auroc"], BeforeValidator(test_images_choose_nothing)
+    Literal["val_accuracy", "val_loss", "val_macro_f1", "val_auroc", "cv_accuracy"],
+    BeforeValidator(test_images_choose_nothing),
 ]
 
 

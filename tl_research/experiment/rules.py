@@ -112,6 +112,25 @@ def _best_epoch_has_one_monitor(experiment: Experiment) -> None:
         raise ValueError(f"{given}: a run ends on one best epoch, by one monitor; give the others null")
 
 
+def _something_is_validated(experiment: Experiment) -> None:
+    data, monitor = experiment.data, experiment.monitor
+    unvalidated = data.val == 0 and data.folds is None
+    if not unvalidated and monitor != "cv_accuracy":
+        return
+    key = "data.val=0" if unvalidated else f"monitor={monitor}"
+    (stage, *more) = experiment.transfer.values()
+    optimizer = stage.optimizer_for(experiment.optimizer)
+    if more or stage.trains_backbone or not (isinstance(optimizer, LBFGS) and isinstance(experiment.head, Linear)):
+        raise ValueError(
+            f"{key} leaves cv_accuracy alone to compare by, which only a solved head has; add transfer=frozen "
+            f"optimizer=lbfgs head=linear, or hold out validation images, such as data.val=0.2"
+        )
+    if optimizer.l2 is not None:
+        raise ValueError(f"{key} leaves cv_accuracy alone to compare by, and optimizer.l2 needs none; give l2=null")
+    if unvalidated and monitor not in ("val_accuracy", "cv_accuracy"):
+        raise ValueError(f"data.val=0 leaves nothing to measure {monitor} on; give monitor=cv_accuracy")
+
+
 def _shard_is_a_part(experiment: Experiment) -> None:
     shard = experiment.shard
     if shard and not (re.fullmatch(r"\d+/\d+", shard) and experiment.part[0] < experiment.part[1]):
@@ -130,5 +149,6 @@ RULES: tuple[Callable[[Experiment], None], ...] = (
     _mixing_has_images,
     _views_differ,
     _best_epoch_has_one_monitor,
+    _something_is_validated,
     _shard_is_a_part,
 )

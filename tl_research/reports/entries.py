@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tl_research.metrics.classification import monitored
 from tl_research.runs.reader import read_noted_hydra
 from tl_research.runs.run import Run
 
@@ -58,7 +59,7 @@ class Entry:
     @property
     def monitor(self) -> str:
         """The metric that ranks it, on validation images: test images never rank."""
-        return str(self.config.get("monitor", "val_accuracy")).replace("test_", "val_")
+        return monitored(str(self.config.get("monitor", "val_accuracy")).replace("test_", "val_"), self.metrics)
 
     @property
     def seconds(self) -> float:

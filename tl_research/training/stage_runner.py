@@ -280,13 +280,8 @@ class StageRunner:
         return {f"val_{key}": value for key, value in scores.items()}
 
     def _build_callbacks(self, *, last: bool) -> list[keras.callbacks.Callback]:
-        watching = [callback for callback in self.callbacks.values() if self._is_measured(callback)]
-        callbacks = [callback.build(self.run.directory) for callback in watching]
+        callbacks = [callback.build(self.run.directory) for callback in self.callbacks.values()]
         return callbacks if self.trial is None else [*callbacks, self.trial.callback(last=last)]
-
-    def _is_measured(self, callback: Callback) -> bool:
-        """Return whether there are images to measure what a callback monitors."""
-        return not str(getattr(callback, "monitor", "")).startswith("val_") or len(self.state.data.indices("val")) > 0
 
     def _record(self, rows: list[EpochRow]) -> None:
         """Add a stage's epochs to the history, and keep its weights if no stage before was better. Raises
@@ -295,7 +290,6 @@ class StageRunner:
         self.run.write_history(self.history)
         if self.trial is not None:
             self.trial.check()
-        best = (c for c in self.callbacks.values() if isinstance(c, BestWeights) and self._is_measured(c))
-        monitor = next((callback.monitor for callback in best), None)
+        monitor = next((c.monitor for c in self.callbacks.values() if isinstance(c, BestWeights)), None)
         if rows and monitor:
             self.best.consider(rows, monitor, self.state.trained.now(self.state.classifier), self.state.held_out)
