@@ -51,7 +51,7 @@ class Source:
             try:
                 re.compile(self.group_by)
             except re.error as error:
-                raise ValueError(f"group_by={self.group_by}: not a regular expression ({error})") from None
+                raise InputError(f"data.group_by={self.group_by}: not a regular expression ({error})") from None
         if self.per_class is not None and self.fraction != 1:
             raise ValueError(f"per_class={self.per_class}: give it or data.fraction, not both")
         return self
