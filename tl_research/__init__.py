@@ -8,9 +8,32 @@ run.metrics["test_accuracy"]
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+import signal
+import sys
 
-from tl_research.targets import install
+# What must be known before anything heavy is imported, where this is one of our two commands.
+_IS_COMMAND = sys.argv[:1] == ["-m"] or "".join(sys.argv[:1]).endswith("train.py")
+
+if "win32" in sys.platform or os.name == "nt":
+    _WINDOWS = "tl_research runs on Linux and macOS; on Windows install WSL 2 (wsl --install) and run it there"
+    if _IS_COMMAND:
+        sys.stderr.write(f"{_WINDOWS}\n")
+        raise SystemExit(2)
+    raise ImportError(_WINDOWS)
+
+if _IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+
+    def _leave(*_: object) -> None:
+        """End at once, without a traceback: nothing has begun until `run_reporting_errors` takes signals over."""
+        os.write(2, b"interrupted\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, _leave)
+    signal.signal(signal.SIGTERM, _leave)
+
+from typing import TYPE_CHECKING, Any  # noqa: E402
+
+from tl_research.targets import install  # noqa: E402
 
 # Read by TensorFlow and Keras once, at their import, so they are set before any module of ours can import them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its start-up lines are no news to anybody

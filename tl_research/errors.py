@@ -26,6 +26,10 @@ class MissingResourceError(InputError):
         return type(self), (self.what, str(self))
 
 
+class CombinationError(InputError):
+    """Each value is valid, but they do not go together. A sweep leaves such a combination out and runs the others."""
+
+
 class DivergedError(InputError):
     """The loss is NaN or infinite."""
 

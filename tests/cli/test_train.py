@@ -247,7 +247,40 @@ def test_an_interruption_is_reported_and_recorded(cwd: Path, tiny: list[str], nu
     process.send_signal(number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.strip() == "interrupted"
     (status,) = cwd.glob("outputs/*/*/status.json")
+    assert told == f"interrupted; go on with: python train.py resume={status.parent}\n"
     assert json.loads(status.read_text())["state"] == "interrupted"
     assert not (status.parent / "model.keras").exists()
+
+
+@pytest.mark.parametrize("way", [["train.py"], ["-m", "tl_research", "predict"]], ids=["train", "predict"])
+def test_ctrl_c_during_imports_leaves_no_traceback(way: list[str]) -> None:
+    """Interrupted by an import itself, the slowest of them being Hydra's and NumPy's."""
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'numpy': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt()); signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    )
+    assert _started(code, way) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("way", [["train.py"], ["-m", "tl_research", "predict"]], ids=["train", "predict"])
+def test_windows_users_are_sent_to_wsl_in_one_line(way: list[str]) -> None:
+    status, line = _started("import runpy, sys; sys.platform = 'win32'\n", way)
+    assert (status, line.count("\n")) == (2, 1)
+    assert "WSL 2" in line
+    imported = [sys.executable, "-c", "import sys; sys.platform = 'win32'; import tl_research"]
+    result = subprocess.run(imported, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.stderr.splitlines()[-1] == f"ImportError: {line.strip()}"
+
+
+def _started(code: str, way: list[str]) -> tuple[int, str]:
+    """Run our command after some code, as Python itself would; return its exit status and standard error."""
+    if way[0] == "-m":
+        code += f"sys.argv = ['-m', *{way[2:]}]; runpy.run_module({way[1]!r}, run_name='__main__', alter_sys=True)"
+    else:
+        code += f"sys.argv = {way}; runpy.run_path({way[0]!r}, run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    return result.returncode, result.stderr

@@ -243,4 +243,4 @@ def _demand_expression(key: str, text: str | None) -> None:
     try:
         re.compile(text or "")
     except re.error as error:
-        raise ValueError(f"{key}={text}: not a regular expression ({error})") from None
+        raise InputError(f"data.{key}={text}: not a regular expression ({error})") from None

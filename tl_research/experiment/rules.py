@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tl_research.errors import InputError
 from tl_research.models.head import KNN, DirectHead, Linear
 from tl_research.training.callbacks import BestWeights
 from tl_research.training.closed_form import needs_no_epochs
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def check_rules(experiment: Experiment) -> None:
     """Check all rules in order, and raise `ValueError` for the first that is broken."""
     if not experiment.transfer:
-        raise ValueError("transfer: give at least one stage")
+        raise InputError("transfer: give at least one stage")
     for name, stage in experiment.transfer.items():
         for rule in STAGE_RULES:
             rule(experiment, name, stage)
@@ -134,7 +135,7 @@ def _something_is_validated(experiment: Experiment) -> None:
 def _shard_is_a_part(experiment: Experiment) -> None:
     shard = experiment.shard
     if shard and not (re.fullmatch(r"\d+/\d+", shard) and experiment.part[0] < experiment.part[1]):
-        raise ValueError(f"shard={shard}: give a part and the number of parts, such as 0/4, 1/4, 2/4, 3/4")
+        raise InputError(f"shard={shard}: give a part and the number of parts, such as 0/4, 1/4, 2/4, 3/4")
 
 
 STAGE_RULES: tuple[Callable[[Experiment, str, Stage], None], ...] = (
