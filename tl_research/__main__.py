@@ -15,6 +15,7 @@ from tl_research.commands.blocks import blocks_command
 from tl_research.commands.compare import compare_command
 from tl_research.commands.evaluate import evaluate_command
 from tl_research.commands.explain import explain_command
+from tl_research.commands.export import export_command
 from tl_research.commands.extract import extract_command
 from tl_research.commands.features import features_app
 from tl_research.commands.leaderboard import leaderboard_command
@@ -31,6 +32,7 @@ for name, command in (("train", train_command), ("extract", extract_command)):  
     app.command(name, context_settings={**PASS_ON, "help_option_names": []}, add_help_option=False)(command)
 app.command("predict")(predict_command)
 app.command("explain")(explain_command)
+app.command("export")(export_command)
 app.command("evaluate", context_settings=PASS_ON)(evaluate_command)
 app.command("blocks", context_settings=PASS_ON)(blocks_command)
 app.command("lr_find", context_settings=PASS_ON)(lr_find_command)

@@ -102,7 +102,8 @@ def _command(path: str, command: Any) -> Iterator[str]:
 
 
 def _help(option: Any) -> str:
-    return f"{option.help} (default: {option.default})" if isinstance(option.default, int) else str(option.help)
+    has_number = isinstance(option.default, int | float) and not isinstance(option.default, bool)
+    return f"{option.help} (default: {option.default})" if has_number else str(option.help)
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import ROOT, draw_tree
 from tl_research import InputError, Run, compose
+from tl_research.commands.arguments import open_run
 from tl_research.evaluation.predict import evaluate_on, images_in, predict_images
 
 
@@ -68,6 +69,17 @@ def test_evaluate_prints_the_metrics_of_other_data(run: Run, tmp_path: Path) -> 
     result = command("evaluate", str(run.directory), "data=folder", f"data.root={other}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["accuracy"] > 0.9
+
+
+def test_a_run_without_a_model_is_refused_once(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unfinished = tmp_path / "run"
+    unfinished.mkdir()
+    for name in ("classes.json", "status.json"):
+        text = (run.directory / name).read_text()
+        (unfinished / name).write_text(text.replace('"done"', '"interrupted"'))
+    with pytest.raises(InputError, match=r"has no model.keras; its status is 'interrupted'"):
+        open_run(unfinished)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_evaluate_refuses_other_classes(run: Run, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from tl_research import InputError, compose
         (["monitor=test_auroc"], "^monitor=test_auroc: test images choose nothing; give monitor=val_auroc$"),
         (["monitor=test_tta_accuracy"], "^monitor=test_tta_accuracy: test images choose nothing"),
         (["shard=4/4"], "shard=4/4: give a part and the number of parts"),
+        (["+callbacks.other={_target_: tl_research.targets.BestWeights, monitor: val_accuracy}"],
+         r"callbacks.best_weights.monitor=val_loss and callbacks.other.monitor=val_accuracy: .* one best epoch"),
         (["shard=one"], "shard=one: give a part and the number of parts"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

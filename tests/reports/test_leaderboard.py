@@ -191,9 +191,7 @@ def test_fresh_makes_no_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [200, 80, 60, 40])
-def test_a_narrow_terminal_loses_nothing_and_has_what_matters_first(
-    sweep: Path, monkeypatch: pytest.MonkeyPatch, width: int
-) -> None:
+def test_a_narrow_terminal_loses_no_column(sweep: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     screen = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=width, soft_wrap=True)
     monkeypatch.setattr(console, "out", screen)
     header, lines = Leaderboard.of(collect(sweep)).table()

@@ -63,9 +63,10 @@ class Graph:
     variables: dict[str, keras.Variable]
 
 
-def export_graph(network: keras.Model, batch_size: int) -> Graph:
-    """Trace a network in inference mode with its weights as inputs. TensorFlow can make constants of them, but copies
-    and optimizes the whole graph for it, which takes ResNet50 four seconds more and gives the same bits."""
+def export_graph(network: keras.Model, batch_size: int | None) -> Graph:
+    """Trace a network in inference mode, for one batch size or any (None), with its weights as inputs. TensorFlow can
+    make constants of them, but copies and optimizes the whole graph for it, which takes ResNet50 four seconds more and
+    gives the same bits."""
     import tensorflow as tf
 
     variables = [*network.trainable_variables, *network.non_trainable_variables]

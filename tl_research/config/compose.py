@@ -65,13 +65,13 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     return replace(make(config, cfg), config={**config, "choices": choices}, directory=directory)
 
 
-def make(config: dict[str, Any], cfg: DictConfig) -> Experiment:
-    """Instantiate a resolved config; `cfg` is the unresolved one. Raises `InputError` as `build_experiment`."""
+def make(config: dict[str, Any], cfg: DictConfig) -> Any:
+    """Instantiate a resolved config, as an `Experiment` or one of its recipes; `cfg` is the unresolved one. Raises
+    `InputError` as `build_experiment`."""
     try:
-        experiment: Experiment = instantiate(OmegaConf.create(config), _convert_="all")
+        return instantiate(OmegaConf.create(config), _convert_="all")
     except InstantiationException as error:
         raise _to_input_error(error, cfg) from None
-    return experiment
 
 
 def check_plugins(cfg: DictConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,10 @@ class DataModule:
     """`groups[i]` is the group of `paths[i]`, as defined by `data.group_by`."""
     quarantined: Sequence[Inspection] = ()
     ignored: Sequence[Path] = field(default=())
+    dataset: str = ""
+    """A digest of all readable images with classes and split folders, however they are then split and thinned."""
+    notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
     _pixel_cache: PixelCache = field(default_factory=PixelCache, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -135,6 +139,7 @@ def split_dataset(
     fraction: float = 1.0,
     per_class: int | None = None,
     group_by: str | None = None,
+    min_images: int = 3,
     resize: Resize = "squash",
     augment: Augment | None = None,
     bits: Bits = "auto",
@@ -145,14 +150,15 @@ def split_dataset(
 
     Splits that exist as folders are kept. Otherwise `test` is cut from all images and `val` from the training images;
     with `fold` of `folds`, `val` is that part of all images outside `test`. `fraction` or `per_class` then reduces the
-    training images. Groups, found by `group_by` in the paths, are never divided between splits.
+    training images. Groups, found by `group_by` in the paths, are never divided between splits. Classes of fewer than
+    `min_images` are left out; smaller ones that are kept stay whole.
 
     Raises:
-        InputError: more than `max_bad` of the files are unreadable, a class is too small for the splits, or split
-            folders divide a group.
+        InputError: more than `max_bad` of the files are unreadable, fewer than two classes are left, or split folders
+            divide a group.
     """
+    checked, tree = _without_small(_check(tree, (0, 1), max_bad, index, window), tree, min_images)
     names = tree.class_names
-    checked = _check(tree, (0, 1), max_bad, index, window)
     labels, split_of = checked.labels, checked.split_of
     groups = None
     if group_by is not None:
@@ -161,10 +167,10 @@ def split_dataset(
         groups = np.array([tree.groups[inspection.path] for inspection in checked.inspections])
     if groups is not None:
         demand_apart(split_of, groups)
-    _demand_enough(tree, labels, split_of)
     first = first_of_stem([inspection.path for inspection in checked.inspections], labels)
     split_of[first != np.arange(len(first))] = FOLLOWS
-    _cut(split_of, labels, "test", test, split_seed, names, keep=1 if "val" in tree.files else 2, groups=groups)
+    keep = 1 if "val" in tree.files or not (val or folds) else 2
+    _cut(split_of, labels, "test", test, split_seed, names, keep=keep, groups=groups)
     if folds is not None and fold is not None:
         pool = np.flatnonzero(~np.isin(split_of, ("test", FOLLOWS)))
         split_of[pool] = "train"
@@ -175,7 +181,7 @@ def split_dataset(
     split_of[split_of == "all"] = "train"
     split_of = split_of[first]
     pixel_range = choose_range(
-        bits, window, [checked.inspections[i].values for i in np.flatnonzero(split_of == "train")]
+        bits, window, [checked.inspections[i].values for i in map(int, np.flatnonzero(split_of == "train"))]
     )
     used = _used(split_of, labels, fraction, per_class, split_seed, names)
     return checked.module(tree, split_of, used, resize, augment, pixel_range, groups)
@@ -206,6 +212,28 @@ def unsplit_dataset(
     return checked.module(tree, checked.split_of, np.arange(len(checked.labels)), resize, augment, pixel_range)
 
 
+def labelled_dataset(
+    tree: ClassFolders,
+    class_names: Sequence[str],
+    *,
+    max_bad: float,
+    resize: Resize = "squash",
+    window: Window | None = None,
+) -> DataModule:
+    """Check the files of a tree for evaluation: labels are positions in `class_names`, splits those of the folder,
+    `all` for one without. Raises `InputError` if more than `max_bad` are unreadable."""
+    unknown = sorted({*tree.class_names} - {*class_names})
+    if unknown:
+        raise InputError(f"{tree.root}: the run has no class '{unknown[0]}'; it has {', '.join(class_names)}")
+    checked = _check(tree, (0, 1), max_bad, None, window)
+    places = [list(class_names).index(name) for name in tree.class_names]
+    checked.labels[:] = np.array(places, dtype=np.int64)[checked.labels]
+    module = checked.module(
+        tree, checked.split_of, np.arange(len(checked.labels)), resize, None, PixelRange(window=window)
+    )
+    return replace(module, class_names=class_names)
+
+
 @dataclass(frozen=True)
 class _Checked:
     """A tree's readable files, in order, and its unreadable ones."""
@@ -214,6 +242,7 @@ class _Checked:
     labels: np.ndarray
     split_of: np.ndarray
     bad: Sequence[Inspection]
+    dataset: str
 
     def module(
         self,
@@ -241,6 +270,9 @@ class _Checked:
             groups=None if groups is None else groups[used],
             quarantined=self.bad,
             ignored=tree.ignored,
+            dataset=self.dataset,
+            notes=tree.notes,
+            warnings=tree.warnings,
         )
 
 
@@ -251,7 +283,7 @@ def _check(
         (path, label, split)
         for split, classes in tree.files.items()
         for label, name in enumerate(tree.class_names)
-        for path in classes[name]
+        for path in classes.get(name, [])
     ][part[0] :: part[1]]
     inspections = inspect_all([path for path, _, _ in listed], index)
     if window is None:
@@ -259,11 +291,15 @@ def _check(
     bad = [inspection for inspection in inspections if inspection.reason]
     _demand_few(bad, len(listed), max_bad)
     good = [i for i, inspection in enumerate(inspections) if not inspection.reason]
+    content = sorted(f"{inspections[i].digest.hex()} {listed[i][1]} {listed[i][2]}" for i in good)
     return _Checked(
         inspections=[inspections[i] for i in good],
         labels=np.array([listed[i][1] for i in good], dtype=np.int64),
         split_of=np.array([listed[i][2] for i in good], dtype="<U5"),
         bad=bad,
+        dataset=hashlib.sha256("\n".join([*tree.class_names, *content]).encode("utf-8", "surrogateescape")).hexdigest()[
+            :12
+        ],
     )
 
 
@@ -278,11 +314,11 @@ def _cut(
     groups: np.ndarray | None = None,
 ) -> None:
     """Assign a share of the images to `split`, in place, unless it exists as a folder."""
-    if split not in split_of:
+    if share and split not in split_of:
         pool = np.flatnonzero(np.isin(split_of, ("all", "train")))
         key = f"data.{split}"
         if groups is None:
-            held = hold_out(labels[pool], share, seed, names=names, key=key, keep=keep)
+            held = hold_out(labels[pool], share, seed, num_classes=len(names), keep=keep)
         else:
             held = hold_out_groups(labels[pool], groups[pool], share, seed, names=names, key=key)
         split_of[pool[held]] = split
@@ -297,19 +333,34 @@ def _used(
     return np.sort(np.concatenate([np.flatnonzero(split_of != "train"), chosen]))
 
 
-def _demand_enough(tree: ClassFolders, labels: np.ndarray, split_of: np.ndarray) -> None:
-    """Check that every class has an image in each split folder, and one for each split to be cut."""
-    cut = [split for split in SPLITS if split not in tree.files]
-    for index, name in enumerate(tree.class_names):
-        for split in tree.files:
-            count = int(np.sum((labels == index) & (split_of == split)))
-            needed = [split] if split in ("val", "test") else sorted({"train", *cut}, key=SPLITS.index)
-            if count < len(needed):
-                where = tree.root / name if split == "all" else f"{tree.root} ({split})"
-                raise InputError(
-                    f"data.root={tree.root}: found {count} readable image(s) of class '{name}' in {where}; expected at "
-                    f"least {len(needed)}, one each for {', '.join(needed)}. Add images, or leave the class out"
-                )
+def _without_small(checked: _Checked, tree: ClassFolders, min_images: int) -> tuple[_Checked, ClassFolders]:
+    """Leave out classes of fewer than `min_images` readable images, or of none to train on."""
+    names = tree.class_names
+    counts = np.bincount(checked.labels, minlength=len(names))
+    trained = np.bincount(checked.labels[np.isin(checked.split_of, ("all", "train"))], minlength=len(names))
+    kept = np.flatnonzero((counts >= min_images) & (trained > 0))
+    if len(kept) == len(names):
+        return checked, tree
+    small = ", ".join(f"'{names[i]}' ({counts[i]})" for i in range(len(names)) if i not in kept)
+    if len(kept) < 2:
+        raise InputError(
+            f"data.root={tree.root}: fewer than two classes have the {min_images} readable images that data.min_images "
+            f"asks for; too few: {small}. Add images, or lower data.min_images"
+        )
+    line = f"fewer than {min_images} readable images (data.min_images), or none to train on: {small}: left out"
+    of_kept = np.flatnonzero(np.isin(checked.labels, kept))
+    files = {
+        split: {name: paths for name, paths in classes.items() if name in {names[i] for i in kept}}
+        for split, classes in tree.files.items()
+    }
+    smaller = _Checked(
+        inspections=[checked.inspections[i] for i in of_kept],
+        labels=np.searchsorted(kept, checked.labels[of_kept]),
+        split_of=checked.split_of[of_kept],
+        bad=checked.bad,
+        dataset=checked.dataset,
+    )
+    return smaller, replace(tree, files=files, warnings=(*tree.warnings, line))
 
 
 def _demand_few(all_bad: Sequence[Inspection], total: int, max_bad: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,11 @@ from tl_research.data.decode import UndecodableError, UnreadFormatError, measure
 from tl_research.data.file_index import FileIndex, Inspection
 from tl_research.data.formats import IMAGE_SUFFIXES, RAW_SUFFIXES, READ, is_backup, read_head, unread_format
 from tl_research.system.progress import track
+
+JUNK = frozenset(
+    {"thumbs.db", "ehthumbs.db", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
+    | {"__pycache__", "node_modules", "network trash folder", "temporary items", "icon\r"}
+)
 
 
 def inspect(path: Path) -> Inspection:
@@ -70,6 +75,6 @@ def is_image_name(path: Path) -> bool:
         return "MAX_TEXT" in str(error)  # a PNG with a long text
 
 
-def visible(paths: Iterable[Path]) -> list[Path]:
-    """Sort by name and leave out files of operating systems and archivers (`.DS_Store`, `__MACOSX`, `Thumbs.db`)."""
-    return sorted(p for p in paths if not p.name.startswith((".", "__MACOSX")) and p.name not in {"Thumbs.db"})
+def is_junk(name: str) -> bool:
+    """Recognize hidden files and folders, and those of operating systems, archivers and network drives by name."""
+    return name.startswith((".", "__MACOSX")) or name.casefold() in JUNK

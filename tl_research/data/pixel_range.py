@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 Bits = Literal["auto", 8, 10, 12, 14, 16]
 BITS = (8, 10, 12, 14, 16)
@@ -99,23 +99,24 @@ def choose_range(bits: Bits, window: Window | None, values: Iterable[DeepValues 
     """Resolve `bits=auto` to the smallest number of bits that holds the values of these images."""
     if bits == "auto":
         peak = max((found.high for found in values if found and not found.is_float), default=65535)
-        bits = next((number for number in BITS if peak < 2**number), 16)
+        return PixelRange(next((number for number in BITS if peak < 2**number), 16), window)
     return PixelRange(bits, window)
 
 
 def low_byte_mode(image: Image.Image) -> str | None:
     """Return the raw mode in which an opened, unread 16-bit colour image yields the low byte of each value; None for
     other images."""
-    arguments = image.tile[0][3] if getattr(image, "tile", None) else None
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else None
     mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return _LOW_BYTES.get(mode) if isinstance(mode, str) else None
 
 
 def read_in_mode(image: Image.Image, mode: str) -> np.ndarray:
     """Read the pixels of an opened, unread image in another raw mode: uint8 `(h, w, bands)`."""
-    tiles = image.tile
+    assert isinstance(image, ImageFile.ImageFile)
     image.tile = [
-        tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode) for tile in tiles
+        tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode) for tile in image.tile
     ]
     return np.asarray(image)
 

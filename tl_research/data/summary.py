@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING
@@ -13,12 +14,18 @@ from tl_research.system.console import make_table, show, show_table
 if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule
 
+log = logging.getLogger(__name__)
+
 MOST_CLASSES = 20
 MOST_FILES = 5
 
 
 def show_data(module: DataModule) -> None:
-    """Show class counts per split, the distribution of image sizes, and the files that were set aside or ignored."""
+    """Show class counts per split, the distribution of image sizes, the files that were set aside or
+    ignored, and what the folder was taken for."""
+    show(*module.notes)
+    for warning in module.warnings:
+        log.warning("%s: %s", module.root, warning)
     counts = module.counts()
     table = make_table(f"{len(module)} images in {module.root}", "class", *counts)
     for name in module.class_names[:MOST_CLASSES]:

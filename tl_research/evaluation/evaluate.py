@@ -36,28 +36,38 @@ _HIDDEN = {
 }
 
 
-def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tuple[dict[str, float], np.ndarray]:
-    """Evaluate on validation and test and write the predictions; return the metrics and the test logits
-    `(n, num_classes)`. With `test_views` there are also `test_tta_...`, of the average over augmented views."""
+def evaluate_run(
+    run: Run, state: ClassifierState, test_views: int | None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Evaluate on validation and test, if there are any, and write the predictions; return the metrics and the logits
+    `(n, num_classes)` of each. Without test images there are no `test_...`, and `tested` is false. With `test_views`
+    there are also `test_tta_...`, of the average over augmented views."""
     data = state.data
-    metrics: dict[str, float] = {}
-    logits = {split: state.logits(split) for split in ("val", "test")}
+    metrics: dict[str, Any] = {}
+    none = np.empty((0, len(data.class_names)), np.float32)
+    logits = {split: state.logits(split) if len(data.indices(split)) else none for split in ("val", "test")}
     indices = np.concatenate([data.indices(split) for split in logits])
     run.write_csv("predictions.csv", *prediction_rows(data, indices, np.concatenate(list(logits.values()))))
     if state.held_out is not None:
         logits["val"] = state.held_out
         run.write_csv("validation.csv", *prediction_rows(data, data.indices("val"), state.held_out))
+    commonest = np.bincount(data.labels[data.indices("train")]).argmax()
     for split, values in logits.items():
+        if not len(values):
+            continue
         indices = data.indices(split)
         groups = None if data.groups is None else data.groups[indices]
         scores = classification_metrics(values, data.labels[indices], groups)
         metrics |= {f"{split}_{name}": value for name, value in scores.items()}
-    if test_views:
+        metrics[f"{split}_majority"] = float(np.mean(data.labels[indices] == commonest))
+    if not len(logits["test"]):
+        metrics["tested"] = False
+    elif test_views:
         averaged = state.averaged_logits("test", test_views)
         scores = classification_metrics(averaged, data.labels[data.indices("test")])
         metrics |= {f"test_tta_{name}": value for name, value in scores.items()}
     metrics |= calibrate_run(run, state, logits["val"], logits["test"])
-    return metrics, logits["test"]
+    return metrics, logits
 
 
 def show_results(

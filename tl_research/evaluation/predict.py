@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tl_research.data.decode import UndecodableError, read_pixels
-from tl_research.data.inspection import is_image_name, visible
+from tl_research.data.folder_scan import scan
 from tl_research.errors import InputError
 from tl_research.features.engines import keras_engine
 from tl_research.features.extraction import in_batches, run_batches
@@ -38,11 +38,12 @@ def prediction_rows(data: DataModule, indices: np.ndarray, logits: np.ndarray) -
 
 
 def images_in(arguments: Iterable[Path]) -> list[Path]:
-    """List files as given, and all images below folders, sorted. Raises `InputError` for a folder without images."""
+    """List files as given, and all images below folders as training reads them, sorted. Raises `InputError` for a
+    folder without images."""
     paths: list[Path] = []
     for path in arguments:
         if path.is_dir():
-            inside = [p for p in visible(path.rglob("*")) if p.is_file() and is_image_name(p)]
+            inside = scan(path, "IMAGES").tree.all_images()
             if not inside:
                 raise InputError(f"{path}: no images in this folder")
             paths += inside

@@ -22,7 +22,7 @@ from tl_research.errors import DivergedError, InputError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
 from tl_research.experiment.outcome import record_outcome
 from tl_research.experiment.scaling import compare_scaling
-from tl_research.experiment.summary import show_done_before, show_metrics
+from tl_research.experiment.summary import show_done_before, show_metrics, warn_of_small_classes, warn_of_the_majority
 from tl_research.features.extraction import ORIGINAL
 from tl_research.features.summary import show_features
 from tl_research.features.table import FeatureTable
@@ -30,6 +30,7 @@ from tl_research.models.backbone import Saved
 from tl_research.models.head import DirectHead, Linear
 from tl_research.models.preprocessing import scales_pixels
 from tl_research.models.summary import show_model
+from tl_research.models.weights.licences import describe_weights
 from tl_research.runs.identity import compare, identity
 from tl_research.runs.run import Existing, Run
 from tl_research.system.console import silenced
@@ -131,6 +132,7 @@ def _begin(experiment: Experiment, run: Run, data: DataModule) -> int:
     run.metrics |= {"seed": experiment.seed, "threads": threads, "deterministic": experiment.deterministic}
     run.metrics |= {"random_weights": experiment.falls_back, "resumed_at_epoch": None}
     show_data(data)
+    warn_of_small_classes(data)
     run.write_json("classes.json", list(data.class_names))
     if data.values:
         run.write_json("pixel_range.json", asdict(data.pixel_range))
@@ -152,12 +154,14 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
         run.metrics |= metrics | _feature_counts(state.features)
         with run.phase("save"):
             run.write_model(state.classifier)
+            run.write_json("weights.json", describe_weights(experiment.config.get("backbone", {})))
         run.metrics |= versions()
         run.write_json("metrics.json", run.metrics)  # before anything is drawn: the result stands
-        show_results(run, state, runner.callbacks.values(), experiment.config, logits)
+        show_results(run, state, runner.callbacks.values(), experiment.config, logits["test"])
         run.write_json("metrics.json", run.metrics)  # with the seconds that showing took
         run.checkpoints.remove()
-        show_metrics(run.metrics, run.directory, len(runner.history))
+        show_metrics(run.metrics, run.directory, len(runner.history), data, logits)
+        warn_of_the_majority(run.metrics)
 
 
 def _run_stages(experiment: Experiment, run: Run, runner: StageRunner) -> None:
@@ -202,6 +206,7 @@ def _stage_runner(experiment: Experiment, run: Run, data: DataModule) -> Iterato
         state = _build(experiment, run, data, threads, strategy)
         run.metrics |= {f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")}
         run.metrics |= {"num_classes": len(data.class_names), "num_quarantined": len(data.quarantined)}
+        run.metrics["dataset"] = data.dataset
         yield StageRunner(
             run=run,
             state=state,

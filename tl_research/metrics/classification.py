@@ -53,3 +53,11 @@ def classification_metrics(
     if present:
         metrics["auroc"] = float(np.mean([roc_auc_score(labels == c, probabilities[:, c]) for c in present]))
     return metrics | (bootstrap_intervals(logits, labels, groups) if intervals else {})
+
+
+def recalls(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Compute the share of right answers in each class, `(k,)`, from logits `(n, k)`; NaN for one without images."""
+    number = logits.shape[1]
+    right = np.bincount(labels[logits.argmax(axis=1) == labels], minlength=number)
+    counts = np.bincount(labels, minlength=number)
+    return np.divide(right, counts, out=np.full(number, np.nan), where=counts > 0)

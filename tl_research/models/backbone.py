@@ -105,17 +105,22 @@ class Backbone:
         import keras
 
         pixels = keras.Input((*network.input_shape[1:3], 3), name="pixels")
-        image = to_channels(pixels, network.input_shape[3:], self.preprocessing)
+        how = self._preprocessing_of(network)
+        image = to_channels(pixels, network.input_shape[3:], how)
         # Calling the network's graph on a symbolic tensor inlines its layers instead of nesting one model in another.
-        features = keras.Function.call(network, preprocess(image, self.preprocessing))
+        features = keras.Function.call(network, preprocess(image, how))
         if len(features.shape) == 4:
             pool = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}[self.pooling]
             features = pool(name="features", dtype="float32")(features)
         return keras.Model(pixels, features, name="backbone")
 
+    def _preprocessing_of(self, network: keras.Model) -> Preprocessing | None:
+        """Return what is put before the network."""
+        return self.preprocessing
+
     def _construct(self, constructor: Callable[..., keras.Model], **options: Any) -> keras.Model:
         shape = (self.image_size, self.image_size, 3)
-        return constructor(include_top=False, weights=None, input_shape=shape, **options)
+        return constructor(**{"include_top": False, "weights": None, "input_shape": shape} | options)
 
     def _load(self, network: keras.Model, path: Path) -> keras.Model:
         with _naming_the_key():
@@ -159,15 +164,27 @@ class Application(Backbone):
         path = Path(self.weights).expanduser()
         if self.url and path.name == self.url.rpartition("/")[2]:  # Keras' own file, downloaded by hand
             return self._imagenet(constructor, path)
-        return self._load(self._construct(constructor, pooling=self.pooling), path)
+        network = self._load(self._construct(constructor, pooling=self.pooling), path)
+        saved = weights.try_load_model(path)
+        if saved is None:
+            if weights.count_layers(path, "rescaling") <= sum(
+                layer.name.startswith("rescaling") for layer in network.layers
+            ):
+                return network
+            with weights.keras_download(path, load=False):  # with the layers that go with Keras' own weights
+                return self._load(self._construct(constructor, weights="imagenet", pooling=self.pooling), path)
+        return weights.replace_stem(network, weights.feature_extractor(saved, self.image_size))
+
+    @override
+    def _preprocessing_of(self, network: keras.Model) -> Preprocessing | None:
+        return "none" if scales_pixels(network) else self.preprocessing  # the former as a file of the user's has it
 
     def _imagenet(self, constructor: Callable[..., keras.Model], path: Path | None) -> keras.Model:
         """Let Keras build the network for its own weights; for some networks the graph then differs (EfficientNet
         rescales its input once more). `path` is the weights file; with None Keras downloads it."""
-        shape = (self.image_size, self.image_size, 3)
         try:
             with weights.keras_download(path):
-                return constructor(include_top=False, weights="imagenet", input_shape=shape, pooling=self.pooling)
+                return self._construct(constructor, weights="imagenet", pooling=self.pooling)
         except (OSError, ValueError, KeyError) as error:
             what = path or f"ImageNet weights of {self.application}"
             raise InputError(f"{what}: {error}. Fetch the file again, or use backbone.weights=null") from None

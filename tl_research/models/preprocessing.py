@@ -67,6 +67,6 @@ def scales_pixels(network: keras.Model) -> bool:
         kind = type(operation).__name__
         if kind in _SCALING_LAYERS + _SCALING_OPERATIONS and operation.name != GRAYSCALE:
             return True
-        if getattr(operation, "trainable_variables", None):
+        if getattr(operation, "weights", None):
             return False
     return False

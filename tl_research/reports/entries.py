@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tl_research.runs.reader import read_noted_hydra
 from tl_research.runs.run import Run
 
 # Keys whose values are repetitions of one configuration, not configurations of their own.
@@ -39,13 +40,18 @@ class Entry:
     @classmethod
     def of(cls, run: Run) -> Entry:
         """Read a run."""
-        options = {**run.group_options, **run.config.get("choices", {})}
+        noted = read_noted_hydra(run.directory)
+        chosen = noted.get("runtime", {}).get("choices", {})
+        options = {str(key): str(value) for key, value in chosen.items() if value and not str(key).startswith("hydra/")}
+        options |= run.config.get("choices", {})
+        number = noted.get("job", {}).get("num")  # ??? for a single run
         choices = dict(text.lstrip("+~").partition("=")[::2] for text in run.overrides)
         choices = {k: v for k, v in (choices if run.from_command else options).items() if k not in NO_CHOICE}
         choices.setdefault("seed", str(run.config.get("seed", 0)))
         status, updated = run.status, (run.directory / "status.json").stat().st_mtime
         return cls(
-            run.directory, choices, options, run.config, status["state"], status["reason"], updated, run.job_number,
+            run.directory, choices, options, run.config, status["state"], status["reason"], updated,
+            number if isinstance(number, int) else 0,
             run.metrics,
         )  # fmt: skip
 
@@ -70,11 +76,12 @@ class Entry:
     def setting(self, key: str) -> str:
         """Give the value of a key, chosen or default, as it is typed on the command line; empty if it has no such
         key."""
+        missing: Any = object()
         value: Any = self.options.get(key, self.config)
         for part in key.split(".") if value is self.config else ():
-            value = value.get(part, self) if isinstance(value, Mapping) else self
-        if value is self or isinstance(value, Mapping):
-            name = "" if value is self else str(value.get("_target_", "")).rpartition(".")[2]
+            value = value.get(part, missing) if isinstance(value, Mapping) else missing
+        if value is missing or isinstance(value, Mapping):
+            name = str(value.get("_target_", "")).rpartition(".")[2] if isinstance(value, Mapping) else ""
             return self.choices.get(key, name)
         return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
@@ -106,12 +113,12 @@ def titles(entries: Sequence[Entry]) -> list[str]:
 def by_data_set(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """Divide runs by the images they were made from, in order of appearance. A data set is known by its content
     (`dataset` of `metrics.json`); where a run has no such record, by that of a run from the same source, else by the
-    source. The names are those of the sources."""
+    source; where even that is not known, it is taken to be the first. The names are those of the sources."""
     recorded = {entry.source: str(entry.metrics["dataset"]) for entry in entries if entry.metrics.get("dataset")}
+    keys = [str(entry.metrics.get("dataset") or recorded.get(entry.source, entry.source)) for entry in entries]
     groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        key = str(entry.metrics.get("dataset") or recorded.get(entry.source, entry.source))
-        groups.setdefault(key, []).append(entry)
+    for key, entry in zip(keys, entries, strict=True):
+        groups.setdefault(key or next(filter(None, keys), ""), []).append(entry)
     names = [group[0].source for group in groups.values()]
     return {
         name if names.count(name) == 1 else f"{name} ({key})": group

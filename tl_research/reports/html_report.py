@@ -107,10 +107,12 @@ def _content(folder: Path, board: Leaderboard, points: int) -> Content:
 
 def _row(row: Row, board: Leaderboard, cells: list[str]) -> Content:
     seconds = [entry.seconds for entry in row.done]
+    best = str(row.best(board.monitor).directory.absolute())
     return {
         "cells": cells,
         "values": list(row.values),
         "random": row.random,
+        "predict": shlex.join(["python", "-m", "tl_research", "predict", best, "PHOTOS"]) if row.done else None,
         "val": _number(row.mean(board.monitor)),
         "val_interval": _interval(row.interval(board.monitor)),
         "test": _number(row.mean(board.test_metric)),
@@ -133,9 +135,6 @@ def _run(entry: Entry, folder: Path, points: int) -> Content:
         "seconds": _number(entry.seconds) if entry.state == "done" else None,
         "started": status.get("started"),
         "command": shlex.join(["python", "train.py", *run.config_options, *overrides]) if run.from_command else None,
-        "predict": shlex.join(["python", "-m", "tl_research", "predict", str(entry.directory.absolute()), "PHOTOS"])
-        if entry.state == "done"
-        else None,
         "data": entry.source or None,
         "versions": {k.removeprefix("version_"): str(v) for k, v in entry.metrics.items() if k.startswith("version_")},
         "curve": _curve(entry.directory / "history.csv", points),

@@ -39,9 +39,13 @@ _IRRELEVANT = (
     "trainer.checkpoint_minutes",
 )
 
-# Keys that older versions lacked, with the values that change nothing there; where images have more than 8 bits, the
-# images' own part of the identity shows it.
-_ADDED = {"data.bits": "auto", "data.window": None}
+# Keys that came later, with the values at which they change nothing: jobs of before keep their identity. Where images
+# have more than 8 bits, the images' own part of it shows their bits.
+_LATER = {
+    "data.min_images": 3,
+    "data.bits": "auto",
+    **dict.fromkeys(("data.train_dir", "data.val_dir", "data.test_dir", "data.label_by", "data.window")),
+}
 
 _WORDS = {"config": "config", "images": "images", "weights": "weights", "code": "code version"}
 
@@ -180,7 +184,7 @@ def _relevant(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {
         key: _relevant_value(key, value, f"{prefix}{key}.")
         for key, value in config.items()
-        if f"{prefix}{key}" not in _IRRELEVANT and not (prefix + key in _ADDED and _ADDED[prefix + key] == value)
+        if f"{prefix}{key}" not in _IRRELEVANT and _LATER.get(f"{prefix}{key}", ...) != value
     }
 
 

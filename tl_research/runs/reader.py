@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from tl_research.data.decode import Resize
 from tl_research.data.pixel_range import PixelRange
 from tl_research.errors import InputError
+from tl_research.models.weights.licences import describe_weights
 from tl_research.runs.status import STATUS, read_status
 
 if TYPE_CHECKING:
@@ -67,29 +69,13 @@ class RunReader:
         overrides = _read_yaml(self.directory / ".hydra" / "overrides.yaml")
         return [str(override) for override in overrides] if isinstance(overrides, list) else None
 
-    @cached_property
-    def _noted_hydra(self) -> dict[str, Any]:
-        noted = read_mapping(self.directory / ".hydra" / "hydra.yaml").get("hydra")
-        return noted if isinstance(noted, dict) else {}
-
-    @property
-    def group_options(self) -> dict[str, str]:
-        """Give the option of each group as Hydra recorded it; empty if a program began the run."""
-        chosen = self._noted_hydra.get("runtime", {}).get("choices", {})
-        return {str(key): str(value) for key, value in chosen.items() if value and not str(key).startswith("hydra/")}
-
-    @property
-    def job_number(self) -> int:
-        """Give its number among the jobs of a sweep, or the trials of a search; 0 for a single run."""
-        number = self._noted_hydra.get("job", {}).get("num")
-        return number if isinstance(number, int) else 0
-
     @property
     def config_options(self) -> list[str]:
         """Give the `--config-dir` and `--config-name` options of the command that began the run."""
-        sources = self._noted_hydra.get("runtime", {}).get("config_sources", [])
+        noted = read_noted_hydra(self.directory)
+        sources = noted.get("runtime", {}).get("config_sources", [])
         folders = [source["path"] for source in sources if source.get("provider") == "command-line"]
-        name = self._noted_hydra.get("job", {}).get("config_name", "config")
+        name = noted.get("job", {}).get("config_name", "config")
         options = [text for folder in folders for text in ("--config-dir", str(folder))]
         return [*options, *(["--config-name", str(name)] if name not in (None, "config") else [])]
 
@@ -108,6 +94,17 @@ class RunReader:
         window, bits = data.get("window"), data.get("bits", "auto")
         return PixelRange(16 if bits == "auto" else bits, tuple(window) if window else None)
 
+    @property
+    def weights(self) -> dict[str, str | None]:
+        """Read `weights.json`, see `describe_weights`; of a run of version 0.1 made from its configuration."""
+        return _read_json(self.directory / "weights.json") or describe_weights(self.config.get("backbone", {}))
+
+    def answers(self, name: str) -> list[dict[str, str]]:
+        """Read `predictions.csv` or `validation.csv`; empty if there is none."""
+        with contextlib.suppress(OSError), (self.directory / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+        return []
+
     def class_names(self) -> list[str]:
         """Read the classes in the order of the model's logits. Raises `InputError` if the run has none yet."""
         path = self.directory / "classes.json"
@@ -120,15 +117,19 @@ class RunReader:
         """Read `calibration.json`; a run without one, as of version 0.1, has a temperature of 1 and no scores."""
         return {"temperature": 1.0, "scores": []} | _read_json(self.directory / "calibration.json")
 
+    def model_file(self) -> Path:
+        """Give the path of the classifier. Raises `InputError` if there is none."""
+        path = self.directory / "model.keras"
+        if not path.is_file():
+            raise InputError(f"{self.directory}: the run has no model.keras; its status is '{self.status['state']}'")
+        return path
+
     def model(self) -> keras.Model:
         """Load the classifier: RGB pixels 0-255 at the network's size -> logits. Raises `InputError` if there is
         none."""
         from tl_research.models import weights
 
-        path = self.directory / "model.keras"
-        if not path.is_file():
-            raise InputError(f"{self.directory}: the run has no model.keras; its status is '{self.status['state']}'")
-        return weights.load_model(path)
+        return weights.load_model(self.model_file())
 
 
 def read_metrics(directory: Path) -> dict[str, Any]:
@@ -146,6 +147,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; empty where the file is missing, damaged or holds something else."""
     content = _read_yaml(path)
     return content if isinstance(content, dict) else {}
+
+
+def read_noted_hydra(directory: Path) -> dict[str, Any]:
+    """Read Hydra's own part of a run's configuration as recorded; empty if a program began the run."""
+    noted = read_mapping(directory / ".hydra" / "hydra.yaml").get("hydra")
+    return noted if isinstance(noted, dict) else {}
 
 
 def _read_yaml(path: Path) -> Any:

@@ -41,9 +41,12 @@ FILES = (
     "validation.csv",
     "set_aside.csv",
     "mistakes.json",
+    "calibration.json",
+    "weights.json",
     "model.keras",
     ".unfinished.keras",
     "tensorboard",
+    "export",
     "checkpoints",
 )
 """The files of a run. Others in its directory are never removed."""

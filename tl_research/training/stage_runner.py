@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
@@ -22,8 +21,7 @@ from tl_research.models.head import DirectHead, Head
 from tl_research.models.trainable_plan import TrainablePlan, resolve_plan
 from tl_research.runs.checkpoint import CheckpointState
 from tl_research.runs.run import Run
-from tl_research.system.console import only_warning
-from tl_research.training.callbacks import BestWeights, Callback
+from tl_research.training.callbacks import BestWeights, Callback, show_batches
 from tl_research.training.classifier_state import ClassifierState
 from tl_research.training.closed_form import fit_direct, fit_direct_head, needs_no_epochs, solve_linear
 from tl_research.training.inputs import InputFactory, StageInputs
@@ -245,7 +243,8 @@ class StageRunner:
             how = f"{stage.epochs} epochs at most on {WHAT[inputs.kind]}, {type(optimizer).__name__}"
             self._describe(name, how, plan.parts, rate)
             if inputs.kind == "images":
-                self._show_batches(inputs)
+                classes = state.data.class_names
+                show_batches(self.callbacks.values(), self.run.directory, len(self.history), inputs, classes)
             state.backbone_changed = state.backbone_changed or stage.trains_backbone
             loop = self.loops.get(name, TrainLoop)(
                 name=name,
@@ -273,16 +272,6 @@ class StageRunner:
         self._record(rows)
         return metrics
 
-    def _show_batches(self, inputs: StageInputs) -> None:
-        """Show the callbacks two batches as the network gets them: one may be hardly mixed at all."""
-        epoch = len(self.history)
-        with closing(inputs.train(epoch, 0)) as batches:
-            some = [(pixels[:8], targets[:8]) for pixels, targets in itertools.islice(batches, 2)]
-        pixels, targets = (np.concatenate(parts) for parts in zip(*some, strict=True))
-        for callback in self.callbacks.values():
-            with only_warning(f"callback {type(callback).__name__}"):
-                callback.see(self.run.directory, epoch, pixels, targets, self.state.data.class_names)
-
     def _validate(self, inputs: StageInputs) -> dict[str, float]:
         data = self.state.data
         with closing(inputs.validation()) as batches:
@@ -291,8 +280,13 @@ class StageRunner:
         return {f"val_{key}": value for key, value in scores.items()}
 
     def _build_callbacks(self, *, last: bool) -> list[keras.callbacks.Callback]:
-        callbacks = [callback.build(self.run.directory) for callback in self.callbacks.values()]
+        watching = [callback for callback in self.callbacks.values() if self._is_measured(callback)]
+        callbacks = [callback.build(self.run.directory) for callback in watching]
         return callbacks if self.trial is None else [*callbacks, self.trial.callback(last=last)]
+
+    def _is_measured(self, callback: Callback) -> bool:
+        """Return whether there are images to measure what a callback monitors."""
+        return not str(getattr(callback, "monitor", "")).startswith("val_") or len(self.state.data.indices("val")) > 0
 
     def _record(self, rows: list[EpochRow]) -> None:
         """Add a stage's epochs to the history, and keep its weights if no stage before was better. Raises
@@ -301,6 +295,7 @@ class StageRunner:
         self.run.write_history(self.history)
         if self.trial is not None:
             self.trial.check()
-        monitor = next((c.monitor for c in self.callbacks.values() if isinstance(c, BestWeights)), None)
+        best = (c for c in self.callbacks.values() if isinstance(c, BestWeights) and self._is_measured(c))
+        monitor = next((callback.monitor for callback in best), None)
         if rows and monitor:
             self.best.consider(rows, monitor, self.state.trained.now(self.state.classifier), self.state.held_out)

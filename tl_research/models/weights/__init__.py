@@ -6,15 +6,17 @@ import hashlib
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import numpy as np
 
 from tl_research.errors import InputError
 from tl_research.models.weights import keras_file
+from tl_research.models.weights.keras_file import count_layers
 from tl_research.models.weights.keras_layout import Tensor, kind
 from tl_research.models.weights.matching import assign, match, match_unordered
 from tl_research.models.weights.saved_model import (
@@ -24,6 +26,7 @@ from tl_research.models.weights.saved_model import (
     feature_extractor,
     flat,
     load_model,
+    replace_stem,
 )
 from tl_research.models.weights.torch_file import read_torch
 from tl_research.system import download
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_file",
     "check_layers",
+    "count_layers",
     "feature_extractor",
     "flat",
     "imagenet",
@@ -43,6 +47,8 @@ __all__ = [
     "load_torch",
     "package_file",
     "read_torch",
+    "replace_stem",
+    "try_load_model",
 ]
 
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
@@ -93,18 +99,22 @@ def imagenet(url: str, file_hash: str | None = None) -> Path:
 
 
 @contextmanager
-def keras_download(path: Path | None) -> Iterator[None]:
-    """Make constructors of `keras.applications` load `path`; with None let Keras download, with a time limit."""
+def keras_download(path: Path | None, *, load: bool = True) -> Iterator[None]:
+    """Make constructors of `keras.applications` load `path`; with None let Keras download, with a time limit. Without
+    `load` they build the graph for it, and load nothing."""
+    import keras
     from keras.src.utils import file_utils  # all of them download through its `get_file`
 
-    fetch, patience = file_utils.get_file, socket.getdefaulttimeout()
-    if path is not None:
-        file_utils.get_file = lambda *args, **kwargs: str(path)
+    patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(5.0)
     try:
-        yield
+        with ExitStack() as patches:
+            if path is not None:
+                patches.enter_context(patch.object(file_utils, "get_file", lambda *args, **kwargs: str(path)))
+            if not load:
+                patches.enter_context(patch.object(keras.Model, "load_weights", lambda *args, **kwargs: None))
+            yield
     finally:
-        file_utils.get_file = fetch
         socket.setdefaulttimeout(patience)
 
 
@@ -138,6 +148,14 @@ def _from_torch(name: str, value: np.ndarray) -> Tensor:
     if role == "weight":
         role = "gamma" if value.ndim == 1 else "kernel"
     return Tensor("", "", name, role, value.shape, value)
+
+
+def try_load_model(path: Path) -> keras.Model | None:
+    """Load a whole model as `load_model` does; None if the file holds weights alone, or what only Python could run."""
+    try:
+        return load_model(path)
+    except InputError:
+        return None
 
 
 def check_file(path: str | Path, *, whole_model: bool = False) -> None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tl_research.errors import InputError
-from tl_research.models.weights.keras_layout import CONTAINERS, Tensor, by_config, legacy, unordered
+from tl_research.models.weights.keras_layout import CONTAINERS, Tensor, by_config, layer_names, legacy, unordered
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"  # in a .keras file
@@ -68,6 +69,19 @@ def is_archive(path: Path) -> bool:
     2.12 wrote under that name."""
     with opened(path) as file:
         return path.suffix == ".keras" and file.read(8) != HDF5
+
+
+def count_layers(path: Path, name: str) -> int:
+    """Count the layers with this automatic name (`rescaling`, `rescaling_1`) in an HDF5 file of weights, in the model
+    or nested model that has the most; layers without weights are listed there, too."""
+    import h5py
+
+    if is_archive(path):
+        return 0
+    with reading(path), h5py.File(path, "r") as file:
+        models: list[Sequence[str]] = [layer_names(file)]
+        file.visititems(lambda at, group: models.append(list(group)) if at.endswith(CONTAINERS) else None)
+    return max(sum(re.fullmatch(rf"{name}(_\d+)?", layer) is not None for layer in layers) for layers in models)
 
 
 def check_hdf5(path: Path) -> None:

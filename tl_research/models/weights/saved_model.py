@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,8 @@ from tl_research.models.weights.keras_layout import finish
 
 if TYPE_CHECKING:
     import keras
+
+log = logging.getLogger(__name__)
 
 # Modules that may define parts of an image network. Not here: Lambda, layers that wrap another framework's model or
 # open a file (TFSMLayer, TorchModuleWrapper, StringLookup, ...), and functions such as keras.utils.get_file.
@@ -214,6 +218,37 @@ def feature_extractor(model: keras.Model, size: int | None = None) -> keras.Mode
     except Exception as error:  # Keras raises many kinds of error for graphs that cannot be cut or resized
         reason = " ".join(str(error).split())[:150]
         raise InputError(f"the model {model.name} cannot be cut down to its features: {reason}") from None
+
+
+def replace_stem(network: keras.Model, saved: keras.Model) -> keras.Model:
+    """Give `network` the preprocessing of `saved`, the same network as one flat graph: all layers before the first that
+    learns. Some applications have one more with ImageNet's weights than without, and users put their own there."""
+    import keras
+
+    stems = [list(takewhile(_is_preprocessing, model.operations)) for model in (network, saved)]
+    own, theirs = ([(type(operation), _settings(operation)) for operation in stem] for stem in stems)
+    if own == theirs:
+        return network
+    image = keras.Input(saved.input_shape[1:], name="image")
+    first, first_saved = (model.operations[len(stem)] for model, stem in zip((network, saved), stems, strict=True))
+    x = image
+    if first_saved.input is not saved.input:
+        x = keras.Function.call(keras.Function(saved.input, first_saved.input), image)
+    features = keras.Function.call(keras.Function(first.input, network.output), x)
+    log.info("kept the file's own preprocessing: %s", ", ".join(operation.name for operation in stems[1][1:]) or "none")
+    return keras.Model(image, features, name=network.name)
+
+
+def _is_preprocessing(operation: keras.Operation) -> bool:
+    return type(operation).__name__ == "Normalization" or not getattr(operation, "weights", None)
+
+
+def _settings(operation: keras.Operation) -> dict[str, Any]:
+    """Return a layer's config without what differs between equal layers."""
+    import keras
+
+    config = operation.get_config() if isinstance(operation, keras.Layer) else {}
+    return {key: value for key, value in config.items() if key not in ("name", "dtype", "trainable", "batch_shape")}
 
 
 def flat(model: keras.Model) -> keras.Model:

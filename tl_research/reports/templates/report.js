@@ -30,7 +30,6 @@ function drawWinner() {
     return;
   }
   const fact = (name, value, more) => html("div", {}, html("dt", {}, name), html("dd", {}, value, more && html("small", {}, more)));
-  const best = page.best.run;
   at("winner").append(html("div", { class: "winner" },
     html("div", { class: "muted" }, rows.length > 1 ? `Best of ${rows.length}` : "The run"),
     html("div", { class: "name" }, nameOf(row), " ", row.random ? badge() : null),
@@ -39,7 +38,7 @@ function drawWinner() {
       fact(page.test_metric, fixed(row.test), row.test_interval && span(row.test_interval)),
       fact("time", seconds(row.seconds), row.runs.length > 1 ? "mean of its runs" : null),
       fact("parameters", short(row.parameters))),
-    copyable(runs[best].command), runs[best].predict && copyable(runs[best].predict)));
+    copyable(runs[page.best.run].command)));
 }
 const badge = () => html("span", { class: "badge" }, "random weights");
 
@@ -64,6 +63,7 @@ function drawAnswers() {
   if (!total && !best?.mistakes.length) { at("answers").hidden = true; return; }
   const row = rows.find((one) => one.runs.includes(best.run));
   at("answers-note").textContent = `Run ${runs[best.run].name} (${nameOf(row)}), chosen by ${page.monitor}, on ${many(total, "test image")}, ${best.num_wrong} of them wrong.`;
+  at("answers-note").after(copyable(row.predict));
   at("confusion").append(best.classes.length > MOST_CLASSES ? confusions(best) : matrix(best));
   if (best.classes.length > MOST_CLASSES) at("confusion-title").textContent = "Commonest confusions";
   at("mistakes").append(mistakes(best));
@@ -113,8 +113,9 @@ function drawFailures() {
     groups.set(reason, [...(groups.get(reason) || []), run]);
   }
   at("failures-list").append(...[...groups.values()].map((group) => html("div", { class: "failure" },
-    html("p", {}, stateBadge(group[0].state), " ", html("strong", {}, group.slice(0, MOST_NAMED).map((run) => run.settings || run.name).join(", ")),
+    html("p", {}, stateBadge(group[0].state), " ", html("strong", {}, group.slice(0, MOST_NAMED).map((run) => run.name).join(", ")),
       group.length > MOST_NAMED ? ` and ${many(group.length - MOST_NAMED, "more run")}` : null),
+    group[0].settings === group[0].name ? null : html("p", { class: "muted" }, group.slice(0, MOST_NAMED).map((run) => run.settings).join(", ")),
     html("p", {}, group[0].reason || "no reason given"), group[0].command ? copyable(group[0].command) : null)));
 }
 function drawOrigin() {

@@ -118,7 +118,8 @@ function expand(row, button) {
   button.setAttribute("aria-expanded", open);
   button.textContent = open ? "▾" : "▸";
   row.detail?.remove();
-  row.detail = open ? html("tr", {}, html("td", { class: "detail", colspan: columns.length + 2 }, row.runs.map(described))) : null;
+  row.detail = open ? html("tr", {}, html("td", { class: "detail", colspan: columns.length + 2 }, row.runs.map(described),
+    row.predict && html("div", { class: "run" }, html("p", {}, "The model of the best run:"), copyable(row.predict)))) : null;
   if (open) row.element.after(row.detail);
 }
 function described(place) {
@@ -131,8 +132,7 @@ function described(place) {
     run.reason ? html("p", {}, run.reason) : null,
     html("p", { class: "muted" }, facts.filter(Boolean).join(" · ")),
     scores.length ? html("p", { class: "muted" }, scores.join(" · ")) : null,
-    copyable(run.command),
-    run.predict && copyable(run.predict));
+    copyable(run.command));
 }
 
 function sortBy(column) {
