@@ -23,11 +23,11 @@ from tl_research.data.kaggle.archive import (
     RATIO_FROM,
     BadArchiveError,
     claim,
-    explain_write_errors,
     fingerprint,
     is_junk,
     name_fault,
     unpack,
+    writing,
 )
 
 OPENERS: dict[str, Callable[[Path], Any]] = {
@@ -86,7 +86,7 @@ class _BoundedReads:
 def _unpack_tar(archive: Path, folder: Path, opener: Callable[[Path], Any]) -> Path:
     """Unpack a tar by the rules for zips (`unpack`), in one pass; an interrupted unpacking begins again."""
     staging = folder.with_name(f".{folder.name}.unpacking")
-    with explain_write_errors(folder), claim(folder.with_name(f".{folder.name}.unpacking.lock")):
+    with writing(folder), claim(folder.with_name(f".{folder.name}.unpacking.lock")):
         if folder.is_dir() and any(folder.iterdir()):
             return folder
         shutil.rmtree(staging, ignore_errors=True)

@@ -142,15 +142,15 @@ class Arrays(Source):
 
     @override
     def tree(self) -> ClassFolders:
+        return self.labelled_tree(())
+
+    @override
+    def labelled_tree(self, class_names: Sequence[str]) -> ClassFolders:
         table = Path(self.cache).expanduser() / "arrays" / self.digest / TABLE
         if not table.is_file():
             raise InputError(f"data.digest={self.digest}: {table} is not there; tl_research.from_arrays makes it")
         columns = {"path": "path", "label": "label"}
-        return read_table(table, columns=columns)
-
-    @override
-    def labelled_tree(self, class_names: Sequence[str]) -> ClassFolders:
-        return self.tree()
+        return read_table(table, columns=columns, known=class_names)
 
     @override
     def preflight(self) -> None:

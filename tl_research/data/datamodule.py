@@ -228,8 +228,9 @@ def labelled_dataset(
     checked = _check(tree, (0, 1), max_bad, None, window)
     places = [list(class_names).index(name) for name in tree.class_names]
     checked.labels[:] = np.array(places, dtype=np.int64)[checked.labels]
-    every = np.arange(len(checked.labels))
-    module = checked.module(tree, checked.split_of, every, resize, None, PixelRange())
+    module = checked.module(
+        tree, checked.split_of, np.arange(len(checked.labels)), resize, None, PixelRange(window=window)
+    )
     return replace(module, class_names=class_names)
 
 

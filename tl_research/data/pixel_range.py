@@ -105,16 +105,16 @@ def choose_range(bits: Bits, window: Window | None, values: Iterable[DeepValues 
 def low_byte_mode(image: Any) -> str | None:
     """Return the raw mode in which an opened, unread 16-bit colour image yields the low byte of each value; None for
     other images."""
-    arguments = image.tile[0][3] if getattr(image, "tile", None) else None
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else None
     mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return _LOW_BYTES.get(mode) if isinstance(mode, str) else None
 
 
 def read_in_mode(image: Any, mode: str) -> np.ndarray:
     """Read the pixels of an opened, unread image in another raw mode: uint8 `(h, w, bands)`."""
-    tiles = image.tile
     image.tile = [
-        tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode) for tile in tiles
+        tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode) for tile in image.tile
     ]
     return np.asarray(image)
 

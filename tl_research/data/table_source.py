@@ -20,7 +20,7 @@ from tl_research.data.class_folders import ClassFolders
 from tl_research.data.formats import IMAGE_SUFFIXES
 from tl_research.data.inspection import is_junk
 from tl_research.data.sources import Source
-from tl_research.data.split_folders import WORDS
+from tl_research.data.split_folders import SplitName
 from tl_research.errors import InputError
 from tl_research.recipe import recipe
 
@@ -46,13 +46,20 @@ class LabelRow:
     split: str = ""
 
 
-def read_table(table: Path, root: Path | None = None, columns: Mapping[str, str | None] | None = None) -> ClassFolders:
+def read_table(
+    table: Path,
+    root: Path | None = None,
+    columns: Mapping[str, str | None] | None = None,
+    known: Sequence[str] = (),
+) -> ClassFolders:
     """List the images of a table without opening them.
 
     Args:
         table: a CSV file, with any usual separator, or a Parquet file.
         root: the folder that paths are relative to; default: the table's own.
         columns: names of the columns for `path`, `label`, `group` and `split`; those not given are guessed.
+
+        known: the classes of a run, of which some may be missing.
 
     A path need not be exact: a name without folder or ending is found below `root`, if one image alone has it.
 
@@ -64,6 +71,8 @@ def read_table(table: Path, root: Path | None = None, columns: Mapping[str, str 
         raise InputError(f"data.images={root}: no such folder; it is where the paths in {table.name} begin")
     header, cells = _parquet(table) if _is_parquet(table) else _csv(table)
     rows = _label_rows(header, cells, table, columns or {})
+    if not known:
+        _demand_classes(rows, table)
     return _tree(rows, table, (root or table.parent).absolute())
 
 
@@ -169,7 +178,7 @@ def _columns(
 
 def _fits(use: str, column: int, cells: list[Sequence[str]]) -> bool:
     """Check a guess: a column called `set` need not hold splits."""
-    return use != "split" or all(column < len(row) and row[column].strip().lower() in WORDS for row in cells)
+    return use != "split" or all(column < len(row) and split_named(row[column].strip()) for row in cells)
 
 
 def _tree(rows: list[LabelRow], table: Path, root: Path) -> ClassFolders:
@@ -185,7 +194,6 @@ def _tree(rows: list[LabelRow], table: Path, root: Path) -> ClassFolders:
                 "an image has one class"
             )
         splits[path], groups[path] = _split(row.split, table), row.group or str(path)
-    _demand_classes(labels, table)
     if not any(path.is_file() for path in labels):
         raise InputError(
             f"data.table={table}: none of its {len(labels)} images is there, not even {next(iter(labels))}; "
@@ -202,22 +210,28 @@ def _tree(rows: list[LabelRow], table: Path, root: Path) -> ClassFolders:
     return ClassFolders(below, files, [], groups=groups if any(row.group for row in rows) else {})
 
 
+def split_named(text: str) -> str | None:
+    """Return the split that a word names, in any case: train, val or test; None if it names none."""
+    found = SplitName.of(text)
+    return {"held out": "test"}.get(found.role, found.role) if found and not found.stem else None
+
+
 def _split(value: str, table: Path) -> str:
-    split = WORDS.get(value.lower(), "").replace("held out", "test") if value else "all"
+    split = split_named(value) if value else "all"
     if split is None:
         raise InputError(f"data.table={table}: '{value}' is no split; expected train, val or test")
     return split
 
 
-def _demand_classes(labels: Mapping[Path, str], table: Path) -> None:
-    names = set(labels.values())
+def _demand_classes(rows: Sequence[LabelRow], table: Path) -> None:
+    names, paths = {row.label for row in rows}, {row.path for row in rows}
     if len(names) < 2:
         raise InputError(
-            f"data.table={table}: {len(labels)} labelled image(s) of {len(names)} class(es); expected two classes"
+            f"data.table={table}: {len(paths)} labelled image(s) of {len(names)} class(es); expected two classes"
         )
-    if len(names) == len(labels) > 2:
+    if len(names) == len(paths) > 2:
         raise InputError(
-            f"data.table={table}: each of {len(labels)} images has a label of its own, such as '{min(names)}'; "
+            f"data.table={table}: each of {len(paths)} images has a label of its own, such as '{min(names)}'; "
             "data.label_column says which column holds the classes"
         )
 
@@ -276,14 +290,13 @@ class Table(Source):
 
     @override
     def tree(self) -> ClassFolders:
-        columns = {use: getattr(self, f"{use}_column") for use in GUESSES}
-        return read_table(
-            Path(self.table).expanduser(), Path(self.images).expanduser() if self.images else None, columns
-        )
+        return self.labelled_tree(())
 
     @override
     def labelled_tree(self, class_names: Sequence[str]) -> ClassFolders:
-        return self.tree()
+        columns = {use: getattr(self, f"{use}_column") for use in GUESSES}
+        root = Path(self.images).expanduser() if self.images else None
+        return read_table(Path(self.table).expanduser(), root, columns, class_names)
 
     @override
     def preflight(self) -> None:

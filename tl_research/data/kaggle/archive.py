@@ -47,7 +47,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     """
     archive, folder = archive.expanduser(), folder.expanduser()
     staging = folder.with_name(f".{folder.name}.unpacking")
-    with explain_write_errors(folder), claim(folder.with_name(f".{folder.name}.unpacking.lock")):
+    with writing(folder), claim(folder.with_name(f".{folder.name}.unpacking.lock")):
         if folder.is_dir() and any(folder.iterdir()):
             return folder
         try:
@@ -103,8 +103,8 @@ def _open(archive: Path) -> zipfile.ZipFile:
 
 
 @contextmanager
-def explain_write_errors(folder: Path) -> Iterator[None]:
-    """Turn an error of writing into `InputError` that names the folder and what to do."""
+def writing(folder: Path) -> Iterator[None]:
+    """Raise `InputError` with what to do about a disk that is full or cannot be written."""
     try:
         yield
     except OSError as error:
