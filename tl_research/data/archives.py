@@ -123,7 +123,7 @@ def _extract_all(archive: Path, stream: _BoundedReads, staging: Path) -> None:
                 raise BadArchiveError(f"{archive}: the entry {member.name!r} {fault}. {BY_HAND}")
             if member.isreg() and not is_junk(PurePosixPath(member.name)):
                 _extract(tar, member, staging, archive)
-            tar.members.clear()  # type: ignore[attr-defined]  # or millions of entries would stay in memory
+            tar.members.clear()  # or millions of entries would stay in memory
     if any(stream.last):  # the tar ends with zeros; a damaged header ends it, too
         raise tarfile.ReadError("a damaged header")
     while stream.read(CHUNK):  # to the end, where the checksum is

@@ -354,7 +354,7 @@ def _without_small(checked: _Checked, tree: ClassFolders, min_images: int) -> tu
         for split, classes in tree.files.items()
     }
     smaller = _Checked(
-        inspections=[checked.inspections[i] for i in of_kept],
+        inspections=[checked.inspections[i] for i in map(int, of_kept)],
         labels=np.searchsorted(kept, checked.labels[of_kept]),
         split_of=checked.split_of[of_kept],
         bad=checked.bad,
