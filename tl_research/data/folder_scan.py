@@ -86,7 +86,8 @@ def scan(root: Path, key: str) -> Scan:
         InputError: a folder cannot be read.
     """
     junk: list[Path] = []
-    tree = _scan(root, key, junk, frozenset())
+    above = root.absolute().parents  # a link to one of them would bring in the whole disk
+    tree = _scan(root, key, junk, frozenset(_inode(path) for path in above))
     copies = list(_copies(tree))
     return Scan(tree.without(*copies), junk, [node.path for node in copies])
 
