@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 
 from tl_research.data.decode import FORMATS, UndecodableError, measure, read_bytes
 from tl_research.data.file_index import FileIndex, Inspection
+from tl_research.system.hardware import cores
 from tl_research.system.progress import track
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
@@ -38,7 +38,7 @@ def inspect_all(paths: Sequence[Path], index: FileIndex | None = None) -> list[I
     unknown = [path for path, inspection in zip(paths, known, strict=True) if inspection is None]
     statuses = [index.status(path) for path in unknown]
     if unknown:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             fresh = list(track(pool.map(inspect, unknown), "checking images", total=len(unknown)))
         for inspection, status in zip(fresh, statuses, strict=True):
             index.put(inspection, status)

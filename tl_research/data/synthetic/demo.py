@@ -17,6 +17,7 @@ from PIL import Image
 
 from tl_research.data.synthetic.sauce import COURSES, sauce_scene
 from tl_research.data.synthetic.scenes import scene
+from tl_research.system.hardware import cores
 from tl_research.system.progress import bar
 
 CLASSES = ("hot_dog", "not_hot_dog")
@@ -62,7 +63,7 @@ def draw(folder: Path, sizes: dict[str, int], seed: int, processes: int | None =
         for split in sizes:
             for name in drawing.classes:
                 (unfinished / split / name).mkdir(parents=True)
-        draw_all(unfinished, sizes, seed, processes or os.cpu_count() or 1, drawing)
+        draw_all(unfinished, sizes, seed, processes or cores(), drawing)
         unfinished.chmod(0o755)
         try:
             unfinished.rename(folder)
