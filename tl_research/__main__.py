@@ -11,7 +11,10 @@ import typer
 
 from tl_research.commands.arguments import PASS_ON
 from tl_research.commands.blocks import blocks_command
+from tl_research.commands.compare import compare_command
 from tl_research.commands.evaluate import evaluate_command
+from tl_research.commands.explain import explain_command
+from tl_research.commands.export import export_command
 from tl_research.commands.extract import extract_command
 from tl_research.commands.features import features_app
 from tl_research.commands.leaderboard import leaderboard_command
@@ -28,9 +31,12 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 for name, command in (("train", train_command), ("extract", extract_command)):  # Hydra answers their --help
     app.command(name, context_settings={**PASS_ON, "help_option_names": []}, add_help_option=False)(command)
 app.command("predict")(predict_command)
+app.command("explain")(explain_command)
+app.command("export")(export_command)
 app.command("evaluate", context_settings=PASS_ON)(evaluate_command)
 app.command("blocks", context_settings=PASS_ON)(blocks_command)
 app.command("lr_find", context_settings=PASS_ON)(lr_find_command)
+app.command("compare")(compare_command)
 app.command("leaderboard")(leaderboard_command)
 app.command("report")(report_command)
 app.add_typer(features_app, name="features")

@@ -20,7 +20,7 @@ class MissingResourceError(InputError):
     def __init__(self, what: str, message: str):
         super().__init__(message)
         self.what = what
-        """`data` or `weights`."""
+        """`data`, `weights` or `data and weights`."""
 
     def __reduce__(self) -> tuple[type[MissingResourceError], tuple[str, str]]:
         return type(self), (self.what, str(self))

@@ -45,8 +45,9 @@ def pages() -> dict[Path, str]:
 def _option(path: Path, group: str) -> list[str]:
     """Say what an option is, by the comments that its file begins with, and what else it chooses or sets."""
     text, content = path.read_text(), yaml.safe_load(path.read_text()) or {}
-    (first, *more) = (line for line in re.match(r"(#.*\n)*", text)[0].splitlines() if "@package" not in line)  # type: ignore[index]
-    words = " ".join([*re.findall(r"\s{2,}\((.*)\)$", first), *(line.lstrip("# ") for line in more)])
+    comments = [line for line in re.match(r"(#.*\n)*", text)[0].splitlines() if "@package" not in line]  # type: ignore[index]
+    example, more = "".join(comments[:1]), comments[1:]
+    words = " ".join([*re.findall(r"\s{2,}\((.*)\)$", example), *(line.lstrip("# ") for line in more)])
     if "application" in content:
         words = f"`keras.applications.{content['application']}`, weights from {content['url']}"
     if not words and "_target_" in content:
@@ -101,7 +102,8 @@ def _command(path: str, command: Any) -> Iterator[str]:
 
 
 def _help(option: Any) -> str:
-    return f"{option.help} (default: {option.default})" if isinstance(option.default, int) else str(option.help)
+    has_number = isinstance(option.default, int | float) and not isinstance(option.default, bool)
+    return f"{option.help} (default: {option.default})" if has_number else str(option.help)
 
 
 def main() -> int:

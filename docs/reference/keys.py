@@ -53,27 +53,33 @@ class Key:
         return self.name.rpartition(".")[2]
 
 
-def read(path: Path, prefix: str) -> list[Key]:
-    """Read the keys of one file of conf/, with those of a sibling that it extends (`defaults: [none]`)."""
+def read(path: Path, prefix: str, recipe: type | None = None) -> list[Key]:
+    """Read the keys of one file of conf/, with those of the files that it extends (`defaults: [none, /stage@head]`).
+    `recipe` is that of the file which extends this one."""
     text = path.read_text()
-    siblings = [
-        name for name in (yaml.safe_load(text).get("defaults") or []) if (path.parent / f"{name}.yaml").exists()
-    ]
-    keys = {key.name: key for name in siblings for key in read(path.parent / f"{name}.yaml", prefix)}
-    root = yaml.compose(text)
-    for key in _walk(root, text, prefix) if isinstance(root, yaml.MappingNode) else ():
-        before = keys.get(key.name, key)
-        keys[key.name] = replace(key, range=before.range, meaning=key.meaning or before.meaning, recipe=before.recipe)
+    root, content = yaml.compose(text), yaml.safe_load(text)
+    recipe = recipe_of(content["_target_"]) if "_target_" in content else recipe
+    names = [name for name in content.get("defaults") or [] if isinstance(name, str)]
+    keys: dict[str, Key] = {}
+    for name in names if "_self_" in names else [*names, "_self_"]:
+        file, _, package = name.partition("@")
+        source = (CONF if file.startswith("/") else path.parent) / f"{file.strip('/')}.yaml"
+        below = "" if package in ("", "_here_") else f"{package}."
+        for key in _walk(root, text, prefix, recipe) if name == "_self_" else read(source, prefix + below, recipe):
+            before = keys.get(key.name, key)
+            keys[key.name] = replace(
+                key, range=before.range, meaning=key.meaning or before.meaning, recipe=before.recipe
+            )
     return [replace(key, option=path.stem) for key in keys.values()]
 
 
-def _walk(node: yaml.MappingNode, text: str, prefix: str) -> Iterator[Key]:
-    recipe = next((recipe_of(value.value) for key, value in node.value if key.value == "_target_"), None)
+def _walk(node: yaml.MappingNode, text: str, prefix: str, outer: type | None = None) -> Iterator[Key]:
+    recipe = next((recipe_of(value.value) for key, value in node.value if key.value == "_target_"), outer)
     for key, value in node.value:
         name = f"{prefix}{key.value}"
         if key.value in ("_target_", "defaults"):
             continue
-        if isinstance(value, yaml.MappingNode) and not value.flow_style:
+        if isinstance(value, yaml.MappingNode) and value.value:
             if comment := _comment(text, key):
                 yield Key(name, "", recipe, "keys and values, or null", comment)
             yield from () if key.value in WHOLE else _walk(value, text, f"{name}.")
@@ -105,9 +111,7 @@ def explained(keys: Sequence[Key]) -> list[Key]:
     done = []
     for key in keys:
         source = named.get(key.name) or known.get((key.recipe, key.field)) or key
-        parent, own = (name.rpartition(".")[0] for name in (source.name, key.name))
-        words = source.meaning.replace(parent, own) if parent else source.meaning
-        done.append(replace(key, meaning=key.meaning or words or _sentences(key)))
+        done.append(replace(key, meaning=key.meaning or source.meaning or _sentences(key)))
     return done
 
 

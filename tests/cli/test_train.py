@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT, draw_tree
@@ -54,6 +57,27 @@ def test_one_run_from_the_shell_is_quiet_and_complete(cwd: Path, tiny: list[str]
         assert shown in result.stdout
 
 
+@pytest.mark.slow
+def test_names_and_settings_of_all_kinds_give_no_warning(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
+    """Python's warnings are errors, TensorFlow's own Keras 2 is asked for, and train.log has a line for each epoch."""
+    draw_tree(tmp_path / "photos", {"blue": 6, "red": 6, "green": 6})
+    names = {"blue": "a_$x_y_z$", "red": "[red]", "green": "热\udcff"}
+    for old, new in names.items():
+        (tmp_path / "photos" / old).rename(tmp_path / "photos" / new)
+    options = [*tiny[:3], f"data.root={tmp_path / 'photos'}", "transfer=finetune", "transfer.backbone.epochs=2",
+               "transfer.head.epochs=2"]  # fmt: skip
+    env = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "LC_ALL": "C.UTF-8"}
+    for more in (["hydra.run.dir=run"], ["head=mlp", "verbose=false", "hydra.run.dir=silent"]):
+        command = [sys.executable, "-W", "error", str(ROOT / "train.py"), *options, *more]
+        result = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+        assert (result.returncode, result.stderr) == (0, ""), more
+        log = (cwd / more[-1].partition("=")[2] / "train.log").read_text()
+        epochs = re.findall(r"epoch \d+, stage \w+: .*", log)
+        assert len(epochs) == (3 if len(more) == 1 else 4)
+        assert all(line in result.stdout for line in epochs) == ("verbose=false" not in more)
+        assert not [line for line in epochs if "val accuracy" not in line]
+
+
 def test_a_sweep_runs_every_combination(cwd: Path, tiny: list[str]) -> None:
     result = train(cwd, "-m", *tiny[1:], "backbone=tiny", "transfer=frozen,finetune", "seed=0,1",
                    "transfer.head.epochs=2", "callbacks=none")  # fmt: skip
@@ -76,8 +100,11 @@ def test_the_sweep_of_the_issue(cwd: Path, colours: Path) -> None:
 
 @pytest.mark.slow
 def test_a_failed_job_ends_no_other_and_sets_the_exit_status(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
+    import h5py
+
     bad = tmp_path / "bad.weights.h5"
-    bad.write_bytes(b"no weights at all")
+    with h5py.File(bad, "w") as file:
+        file["of another network"] = [1.0]
     result = train(cwd, "-m", *tiny, f"backbone.weights={bad},null", "callbacks=none")
     assert result.returncode == 1
     assert "bad.weights.h5" in result.stderr.strip().splitlines()[-1]
@@ -97,13 +124,26 @@ def test_a_failed_job_ends_no_other_and_sets_the_exit_status(cwd: Path, tmp_path
         (["-m", "seed=0,1", "trainer.batch_size=0"], ["trainer.batch_size=0", "1"]),
         (["data=folder", "data.root=nowhere"], ["nowhere", "does not exist", "train/CLASS"]),
         (["backbone=saved"], ["backbone.weights"]),
+        (
+            ["backbone.weights=no.h5", "data=folder", "data.root=nowhere"],
+            ["no.h5: no such file", "nowhere: does not exist"],
+        ),
+        (["backbone=tiny", "backbone.weights=BAD.h5", "data=folder", "data.root=PHOTOS"], ["BAD.h5 is a pickle"]),
+        (["backbone=tiny", "backbone.weights=CUT.h5", "data=folder", "data.root=PHOTOS"], ["CUT.h5 is damaged"]),
         (["hydra.run.dir=/proc/nothing", "backbone=tiny", "data=folder", "data.root=PHOTOS"], ["/proc/nothing"]),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
     cwd: Path, colours: Path, arguments: list[str], told: list[str]
 ) -> None:
-    line = refused(train(cwd, *[a.replace("PHOTOS", str(colours)) for a in arguments]), cwd)
+    import h5py
+
+    (cwd.parent / "BAD.h5").write_bytes(pickle.dumps(os.system))
+    with h5py.File(cwd.parent / "CUT.h5", "w") as file:
+        file["kernel"] = np.zeros(1000)
+    (cwd.parent / "CUT.h5").write_bytes((cwd.parent / "CUT.h5").read_bytes()[:-1000])
+    words = [a.replace("PHOTOS", str(colours)).replace("weights=", f"weights={cwd.parent}/") for a in arguments]
+    line = refused(train(cwd, *words), cwd)
     for word in told:
         assert word in line
 

@@ -9,15 +9,22 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class
+from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
 from tl_research import InputError, compose
+from tl_research.config.compose import hydra
+from tl_research.config.compose_errors import compose_config
 
 CONF = ROOT / "conf"
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent != CONF)
@@ -40,13 +47,20 @@ def name(path: Path) -> str:
     return f"{group(path)}={path.stem}"
 
 
+def nodes(content: Any) -> Iterator[dict[str, Any]]:
+    """All mappings with a `_target_`."""
+    if isinstance(content, dict):
+        yield from [content] if "_target_" in content else []
+        for value in content.values():
+            yield from nodes(value)
+
+
 @pytest.mark.parametrize("path", [ROOT / "conf" / "config.yaml", *FILES], ids=name)
-def test_each_options_first_line_is_a_command_that_composes(path: Path) -> None:
-    lines = path.read_text().splitlines()
-    first = lines[1] if lines[0].startswith("# @package") else lines[0]  # Hydra wants its header first
-    command = re.fullmatch(r"# python train\.py (.*?)(\s{2,}\(.*\))?", first)
-    assert command, first
-    overrides = re.sub(r"\[.*?\]", "", command[1]).removeprefix("-m ").split()
+def test_each_options_command_composes(path: Path) -> None:
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+    command = re.fullmatch(r"# python train\.py (.*?)(\s{2,}\(.*\))?", lines[0])
+    assert command or lines[0][0] != "#", lines[0]
+    overrides = re.sub(r"\[.*?\]", "", command[1]).removeprefix("-m ").split() if command else [name(path)]
     experiment = compose(overrides)
     assert experiment.transfer
     if path in FILES:
@@ -54,24 +68,39 @@ def test_each_options_first_line_is_a_command_that_composes(path: Path) -> None:
         assert experiment.config["choices"].get(group(path), path.stem) == path.stem
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name != "experiment"], ids=name)
-def test_every_field_of_a_recipe_stands_in_its_yaml(path: Path) -> None:
-    def check(node: object) -> None:
-        if not isinstance(node, dict):
-            return
-        if "_target_" in node:
-            target = recipe(node["_target_"])
-            if not dataclasses.is_dataclass(target):  # a plugin of Hydra's without a recipe
-                fields = set(inspect.signature(target).parameters)
-            else:
-                fields = {f.default.alias or f.name if hasattr(f.default, "alias") else f.name
-                          for f in dataclasses.fields(target)}  # fmt: skip
-            groups = {child.name for child in path.parent.iterdir() if child.is_dir()}  # composed into it: data.augment
-            assert set(node) - {"_target_", "defaults"} == fields - groups
-        for value in node.values():
-            check(value)
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name not in ("experiment", "hparams")], ids=name)
+def test_every_field_of_a_recipe_is_a_key_of_its_option(path: Path) -> None:
+    with hydra() as composer:
+        config: Any = OmegaConf.to_container(compose_config(composer, [name(path)]))
+    for node in nodes(reduce(getitem, group(path).split("/"), config)):
+        assert set(node) - {"_target_"} == set(inspect.signature(recipe(node["_target_"])).parameters)
 
-    check(yaml.safe_load(path.read_text()))
+
+DIFFERENT = {"store", "cache", "split_seed"}  # folders in the user's home; the run's seed, which is equal
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=name)
+def test_defaults_are_equal_in_conf_and_code(path: Path) -> None:
+    content = yaml.safe_load(path.read_text())
+    if path.stem == "images":
+        content["_target_"] = "tl_research.targets.Folder"
+    for node in nodes(content):
+        parameters = inspect.signature(recipe(node["_target_"])).parameters
+        defaults = {
+            key: p.default for key, p in parameters.items() if p.default is not p.empty and key not in DIFFERENT
+        }
+        both = {key for key in defaults if node.get(key, "???") != "???" and not isinstance(node[key], dict)}
+        assert {key: node[key] for key in both} == {key: defaults[key] for key in both}
+
+
+def test_what_options_extend_is_no_option() -> None:
+    extended = {path.stem for path in CONF.glob("*.yaml")}
+    with hydra() as composer:
+        for option_group in {group(path) for path in FILES}:
+            assert not extended & set(composer.config_loader.get_group_options(option_group))
+        assert not extended & set(composer.config_loader.list_groups(""))
+    with pytest.raises(InputError, match="transfer=stage: there is no such option; there are bias_only, bn_only"):
+        compose(["transfer=stage"])
 
 
 def test_every_field_of_the_root_stands_in_the_config() -> None:

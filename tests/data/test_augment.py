@@ -8,12 +8,10 @@ import dataclasses
 import hashlib
 import io
 import itertools
-import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +25,15 @@ from pydantic import ValidationError
 from tests.conftest import draw_noise
 from tests.experiment.test_experiment import numbers, run, table
 from tl_research import InputError, compose
-from tl_research.data.augment import augment as module
 from tl_research.data.augment.augment import Augment, _box, _erased, augmented_pixels
-from tl_research.data.augment.rand_augment import OPERATIONS, rand_augment
+from tl_research.data.augment.rand_augment import OPERATIONS
 from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import Resize, UndecodableError, decode_pixels
 from tl_research.data.loader import numbered_batches
 from tl_research.data.sources import Folder
 from tl_research.features import row_source
-from tl_research.features.engines import keras_engine
-from tl_research.features.extraction import ORIGINAL, extract_features
+from tl_research.features.extraction import ORIGINAL
+from tl_research.features.table import Features, FeatureTable
 from tl_research.metrics.probabilities import softmax
 from tl_research.runs.run import Run
 from tl_research.training import closed_form, inputs, logistic_regression
@@ -105,18 +102,6 @@ def test_only_keys_that_change_images_change_them(resize: Resize, recipe: Augmen
     assert recipe.changes_nothing == (not recipe.changes_images and not recipe.mixes)
     for content in (PICTURE, LARGE):
         assert np.array_equal(version(idle, draw_key, content, resize), decode_pixels(content, 32, resize))
-
-
-@pytest.mark.parametrize("field", [*CHANGES, *MIXES])
-def test_each_key_alone_changes_images_or_mixes_them(field: str) -> None:
-    recipe = Augment(**{field: {**CHANGES, **MIXES}[field]})
-    assert not recipe.changes_nothing
-    assert recipe.mixes == (field in MIXES)
-    assert recipe.changes_images == (field in CHANGES)
-    versions = [version(recipe, draw_key) for draw_key in range(12)]
-    changed = [pixels for pixels in versions if not np.array_equal(pixels, decode_pixels(PICTURE, 32))]
-    assert bool(changed) == (field in CHANGES)
-    assert (len({pixels.tobytes() for pixels in versions}) >= 2) == (field in CHANGES)
 
 
 def test_every_key_is_tested() -> None:
@@ -192,33 +177,6 @@ def test_a_crop_has_its_share_and_nearly_the_images_shape(width: int, height: in
     assert (w + 0.5) * (h + 0.5) >= least * width * height * (1 - 1e-9)  # sides are rounded
     assert (w + 1) / width >= 3 / 4 * (h - 1) / height
     assert (w - 1) / width <= 4 / 3 * (h + 1) / height
-
-
-def test_crops_are_of_all_sizes_shapes_and_places() -> None:
-    rng = np.random.default_rng(0)
-    boxes = np.array([_box((1000, 500), 0.25, rng) for _ in range(2000)])
-    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    area = width * height / 500_000
-    assert 0.24 < area.min() < 0.27
-    assert area.max() > 0.95
-    assert 0.55 < area.mean() < 0.68  # uniform between 0.25 and 1
-    ratio = width / 2 / height
-    assert ratio.min() < 0.78
-    assert ratio.max() > 1.28
-    assert abs(np.median(np.log(ratio))) < 0.03
-    for low, high, end in ((boxes[:, 0], boxes[:, 2], 1000), (boxes[:, 1], boxes[:, 3], 500)):
-        assert low.min() == 0
-        assert high.max() == end
-        assert abs(np.mean(low + high) / 2 - end / 2) < 0.02 * end
-
-
-def test_an_image_to_be_cropped_is_decoded_at_larger_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    decode = module.decode_image
-    monkeypatch.setattr(module, "decode_image", lambda content, at_least: (asked.append(at_least), decode(content))[1])
-    for crop in (1.0, 0.25, 0.01):
-        version(Augment(crop=crop), 0)
-    assert asked == [64, 128, 640]
 
 
 def test_rotation_stays_in_range_and_fills_corners_with_white(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,24 +261,6 @@ def test_the_strongest_operations_are_those_of_the_paper() -> None:
     assert (found["rotate"][0, 0] == 255).all()
     np.testing.assert_allclose(found["shear_x"][::16, 0, 0], 0.3 * np.arange(0, 256, 16), atol=1)
     np.testing.assert_allclose(found["brightness"], np.minimum(1.9 * np.asarray(ramp), 255), atol=1)
-
-
-def test_operations_are_drawn_uniformly(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[str, float]] = []
-
-    def noted(name: str, image: Image.Image, strength: float) -> Image.Image:
-        seen.append((name, strength))
-        return image
-
-    for name in list(OPERATIONS):
-        monkeypatch.setitem(OPERATIONS, name, partial(noted, name))
-    for number in range(700):
-        rand_augment(SMOOTH, 2, 9, np.random.default_rng(number))
-    counts = Counter(name for name, _ in seen)
-    assert set(counts) == set(OPERATIONS)
-    assert sum(counts.values()) == 1400
-    assert 60 < min(counts.values()) <= max(counts.values()) < 145
-    assert {strength for _, strength in seen} == {-0.3, 0.3}
 
 
 def test_erase_is_the_share_of_images_with_a_rectangle() -> None:
@@ -440,8 +380,9 @@ QUICK = ("callbacks=none", "data/augment=light")
 
 def views_of(data: DataModule, indices: np.ndarray, views: Sequence[int]) -> np.ndarray:
     """Compute features `(n, views, d)` directly."""
-    engine = keras_engine(compose(["backbone=tiny", "backbone.image_size=32"]).backbone.build())
-    return np.stack([extract_features(engine, data, indices, 32, threads=2, view=view) for view in views], axis=1)
+    network = compose(["backbone=tiny", "backbone.image_size=32"]).backbone.build()
+    table = FeatureTable(network, data, Features(), "keras", 2)
+    return np.stack([table.get(indices, view) for view in views], axis=1)
 
 
 def assert_losses_fall(done: Run, epochs: int) -> None:
@@ -511,15 +452,6 @@ def test_a_head_learns_from_all_views_which_are_stored(
         np.testing.assert_allclose(features, expected, atol=1e-4)
         assert labels.tolist() == data.labels[indices].repeat(len(views)).tolist()
         assert len(np.unique(features, axis=0)) == len(features), "no view twice"
-
-
-@pytest.mark.slow
-def test_stored_views_depend_on_the_recipes_seed_not_the_runs(tmp_path: Path, colours: Path) -> None:
-    options = [*QUICK, "features.views=2", "data.split_seed=0"]
-    first = run(tmp_path / "a", colours, *options).metrics
-    assert run(tmp_path / "b", colours, *options, "seed=1").metrics["features_computed"] == 0
-    learned = 2 * (first["num_train"] + first["num_val"])
-    assert run(tmp_path / "c", colours, *options, "data.augment.seed=1").metrics["features_computed"] == learned
 
 
 @pytest.mark.slow
@@ -613,21 +545,6 @@ def test_views_of_one_image_are_held_out_together(
     assert choose_l2(clear, labels, LBFGS(), 0, views=3).accuracy == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("most", [1000, 30])
-def test_equal_views_choose_the_penalty_of_one(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    features, labels = noise_rows(40, 30, classes=3)
-    features[:, 0] += 4 * labels
-    monkeypatch.setattr(logistic_regression, "MOST_FOR_CHOOSING", most)
-    once = choose_l2(features, labels, LBFGS(), 5)
-    monkeypatch.setattr(logistic_regression, "MOST_FOR_CHOOSING", 3 * most)
-    thrice = choose_l2(features.repeat(3, axis=0), labels.repeat(3), LBFGS(), 5, views=3)
-    assert thrice.l2 == once.l2
-    assert thrice.accuracy == once.accuracy
-    assert list(thrice.log_losses) == list(once.log_losses)
-    np.testing.assert_allclose(list(thrice.log_losses.values()), list(once.log_losses.values()), rtol=0.05)
-
-
 @pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("more", [1, 2, 5])
 def test_slightly_more_images_than_are_used_to_choose_work(
@@ -636,15 +553,6 @@ def test_slightly_more_images_than_are_used_to_choose_work(
     monkeypatch.setattr(logistic_regression, "MOST_FOR_CHOOSING", 120)
     features, labels = (values.repeat(views, axis=0) for values in noise_rows(120 // views + more, 5, classes=4))
     assert solve(features, labels, LBFGS(), 0, views).cv_accuracy is not None
-
-
-def test_a_class_of_one_among_many_images_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logistic_regression, "MOST_FOR_CHOOSING", 100)
-    features, labels = noise_rows(150, 5)
-    labels[0] = 2
-    solution = solve(features, labels, LBFGS(), 0)
-    assert solution.kernel.shape == (5, 3)
-    assert math.isfinite(solution.l2)
 
 
 # Pixels of the current version

@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import draw_noise
+from tests.conftest import draw_noise, draw_tree
 from tl_research import InputError, Run, compose
 from tl_research.data.datamodule import DataModule
+from tl_research.reports.html_report import write_report
+from tl_research.reports.leaderboard import Leaderboard, collect
 
 FILES = {
+    "calibration.json",
     "config.yaml",
     "metrics.json",
     "history.csv",
@@ -218,6 +221,34 @@ def test_a_full_disk_leaves_no_half_written_model(
     assert "No space left" in Run.open(tmp_path / "run").status["reason"]
 
 
+def test_what_only_shows_may_fail_and_warns(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        seen.append({path.name for path in (tmp_path / "run").iterdir()})
+        raise ValueError("Double\nsubscript")
+
+    seen: list[set[str]] = []
+    for name in ("reports.figures.confusion_matrix", "reports.tensorboard.scalar", "evaluation.evaluate.mistakes"):
+        monkeypatch.setattr(f"tl_research.{name}", broken)
+    done = run(tmp_path / "run", colours)
+    assert done.status["state"] == "done"
+    assert all({"model.keras", "metrics.json"} <= files for files in seen[1:])  # the first is an epoch's
+    assert json.loads((done.directory / "metrics.json").read_text()) == done.metrics
+    warnings = [message for message in caplog.messages if "not shown" in message]
+    assert len(warnings) == 3
+    assert all("ValueError: Double subscript" in message for message in warnings)
+
+
+@pytest.mark.parametrize("unfreeze", [3, 99])
+def test_more_blocks_than_there_are_give_a_warning(
+    tmp_path: Path, colours: Path, caplog: pytest.LogCaptureFixture, unfreeze: int
+) -> None:
+    options = ["transfer=finetune", "transfer.backbone.epochs=1", f"transfer.backbone.unfreeze={unfreeze}"]
+    run(tmp_path / "run", colours, *options, "callbacks=none")
+    assert any("there are 3 blocks" in message for message in caplog.messages) == (unfreeze == 99)
+
+
 def test_a_second_run_in_one_directory_is_refused(tmp_path: Path, colours: Path) -> None:
     first = run(tmp_path / "run", colours)
     metrics = (first.directory / "metrics.json").read_bytes()
@@ -250,3 +281,18 @@ def test_keys_without_effect_are_warned_of(tmp_path: Path, colours: Path, caplog
     caplog.clear()
     run(tmp_path / "trained", colours, "trainer.ema=0.9", "callbacks=none", "optimizer=adam", "transfer.head.epochs=1")
     assert not [record for record in caplog.records if "nothing" in record.getMessage()]
+
+
+@pytest.mark.parametrize("shares", [["data.val=0"], ["data.test=0"], ["data.val=0", "data.test=0"]], ids=" ".join)
+def test_a_run_without_validation_or_test(tmp_path: Path, shares: list[str]) -> None:
+    root = draw_tree(tmp_path / "photos", {"red": 9, "blue": 9})
+    run = compose(["backbone=tiny", "backbone.image_size=32", "data=folder", f"data.root={root}", *shares]).run(
+        tmp_path / "runs" / "run"
+    )
+    scored = {key.partition("_")[0] for key in run.metrics if key.startswith(("val_", "test_"))}
+    assert scored == {"val", "test"} - {share[5:-2] for share in shares}
+    assert run.metrics.get("tested", True) == ("data.test=0" not in shares)
+    monitor = "cv_accuracy" if "data.val=0" in shares else "val_accuracy"
+    (board,) = Leaderboard.for_each_data_set(collect(tmp_path / "runs"))
+    assert (board.monitor, board.rows[0].mean(monitor)) == (monitor, run.metrics[monitor])
+    assert write_report(tmp_path / "runs").is_file()

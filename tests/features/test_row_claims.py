@@ -13,7 +13,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
-from tests.features.test_store import ABOUT, digests_of, fill, flipped, found_in, put, row_type, rows_of
+from tests.features.test_store import ABOUT, digests_of, fill, flipped, found_in, row_type, rows_of
 from tl_research.features import row_claims as claims_module
 from tl_research.features import shared_fill
 from tl_research.features import store as feature_store
@@ -167,19 +166,6 @@ def ready(*processes: subprocess.Popen[str]) -> None:
         process.stdin.flush()
 
 
-@pytest.mark.slow
-def test_four_processes_compute_each_row_once(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
-    count = 15 * BATCH + 3
-    processes = [start(count) for _ in range(4)]
-    ready(*processes)
-    answers = [process.communicate(timeout=60)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4
-    results = [(json.loads(answer.rpartition(" ")[0]), int(answer.rpartition(" ")[2])) for answer in answers]
-    assert Counter(n for numbers, _ in results for n in numbers if n) == Counter(range(1, count))
-    assert sum(computed for _, computed in results) == count
-    assert not list(tmp_path.glob("*/*.claims"))
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_killed_process_leaves_its_rows_to_others(
     tmp_path: Path, start: Callable[..., subprocess.Popen[str]], number: int
@@ -200,25 +186,6 @@ def test_a_killed_process_leaves_its_rows_to_others(
     assert found_in(there, numbers) == numbers
     entries = sum(len(shard.entries) for shard in there.shards)
     assert entries == len(numbers), "no row is in the store twice"
-
-
-def test_a_failed_process_leaves_its_rows_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken, other = (Filler(tmp_path, list(range(6 * BATCH)), 0.02) for _ in range(2))
-    started = threading.Event()
-
-    def engine(pixels: np.ndarray) -> np.ndarray:
-        started.set()
-        time.sleep(0.2)
-        raise RuntimeError("the engine broke")
-
-    monkeypatch.setattr(broken, "engine", engine)
-    with ThreadPoolExecutor() as pool:
-        running = pool.submit(broken.run)
-        assert started.wait(10)
-        assert len(list(tmp_path.glob("*/*.claims"))) == 1
-        together([other])
-        with pytest.raises(RuntimeError, match="the engine broke"):
-            running.result()
 
 
 # Without a store, locks or room
@@ -256,21 +223,6 @@ def test_without_locks_or_room_for_claims_all_is_computed(
         assert set(filler.computed) == set(filler.numbers)
     assert found_in(FeatureStore(tmp_path, ABOUT, row_type()), fillers[0].numbers) == fillers[0].numbers
     assert not caplog.records
-
-
-def test_damaged_rows_of_a_living_process_wait_for_its_end(tmp_path: Path) -> None:
-    numbers = list(range(2 * BATCH))
-    store = FeatureStore(tmp_path, ABOUT, row_type())
-    claims = RowClaims(store.folder)
-    claim(claims, numbers, len(numbers))
-    put(store, numbers)
-    store.close()
-    (rows,) = store.folder.glob("*.rows")
-    flipped(rows, 5 * 12)
-    other = Filler(tmp_path, [*numbers, 1000])
-    threading.Timer(0.3, claims.close).start()
-    together([other])
-    assert set(other.computed) - {0} == {5, 1000}
 
 
 @pytest.mark.parametrize("who", ["both", "one"])
@@ -334,14 +286,6 @@ def test_a_process_that_ended_between_two_claims_is_noticed(tmp_path: Path, ends
     assert looks[-2:] == [True, False]
 
 
-def test_a_partly_written_claim_counts_for_its_whole_entries(tmp_path: Path) -> None:
-    first, second = RowClaims(tmp_path), RowClaims(tmp_path)
-    claim(first, [0, 1], 2)
-    with first.path.open("r+b") as file:
-        file.truncate(12)
-    assert claim(second, [0, 1, 2], 5) == [1, 2]
-
-
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"-3", b"\xff\xfe", b"12\n"])
 def test_a_damaged_count_does_not_prevent_claims(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "claims.lock").write_bytes(content)
@@ -352,13 +296,6 @@ def test_a_damaged_count_does_not_prevent_claims(tmp_path: Path, content: bytes)
     second.close()
     claim(first, [0], 1, looks)
     assert looks == [True, True]
-
-
-def test_unused_claims_leave_no_files(tmp_path: Path) -> None:
-    claims = RowClaims(tmp_path / "store")
-    claims.close()
-    claims.close()
-    assert not (tmp_path / "store").exists()
 
 
 # Any order of events

@@ -13,7 +13,6 @@ from tests.models.test_weights import (
     head,
     nested,
     nested_with_model_head,
-    pixels,
     save,
     sequential,
     small,
@@ -264,42 +263,3 @@ def test_weights_without_a_model_are_refused(tmp_path):
 def test_a_path_that_is_no_model_is_refused(tmp_path, name):
     with pytest.raises(InputError, match=name):
         load_model(tmp_path / name)
-
-
-def test_a_model_of_keras_2_is_loaded(tmp_path):
-    """A config of Keras 2 names no modules and describes the graph by lists."""
-    source = fill(small())
-    conv = source.get_layer(index=3)
-    initializer = {"class_name": "GlorotUniform", "config": {"seed": None}}
-    options = {
-        "name": "conv",
-        "filters": 4,
-        "kernel_size": [3, 3],
-        "strides": [2, 2],
-        "kernel_initializer": initializer,
-    }
-    image = {
-        "batch_input_shape": [None, 16, 16, 3],
-        "dtype": "float32",
-        "sparse": False,
-        "ragged": False,
-        "name": "image",
-    }
-    layers = [
-        {"class_name": "InputLayer", "config": image, "name": "image", "inbound_nodes": []},
-        {"class_name": "Conv2D", "config": options, "name": "conv", "inbound_nodes": [[["image", 0, 0, {}]]]},
-    ]
-    graph = {"input_layers": [["image", 0, 0]], "output_layers": [["conv", 0, 0]]}
-    config = {"class_name": "Functional", "config": {"name": "old", "layers": layers, **graph}}
-    with h5py.File(tmp_path / "old.h5", "w") as file:
-        file.attrs["model_config"] = json.dumps(config)
-        group = file.create_group("model_weights")
-        group.attrs["layer_names"] = [b"image", b"conv"]
-        group.create_group("image").attrs["weight_names"] = np.zeros((0,), "S1")
-        group.create_group("conv").attrs["weight_names"] = [b"conv/kernel:0", b"conv/bias:0"]
-        for variable in conv.weights:
-            group[f"conv/conv/{variable.name}:0"] = variable.numpy()
-    expected = conv(pixels()).numpy()
-    model = load_model(tmp_path / "old.h5")
-    np.testing.assert_array_equal(model([pixels()]), expected)
-    np.testing.assert_array_equal(answers(feature_extractor(model)), expected)

@@ -1,5 +1,5 @@
-"""hydra/sweeper=optuna (search_space, search_preflight, optuna_study, job_outcome): spaces, a study that survives
-kills, and pruning."""
+"""hydra/sweeper=optuna (search_space, search_preflight, optuna_study, optuna_journal, job_outcome): spaces, a study
+that survives kills, and pruning."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ def test_a_lost_trial_is_run_again_unless_it_was_pruned(opened: Opened, last_act
 OTHER = """
 import sys
 from pathlib import Path
-from tl_research.sweeps.optuna_journal import Owner
+from tl_research.system.locks import Owner
 owner = Owner(Path(sys.argv[1]))
 print(owner.number, flush=True)
 sys.stdin.read()
@@ -476,16 +476,6 @@ def test_known_overrides_are_not_run_again(sweep: Sweep) -> None:
     assert sorted(job[1] for job in launcher.jobs) == ["head.units=16", "head.units=8"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("override", "most"),
-    [("++hydra.launcher.n_jobs=1", 1), ("hydra.sweeper.batch=2", 2), ("++hydra.launcher.n_jobs=3", 3)],
-)
-def test_batch_trials_run_at_once(sweep: Sweep, override: str, most: int) -> None:
-    launcher = sweep(by_dropout, *MLP, "hydra.sweeper.n_trials=7", override)
-    assert launcher.batches == [most] * (7 // most) + [7 % most] * (7 % most > 0)
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -587,15 +577,6 @@ def test_a_run_whose_trial_was_given_up_continues(as_trial: Callable[..., Trial]
     trial.report(1, {"val_loss": 9.0})
     trial.check()
     assert current_trial() is None
-
-
-def test_an_unreachable_journal_does_not_stop_a_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv(TRIAL_VARIABLE, f"{tmp_path}/none.journal:search:0")
-    assert current_trial() is None
-    assert "none.journal" in caplog.text
-    assert not list(tmp_path.iterdir())
 
 
 # The command itself ---------------------------------------------------------------------------------------------------
@@ -714,11 +695,3 @@ def test_the_published_searches_run(tmp_path: Path, colours: Path, name: str) ->
     assert "best of 2 trials" in run([*base, *options, "hydra.sweeper.n_trials=2"], tmp_path).stdout
     line = (tmp_path / "found" / "best.yaml").read_text().splitlines()[0].removeprefix("# python train.py ")
     run([sys.executable, str(ROOT / "train.py"), *line.split()], tmp_path)
-
-
-@pytest.mark.slow
-def test_bad_input_is_one_line(tmp_path: Path, command: list[str]) -> None:
-    result = run([*command, SEARCH[0], "head.units=interval(5,1)"], tmp_path, status=2)
-    (line,) = (result.stdout + result.stderr).strip().splitlines()
-    assert "head.units=interval(5,1): 5.0 is greater than 1.0" in line
-    assert not (tmp_path / "found").exists()

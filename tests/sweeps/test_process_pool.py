@@ -176,10 +176,10 @@ def written(root: Path, folder: str, name: str = "status.json") -> dict[str, Any
     return json.loads((root / folder / name).read_text())
 
 
-def run(root: Path, *works: str, **limits: Any) -> list[Outcome]:
+def run(root: Path, *works: str, n_jobs: int | None = 1, **limits: Any) -> list[Outcome]:
     """Run jobs and assert that the status of each on disk is its outcome."""
     found = outcomes(root, *works)
-    ProcessPool(Limits(**limits)).run(found, Silent())
+    ProcessPool(Limits(n_jobs=n_jobs, **limits)).run(found, Silent())
     for outcome in found:
         if outcome.state != "waiting":
             status = written(root, outcome.job.name)

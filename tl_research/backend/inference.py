@@ -63,9 +63,10 @@ class Graph:
     variables: dict[str, keras.Variable]
 
 
-def export_graph(network: keras.Model, batch_size: int) -> Graph:
-    """Trace a network in inference mode with its weights as inputs. TensorFlow can make constants of them, but copies
-    and optimizes the whole graph for it, which takes ResNet50 four seconds more and gives the same bits."""
+def export_graph(network: keras.Model, batch_size: int | None) -> Graph:
+    """Trace a network in inference mode, for one batch size or any (None), with its weights as inputs. TensorFlow can
+    make constants of them, but copies and optimizes the whole graph for it, which takes ResNet50 four seconds more and
+    gives the same bits."""
     import tensorflow as tf
 
     variables = [*network.trainable_variables, *network.non_trainable_variables]
@@ -83,3 +84,15 @@ def export_graph(network: keras.Model, batch_size: int) -> Graph:
     inputs = concrete.inputs[1 : 1 + len(variables)]
     named = {tensor.name: variable for tensor, variable in zip(inputs, variables, strict=True)}
     return Graph(concrete.graph.as_graph_def().SerializeToString(), named)
+
+
+def class_gradients(function: Forward, maps: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return the gradient of each image's logit of its class, `classes` `(b,)`, with respect to feature maps
+    `(b, h, w, c)`, of which `function` computes the logits."""
+    import tensorflow as tf
+
+    inputs = tf.convert_to_tensor(maps)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        chosen = tf.gather(function(inputs), classes, batch_dims=1)
+    return np.asarray(tape.gradient(chosen, inputs))

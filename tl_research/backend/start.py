@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+import warnings
 
 from tl_research.errors import InputError
 from tl_research.system.hardware import cores
@@ -31,6 +32,8 @@ def start_backend(threads: int | None = None, deterministic: bool = False) -> in
 
         if first:
             gc.freeze()  # the modules stay; later collections need not traverse them
+    # Keras 3.15 hands its variables to NumPy 2 without the copy keyword, also when it saves a model.
+    warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning, r"keras\.")
     wanted = threads or cores()
     if tf.config.threading.get_intra_op_parallelism_threads() != wanted:
         try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
+from hydra.core.default_element import ConfigDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -77,7 +79,8 @@ def _unknown_key(
     key = override.key_or_group
     group, _, rest = key.partition(".")
     option = base.hydra.runtime.choices.get(group)
-    holders = [o for o in _options(composer, group) if rest and o != option and _option_has(composer, group, o, rest)]
+    others = [o for o in _options(composer, group) if rest and o != option]
+    holders = [o for o in others if _has_key(composer, f"{group}/{o}", rest)]
     if holders:
         also = " or ".join(f"{group}={holder}" for holder in holders[:4])
         why = _refusal(composer, config_name, [*overrides, f"{group}={holders[0]}"], key)
@@ -120,10 +123,17 @@ def _options(composer: Hydra, group: str) -> list[str]:
     return [] if not group or "." in group else composer.config_loader.get_group_options(group, ObjectType.CONFIG)
 
 
-def _option_has(composer: Hydra, group: str, option: str, key: str) -> bool:
-    for source in composer.config_loader.get_sources():
-        if source.is_config(f"{group}/{option}"):
-            return _find(OmegaConf.to_container(source.load_config(f"{group}/{option}").config), key.split("."))
+def _has_key(composer: Hydra, path: str, key: str) -> bool:
+    """Whether a file of `conf/`, or one that it extends, has a key."""
+    loaded = composer.config_loader.repository.load_config(path)  # type: ignore[attr-defined]  # of its one subclass
+    if loaded is None or has(OmegaConf.to_container(loaded.config), key):
+        return loaded is not None
+    for default in loaded.defaults_list or ():
+        if isinstance(default, ConfigDefault) and not default.is_self():
+            prefix = "" if default.package in (None, "_here_") else f"{default.package}."
+            base = str(PurePosixPath("/", path).parent / str(default.path)).lstrip("/")
+            if key.startswith(prefix) and _has_key(composer, base, key.removeprefix(prefix)):
+                return True
     return False
 
 

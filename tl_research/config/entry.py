@@ -48,6 +48,7 @@ def main(command: Command = "train") -> int:
     Returns the exit status; raises only unexpected errors.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through instead of printing and exiting itself
+    sys.path.append(str(Path.cwd()))  # for the user's own classes; `python -m` has it, `python CLONE/train.py` has not
     return run_reporting_errors(lambda: _main(command))
 
 

@@ -18,7 +18,9 @@ from tl_research.runs.run import Run
 from tl_research.targets import current_name
 
 if TYPE_CHECKING:
+    from tl_research.data.sources import Source
     from tl_research.experiment.experiment import Experiment
+    from tl_research.runs.reader import RunReader
 
 KEY = "resume="
 OUR_NETWORKS = ("tl_research.networks.", "tl_research.models.networks.")
@@ -71,6 +73,15 @@ def resumed(overrides: Sequence[str]) -> Experiment:
     experiment = make(config, OmegaConf.create(config))
     fresh = "fresh=true" in overrides
     return replace(experiment, config=run.config, directory=str(directory), resume=str(directory), fresh=fresh)
+
+
+def source_of(run: RunReader) -> Source:
+    """Build the data source of a run, to have its images once more. Raises `InputError` if it is code of the user's."""
+    config = _with_current_targets(run.config.get("data", {}))
+    for key, value in _code(config, "data."):
+        raise InputError(f"{run.directory}: its images come from code of yours ({key}={value}), which is not run here")
+    source: Source = make(config, OmegaConf.create(config))
+    return source
 
 
 def _with_current_targets(config: Any) -> Any:

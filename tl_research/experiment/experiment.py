@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from tl_research.data.sources import Source
 from tl_research.errors import InputError, MissingResourceError
-from tl_research.experiment.rules import check_rules
+from tl_research.experiment.rules import check_rules, test_images_choose_nothing
 from tl_research.features.engines import EngineName
 from tl_research.features.table import Features
 from tl_research.models.backbone import Backbone
@@ -27,8 +27,9 @@ from tl_research.training.optimizer import Optimizer
 from tl_research.training.options import TrainOptions
 from tl_research.training.stage import Stage
 
-Monitor = Literal[
-    "val_accuracy", "val_loss", "val_macro_f1", "val_auroc", "test_accuracy", "test_loss", "test_macro_f1", "test_auroc"
+Monitor = Annotated[
+    Literal["val_accuracy", "val_loss", "val_macro_f1", "val_auroc", "cv_accuracy"],
+    BeforeValidator(test_images_choose_nothing),
 ]
 
 
@@ -76,8 +77,8 @@ class Experiment:
             return False
         try:
             self.backbone.preflight()
-        except InputError as error:
-            return not memory_error(error)
+        except InputError as error:  # a file that is there and damaged is no missing one
+            return not (memory_error(error) or Path(self.backbone.weights or "").expanduser().is_file())
         return False
 
     @property
@@ -87,14 +88,18 @@ class Experiment:
         return int(number), int(count)
 
     def preflight(self) -> None:
-        """Check that images and weights exist, else raise `MissingResourceError`. Imports no TensorFlow."""
+        """Check that images and weights exist, else raise `MissingResourceError`, which names all that is missing.
+        Imports no TensorFlow."""
+        missing: dict[str, str] = {}
         for what, part in (("data", self.data), ("weights", self.start)):
             try:
                 part.preflight()
             except InputError as error:
                 if memory_error(error):
                     raise
-                raise MissingResourceError(what, str(error)) from None
+                missing[what] = str(error)
+        if missing:
+            raise MissingResourceError(" and ".join(missing), "; and ".join(missing.values()))
 
     def run(self, directory: str | Path | None = None, existing: Existing = "refuse") -> Run:
         """Train, evaluate and record a run.

@@ -108,7 +108,7 @@ def openvino_engine(network: keras.Model, threads: int) -> Engine:
         "INFERENCE_PRECISION_HINT": "f32",  # a CPU with bfloat16 would lose half of the digits
     }
     try:
-        compiled = core.compile_model(_read(core, network), "CPU", options)
+        compiled = core.compile_model(read_network(core, network, BATCH), "CPU", options)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"engine=openvino: it cannot run this network ({reason}); use engine=keras") from error
@@ -124,12 +124,12 @@ def openvino_engine(network: keras.Model, threads: int) -> Engine:
     return run
 
 
-def _read(core: Any, network: keras.Model) -> Any:
-    """Read a network's graph by OpenVINO's own TensorFlow reader, and put constants in the place of the weights.
-    OpenVINO's Python converter would bring a telemetry package along."""
+def read_network(core: Any, network: keras.Model, batch_size: int | None) -> Any:
+    """Read a network's graph, for one batch size or any (None), by OpenVINO's own TensorFlow reader, and put constants
+    in the place of the weights. OpenVINO's Python converter would bring a telemetry package along."""
     import openvino.opset13 as operations
 
-    graph = export_graph(network, BATCH)
+    graph = export_graph(network, batch_size)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.pb"
         path.write_bytes(graph.definition)

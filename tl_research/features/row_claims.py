@@ -9,7 +9,6 @@ A process that is killed loses its lock, and with it its claims.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from tl_research.system.locks import Lock, is_held, try_lock
+from tl_research.system.locks import Lock, is_held, locked, try_lock
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +68,7 @@ class RowClaims:
     def _exclusive(self) -> Iterator[list[int]]:
         """Keep other processes from claiming; yields the number of processes that have ended, to be counted up."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / "claims.lock").open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(self._folder / "claims.lock") as file:
             before = _read_number(file)
             ended = [before]
             yield ended

@@ -46,7 +46,7 @@ class Features:
     store: str | None = None
     views: Positive | None = None
     test_views: Positive | None = None
-    max_gb: Annotated[float, Field(gt=0)] | None = None
+    max_gb: Annotated[float, Field(gt=0)] | None = 20.0
     max_map_gb: Annotated[float, Field(ge=0)] = 4.0
 
     @property

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
+from tl_research.metrics.bootstrap import bootstrap_intervals
 from tl_research.metrics.probabilities import softmax
 
 LOWER_IS_BETTER = ("loss",)
+
+
+def monitored(monitor: str, metrics: Mapping[str, Any]) -> str:
+    """Return the metric that compares a run with others: the out-of-fold accuracy if it had no validation images."""
+    return "cv_accuracy" if "cv_accuracy" in metrics and not any(key.startswith("val_") for key in metrics) else monitor
+
+
+def recall_by_class(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, float | None]:
+    """Compute the recall of each class by name; None for a class without images."""
+    shares = recalls(logits, labels).tolist()
+    return {name: None if share != share else share for name, share in zip(class_names, shares, strict=True)}
 
 
 def direction(monitor: str) -> str:
@@ -22,12 +37,17 @@ def accuracy_and_loss(logits: np.ndarray, labels: np.ndarray) -> dict[str, float
     return {"accuracy": float(np.mean(logits.argmax(axis=1) == labels)), "loss": float(loss.mean())}
 
 
-def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def classification_metrics(
+    logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None, *, intervals: bool = True
+) -> dict[str, float]:
     """Compute the metrics of logits `(n, k)` for labels `(n,)`; `n` is at least 1.
 
     `loss` (mean cross-entropy, nats), `accuracy` with the 95 % Wilson interval `accuracy_low` to `accuracy_high`,
-    `macro_f1`, and `auroc` (one class against the rest, mean over classes). The last two weight classes equally;
-    `auroc` is absent if fewer than two classes occur in `labels`.
+    `macro_f1`, and `auroc` (one class against the rest, mean over classes). The last two weight equally the classes
+    that occur in `labels`; `auroc` is absent if these are fewer than two. With `intervals` each but `accuracy` has the
+    ends too of its 95 % bootstrap interval, such as `loss_low` and `loss_high`; images of one group (`groups` `(n,)`)
+    are drawn
+    together.
     """
     from scipy.stats import binomtest
     from sklearn.metrics import f1_score, log_loss, roc_auc_score
@@ -42,9 +62,17 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
         "accuracy": correct / len(labels),
         "accuracy_low": float(interval.low),
         "accuracy_high": float(interval.high),
-        "macro_f1": float(f1_score(labels, predicted, average="macro", labels=classes, zero_division=0)),
+        "macro_f1": float(f1_score(labels, predicted, average="macro", labels=np.unique(labels), zero_division=0)),
     }
     present = [c for c in classes if 0 < np.sum(labels == c) < len(labels)]
     if present:
         metrics["auroc"] = float(np.mean([roc_auc_score(labels == c, probabilities[:, c]) for c in present]))
-    return metrics
+    return metrics | (bootstrap_intervals(logits, labels, groups) if intervals else {})
+
+
+def recalls(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Compute the share of right answers in each class, `(k,)`, from logits `(n, k)`; NaN for one without images."""
+    number = logits.shape[1]
+    right = np.bincount(labels[logits.argmax(axis=1) == labels], minlength=number)
+    counts = np.bincount(labels, minlength=number)
+    return np.divide(right, counts, out=np.full(number, np.nan), where=counts > 0)

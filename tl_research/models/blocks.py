@@ -75,12 +75,29 @@ def split_backbone(backbone: keras.Model, unfreeze: int) -> tuple[keras.Model, k
     Raises:
         ValueError: one part would have no block: `unfreeze` is below 1, or not below the number of blocks.
     """
-    import keras
-
     parts = find_blocks(backbone)
     if not 0 < unfreeze < len(parts):
         raise ValueError(f"unfreeze={unfreeze}: {backbone.name} has {len(parts)} blocks, each part needs one")
-    (call,) = _calls(backbone)[id(parts[-unfreeze - 1].operations[-1])]
+    return _split_after(backbone, parts[-unfreeze - 1].operations[-1])
+
+
+def split_at_last_map(backbone: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """Split a backbone where its last feature map `(n, h, w, c)` with `h * w > 1` is complete; see `split_backbone`.
+
+    Raises:
+        ValueError: the backbone has no such map.
+    """
+    graph, operations = _Graph(backbone), backbone.operations
+    maps = [cut for cut in graph.cuts if math.prod(_calls(backbone)[id(operations[cut])][0].outputs[0].shape[1:-1]) > 1]
+    if not maps or len(operations[maps[-1]].output.shape) != 4:
+        raise ValueError(f"{backbone.name} has no feature map")
+    return _split_after(backbone, operations[maps[-1]])
+
+
+def _split_after(backbone: keras.Model, operation: Any) -> tuple[keras.Model, keras.Model]:
+    import keras
+
+    (call,) = _calls(backbone)[id(operation)]
     (feature_map,) = call.outputs
     prefix = keras.Model(backbone.input, feature_map, name="prefix")
     # A model made directly from the inner tensor would get an input name that depends on models built before.

@@ -48,7 +48,7 @@ class Job:
 
 @dataclass
 class Outcome:
-    """The state of a job so far: one of the states of `status.json`, or `waiting`."""
+    """The state of a job so far: one of the states of `status.json`, `waiting`, or `kept`: done before."""
 
     job: Job
     state: str = "waiting"
@@ -89,7 +89,7 @@ class Limits:
     without one it is killed.
     """
 
-    n_jobs: Positive | None = 1
+    n_jobs: Positive | None = None
     timeout: Annotated[float, Field(gt=0)] | None = None
     memory_gb: Annotated[float, Field(gt=0)] | None = None
     max_silence: Annotated[float, Field(gt=0)] | None = 1800
@@ -222,7 +222,8 @@ class ProcessPool:
                 Run.record_death(running.directory, status["state"], killed)
         if status["state"] == "running":  # another process: this one has ended normally
             status = {"state": "failed", "reason": "another process is at work in its directory"}
-        outcome.state, outcome.reason = status["state"], status["reason"]
+        is_kept = status["state"] == "done" and not is_own  # by an earlier sweep: this process only found it done
+        outcome.state, outcome.reason = "kept" if is_kept else status["state"], status["reason"]
         self._failures += outcome.state in ("failed", "diverged")
 
     def _death(self, code: int, directory: Path) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
-import logging
 import os
 import re
 import shutil
@@ -20,12 +18,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import DownloadColumn, TransferSpeedColumn
 
 from tl_research.errors import InputError
-from tl_research.system import console
-
-log = logging.getLogger(__name__)
+from tl_research.system.locks import locked
+from tl_research.system.progress import bar
 
 CHUNK = 1 << 18
 
@@ -53,7 +50,7 @@ def download(
     before = _mark(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_name(target.name + ".part")) as part:
+        with locked(target.with_name(target.name + ".part"), f"downloads {target.name}") as part, _tidied(part):
             if _mark(target) == before:  # else another process finished it while we waited
                 _fetch(url, part, timeout)
                 _verify(part, digest, algorithm)
@@ -71,27 +68,17 @@ def _mark(path: Path) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for appending, under a lock. Remove it and its tag afterwards if it is empty."""
-    while True:
-        with path.open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("waiting for another process that downloads %s", path.stem)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            # The former holder may have renamed the file: then ours is no longer the file of this name.
-            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                continue
-            try:
-                yield file
-            finally:
-                file.flush()
-                if path.exists() and path.stat().st_size == 0:
-                    path.unlink()
-                if not path.exists():
-                    _tag_of(path).unlink(missing_ok=True)
-            return
+def _tidied(part: BinaryIO) -> Iterator[None]:
+    """Remove an empty `part` afterwards, and the tag of one that is gone."""
+    path = Path(part.name)
+    try:
+        yield
+    finally:
+        part.flush()
+        if path.exists() and path.stat().st_size == 0:
+            path.unlink()
+        if not path.exists():
+            _tag_of(path).unlink(missing_ok=True)
 
 
 def _fetch(url: str, part: BinaryIO, timeout: float) -> None:
@@ -132,26 +119,15 @@ def _receive(response: http.client.HTTPResponse, part: BinaryIO, start: int) -> 
     if total and total - start > free:
         raise InputError(f"it has {total:,} bytes and {Path(part.name).parent} has only {free:,} free")
     done = start
-    with _bar() as bar:
-        task = bar.add_task(Path(part.name).stem, total=total, completed=start)
+    with bar(DownloadColumn(), TransferSpeedColumn()) as progress:
+        task = progress.add_task(Path(part.name).stem, total=total, completed=start)
         while chunk := response.read1(CHUNK):
             part.write(chunk)
             done += len(chunk)
-            bar.update(task, completed=done)
+            progress.update(task, completed=done)
     part.flush()
     if total and done != total:
         raise InputError(f"the connection broke off after {done:,} of {total:,} bytes. Run again to go on from there")
-
-
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console.progress_console,
-        transient=True,
-        disable=not console.is_watched(),
-    )
 
 
 def _open(url: str, headers: dict[str, str], timeout: float) -> http.client.HTTPResponse:

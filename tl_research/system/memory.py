@@ -7,9 +7,7 @@ import re
 import resource
 from pathlib import Path
 
-OUT_OF_MEMORY = (
-    "MemoryError|ResourceExhausted|bad_alloc|[Oo]ut of memory|OOM when|annot allocate|(nable|ailed) to allocate"
-)
+OUT_OF_MEMORY = "MemoryError|ResourceExhausted|bad_alloc|[Oo]ut of memory|OOM when|(annot|nable to|ailed to) allocate"
 """What Python, NumPy, TensorFlow, OpenVINO, HDF5 and the C library say for want of memory."""
 
 _UNDER_A_LIMIT = OUT_OF_MEMORY + "|can't start new thread|Resource temporarily unavailable"

@@ -24,6 +24,9 @@ STRENGTHS = np.logspace(2, -4, 13)
 
 SMALL = 4_000_000
 
+OutOfFold = tuple[np.ndarray, np.ndarray]
+"""Logits `(n, k)` of images by heads that did not learn from them, and their labels `(n,)`."""
+
 MOST_FOR_CHOOSING = 5000
 """Examples at most for cross-validation, a stratified sample: the best penalty depends little on their number."""
 
@@ -31,7 +34,8 @@ MOST_FOR_CHOOSING = 5000
 @dataclass(frozen=True)
 class Solution:
     """A solved head: logits = features @ kernel + bias. `log_losses[l2]` is the cross-validated loss of each penalty
-    tried, `cv_accuracy` the out-of-fold accuracy at the one chosen."""
+    tried, `cv_accuracy` the out-of-fold accuracy at the one chosen, and `out_of_fold` the logits and labels behind it,
+    a row an image."""
 
     kernel: np.ndarray
     bias: np.ndarray
@@ -39,6 +43,7 @@ class Solution:
     iterations: int
     log_losses: dict[float, float]
     cv_accuracy: float | None
+    out_of_fold: OutOfFold | None = None
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Compute the logits `(n, k)` of features `(n, d)`."""
@@ -80,6 +85,7 @@ def solve(
         iterations=int(model.n_iter_.max()),
         log_losses=choice.log_losses,
         cv_accuracy=choice.accuracy,
+        out_of_fold=choice.out_of_fold,
     )
 
 
@@ -100,6 +106,7 @@ class Choice:
     l2: float
     log_losses: dict[float, float] = field(default_factory=dict)
     accuracy: float | None = None
+    out_of_fold: OutOfFold | None = None
 
 
 def choose_l2(
@@ -127,6 +134,7 @@ def choose_l2(
         features, labels = features[part], labels[part]
         groups = None if groups is None else groups[images]
     classes, counts = np.unique(labels[::views], return_counts=True)
+    num_classes = len(classes)
     classes, counts = classes[counts > 1], counts[counts > 1]  # a single image cannot be held out
     if len(classes) < 2:
         return Choice(l2=1.0)  # the middle of the range, which little data tends to choose
@@ -140,6 +148,7 @@ def choose_l2(
     judged = np.sort(np.concatenate([held_out for _, held_out, _ in folds]))
     losses: dict[float, float] = {}
     accuracies: dict[float, float] = {}
+    kept: dict[float, np.ndarray] = {}
     for l2 in map(float, STRENGTHS):
         logits = np.empty((len(labels), len(classes)))
         for train, held_out, model in folds:
@@ -147,10 +156,14 @@ def choose_l2(
             logits[held_out] = features[held_out] @ weights.T + intercept
         losses[l2] = float(log_loss(labels[judged], softmax(logits[judged]), labels=classes))
         accuracies[l2] = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
-        if min(losses, key=losses.__getitem__) not in list(losses)[-3:]:
+        best = min(losses, key=losses.__getitem__)
+        kept = {best: kept.get(best, logits)}
+        if best not in list(losses)[-3:]:
             break
-    best = min(losses, key=losses.__getitem__)
-    return Choice(best, losses, accuracies[best])
+    first_views = judged[judged % views == 0]
+    whole = len(classes) == num_classes  # a class without rows has no logits
+    out_of_fold = (kept[best][first_views], labels[first_views]) if whole else None
+    return Choice(best, losses, accuracies[best], out_of_fold)
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

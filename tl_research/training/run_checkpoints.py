@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tl_research.runs.run import Run
     from tl_research.training.classifier_state import ClassifierState
 
+OUT_OF_FOLD = ("out_of_fold_logits", "out_of_fold_labels")
 MOST_WRITING = 0.1
 """The share of the time that checkpoints may take: an epoch of a head takes milliseconds."""
 
@@ -55,6 +56,8 @@ class RunCheckpoints:
             "used": self.used + time.monotonic() - self._began,
         }
         held_out = {} if state.held_out is None else {"held_out": state.held_out}
+        if state.out_of_fold is not None:
+            held_out |= dict(zip(OUT_OF_FOLD, state.out_of_fold, strict=True))
         changed = state.trained.now(state.classifier)
         parts = {
             "run": CheckpointState(facts, held_out),
@@ -85,6 +88,9 @@ class RunCheckpoints:
         self.run.metrics |= facts["metrics"]
         state.features.computed += facts["features"][0]
         state.features.hit += facts["features"][1]
-        state.held_out, state.backbone_changed = parts["run"].arrays.get("held_out"), facts["backbone_moved"]
+        arrays = parts["run"].arrays
+        state.held_out, state.backbone_changed = arrays.get("held_out"), facts["backbone_moved"]
+        if OUT_OF_FOLD[0] in arrays:
+            state.out_of_fold = arrays[OUT_OF_FOLD[0]], arrays[OUT_OF_FOLD[1]]
         self.used = facts["used"]
         return BestEpoch.of(parts["best"], facts["metrics"]) if "best" in parts else BestEpoch()

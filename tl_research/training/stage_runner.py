@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
@@ -22,7 +21,7 @@ from tl_research.models.head import DirectHead, Head
 from tl_research.models.trainable_plan import TrainablePlan, resolve_plan
 from tl_research.runs.checkpoint import CheckpointState
 from tl_research.runs.run import Run
-from tl_research.training.callbacks import BestWeights, Callback
+from tl_research.training.callbacks import BestWeights, Callback, show_batches
 from tl_research.training.classifier_state import ClassifierState
 from tl_research.training.closed_form import fit_direct, fit_direct_head, needs_no_epochs, solve_linear
 from tl_research.training.inputs import InputFactory, StageInputs
@@ -33,7 +32,7 @@ from tl_research.training.pruning import Trial
 from tl_research.training.run_checkpoints import RunCheckpoints
 from tl_research.training.stage import Stage
 from tl_research.training.step_setup import make_step
-from tl_research.training.summary import show_stage
+from tl_research.training.summary import show_epoch, show_stage
 from tl_research.training.trained_weights import BestEpoch
 
 if TYPE_CHECKING:
@@ -128,6 +127,8 @@ class StageRunner:
         if self.best.stage is not None:
             self.state.trained.restore(self.state.classifier, self.best.weights)
             self.state.held_out = self.best.held_out
+            if self.best.held_out is None:  # the best is no head solved in the last stage
+                self.state.out_of_fold = None
         return self.best.metrics()
 
     def solve_again(self, name: str, optimizer: LBFGS) -> Metrics:
@@ -176,6 +177,7 @@ class StageRunner:
         assert self.state.head is not None
         result = solve_linear(self.state.inputs, optimizer, self.seed, use_val=use_val)
         solution, self.state.held_out = result.fitted, result.held_out
+        self.state.out_of_fold = solution.out_of_fold if use_val else None
         self.state.head.get_layer("logits").set_weights([solution.kernel, solution.bias])
         metrics = {"l2": solution.l2, "iterations": solution.iterations}
         if solution.cv_accuracy is not None:
@@ -186,7 +188,7 @@ class StageRunner:
         with self.run.phase(name):
             result = fit_direct(self.state.inputs, recipe, use_val=last)
             self.state.replace_head(result.fitted)
-            self.state.held_out = result.held_out
+            self.state.held_out, self.state.out_of_fold = result.held_out, None
         parts = resolve_plan(self.state.classifier, 0).parts
         self.state.trained.track(self.state.classifier, parts)
         self._describe(name, "made from features", parts)
@@ -205,7 +207,9 @@ class StageRunner:
         callbacks.on_epoch_begin(epoch)
         callbacks.on_epoch_end(epoch, dict(scores))
         callbacks.on_train_end()
-        self._record([{"epoch": epoch, "stage": name, **scores}])
+        row = {"epoch": epoch, "stage": name, **scores}
+        show_epoch(row)
+        self._record([row])
 
     def _train(
         self,
@@ -220,6 +224,7 @@ class StageRunner:
     ) -> Metrics:
         """Train a stage by epochs; with `only_head` on features."""
         state = self.state
+        state.out_of_fold = None
         factory = InputFactory(state.inputs, self.seed, state.threads)
         maps = None if only_head else factory.cache_maps(plan, state.has_changed)
         policy = "float32" if only_head else choose_policy(self.trainer.precision)
@@ -238,7 +243,8 @@ class StageRunner:
             how = f"{stage.epochs} epochs at most on {WHAT[inputs.kind]}, {type(optimizer).__name__}"
             self._describe(name, how, plan.parts, rate)
             if inputs.kind == "images":
-                self._show_batches(inputs)
+                classes = state.data.class_names
+                show_batches(self.callbacks.values(), self.run.directory, len(self.history), inputs, classes)
             state.backbone_changed = state.backbone_changed or stage.trains_backbone
             loop = self.loops.get(name, TrainLoop)(
                 name=name,
@@ -266,15 +272,6 @@ class StageRunner:
         self._record(rows)
         return metrics
 
-    def _show_batches(self, inputs: StageInputs) -> None:
-        """Show the callbacks two batches as the network gets them: one may be hardly mixed at all."""
-        epoch = len(self.history)
-        with closing(inputs.train(epoch, 0)) as batches:
-            some = [(pixels[:8], targets[:8]) for pixels, targets in itertools.islice(batches, 2)]
-        pixels, targets = (np.concatenate(parts) for parts in zip(*some, strict=True))
-        for callback in self.callbacks.values():
-            callback.see(self.run.directory, epoch, pixels, targets, self.state.data.class_names)
-
     def _validate(self, inputs: StageInputs) -> dict[str, float]:
         data = self.state.data
         with closing(inputs.validation()) as batches:
@@ -293,6 +290,6 @@ class StageRunner:
         self.run.write_history(self.history)
         if self.trial is not None:
             self.trial.check()
-        if rows:
-            monitors = [c.monitor for c in self.callbacks.values() if isinstance(c, BestWeights)]
-            self.best.consider(rows, monitors, self.state.trained.now(self.state.classifier), self.state.held_out)
+        monitor = next((c.monitor for c in self.callbacks.values() if isinstance(c, BestWeights)), None)
+        if rows and monitor:
+            self.best.consider(rows, monitor, self.state.trained.now(self.state.classifier), self.state.held_out)

@@ -7,9 +7,7 @@ not, the archive is refused, because one of the two would be lost. Empty folders
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
-import logging
 import os
 import re
 import shutil
@@ -23,9 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from tl_research.errors import InputError
+from tl_research.system.locks import locked
 from tl_research.system.progress import track
-
-log = logging.getLogger(__name__)
 
 MAX_BYTES = 50 * 10**9
 MAX_ENTRIES = 5_000_000
@@ -50,7 +47,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     """
     archive, folder = archive.expanduser(), folder.expanduser()
     staging = folder.with_name(f".{folder.name}.unpacking")
-    with _writing(folder), claim(folder.with_name(f".{folder.name}.unpacking.lock")):
+    with explain_write_errors(folder), claim(folder.with_name(f".{folder.name}.unpacking.lock")):
         if folder.is_dir() and any(folder.iterdir()):
             return folder
         try:
@@ -74,30 +71,13 @@ def fingerprint(archive: Path) -> str:
 
 @contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Hold a lock file, waiting for other processes; the system releases it when its holder dies."""
+    """Hold a lock file, waiting for other processes; it is removed afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with path.open("w") as file:
-            _lock(file.fileno(), path)
-            # If the former holder has removed this file, another process may lock a new one of its name.
-            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _lock(file: int, path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.info("waiting for another process that fills %s", path.parent)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:
-        # Some network file systems have no locks. CRCs still catch what two writers could spoil.
-        log.debug("no locks in %s", path.parent)
+    with locked(path, f"fills {path.parent}"):  # without locks, CRCs still catch what two writers could spoil
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -123,13 +103,15 @@ def _open(archive: Path) -> zipfile.ZipFile:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def explain_write_errors(folder: Path) -> Iterator[None]:
+    """Turn an error of writing into `InputError` that names the folder and what to do."""
     try:
         yield
     except OSError as error:
+        words = f"{folder} cannot be written: {error.strerror or error} ({error.filename})"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(f"the disk is full at {folder.parent}: free some space and run again to go on") from None
-        raise InputError(f"{folder} cannot be written: {error.strerror or error} ({error.filename})") from None
+            words = f"the disk is full at {folder.parent}: free some space and run again to go on"
+        raise InputError(f"{words}, or set data.cache=FOLDER") from None
 
 
 def _entries(source: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInfo]:
@@ -147,7 +129,7 @@ def _entries(source: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInf
         fault, path = _fault(info), PurePosixPath(info.filename)
         if fault or str(path) in entries:
             raise BadArchiveError(f"{archive}: the entry {info.filename!r} {fault or 'is there twice'}. {BY_HAND}")
-        if not _is_folder(info) and path.name not in JUNK and "__MACOSX" not in path.parts:
+        if not _is_folder(info) and not is_junk(path):
             entries[str(path)] = info
     for folder in {str(parent) for name in entries for parent in PurePosixPath(name).parents} & set(entries):
         raise BadArchiveError(f"{archive}: the entry {folder!r} is a file and a folder. {BY_HAND}")
@@ -156,16 +138,29 @@ def _entries(source: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInf
     return entries
 
 
+def is_junk(path: PurePosixPath) -> bool:
+    """Recognize what operating systems leave in archives."""
+    return path.name in JUNK or "__MACOSX" in path.parts
+
+
+def name_fault(name: str) -> str | None:
+    """Say why an entry of this name is refused; None if it is not."""
+    parts = PurePosixPath(name).parts
+    if not parts:
+        return "has no name"
+    if name.startswith("/") or "\\" in name or re.match("[A-Za-z]:", name) or ".." in parts:
+        return "would leave the folder"
+    if "\0" in name or any(len(os.fsencode(part)) > 255 for part in parts):
+        return "has a name that no file can have"
+    return None
+
+
 def _fault(info: zipfile.ZipInfo) -> str | None:
     """Say why an entry is refused. `orig_filename` is the name in the zip, `filename` Python's reading of it."""
     for name in (info.orig_filename, info.filename):
-        parts = PurePosixPath(name).parts
-        if not parts and not _is_folder(info):
-            return "has no name"
-        if name.startswith("/") or "\\" in name or re.match("[A-Za-z]:", name) or ".." in parts:
-            return "would leave the folder"
-        if "\0" in name or any(len(os.fsencode(part)) > 255 for part in parts):
-            return "has a name that no file can have"
+        fault = name_fault(name)
+        if fault and not (fault == "has no name" and _is_folder(info)):
+            return fault
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or a special file"
     if info.header_offset < 0:

@@ -84,7 +84,7 @@ def by_config(file: h5py.File, config: dict[str, Any]) -> Iterator[Tensor]:
     """Yield tensors in the order in which the config lists the layers, with the layers' names."""
     seen = set()
     # The config lists operations such as x / 255 among the layers.
-    for path, layer in store_paths(_without_operations(config["config"]["layers"])):
+    for path, layer in _paths(file, _without_operations(config["config"]["layers"])):
         if path not in seen and f"{path}/vars" in file:
             yield from _vars(_group(file, f"{path}/vars"), path.rpartition("/")[0], layer["config"]["name"])
         seen.add(path)
@@ -93,12 +93,50 @@ def by_config(file: h5py.File, config: dict[str, Any]) -> Iterator[Tensor]:
             yield from _vars(_group(file, f"{path}/vars"), path, path)
 
 
+def _paths(file: h5py.Group, layers: list[dict[str, Any]], at: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield layers with their paths as `store_paths` does, and of TensorFlow 2.13, too, which counted layers with
+    weights twice."""
+    container = at + CONTAINERS[1]
+    if container not in file:
+        yield from store_paths(layers, at + CONTAINERS[0])
+        return
+    ranks: dict[str, Iterator[str]] = {}
+    for layer in layers:
+        name = snake(layer["class_name"])
+        found = [key for key in file[container] if re.fullmatch(rf"{name}(_\d+)?", key)]
+        rank = ranks.setdefault(name, iter(sorted(found, key=lambda key: (len(key), key))))
+        path = f"{container}/{next(rank, name)}"  # a Sequential's input has none
+        inner = layer["config"].get("layers")
+        yield from _paths(file, inner, f"{path}/") if isinstance(inner, list) else [(path, layer)]
+
+
 def _without_operations(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     real = [layer for layer in layers if not str(layer.get("module")).startswith("keras.src.ops")]
     for layer in real:
         if isinstance(layer["config"].get("layers"), list):
             layer["config"]["layers"] = _without_operations(layer["config"]["layers"])
     return real
+
+
+def layer_tensors(file: h5py.File, layers: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
+    """Yield the config of each layer of Keras 2, at any depth, with its tensors in `.h5` or inside `.keras`."""
+    if any(name in file for name in CONTAINERS):
+        for path, layer in _paths(file, layers):
+            vars_path = f"{path}/vars"
+            yield layer, list(_vars(_group(file, vars_path), "", layer["config"]["name"])) if vars_path in file else []
+        return
+    root, groups = _root(file), set(layer_names(file))
+    for outer in layers:
+        name = outer["config"]["name"]
+        tensors: dict[str, list[Tensor]] = {}
+        for weight in _names(_group(root, name), "weight_names") if name in groups else []:
+            data = _dataset(_group(root, name), weight)
+            tensors.setdefault(weight.split("/")[-2], []).append(
+                Tensor("", name, weight, kind(weight), data.shape, data)
+            )
+        for _, layer in store_paths([outer]):
+            inner = [layer["config"]["name"]] if layer is not outer else list(tensors)
+            yield layer, [tensor for own in inner for tensor in tensors.get(own, [])]
 
 
 def unordered(file: h5py.File) -> list[Tensor]:
@@ -128,8 +166,7 @@ def _vars(group: h5py.Group, scope: str, layer: str) -> Iterator[Tensor]:
 
 def legacy(file: h5py.File) -> Iterator[Tensor]:
     """Yield tensors in the file's order. A nested model is one group; its weights' names tell its layers apart."""
-    root = _group(file, "model_weights") if "model_weights" in file else file
-    names = _names(root, "layer_names")
+    root, names = _root(file), layer_names(file)
     if not names:
         raise ValueError("no layers are listed")
     for group_name in names:
@@ -143,6 +180,15 @@ def legacy(file: h5py.File) -> Iterator[Tensor]:
             for weight in weights:
                 data = _dataset(group, weight)
                 yield Tensor(scope, layer, weight, kind(weight), data.shape, data)
+
+
+def layer_names(file: h5py.File) -> list[str]:
+    """Read the names of the outermost layers from a file of Keras 1 or 2; empty for Keras 3's."""
+    return _names(_root(file), "layer_names")
+
+
+def _root(file: h5py.File) -> h5py.Group:
+    return _group(file, "model_weights") if "model_weights" in file else file
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:

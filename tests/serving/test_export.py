@@ -1,0 +1,272 @@
+"""Exports: the answers are the run's, whatever the format; each complaint about other frameworks' exports has a test.
+Modules: snippets, facts, check_images, converters, runtimes, quantization, litert_metadata, summary."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+from tl_research import InputError, Run, compose
+from tl_research.data.decode import read_pixels
+from tl_research.evaluation.predict import predict_logits
+from tl_research.metrics.probabilities import softmax
+from tl_research.serving import export
+from tl_research.serving.check_images import check_images
+from tl_research.serving.converters import CONVERTERS, Job
+from tl_research.serving.export import export_run
+from tl_research.serving.facts import facts_of
+from tl_research.serving.runtimes import RUNTIMES
+from tl_research.serving.snippets import FORMATS, usage_script
+
+PACKAGES = {"onnx": ("tf2onnx", "onnxruntime"), "litert": ("ai_edge_litert",), "openvino": ("nncf",)}
+OLDER = ROOT / "tests" / "fixtures" / "aeace94" / "finished"
+
+
+def needs_extra(format_: str) -> None:
+    if missing := [name for name in PACKAGES.get(format_, ()) if find_spec(name) is None]:
+        pytest.skip(f"needs tl_research[export]: {missing} is not installed")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Run:
+    options = ["backbone=tiny", "backbone.preprocessing=caffe", "data=folder", f"data.root={colours}", "callbacks=none"]
+    return compose([*options, "data.resize=pad"]).run(tmp_path_factory.mktemp("export") / "run")
+
+
+@pytest.fixture(scope="module")
+def job(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "artifact").mkdir()
+    return Job(run.model(), facts_of(run), folder, int8=False, max_drop=0.0)
+
+
+@pytest.fixture(scope="module")
+def predict(job: Job) -> Callable[[np.ndarray], np.ndarray]:
+    """The exported model, as its own runtime answers."""
+    CONVERTERS["keras"](job)
+    return RUNTIMES["keras"](job.target)
+
+
+def images_of(run: Run) -> tuple[list[Path], np.ndarray]:
+    paths = [Path(row["path"]) for row in run.answers("predictions.csv")]
+    return paths, np.stack([read_pixels(path, run.config["backbone"]["image_size"], run.resize) for path in paths])
+
+
+def preprocessing(run: Run, job: Job, predict: Any, paths: list[Path], pixels: np.ndarray) -> None:
+    expected = softmax(np.stack([np.asarray(row) for row in predict_logits(run, paths)]) / job.facts["temperature"])
+    assert predict(pixels) == pytest.approx(expected, abs=1e-5)
+
+
+def threshold(run: Run, job: Job, predict: Any, paths: list[Path], pixels: np.ndarray) -> None:
+    temperature = json.loads((run.directory / "calibration.json").read_text())["temperature"]
+    assert temperature == job.facts["temperature"] != 1
+    assert predict(pixels).sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def channel_order(run: Run, job: Job, predict: Any, paths: list[Path], pixels: np.ndarray) -> None:
+    names = job.facts["class_names"]
+    assert [names[row.argmax()] for row in predict(pixels)] == [path.parent.name for path in paths]
+    assert [names[row.argmax()] for row in predict(pixels[..., ::-1])] != [path.parent.name for path in paths]
+
+
+def batch_size(run: Run, job: Job, predict: Any, paths: list[Path], pixels: np.ndarray) -> None:
+    whole = predict(pixels)
+    for size in (1, 3, len(pixels) - 1):
+        assert predict(pixels[:size]) == pytest.approx(whole[:size], abs=1e-5)
+
+
+def precision(run: Run, job: Job, predict: Any, paths: list[Path], pixels: np.ndarray) -> None:
+    assert pixels.dtype == np.uint8
+    assert predict(pixels).dtype == np.float32
+
+
+def class_order(run: Run, job: Job, predict: Any, paths: list[Path], pixels: np.ndarray) -> None:
+    said = json.loads((run.directory / "classes.json").read_text())
+    recorded = [row["prediction"] for row in run.answers("predictions.csv")]
+    assert job.facts["class_names"] == said
+    assert [said[row.argmax()] for row in predict(pixels)] == recorded
+
+
+@pytest.mark.parametrize("holds", [preprocessing, threshold, channel_order, batch_size, precision, class_order])
+def test_what_others_exports_get_wrong(holds: Callable[..., None], run: Run, job: Job, predict: Any) -> None:
+    holds(run, job, predict, *images_of(run))
+
+
+def odd_images(folder: Path) -> list[Path]:
+    noise = np.random.default_rng(0).integers(0, 256, (301, 458, 4), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(noise[..., :3]).save(folder / "large.jpg")
+    Image.fromarray(noise[:67, :36, :3]).save(folder / "turned.jpg", exif=turned)
+    Image.fromarray(noise[:51, :90]).save(folder / "transparent.png")
+    Image.fromarray(noise[:40, :23, 0]).save(folder / "grey.png")
+    Image.fromarray(noise[:9, :80, :3]).quantize(16).save(folder / "palette.gif")
+    return sorted(folder.iterdir())
+
+
+def test_the_page_shows_the_script_as_it_is_written() -> None:
+    page = (ROOT / "docs" / "using-a-model.md").read_text()
+    assert usage_script("onnx", 224, "squash").partition("\n")[2] in page
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a script need not close its file
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+def test_other_resize(resize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script, as it is written, reads and resizes any image as the run does."""
+    seen: list[np.ndarray] = []
+    session = SimpleNamespace(
+        get_modelmeta=lambda: SimpleNamespace(custom_metadata_map={"class_names": '["a"]'}),
+        run=lambda _, inputs: [[seen.append(inputs["pixels"]) or np.ones(1)]],
+    )
+    stub = ModuleType("onnxruntime")
+    stub.InferenceSession = lambda path: session  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "onnxruntime", stub)
+    script = usage_script("onnx", 33, resize)
+    lines = [line for line in script.splitlines() if line and not line.startswith(("#", "import ", "from "))]
+    assert len(lines) <= (10 if resize != "pad" else 11)
+    for path in odd_images(tmp_path):
+        monkeypatch.setattr(sys, "argv", ["use.py", str(path)])
+        exec(compile(script, "use.py", "exec"), {"__file__": str(tmp_path / "use.py")})
+        np.testing.assert_array_equal(seen[-1][0], read_pixels(path, 33, resize))
+
+
+@pytest.fixture
+def moved(tmp_path: Path) -> Run:
+    """A run of version 0.1 whose images are not there."""
+    folder = shutil.copytree(OLDER, tmp_path / "moved")
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("@IMAGES@", "/gone").replace("@STORE@", "/gone"))
+    return Run.open(folder)
+
+
+def test_a_run_that_was_moved_is_checked_on_photographs(moved: Run) -> None:
+    paths, pixels = check_images(moved, 32, moved.resize, 32)
+    assert set(paths) == {""}
+    assert len(np.unique(pixels.reshape(len(pixels), -1), axis=0)) == len(paths) == 8
+    assert facts_of(moved)["temperature"] > 0
+
+
+@pytest.mark.parametrize(("format_", "missing"), [("onnx", "tf2onnx"), ("litert", "ai_edge_litert")])
+def test_a_missing_extra_is_named(format_: str, missing: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == missing else name)
+    with pytest.raises(InputError, match=rf'needs {missing}: pip install "tl_research\[export\]"'):
+        export_run(run, format_)
+
+
+def command(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(cwd)}
+    whole = [sys.executable, *map(str, arguments)]
+    return subprocess.run(whole, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def lite0(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Run:
+    options = ["backbone=efficientnet_lite0", "data=folder", f"data.root={photos}", "callbacks=none"]
+    return compose([*options, "data.resize=crop"]).run(tmp_path_factory.mktemp("lite0") / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format_", FORMATS)
+def test_lite0_answers_in_ten_lines_as_the_run_does(format_: str, lite0: Run, tmp_path: Path) -> None:
+    needs_extra(format_)
+    result = command("-m", "tl_research", "export", lite0.directory, "--to", format_, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "the same class for all" in result.stdout
+    folder = lite0.directory / "export" / format_
+    photo = Path(lite0.answers("predictions.csv")[-1]["path"])
+    answer = subprocess.run(
+        [sys.executable, "-I", folder / "use.py", photo], capture_output=True, text=True, check=True, timeout=120
+    )
+    (logits,) = predict_logits(lite0, [photo])
+    expected = softmax(np.asarray(logits)[None] / lite0.calibration["temperature"])[0]
+    assert json.loads(answer.stdout) == pytest.approx(dict(zip(lite0.class_names(), expected, strict=True)), abs=1e-4)
+
+
+def int8_convolutions(folder: Path) -> int:
+    import openvino
+
+    compiled = openvino.Core().compile_model(folder / "model.xml", "CPU")
+    facts = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops()]
+    kinds = [(info["layerType"].value, info["runtimePrecision"].value) for info in facts if "layerType" in info]
+    return sum("Convolution" in kind and precision in ("u8", "i8") for kind, precision in kinds)
+
+
+@pytest.mark.slow
+def test_openvino_in_int8_computes_convolutions_in_int8(lite0: Run, tmp_path: Path) -> None:
+    needs_extra("openvino")
+    arguments = ["--to", "openvino", "--int8", "--max-drop", 0.05, "-o", tmp_path / "int8"]
+    result = command("-m", "tl_research", "export", lite0.directory, *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert int8_convolutions(tmp_path / "int8") > 20
+    assert "get another class" in result.stdout
+
+
+@pytest.mark.slow
+def test_litert_in_int8_carries_its_labels(run: Run, tmp_path: Path) -> None:
+    needs_extra("litert")
+    target = tmp_path / "int8"
+    result = command(
+        "-m", "tl_research", "export", run.directory, "--to", "litert", "--int8", "-o", target, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    with zipfile.ZipFile(target / "model.tflite") as archive:
+        assert archive.read("labels.txt").decode().split() == run.class_names()
+        assert json.loads(archive.read("model.json"))["precision"] == "int8"
+
+
+@pytest.mark.slow
+def test_a_run_of_version_0_1_is_exported_wherever_it_lies(moved: Run, tmp_path: Path) -> None:
+    result = command("-m", "tl_research", "export", "moved", "--to", "openvino", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (tmp_path / "moved" / "export" / "openvino").iterdir()} == {
+        *("model.xml", "model.bin", "model.json", "use.py")
+    }
+
+
+@pytest.mark.slow
+def test_an_export_that_answers_otherwise_leaves_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "TOLERANCE", -1)
+    before = sorted(run.directory.rglob("*"))
+    with pytest.raises(InputError, match="does not answer as the run does"):
+        export_run(run, "openvino")
+    assert sorted(run.directory.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--to", "onnx", "--int8"], "no 8-bit form"),
+        (["--to", "litert", "--int8", "--max-drop", "2"], "should be from 0 to 1"),
+        (["--to", "keras", "-o", "nowhere/x"], "there is no folder nowhere"),
+        (["--to", "keras", "-o", "full"], "something else already"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], reason: str, run: Run, cwd: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from tl_research.__main__ import main
+
+    (cwd / "full").mkdir()
+    (cwd / "full" / "photo.jpg").touch()
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", ["tl-research", "export", str(run.directory), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert reason in line

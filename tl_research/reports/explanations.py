@@ -1,0 +1,69 @@
+"""Write explanations of images: pictures, arrays, a table and a page."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from tl_research.errors import InputError
+from tl_research.evaluation.explain import Explanation, overlay
+from tl_research.reports.static_page import section, static_page
+from tl_research.runs.run import Run, as_csv
+from tl_research.system.files import write_atomically
+from tl_research.system.progress import bar
+
+MOST_DOUBTFUL = 12
+HEADER = ["path", "class", "prediction", "probability", "logit", "picture", "heat", "error"]
+
+
+def doubtful_images(run: Run) -> list[Path]:
+    """List test images that a run answered wrongly and most surely, then those it was least sure of. Raises
+    `InputError` if it has no answers."""
+    file = run.directory / "predictions.csv"
+    if not file.is_file():
+        raise InputError(f"{run.directory}: no predictions.csv; name images to explain")
+    with file.open(newline="") as opened:
+        rows = [row for row in csv.DictReader(opened) if row["split"] == "test"]
+    rows.sort(key=lambda row: float(row[f"p_{row['prediction']}"]))
+    wrong = [row for row in reversed(rows) if row["prediction"] != row["label"]][:MOST_DOUBTFUL]
+    return list(dict.fromkeys(Path(row["path"]) for row in [*wrong, *rows[:MOST_DOUBTFUL]]))
+
+
+def write_explanations(explanations: Iterable[Explanation], total: int, folder: Path) -> tuple[Path, int]:
+    """Write for each image `NUMBER-NAME.png`, the heat over the network's input, and `.npy`, the heat as float32
+    `(h, w)`; then `explain.csv` and `explain.html`. Return the page and the number of images without explanation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[list[object]] = []
+    figures: list[str] = []
+    with bar() as progress:
+        task = progress.add_task("explaining", total=total)
+        for number, one in enumerate(explanations):
+            row, figure = _write(one, f"{number:04}-{one.path.stem}", folder)
+            rows.append(row)
+            figures.append(figure)
+            progress.advance(task)
+    write_atomically(folder / "explain.csv", as_csv(HEADER, rows))
+    cards = '<div class="cards">\n' + "\n".join(figures) + "\n</div>"
+    page = static_page("What speaks for each class", section("Images", cards), files=True)
+    write_atomically(folder / "explain.html", page)
+    return folder / "explain.html", sum(bool(row[-1]) for row in rows)
+
+
+def _write(one: Explanation, name: str, folder: Path) -> tuple[list[object], str]:
+    if one.heat is None or one.pixels is None:
+        row: list[object] = [str(one.path), *[""] * (len(HEADER) - 2), one.error]
+        return row, f"<figure><figcaption>{escape(one.path.name)}<br>{escape(one.error)}</figcaption></figure>"
+    overlay(one.pixels, one.heat).save(folder / f"{name}.png")
+    np.save(folder / f"{name}.npy", one.heat)
+    lines = [one.path.name, f"{one.explained}: {one.probability:.0%}"]
+    if one.explained != one.prediction:
+        lines.append(f"the answer is {one.prediction}")
+    caption = "<br>".join(map(escape, lines))
+    figure = f'<figure><img src="{quote(name)}.png" alt=""><figcaption>{caption}</figcaption></figure>'
+    numbers = [one.probability, one.logit]
+    return [str(one.path), one.explained, one.prediction, *numbers, f"{name}.png", f"{name}.npy", ""], figure

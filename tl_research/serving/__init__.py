@@ -1,0 +1,1 @@
+"""Models for use outside this package."""

@@ -1,0 +1,23 @@
+"""The lines about an exported model."""
+
+from __future__ import annotations
+
+from tl_research.serving.export import TOLERANCE, Exported
+from tl_research.system.console import show
+
+MOST_CHANGED = 10
+
+
+def show_export(exported: Exported) -> None:
+    """Show size, latency, and how the answers compare with the run's."""
+    one, many = exported.milliseconds
+    show(f"{exported.folder}: {exported.num_bytes / 1e6:.1f} MB, {one:.1f} ms for one image, {many:.1f} ms each for 16")
+    what = f"{exported.num_images} images: largest difference of a probability {exported.difference:.1g}"
+    if exported.accuracy is None:
+        show(f"{what} (at most {TOLERANCE:g}), the same class for all")
+        return
+    show(f"{what}, {len(exported.changed)} get another class")
+    for path, before, after in exported.changed[:MOST_CHANGED]:
+        show(f"  {path or 'a photograph of another subject'}: {before} -> {after}")
+    old, new = exported.accuracy
+    show(f"accuracy on training and validation images: {old:.3f} -> {new:.3f}")
