@@ -6,7 +6,6 @@ same command continues an interrupted search.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,8 +115,10 @@ class OptunaSweeper(Sweeper):
         assert self.config is not None
         if self.batch:
             return int(self.batch)
+        from tl_research.system.hardware import cores
+
         jobs = OmegaConf.select(self.config, "hydra.launcher.n_jobs") or 1
-        return int(jobs) if jobs > 0 else os.cpu_count() or 1
+        return int(jobs) if jobs > 0 else cores()
 
     def _run(self, study: SearchStudy, trials: Sequence[Trial]) -> None:
         """Run trials in parallel. Equal trials share a job; overrides that an earlier trial had are not run again."""

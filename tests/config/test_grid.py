@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from pathlib import Path
+
 import pytest
 from hydra.types import RunMode
 
@@ -9,6 +12,7 @@ from tl_research import InputError
 from tl_research.config.compose import hydra
 from tl_research.config.compose_errors import compose_config
 from tl_research.config.grid import grid_jobs, spread
+from tl_research.config.preflight import check_jobs
 
 
 def jobs_of(*overrides: str) -> list[list[str]]:
@@ -69,3 +73,35 @@ def test_a_single_value_may_apply_to_some_options_only() -> None:
 @pytest.mark.parametrize("added", ["+data.extra=1", "~callbacks.tensorboard=null"])
 def test_added_and_deleted_keys_stay_in_all_jobs(added: str) -> None:
     assert jobs_of("head=linear,knn", added) == [["head=linear", added], ["head=knn", added]]
+
+
+@pytest.mark.parametrize(
+    ("swept", "remaining"),
+    [
+        (["head=linear,knn", "transfer=frozen,finetune"], 3),
+        (["head=knn", "transfer=frozen,finetune"], 1),
+        (["data.folds=2,4", "data.fold=1,3"], 3),
+    ],
+)
+def test_impossible_combinations_are_left_out(
+    colours: Path, caplog: pytest.LogCaptureFixture, swept: list[str], remaining: int
+) -> None:
+    job = ["backbone=tiny", "backbone.weights=null", "data=folder", f"data.root={colours}"]
+    options = Namespace(
+        overrides=[*job, *swept, "seed=0,1"], config_name=None, config_dir=None, multirun=True, cfg=None
+    )
+    check_jobs("train", options)
+    assert len(jobs_of(*options.overrides)) == 2 * remaining
+    (line,) = caplog.messages
+    assert line.startswith("left out: ")
+    assert "(2 job(s)): " in line
+
+
+@pytest.mark.parametrize(
+    "swept", [["head=knn", "transfer=finetune,lp_ft"], ["head=linear,knn", "transfer=finetune,fintune"]]
+)
+def test_a_sweep_without_possible_jobs_or_with_a_typo_is_refused(colours: Path, swept: list[str]) -> None:
+    job = ["backbone=tiny", "backbone.weights=null", "data=folder", f"data.root={colours}"]
+    options = Namespace(overrides=[*job, *swept], config_name=None, config_dir=None, multirun=True, cfg=None)
+    with pytest.raises(InputError, match=r"head=knn does not learn|transfer=fintune: there is no such option"):
+        check_jobs("train", options)

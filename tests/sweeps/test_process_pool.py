@@ -67,6 +67,11 @@ def hang_deaf(_: Path) -> float:
     return 0.0
 
 
+def stop(_: Path) -> float:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return 0.0
+
+
 def take_tensors(_: Path) -> list[Any]:
     import tensorflow as tf
 
@@ -123,6 +128,8 @@ WORKS: dict[str, Callable[[Path], Any]] = {
     "take_memory": lambda _: [np.empty(2**25) for _ in range(1000)],
     "take_some_memory": lambda _: float(np.ones(2**24)[0]),
     "take_tensors": take_tensors,
+    "stop": stop,
+    "sleep": lambda _: time.sleep(6) or 0.5,
     "speak": speak,
     "look_around": look_around,
     "progress_twice": progress_twice,
@@ -288,6 +295,27 @@ def test_a_job_out_of_memory_says_so_and_the_others_finish(tmp_path: Path, work:
     found = run(tmp_path, "take_some_memory", work, "take_some_memory", memory_gb=4)
     assert states(found) == ["done", "failed", "done"]
     assert str(found[1].reason).startswith("out of memory: ")
+
+
+@slow
+def test_less_memory_than_a_process_has_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"hydra.launcher.memory_gb=0.5: .*; give at least \d\.?\d*, or null"):
+        Limits(memory_gb=0.5)
+
+
+@slow
+def test_a_process_without_a_sign_of_life_ends(tmp_path: Path) -> None:
+    """And a job whose work is silent for longer does not."""
+    found = run(tmp_path, "stop", "sleep", n_jobs=2, max_silence=4)
+    assert states(found) == ["failed", "done"]
+    assert found[0].reason == "its process gave no sign of life for hydra.launcher.max_silence=4 s"
+
+
+@slow
+def test_a_job_that_ends_before_its_run_begins_has_failed(tmp_path: Path) -> None:
+    outcome = Outcome(Job("a job", partial(Task, tmp_path, float)))
+    ProcessPool().run([outcome], Silent())
+    assert (outcome.state, outcome.reason) == ("failed", "its process ended with exit status 0; see output.log")
 
 
 @slow

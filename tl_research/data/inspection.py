@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,6 +13,7 @@ from PIL import Image
 from tl_research.data.decode import UndecodableError, UnreadFormatError, measure, read_bytes
 from tl_research.data.file_index import FileIndex, Inspection
 from tl_research.data.formats import IMAGE_SUFFIXES, RAW_SUFFIXES, READ, is_backup, read_head, unread_format
+from tl_research.system.hardware import cores
 from tl_research.system.progress import track
 
 JUNK = frozenset(
@@ -50,7 +50,7 @@ def inspect_all(paths: Sequence[Path], index: FileIndex | None = None) -> list[I
     unknown = [path for path, inspection in zip(paths, known, strict=True) if inspection is None]
     statuses = [index.status(path) for path in unknown]
     if unknown:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             fresh = list(track(pool.map(inspect, unknown), "checking images", total=len(unknown)))
         for inspection, status in zip(fresh, statuses, strict=True):
             index.put(inspection, status)

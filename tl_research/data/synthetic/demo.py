@@ -16,6 +16,7 @@ from PIL import Image
 
 from tl_research.data.synthetic.sauce import COURSES, sauce_scene
 from tl_research.data.synthetic.scenes import scene
+from tl_research.system.hardware import cores
 from tl_research.system.locks import locked
 from tl_research.system.progress import bar
 
@@ -67,7 +68,7 @@ def draw(folder: Path, sizes: dict[str, int], seed: int, processes: int | None =
                 for split in sizes:
                     for name in drawing.classes:
                         (unfinished / split / name).mkdir(parents=True)
-                draw_all(unfinished, sizes, seed, processes or os.cpu_count() or 1, drawing)
+                draw_all(unfinished, sizes, seed, processes or cores(), drawing)
                 unfinished.rename(folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
