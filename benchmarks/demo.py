@@ -9,8 +9,7 @@ import numpy as np
 from tl_research import compose
 from tl_research.backend.start import start_backend
 from tl_research.data.datamodule import DataModule
-from tl_research.features.engines import build_engine
-from tl_research.features.extraction import extract_features
+from tl_research.features.table import Features, FeatureTable
 from tl_research.metrics.classification import classification_metrics
 from tl_research.training.logistic_regression import solve
 from tl_research.training.optimizer import LBFGS
@@ -33,8 +32,8 @@ def inputs(data: DataModule) -> Iterator[tuple[str, np.ndarray]]:
     yield f"colour histograms, {BINS} x {BINS} x {BINS}", histograms(data)
     for name, weights in (("random weights", "null"), ("ImageNet weights", "imagenet")):
         network = compose([f"backbone.weights={weights}"]).backbone.build()
-        engine = build_engine("auto", network, threads=2)
-        yield f"EfficientNet-Lite0, {name}", extract_features(engine, data, np.arange(len(data)), 224, threads=2)
+        table = FeatureTable(network, data, Features(), "auto", threads=2)
+        yield f"EfficientNet-Lite0, {name}", table.get(np.arange(len(data)))
 
 
 def main(arguments: list[str]) -> None:

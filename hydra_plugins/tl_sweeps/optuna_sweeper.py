@@ -122,6 +122,7 @@ class OptunaSweeper(Sweeper):
     def _run(self, study: SearchStudy, trials: Sequence[Trial]) -> None:
         """Run trials in parallel. Equal trials share a job; overrides that an earlier trial had are not run again."""
         from tl_research.config.job_outcome import outcome
+        from tl_research.runs.reader import read_metrics
 
         assert self.launcher is not None
         jobs: dict[tuple[str, ...], list[Trial]] = {}
@@ -138,8 +139,10 @@ class OptunaSweeper(Sweeper):
         first = next(iter(jobs.values()))[0].number
         returns = self.launcher.launch(overrides, initial_job_idx=first)
         for number, (same, returned) in enumerate(zip(jobs.values(), returns, strict=True)):
-            value, reason = outcome(returned, _directory(self._config(overrides[number], first + number)))
+            directory = _directory(self._config(overrides[number], first + number))
+            value, reason = outcome(returned, directory)
             for trial in same:
+                trial.set_user_attr("random_weights", bool(read_metrics(directory).get("random_weights")))
                 _tell(study, trial, value, reason)
 
     def _tell_known(self, study: SearchStudy, trial: Trial, values: list[str]) -> bool:

@@ -170,6 +170,7 @@ def test_the_same_command_completes_jobs_that_ended_badly(cwd: Path, tiny: list[
     again = train(cwd, *command, *limits)
     assert again.returncode == 1
     assert written(cwd) == before, "what failed is tried again, what is done is not"
+    assert "] kept  " in again.stderr
     (cwd / "mended").touch()
     mended = train(cwd, *command)
     assert mended.returncode == 0, mended.stderr

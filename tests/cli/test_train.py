@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -52,6 +53,27 @@ def test_one_run_from_the_shell_is_quiet_and_complete(cwd: Path, tiny: list[str]
     assert json.loads(status.read_text())["state"] == "done"
     for shown in ("train   val   test", "sizes in pixels", "trainable", "95 % interval", str(status.parent)):
         assert shown in result.stdout
+
+
+@pytest.mark.slow
+def test_names_and_settings_of_all_kinds_give_no_warning(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
+    """Python's warnings are errors, TensorFlow's own Keras 2 is asked for, and train.log has a line for each epoch."""
+    draw_tree(tmp_path / "photos", {"blue": 6, "red": 6, "green": 6})
+    names = {"blue": "a_$x_y_z$", "red": "[red]", "green": "热\udcff"}
+    for old, new in names.items():
+        (tmp_path / "photos" / old).rename(tmp_path / "photos" / new)
+    options = [*tiny[:3], f"data.root={tmp_path / 'photos'}", "transfer=finetune", "transfer.backbone.epochs=2",
+               "transfer.head.epochs=2"]  # fmt: skip
+    env = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "LC_ALL": "C.UTF-8"}
+    for more in (["hydra.run.dir=run"], ["head=mlp", "verbose=false", "hydra.run.dir=silent"]):
+        command = [sys.executable, "-W", "error", str(ROOT / "train.py"), *options, *more]
+        result = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+        assert (result.returncode, result.stderr) == (0, ""), more
+        log = (cwd / more[-1].partition("=")[2] / "train.log").read_text()
+        epochs = re.findall(r"epoch \d+, stage \w+: .*", log)
+        assert len(epochs) == (3 if len(more) == 1 else 4)
+        assert all(line in result.stdout for line in epochs) == ("verbose=false" not in more)
+        assert not [line for line in epochs if "val accuracy" not in line]
 
 
 def test_a_sweep_runs_every_combination(cwd: Path, tiny: list[str]) -> None:

@@ -32,8 +32,8 @@ from tl_research.data.decode import Resize, UndecodableError, decode_pixels
 from tl_research.data.loader import numbered_batches
 from tl_research.data.sources import Folder
 from tl_research.features import row_source
-from tl_research.features.engines import keras_engine
-from tl_research.features.extraction import ORIGINAL, extract_features
+from tl_research.features.extraction import ORIGINAL
+from tl_research.features.table import Features, FeatureTable
 from tl_research.metrics.probabilities import softmax
 from tl_research.runs.run import Run
 from tl_research.training import closed_form, inputs, logistic_regression
@@ -380,8 +380,9 @@ QUICK = ("callbacks=none", "data/augment=light")
 
 def views_of(data: DataModule, indices: np.ndarray, views: Sequence[int]) -> np.ndarray:
     """Compute features `(n, views, d)` directly."""
-    engine = keras_engine(compose(["backbone=tiny", "backbone.image_size=32"]).backbone.build())
-    return np.stack([extract_features(engine, data, indices, 32, threads=2, view=view) for view in views], axis=1)
+    network = compose(["backbone=tiny", "backbone.image_size=32"]).backbone.build()
+    table = FeatureTable(network, data, Features(), "keras", 2)
+    return np.stack([table.get(indices, view) for view in views], axis=1)
 
 
 def assert_losses_fall(done: Run, epochs: int) -> None:

@@ -219,6 +219,34 @@ def test_a_full_disk_leaves_no_half_written_model(
     assert "No space left" in Run.open(tmp_path / "run").status["reason"]
 
 
+def test_what_only_shows_may_fail_and_warns(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        seen.append({path.name for path in (tmp_path / "run").iterdir()})
+        raise ValueError("Double\nsubscript")
+
+    seen: list[set[str]] = []
+    for name in ("reports.figures.confusion_matrix", "reports.tensorboard.scalar", "evaluation.evaluate.mistakes"):
+        monkeypatch.setattr(f"tl_research.{name}", broken)
+    done = run(tmp_path / "run", colours)
+    assert done.status["state"] == "done"
+    assert all({"model.keras", "metrics.json"} <= files for files in seen[1:])  # the first is an epoch's
+    assert json.loads((done.directory / "metrics.json").read_text()) == done.metrics
+    warnings = [message for message in caplog.messages if "not shown" in message]
+    assert len(warnings) == 3
+    assert all("ValueError: Double subscript" in message for message in warnings)
+
+
+@pytest.mark.parametrize("unfreeze", [3, 99])
+def test_more_blocks_than_there_are_give_a_warning(
+    tmp_path: Path, colours: Path, caplog: pytest.LogCaptureFixture, unfreeze: int
+) -> None:
+    options = ["transfer=finetune", "transfer.backbone.epochs=1", f"transfer.backbone.unfreeze={unfreeze}"]
+    run(tmp_path / "run", colours, *options, "callbacks=none")
+    assert any("there are 3 blocks" in message for message in caplog.messages) == (unfreeze == 99)
+
+
 def test_a_second_run_in_one_directory_is_refused(tmp_path: Path, colours: Path) -> None:
     first = run(tmp_path / "run", colours)
     metrics = (first.directory / "metrics.json").read_bytes()

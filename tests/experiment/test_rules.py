@@ -16,6 +16,8 @@ from tl_research import InputError, compose
         (["head=knn", "transfer=finetune"], "head=knn does not learn, .*; add transfer=frozen"),
         (["head=prototype", "transfer=scratch"], "the first stage of transfer has none; add head=linear"),
         (["features.views=2"], "features.views: all views would be equal; add data/augment=light"),
+        (["monitor=test_auroc"], "^monitor=test_auroc: test images choose nothing; give monitor=val_auroc$"),
+        (["monitor=test_tta_accuracy"], "^monitor=test_tta_accuracy: test images choose nothing"),
         (["shard=4/4"], "shard=4/4: give a part and the number of parts"),
         (["shard=one"], "shard=one: give a part and the number of parts"),
     ],

@@ -27,7 +27,6 @@ from tl_research.data.datamodule import DataModule
 from tl_research.features import engines
 from tl_research.features import store as feature_store
 from tl_research.features.engines import BATCH, EngineName, build_engine, keras_engine, openvino_engine
-from tl_research.features.extraction import extract_features
 from tl_research.features.row_source import DtypeRangeError
 from tl_research.features.store_admin import list_entries
 from tl_research.features.table import Features, FeatureTable
@@ -46,10 +45,10 @@ def network() -> keras.Model:
 
 @pytest.mark.parametrize("name", ["keras", "openvino"])
 def test_rows_depend_on_neither_batch_nor_threads(data: DataModule, network: keras.Model, name: EngineName) -> None:
-    everything = extract_features(build_engine(name, network, 2), data, np.arange(len(data)), 64, threads=2)
+    everything = FeatureTable(network, data, Features(), name, 2).get(np.arange(len(data)))
     assert len(data) % BATCH  # so that the last batch is padded
     some = np.array([30, 2, 17])
-    again = extract_features(build_engine(name, network, 1), data, some, 64, threads=1)
+    again = FeatureTable(network, data, Features(), name, 1).get(some)
     np.testing.assert_array_equal(again, everything[some])
     pixels = np.stack([data.pixels(i, 64) for i in range(len(data))]).astype(np.float32)
     np.testing.assert_allclose(everything, network(pixels, training=False), atol=1e-5)
@@ -59,7 +58,7 @@ def test_each_image_is_read_once(data: DataModule, network: keras.Model, monkeyp
     seen: Counter[int] = Counter()
     pixels = DataModule.pixels
     monkeypatch.setattr(DataModule, "pixels", lambda self, i, size: (seen.update([i]), pixels(self, i, size))[1])
-    extract_features(keras_engine(network), data, np.arange(len(data)), 64, threads=2)
+    FeatureTable(network, data, Features(), "keras", 2).get(np.arange(len(data)))
     assert seen == Counter(range(len(data)))
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.backend.test_train_step import update
 from tests.conftest import ROOT
+from tests.models.test_weights import save
 from tl_research import InputError, compose
 from tl_research.models.backbone import Application, Backbone
 from tl_research.models.blocks import find_blocks
@@ -191,6 +192,73 @@ def test_a_saved_network_computes_its_features(tmp_path: Path) -> None:
     np.testing.assert_allclose(backbone(pixels), source(pixels), atol=1e-6)
 
 
+def gray_network(path: Path, shape: tuple[int, ...] = (28, 28, 1)) -> Any:
+    """Save a classifier of gray images."""
+    import keras
+
+    layers = keras.layers
+    reshape = [layers.Reshape((28, 28, 1))] if len(shape) == 2 else []
+    body = [*reshape, layers.Conv2D(3, 3), layers.Flatten(), layers.Dense(10)]
+    model = keras.Sequential([keras.Input(shape), *body])
+    model.save(path)
+    return model
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (28, 28)])
+def test_a_network_for_gray_images_gets_gray_ones(shape: tuple[int, ...], tmp_path: Path) -> None:
+    model = gray_network(tmp_path / "digits.h5", shape)
+    options = [f"backbone.weights={tmp_path / 'digits.h5'}", "backbone.preprocessing=unit"]
+    backbone = compose(["backbone=saved", *options]).backbone.build()
+    assert backbone.input_shape == (None, 28, 28, 3)  # the file's own size
+    pixels = pictures(28)
+    gray = pixels @ np.array([0.299, 0.587, 0.114], np.float32) / 255
+    expected = np.asarray(model.get_layer(index=len(shape) == 2)(gray[..., None])).mean((1, 2))
+    np.testing.assert_allclose(backbone(pixels), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_table_says_what_is_kept_cut_off_and_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gray_network(tmp_path / "digits.keras")
+    compose(["backbone=saved", f"backbone.weights={tmp_path / 'digits.keras'}"]).backbone.build()
+    rows = {line.split("  ")[0].strip(): line for line in capsys.readouterr().out.splitlines()}
+    assert "28 x 28 x 1 -> 26 x 26 x 3" in rows["kept"]
+    assert "flatten" in rows["cut off"]
+    assert "conversion to one channel, avg pooling" in rows["added"]
+
+
+@pytest.mark.parametrize(("channels", "option"), [(4, "unit"), (1, "caffe")])
+def test_channels_that_cannot_be_given_are_refused(channels: int, option: str, tmp_path: Path) -> None:
+    gray_network(tmp_path / "deep.keras", (28, 28, channels))
+    options = [f"backbone.weights={tmp_path / 'deep.keras'}", f"backbone.preprocessing={option}"]
+    with pytest.raises(InputError, match="channel"):
+        compose(["backbone=saved", *options]).backbone.build()
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("k.layers.Lambda(lambda x: x, name='odd')", r"Lambda layer \(odd\)"),
+        ("Mine(name='odd')", r"Mine \(odd\)"),
+        ("k.layers.Activation(mine)", "function"),
+    ],
+)
+def test_what_predict_could_not_open_again_is_refused(
+    layer: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"odd_{abs(hash(layer))}"
+    body = [
+        "import keras as k",
+        "class Mine(k.layers.Layer):\n    def call(self, x):\n        return x * 2",
+        "def mine(x):\n    return x * 2",
+        "def make(input_shape, **_):",
+        f"    return k.Sequential([k.Input(input_shape), k.layers.Conv2D(4, 3), {layer}])",
+    ]
+    (tmp_path / f"{module}.py").write_text("\n".join(body))
+    monkeypatch.chdir(tmp_path)
+    backbone = compose(["backbone=custom", f"backbone.build={module}:make", "backbone.image_size=32"]).backbone
+    with pytest.raises(InputError, match=rf"^backbone\.build={module}:make holds .*{message}.*refused"):
+        backbone.build()
+
+
 def test_weights_load_from_a_file_unless_they_do_not_fit(tmp_path: Path) -> None:
     source = recipe("tiny", seed=5).build()
     source.save_weights(tmp_path / "good.weights.h5")
@@ -203,6 +271,50 @@ def test_weights_load_from_a_file_unless_they_do_not_fit(tmp_path: Path) -> None
         compose(
             ["backbone=mobilenet_v2", "backbone.image_size=32", f"backbone.weights={tmp_path / 'good.keras'}"]
         ).backbone.build()
+
+
+def imagenet_network(application: str, monkeypatch: pytest.MonkeyPatch, size: int = 64) -> Any:
+    """Build the graph that Keras builds for its ImageNet weights, with random ones."""
+    import keras
+
+    with monkeypatch.context() as patch:
+        patch.setattr("keras.src.utils.file_utils.get_file", lambda *_, **__: "unused")
+        patch.setattr(keras.Model, "load_weights", lambda *_, **__: None)
+        options: dict[str, Any] = {"include_top": False, "weights": "imagenet", "input_shape": (size, size, 3)}
+        return getattr(keras.applications, application)(**options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".keras", ".h5", ".weights.h5"])
+def test_a_finetuned_efficientnet_keeps_all_its_preprocessing(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras
+
+    network = imagenet_network("EfficientNetB0", monkeypatch)
+    inputs = keras.Input((64, 64, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(network(inputs))
+    path = tmp_path / f"finetuned{suffix}"
+    save(keras.Model(inputs, keras.layers.Dense(3)(pooled)), path)
+    backbone = recipe("efficientnet_b0", weights=path, image_size=64).build()
+    expected = np.asarray(network(pictures(64), training=False)).mean((1, 2))
+    np.testing.assert_allclose(backbone(pictures(64), training=False), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scaled", [True, False])
+def test_preprocessing_in_a_users_file_replaces_ours(scaled: bool, tmp_path: Path) -> None:
+    """Without any in the file, ours stays, for then it was done outside of the network."""
+    import keras
+
+    network = keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(64, 64, 3))
+    inputs = keras.Input((64, 64, 3))
+    x = network(keras.layers.Rescaling(1 / 255)(inputs) if scaled else inputs)
+    keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))).save(tmp_path / "mine.keras")
+    backbone = recipe("mobilenet_v2", weights=tmp_path / "mine.keras", image_size=64).build()
+    pixels = pictures(64)
+    expected = np.asarray(network(pixels / 255 if scaled else pixels / 127.5 - 1, training=False)).mean((1, 2))
+    np.testing.assert_allclose(backbone(pixels, training=False), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -56,31 +56,15 @@ def test_batch_norm_policies_in_unfrozen_blocks(classifier: keras.Model, policy:
     assert scales == {policy == "train"}
 
 
-class Unit(keras.layers.Layer):
-    """A layer that contains others, as users write them."""
-
-    def __init__(self, filters: int, name: str) -> None:
-        super().__init__(name=name)
-        self.convolve = keras.layers.Conv2D(filters, 3, 2, "same", name=f"{name}_conv")
-        self.normalize = keras.layers.BatchNormalization(name=f"{name}_bn")
-
-    def build(self, shape: tuple[int | None, ...]) -> None:
-        self.convolve.build(shape)
-        self.normalize.build(self.convolve.compute_output_shape(shape))
-
-    def call(self, maps: keras.KerasTensor, training: bool | None = None) -> keras.KerasTensor:
-        return self.normalize(self.convolve(maps), training=training)
-
-
 def nested(include_top: bool, weights: None, input_shape: tuple[int, int, int]) -> keras.Model:
-    """Build a model in a model, two with layers of the same names, and layers in a layer."""
+    """Build models in a model."""
     image = keras.Input(input_shape)
     maps = image
-    for name in ("a", "b"):
+    for name in ("a", "b", "c"):
         convolve = keras.layers.Conv2D(4, 3, 2, "same", name=f"{name}_conv")
         inner = [convolve, keras.layers.BatchNormalization(name=f"{name}_bn"), keras.layers.ReLU(name=f"{name}_relu")]
         maps = keras.Sequential(inner, name=name)(maps)
-    return keras.Model(image, Unit(8, "c")(maps))
+    return keras.Model(image, maps)
 
 
 def same_names(include_top: bool, weights: None, input_shape: tuple[int, int, int]) -> keras.Model:

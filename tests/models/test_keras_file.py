@@ -1,6 +1,7 @@
 import contextlib
 import json
 import pickle
+import sys
 import zipfile
 
 import h5py
@@ -121,3 +122,25 @@ def test_an_archive_without_weights_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("config.json", json.dumps({"class_name": "Functional", "module": "keras", "config": {}}))
     refusal(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("damage", ["code", "cut", "Lambda", None])
+def test_a_file_is_checked_without_building_anything(tmp_path, suffix, damage, monkeypatch):
+    import keras
+
+    path, ran = tmp_path / f"file{suffix}", tmp_path / "ran"
+    model = small()
+    if damage == "Lambda":
+        model = keras.Model(model.input, keras.layers.Lambda(lambda x: x, name="odd")(model.output))
+    save(model, path)
+    if damage == "code":
+        path.write_bytes(pickle.dumps(Payload(ran)))
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    whole = not path.name.endswith(".weights.h5")
+    monkeypatch.setitem(sys.modules, "keras", None)
+    harmless = damage is None or (damage == "Lambda" and not whole)  # weights alone hold no code
+    with contextlib.nullcontext() if harmless else pytest.raises(InputError, match=str(path)):
+        weights.check_file(path, whole_model=whole)
+    assert not ran.exists()

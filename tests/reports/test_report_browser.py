@@ -211,14 +211,42 @@ def test_light_and_dark_by_system_and_by_button(page: Page, tmp_path: Path) -> N
     assert toggled == light
 
 
-@pytest.mark.parametrize("width", [320, 390, 768, 1440])
-def test_no_width_scrolls_sideways(page: Page, width: int) -> None:
+@pytest.mark.parametrize("width", [320, 400, 768, 1440])
+def test_no_width_scrolls_sideways(context: BrowserContext, tmp_path: Path, width: int) -> None:
+    long = "a_name_without_any_break_" * 12
+    for number, state in enumerate(("done", "done", "failed")):
+        run = tmp_path / f"{long[:200]}{number}"
+        draw_run(
+            run,
+            [f"head={long}{number}", f"backbone.{long}=1"],
+            state,
+            long,
+            val_accuracy=0.9,
+            dataset=f"{number}{long}",
+        )  # type: ignore[arg-type]
+        (run / "config.yaml").write_text(f"data: {{root: /{long}}}")
+        draw_answers(run, (long, long[1:]))
+    page = opened(context, draw_sweep(tmp_path))
+    assert page.locator("#sets option").count() == 3
     page.set_viewport_size({"width": width, "height": 800})
     page.get_by_role("button", name="Runs and commands of").first.click()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.wait_for_function(
         "() => [...document.querySelectorAll('.plot')].every(p => p.firstChild.getAttribute('width') == p.clientWidth)"
     )
+
+
+def test_one_data_set_is_shown_at_a_time(context: BrowserContext, tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        draw_run(tmp_path / name, [f"data.root=/{name}", "head=a"], val_accuracy=0.9)
+    page = opened(context, tmp_path)
+    assert page.locator("#sets option").all_inner_texts() == ["/x", "/y"]
+    page.get_by_role("button", name="Runs and commands of").click()
+    assert page.locator("td.detail code").last.inner_text() == f"python -m tl_research predict {tmp_path / 'x'} PHOTOS"
+    page.select_option("#sets", "/y")
+    page.wait_for_function("document.getElementById('sets')?.value === '1'")
+    page.get_by_role("button", name="Runs and commands of").click()
+    assert str(tmp_path / "y") in page.locator("td.detail code").last.inner_text()
 
 
 def test_hostile_names_are_shown_as_they_are(context: BrowserContext, tmp_path: Path) -> None:

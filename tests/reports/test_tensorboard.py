@@ -70,6 +70,17 @@ def test_event_files_hold_scalars_pictures_and_hyperparameters(tmp_path: Path) -
     assert (values["head"].string_value, values["n"].number_value) == ("mlp", 2)
 
 
+def test_names_that_cannot_be_drawn_have_a_legend(tmp_path: Path) -> None:
+    results = Results({}, {}, ["a", "\U000f0000"], np.array([0, 1]), np.eye(2), samples=[])
+    TensorBoard().finish(tmp_path, results)
+    events = EventAccumulator(str(tmp_path / "tensorboard"), {TENSORS: 0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        events.Reload()
+    (event,) = events.Tensors("test/classes")
+    assert make_ndarray(event.tensor_proto)[0].decode() == "    #1  \U000f0000"
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """TensorBoard on loopback, on the logs of a sweep of three."""

@@ -194,6 +194,17 @@ def test_seconds_of_a_phase_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert run.metrics == {"seconds_data": 3.5}
 
 
+def test_seconds_of_a_phase_within_another_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 3.0, 4.0, 6.0, 10.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    run = Run(tmp_path)
+    with run.phase("head"):
+        for name in ("features", "save"):
+            with run.phase(name):
+                pass
+    assert run.metrics == {"seconds_features": 2.0, "seconds_save": 2.0, "seconds_head": 6.0}
+
+
 def test_history_has_a_column_for_each_key_of_any_row(tmp_path: Path) -> None:
     Run(tmp_path).write_history([{"epoch": 0, "loss": 1.5}, {"epoch": 1, "loss": 0.5, "learning_rate": 1e-3}])
     assert (tmp_path / "history.csv").read_text() == "epoch,loss,learning_rate\n0,1.5,\n1,0.5,0.001\n"

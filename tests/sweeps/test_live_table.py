@@ -17,7 +17,7 @@ from tl_research.sweeps.live_table import MOST_ROWS, LiveTable
 from tl_research.sweeps.process_pool import Job, Outcome
 from tl_research.system import console
 
-STATES = ["done", "failed", "skipped", "pruned", "interrupted", "running", "waiting"]
+STATES = ["done", "kept", "failed", "skipped", "pruned", "interrupted", "running", "waiting"]
 
 
 def never() -> Task:
@@ -91,10 +91,11 @@ def test_skipped_jobs_do_not_count_for_the_time_left(state: str) -> None:
 def test_any_jobs_have_a_summary_and_no_negative_time_left(jobs: list[tuple[str, float]], n_jobs: int) -> None:
     view = LiveTable([outcome(state, seconds=seconds) for state, seconds in jobs], n_jobs)
     left = view.seconds_left()
-    ended = [seconds for state, seconds in jobs if state not in ("running", "waiting")]
+    ended = [seconds for state, seconds in jobs if state not in ("running", "waiting", "kept")]
     assert (left is None) == (not ended)
     if left is not None:
-        assert 0 <= left <= sum(ended) / len(ended) * (len(jobs) - len(ended)) + 1e-6
+        unfinished = sum(state in ("running", "waiting") for state, _ in jobs)
+        assert 0 <= left <= sum(ended) / len(ended) * unfinished + 1e-6
     counted = [part.split(" ") for part in view.summary().partition(";")[0].split(", ") if part]
     assert {state: int(count) for count, state in counted} == {s: [j[0] for j in jobs].count(s) for s, _ in jobs}
 
@@ -107,15 +108,16 @@ def test_without_a_terminal_each_ended_job_is_one_line(
         outcome("done", "backbone=tiny seed=0", 12.34, value=0.87654),
         outcome("failed", "backbone=[a,b] seed=1", 1.0, "it broke"),
         outcome("waiting", "seed=2"),
+        outcome("kept", "seed=3", 0.6, value=0.5),
     ]
     with LiveTable(jobs, 1) as view:
-        view.refresh()
-        view.ended(jobs[0])
-        view.refresh()
-        view.ended(jobs[1])
+        for job in (jobs[0], jobs[1], jobs[3]):
+            view.refresh()
+            view.ended(job)
     assert shown.getvalue().splitlines() == [
-        "[2/3] done        backbone=tiny seed=0  0.8765  12.3 s",
-        "[2/3] failed      backbone=[a,b] seed=1  1.0 s  it broke",
+        "[3/4] done        backbone=tiny seed=0  0.8765  12.3 s",
+        "[3/4] failed      backbone=[a,b] seed=1  1.0 s  it broke",
+        "[3/4] kept        seed=3  0.5",
     ]
 
 

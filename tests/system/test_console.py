@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,15 @@ def test_text_is_shown_to_the_letter(capsys: pytest.CaptureFixture[str]) -> None
     show_table(table)
     first, second, title, _, _, _, row, *_ = capsys.readouterr().out.splitlines()
     assert (first, second, title.strip(), row.split()) == (text, "a/b", "[b]", ["[red]", "1"])
+
+
+def test_a_reader_that_leaves_does_not_end_the_process() -> None:
+    program = (
+        "from tl_research.system.console import show\nfor n in range(20000): show(n, '\\udcff')\nassert n == 19999"
+    )
+    command = ["bash", "-o", "pipefail", "-c", '"$0" -c "$1" | head -n 2', sys.executable, program]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "0\n\\udcff\n", "")
 
 
 def test_silence_spares_warnings_and_errors(

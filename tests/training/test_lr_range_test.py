@@ -112,6 +112,13 @@ def test_at_an_optimum_it_is_a_thirtieth_of_where_loss_rises(end: float, level: 
     assert -0.1 < math.log10(30 * rate) - end < 8 / (steps - 1) + 0.03  # two digits
 
 
+@pytest.mark.parametrize(("level", "solved"), [(0.0, True), (1e-4, True), (0.05, False), (0.7, False)])
+@pytest.mark.parametrize("rises", [True, False])
+def test_a_solved_head_has_nothing_left_to_learn(level: float, solved: bool, rises: bool) -> None:
+    _, why = suggest(curve(lambda rate: 5.0 if rises and rate > 0.1 else level))
+    assert ("nothing left to learn" in why) == solved
+
+
 @pytest.mark.parametrize("begin", [0.7, 0.9])
 def test_a_return_to_chance_after_the_rise_is_ignored(begin: float) -> None:
     rate, why = suggest(curve(lambda rate: begin if rate < 1e-3 else 5.0 if rate < 1e-1 else CHANCE))

@@ -61,8 +61,8 @@ def row(stage: str, epoch: int, loss: float) -> dict[str, Any]:
 def test_the_best_epoch_of_all_stages(monitor: str, later: float, held_out: Any, best: tuple[str, int]) -> None:
     kept = BestEpoch()
     assert kept.metrics() == {}
-    kept.consider([row("head", 0, 0.5), row("head", 1, 0.25), row("head", 2, 0.25)], [monitor], {0: np.zeros(2)}, None)
-    kept.consider([row("all", 3, later)], [monitor], {0: np.ones(2)}, held_out)
+    kept.consider([row("head", 0, 0.5), row("head", 1, 0.25), row("head", 2, 0.25)], monitor, {0: np.zeros(2)}, None)
+    kept.consider([row("all", 3, later)], monitor, {0: np.ones(2)}, held_out)
     assert (kept.stage, kept.epoch) == best
     assert kept.weights[0].tolist() == ([0, 0] if best[0] == "head" else [1, 1])
     read = BestEpoch.of(kept.state(), kept.metrics())

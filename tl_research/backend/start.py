@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import sys
+import warnings
 
 from tl_research.errors import InputError
-from tl_research.system.hardware import CORES_VARIABLE, cores
+from tl_research.system.hardware import cores
 from tl_research.system.process import gc_paused, suppress_stderr
 
 
@@ -32,7 +32,9 @@ def start_backend(threads: int | None = None, deterministic: bool = False) -> in
 
         if first:
             gc.freeze()  # the modules stay; later collections need not traverse them
-    wanted = threads or int(os.environ.get(CORES_VARIABLE, "0")) or cores()
+    # Keras 3.15 hands its variables to NumPy 2 without the copy keyword, also when it saves a model.
+    warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning, r"keras\.")
+    wanted = threads or cores()
     if tf.config.threading.get_intra_op_parallelism_threads() != wanted:
         try:
             tf.config.threading.set_intra_op_parallelism_threads(wanted)

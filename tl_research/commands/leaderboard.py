@@ -11,14 +11,14 @@ import typer
 def leaderboard_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with runs, such as that of a sweep")],
 ) -> None:
-    """Rank all runs in a folder by their validation metric; write leaderboard.csv and leaderboard.md there.
+    """Rank all runs in a folder by their validation metric, a table a data set; write leaderboard.csv and .md there.
 
     Example: python -m tl_research leaderboard outputs/sweeps
     """
-    from tl_research.reports.leaderboard import Leaderboard, collect
-    from tl_research.reports.summary import show_leaderboard
+    from tl_research.reports.leaderboard import Leaderboard, collect, write_leaderboards
+    from tl_research.reports.summary import show_leaderboards
 
     folder = folder.expanduser()
-    board = Leaderboard.of(collect(folder))
-    board.write(folder)
-    show_leaderboard(board.monitor, *board.table(), board.failures(), folder)
+    boards = Leaderboard.for_each_data_set(collect(folder))
+    write_leaderboards(boards, folder)
+    show_leaderboards(boards, folder)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
@@ -98,14 +99,15 @@ def check_plugins(cfg: DictConfig) -> None:
 def _resolve(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, str], str | None]:
     """Return the config as resolved plain data with absolute paths, each group's option, and the run directory."""
     cfg = cfg.copy()
-    choices: dict[str, str] = {}
+    chosen: Mapping[Any, Any] = {}
     directory = None
     if "hydra" in cfg:
-        chosen = cfg.hydra.runtime.choices
-        choices = {key: str(value) for key, value in chosen.items() if "/" not in key and value}
-        directory = str(cfg.hydra.run.dir)
+        chosen, directory = cfg.hydra.runtime.choices, str(cfg.hydra.run.dir)
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
+    elif HydraConfig.initialized():  # a job's own configuration comes without Hydra's part
+        chosen = HydraConfig.get().runtime.choices
+    choices = {str(key): str(value) for key, value in chosen.items() if value and "/" not in str(key)}
     try:
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:

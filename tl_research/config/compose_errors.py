@@ -125,7 +125,7 @@ def _options(composer: Hydra, group: str) -> list[str]:
 
 def _has_key(composer: Hydra, path: str, key: str) -> bool:
     """Whether a file of `conf/`, or one that it extends, has a key."""
-    loaded = composer.config_loader.repository.load_config(path)
+    loaded = composer.config_loader.repository.load_config(path)  # type: ignore[attr-defined]  # of its one subclass
     if loaded is None or has(OmegaConf.to_container(loaded.config), key):
         return loaded is not None
     for default in loaded.defaults_list or ():

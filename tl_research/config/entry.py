@@ -54,6 +54,7 @@ def main(command: Command = "train") -> int:
         warnings.filterwarnings("default", r"tl_research\.", FutureWarning)  # an old name is in use
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through instead of printing and exiting itself
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is an interruption like Ctrl-C
+    sys.path.append(str(Path.cwd()))  # for the user's own classes; `python -m` has it, `python CLONE/train.py` has not
     return run_reporting_errors(lambda: _main(command))
 
 

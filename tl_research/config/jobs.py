@@ -21,8 +21,9 @@ from tl_research.config import output_dirs  # noqa: F401 - a job's process needs
 from tl_research.config.compose import build_experiment
 from tl_research.errors import InputError
 from tl_research.reports import html_report
-from tl_research.reports.leaderboard import Leaderboard, collect, titles
-from tl_research.reports.summary import show_leaderboard, show_report_path
+from tl_research.reports.entries import titles
+from tl_research.reports.leaderboard import Leaderboard, collect, write_leaderboards
+from tl_research.reports.summary import show_leaderboards, show_report_path
 from tl_research.system.console import show_error
 from tl_research.training.pruning import PrunedError
 
@@ -89,18 +90,18 @@ def run(context: HydraContext, task: TaskFunction, config: DictConfig) -> float:
     return float(returned.return_value)
 
 
-def rank(folder: Path, *, patient: bool = False) -> Leaderboard | None:
-    """Write the leaderboard of the runs below a folder; None if there are no runs or it cannot be written. With
-    `patient`, a recently written leaderboard is kept."""
+def rank(folder: Path, *, patient: bool = False) -> list[Leaderboard]:
+    """Write the leaderboards of the runs below a folder; none if there are no runs or they cannot be written. With
+    `patient`, recently written ones are kept."""
     if patient and _is_young(folder / "leaderboard.csv"):
-        return None
+        return []
     try:
-        board = Leaderboard.of(collect(folder))
-        board.write(folder)
+        boards = Leaderboard.for_each_data_set(collect(folder))
+        write_leaderboards(boards, folder)
     except (InputError, OSError) as error:  # not worth failing the sweep
         log.debug("%s: no leaderboard: %s", folder, error)
-        return None
-    return board
+        return []
+    return boards
 
 
 def _is_young(path: Path) -> bool:
@@ -113,10 +114,10 @@ def _is_young(path: Path) -> bool:
 
 def conclude(folder: Path) -> None:
     """Write and print the leaderboard of a sweep that has ended, and write its report."""
-    board = rank(folder)
-    if board is None:
+    boards = rank(folder)
+    if not boards:
         return
-    show_leaderboard(board.monitor, *board.table(), [], folder)
+    show_leaderboards(boards, folder, failures=False)
     with contextlib.suppress(OSError):  # a full disk, which the jobs have reported
         show_report_path(html_report.write_report(folder))
 

@@ -53,7 +53,8 @@ def run_resumed(overrides: list[str]) -> int:
     """Continue an earlier run from its last checkpoint, without Hydra: its config.yaml is resolved already."""
     experiment = resume.resumed(overrides)
     assert experiment.directory is not None
-    log_file = logging.FileHandler(Path(experiment.directory, "train.log"), delay=True)
+    path = Path(experiment.directory, "train.log")
+    log_file = logging.FileHandler(path, encoding="utf-8", delay=True, errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=[logging.StreamHandler(sys.stderr), log_file])
     experiment.run()
     return 0

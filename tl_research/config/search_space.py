@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 
 from tl_research.config.constraints import shown
 from tl_research.errors import InputError
-from tl_research.reports.leaderboard import NO_CHOICE
+from tl_research.reports.entries import NO_CHOICE
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

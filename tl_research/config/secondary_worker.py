@@ -22,6 +22,7 @@ from tl_research.config.compose_errors import compose_config
 from tl_research.config.override_quoting import quote
 from tl_research.errors import InputError
 from tl_research.runs.run import Run
+from tl_research.system.process import redirected
 
 RUN_DIR = "hydra.run.dir="
 
@@ -75,14 +76,9 @@ def _secondary(number: int, options: Namespace) -> Iterator[None]:
 @contextmanager
 def _silent() -> Iterator[None]:
     """Discard all output to the terminal, TensorFlow's included."""
-    saved = [os.dup(1), os.dup(2)]
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        for number, (stream, before) in enumerate(zip((sys.stdout, sys.stderr), saved, strict=True), 1):
-            stream.flush()
-            os.dup2(before, number)
-            os.close(before)
+    with Path(os.devnull).open("w") as nowhere, redirected(nowhere.fileno(), 1, 2):
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()

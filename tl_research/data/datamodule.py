@@ -42,6 +42,8 @@ class DataModule:
     """`groups[i]` is the group of `paths[i]`, as defined by `data.group_by`."""
     quarantined: Sequence[Inspection] = ()
     ignored: Sequence[Path] = field(default=())
+    dataset: str = ""
+    """A digest of all readable images with classes and split folders, however they are then split and thinned."""
     _pixel_cache: PixelCache = field(default_factory=PixelCache, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -185,6 +187,7 @@ class _Checked:
     labels: np.ndarray
     split_of: np.ndarray
     bad: Sequence[Inspection]
+    dataset: str
 
     def module(
         self,
@@ -207,6 +210,7 @@ class _Checked:
             groups=None if groups is None else groups[used],
             quarantined=self.bad,
             ignored=tree.ignored,
+            dataset=self.dataset,
         )
 
 
@@ -221,11 +225,15 @@ def _check(tree: ClassFolders, part: tuple[int, int], max_bad: float, index: Fil
     bad = [inspection for inspection in inspections if inspection.reason]
     _demand_few(bad, len(listed), max_bad)
     good = [i for i, inspection in enumerate(inspections) if not inspection.reason]
+    content = sorted(f"{inspections[i].digest.hex()} {listed[i][1]} {listed[i][2]}" for i in good)
     return _Checked(
         inspections=[inspections[i] for i in good],
         labels=np.array([listed[i][1] for i in good], dtype=np.int64),
         split_of=np.array([listed[i][2] for i in good], dtype="<U5"),
         bad=bad,
+        dataset=hashlib.sha256("\n".join([*tree.class_names, *content]).encode("utf-8", "surrogateescape")).hexdigest()[
+            :12
+        ],
     )
 
 

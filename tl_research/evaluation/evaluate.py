@@ -17,6 +17,7 @@ from tl_research.evaluation.predict import prediction_rows
 from tl_research.metrics.classification import classification_metrics
 from tl_research.metrics.probabilities import softmax
 from tl_research.runs.run import Run
+from tl_research.system.console import only_warning, printable
 from tl_research.training.callbacks import Callback, Results
 from tl_research.training.classifier_state import ClassifierState
 
@@ -24,16 +25,21 @@ MOST_SAMPLES = 16
 MOST_MISTAKES = 12
 THUMBNAIL = 128
 
-# Keys that name places, say how to run, or repeat the option of a group.
-HIDDEN = {
-    *("_target_", "url", "cache", "store", "max_gb", "name", "min_size", "distribution", "variant", "application"),
-    "verbose",
+# Keys that name places, say how to run, or repeat the option of a group: hidden unless the command gives them.
+_HIDDEN = {
+    *("data.cache", "features.store", "features.max_gb", "verbose", "fresh", "missing_weights", "resume", "shard"),
+    *(
+        f"backbone.{key}"
+        for key in ("name", "url", "min_size", "distribution", "variant", "application", "build.application")
+    ),
 }
 
 
-def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tuple[dict[str, float], np.ndarray]:
-    """Evaluate on validation and test and write the predictions; return the metrics and the test logits
-    `(n, num_classes)`. With `test_views` there are also `test_tta_...`, of the average over augmented views."""
+def evaluate_run(
+    run: Run, state: ClassifierState, test_views: int | None
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Evaluate on validation and test and write the predictions; return the metrics and the logits
+    `(n, num_classes)` of each. With `test_views` there are also `test_tta_...`, of the average over augmented views."""
     data = state.data
     metrics: dict[str, float] = {}
     logits = {split: state.logits(split) for split in ("val", "test")}
@@ -42,32 +48,40 @@ def evaluate_run(run: Run, state: ClassifierState, test_views: int | None) -> tu
     if state.held_out is not None:
         logits["val"] = state.held_out
         run.write_csv("validation.csv", *prediction_rows(data, data.indices("val"), state.held_out))
+    commonest = np.bincount(data.labels[data.indices("train")]).argmax()
     for split, values in logits.items():
-        scores = classification_metrics(values, data.labels[data.indices(split)])
+        indices = data.indices(split)
+        groups = None if data.groups is None else data.groups[indices]
+        scores = classification_metrics(values, data.labels[indices], groups)
         metrics |= {f"{split}_{name}": value for name, value in scores.items()}
+        metrics[f"{split}_majority"] = float(np.mean(data.labels[indices] == commonest))
     if test_views:
         averaged = state.averaged_logits("test", test_views)
         scores = classification_metrics(averaged, data.labels[data.indices("test")])
         metrics |= {f"test_tta_{name}": value for name, value in scores.items()}
     metrics |= calibrate_run(run, state, logits["val"], logits["test"])
-    return metrics, logits["test"]
+    return metrics, logits
 
 
 def show_results(
     run: Run, state: ClassifierState, callbacks: Iterable[Callback], config: Mapping[str, Any], logits: np.ndarray
 ) -> None:
     """Write the worst of the test `logits` to `mistakes.json`, and pass logits, metrics and hyperparameters to the
-    callbacks."""
-    data = state.data
-    with run.phase("evaluate"):
-        run.write_json("mistakes.json", mistakes(data, logits))
-    indices = data.indices("test")
+    callbacks. What fails gives a warning: the run has its results."""
+    data, indices = state.data, state.data.indices("test")
     shown = np.random.default_rng(0).permutation(len(indices))[:MOST_SAMPLES]
-    samples = [(data.pixels(int(indices[n]), state.image_size), int(data.labels[indices[n]]), logits[n]) for n in shown]
-    results = Results(run.metrics, hyperparameters(config), data.class_names, data.labels[indices], logits, samples)
+    samples: list[tuple[np.ndarray, int, np.ndarray]] = []
+    with only_warning("mistakes.json"), run.phase("evaluate"):
+        run.write_json("mistakes.json", mistakes(data, logits))
+    with only_warning("sample predictions"):
+        for n in shown:
+            samples.append((data.pixels(int(indices[n]), state.image_size), int(data.labels[indices[n]]), logits[n]))
+    shown_keys = hyperparameters(config, run.overrides)
+    results = Results(run.metrics, shown_keys, data.class_names, data.labels[indices], logits, samples)
     with run.phase("callbacks"):
         for callback in callbacks:
-            callback.finish(run.directory, results)
+            with only_warning(f"callback {type(callback).__name__}"):
+                callback.finish(run.directory, results)
 
 
 def mistakes(data: DataModule, logits: np.ndarray) -> list[dict[str, Any]]:
@@ -101,11 +115,13 @@ def thumbnail(path: Path) -> str:
     return base64.b64encode(content.getvalue()).decode()
 
 
-def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten a configuration: the option of each group, then scalars by the key a user would set."""
-    flat = dict(config.get("choices", {}))
-    flat |= _flatten({key: value for key, value in config.items() if key not in ("choices", "callbacks")})
-    return flat
+def hyperparameters(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Flatten a configuration: the option of each group, then plain values by the key a user would set, null as text.
+    Whatever the overrides of the command set is among them."""
+    given = dict(text.lstrip("+~").partition("=")[::2] for text in overrides)
+    flat = _flatten({key: value for key, value in config.items() if key != "choices"})
+    shown = {k: v for k, v in flat.items() if k in given or not (k in _HIDDEN or k.startswith("callbacks."))}
+    return {**config.get("choices", {}), **{key: given[key] for key in given if "/" in key}, **shown}
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -113,6 +129,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, bool | int | float | str) and key not in HIDDEN:
-            flat[f"{prefix}{key}"] = value
+        elif key != "_target_":
+            plain = isinstance(value, bool | int | float)
+            flat[f"{prefix}{key}"] = value if plain else "null" if value is None else printable(str(value))
     return flat

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from tl_research.data.sources import Source
 from tl_research.errors import InputError, MissingResourceError
-from tl_research.experiment.rules import check_rules
+from tl_research.experiment.rules import check_rules, test_images_choose_nothing
 from tl_research.features.engines import EngineName
 from tl_research.features.table import Features
 from tl_research.models.backbone import Backbone
@@ -20,14 +20,15 @@ from tl_research.models.classifier import BatchNorm
 from tl_research.models.head import Head
 from tl_research.recipe import Positive, Seed, recipe
 from tl_research.runs.run import Existing, Run
+from tl_research.system.memory import memory_error
 from tl_research.training.callbacks import Callback
 from tl_research.training.loop import TrainLoop
 from tl_research.training.optimizer import Optimizer
 from tl_research.training.options import TrainOptions
 from tl_research.training.stage import Stage
 
-Monitor = Literal[
-    "val_accuracy", "val_loss", "val_macro_f1", "val_auroc", "test_accuracy", "test_loss", "test_macro_f1", "test_auroc"
+Monitor = Annotated[
+    Literal["val_accuracy", "val_loss", "val_macro_f1", "val_auroc"], BeforeValidator(test_images_choose_nothing)
 ]
 
 
@@ -75,8 +76,8 @@ class Experiment:
             return False
         try:
             self.backbone.preflight()
-        except InputError:
-            return True
+        except InputError as error:
+            return not memory_error(error)
         return False
 
     @property
@@ -91,6 +92,8 @@ class Experiment:
             try:
                 part.preflight()
             except InputError as error:
+                if memory_error(error):
+                    raise
                 raise MissingResourceError(what, str(error)) from None
 
     def run(self, directory: str | Path | None = None, existing: Existing = "refuse") -> Run:

@@ -21,11 +21,14 @@ from tl_research.data.summary import show_data
 from tl_research.errors import DivergedError, InputError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
 from tl_research.experiment.outcome import record_outcome
-from tl_research.experiment.summary import show_done_before, show_metrics
+from tl_research.experiment.scaling import compare_scaling
+from tl_research.experiment.summary import show_done_before, show_metrics, warn_of_small_classes, warn_of_the_majority
 from tl_research.features.extraction import ORIGINAL
 from tl_research.features.summary import show_features
 from tl_research.features.table import FeatureTable
+from tl_research.models.backbone import Saved
 from tl_research.models.head import DirectHead, Linear
+from tl_research.models.preprocessing import scales_pixels
 from tl_research.models.summary import show_model
 from tl_research.models.weights.licences import describe_weights
 from tl_research.runs.identity import compare, identity
@@ -129,6 +132,7 @@ def _begin(experiment: Experiment, run: Run, data: DataModule) -> int:
     run.metrics |= {"seed": experiment.seed, "threads": threads, "deterministic": experiment.deterministic}
     run.metrics |= {"random_weights": experiment.falls_back, "resumed_at_epoch": None}
     show_data(data)
+    warn_of_small_classes(data)
     run.write_json("classes.json", list(data.class_names))
     if data.quarantined:
         run.write_csv("set_aside.csv", ["path", "reason"], [[bad.path, bad.reason] for bad in data.quarantined])
@@ -149,11 +153,13 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
         with run.phase("save"):
             run.write_model(state.classifier)
             run.write_json("weights.json", describe_weights(experiment.config.get("backbone", {})))
-        show_results(run, state, runner.callbacks.values(), experiment.config, logits)
         run.metrics |= versions()
-        run.write_json("metrics.json", run.metrics)  # last: a run with metrics is complete
+        run.write_json("metrics.json", run.metrics)  # before anything is drawn: the result stands
+        show_results(run, state, runner.callbacks.values(), experiment.config, logits["test"])
+        run.write_json("metrics.json", run.metrics)  # with the seconds that showing took
         run.checkpoints.remove()
-        show_metrics(run.metrics, run.directory, len(runner.history))
+        show_metrics(run.metrics, run.directory, len(runner.history), data, logits)
+        warn_of_the_majority(run.metrics)
 
 
 def _run_stages(experiment: Experiment, run: Run, runner: StageRunner) -> None:
@@ -198,6 +204,7 @@ def _stage_runner(experiment: Experiment, run: Run, data: DataModule) -> Iterato
         state = _build(experiment, run, data, threads, strategy)
         run.metrics |= {f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")}
         run.metrics |= {"num_classes": len(data.class_names), "num_quarantined": len(data.quarantined)}
+        run.metrics["dataset"] = data.dataset
         yield StageRunner(
             run=run,
             state=state,
@@ -224,6 +231,9 @@ def _build(
         is_direct = isinstance(experiment.head, DirectHead)
         head = None if is_direct else experiment.head.build(width, num_classes)
         features = _feature_table(experiment, backbone, data, threads)
+    if isinstance(experiment.start, Saved) and experiment.start.preprocessing is None and not scales_pixels(backbone):
+        compare_scaling(experiment.start, features, experiment.seed)
+        keras.utils.set_random_seed(experiment.seed)
     show_model(experiment.backbone.name, backbone, head)
     return ClassifierState(data, backbone, head, features, threads, run.phase)
 

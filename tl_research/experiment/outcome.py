@@ -9,6 +9,7 @@ from tl_research.backend.strategy import WorkerLostError
 from tl_research.errors import DivergedError, InputError, MissingResourceError
 from tl_research.runs.run import Run
 from tl_research.runs.status import RunState
+from tl_research.system.memory import memory_error
 from tl_research.training.pruning import PrunedError
 
 INTERRUPTED = "interrupted by the user or the system"
@@ -34,14 +35,16 @@ def describe_error(error: BaseException) -> tuple[RunState, str]:
     """Give state and reason for an error that ended a run."""
     if isinstance(error, PrunedError):
         return "pruned", str(error)
+    if cause := memory_error(error):
+        return "failed", f"out of memory: {_text(cause)}"
     if isinstance(error, MissingResourceError):
         return "skipped", f"no {error.what}: {error}"
     if isinstance(error, WorkerLostError):
         return "failed", str(error)
     if isinstance(error, InputError):
         return "diverged" if isinstance(error, DivergedError) else "failed", str(error)
-    name = type(error).__name__
-    # TensorFlow and the C++ library have errors of their own for it.
-    short = name in ("MemoryError", "ResourceExhaustedError") or "bad_alloc" in str(error)
-    reason = " ".join(f"{name}: {error}".split()).strip(":")[:500]
-    return "failed", f"out of memory: {reason}" if short else reason
+    return "failed", _text(error)
+
+
+def _text(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).strip(":")[:500]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tl_research.models.head import KNN, DirectHead, Linear
+from tl_research.training.callbacks import BestWeights
 from tl_research.training.closed_form import needs_no_epochs
 from tl_research.training.optimizer import LBFGS
 
@@ -24,6 +25,13 @@ def check_rules(experiment: Experiment) -> None:
             rule(experiment, name, stage)
     for check in RULES:
         check(experiment)
+
+
+def test_images_choose_nothing(monitor: Any) -> Any:
+    """Refuse a metric of the test images as the monitor, with `ValueError`; all else is returned."""
+    if str(monitor).startswith("test_"):
+        raise ValueError(f"test images choose nothing; give monitor=val_{str(monitor)[5:]}")
+    return monitor
 
 
 def _lbfgs_solves_linear_heads(experiment: Experiment, name: str, stage: Stage) -> None:
@@ -97,6 +105,13 @@ def _views_differ(experiment: Experiment) -> None:
             raise ValueError(f"features.{key}: all views would be equal; add data/augment=light, or null")
 
 
+def _best_epoch_has_one_monitor(experiment: Experiment) -> None:
+    best = {key: each.monitor for key, each in experiment.callbacks.items() if isinstance(each, BestWeights)}
+    if len(set(best.values())) > 1:
+        given = " and ".join(f"callbacks.{key}.monitor={monitor}" for key, monitor in best.items())
+        raise ValueError(f"{given}: a run ends on one best epoch, by one monitor; give the others null")
+
+
 def _shard_is_a_part(experiment: Experiment) -> None:
     shard = experiment.shard
     if shard and not (re.fullmatch(r"\d+/\d+", shard) and experiment.part[0] < experiment.part[1]):
@@ -114,5 +129,6 @@ RULES: tuple[Callable[[Experiment], None], ...] = (
     _automatic_batch_size,
     _mixing_has_images,
     _views_differ,
+    _best_epoch_has_one_monitor,
     _shard_is_a_part,
 )

@@ -1,11 +1,23 @@
-"""The results of a run."""
+"""The results of a run, and warnings of what they do not show."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from tl_research.metrics.classification import recalls
 from tl_research.system.console import make_table, show, show_table
+
+if TYPE_CHECKING:
+    from tl_research.data.datamodule import DataModule
+
+log = logging.getLogger(__name__)
+
+FEWEST_IMAGES = 5  # of a class for validation: below, one image is more than a fifth of its recall
+MOST_CLASSES = 20
 
 
 def show_done_before(metrics: Mapping[str, Any], directory: Any) -> None:
@@ -13,16 +25,51 @@ def show_done_before(metrics: Mapping[str, Any], directory: Any) -> None:
     show(f"done before: val accuracy {metrics['val_accuracy']:.3f}, test {metrics['test_accuracy']:.3f}", directory)
 
 
-def show_metrics(metrics: Mapping[str, Any], directory: Any, epochs: int) -> None:
-    """Show the metrics, each accuracy with its interval, the best epoch, and the run directory."""
-    table = make_table("results", "", "accuracy", "95 % interval", "loss", "macro F1", "AUROC", "images")
+def show_metrics(
+    metrics: Mapping[str, Any], directory: Any, epochs: int, data: DataModule, logits: Mapping[str, np.ndarray]
+) -> None:
+    """Show the metrics, each accuracy with its interval and that of always answering the commonest class, the recall of
+    each class by the `logits` of both splits, the best epoch, and the run directory."""
+    table = make_table("results", "", "accuracy", "95 % interval", "majority", "loss", "macro F1", "AUROC", "images")
     for split in ("val", "test"):
-        scores = {key: metrics.get(f"{split}_{key}") for key in ("accuracy", "loss", "macro_f1", "auroc")}
+        scores = {key: metrics.get(f"{split}_{key}") for key in ("accuracy", "majority", "loss", "macro_f1", "auroc")}
         interval = f"{metrics[f'{split}_accuracy_low']:.3f} - {metrics[f'{split}_accuracy_high']:.3f}"
         cells = ["-" if value is None else f"{value:.3f}" for value in scores.values()]
         table.add_row(split, cells[0], interval, *cells[1:], str(metrics[f"num_{split}"]))
     show_table(table)
+    _show_recalls(data, logits)
     if epochs > 1 and "best_stage" in metrics:
         best = f"stage {metrics['best_stage']}, epoch {metrics['best_epoch']}"
         show(f"the best of {epochs} epochs was {best}, by validation")
     show(directory)
+
+
+def _show_recalls(data: DataModule, logits: Mapping[str, np.ndarray]) -> None:
+    """Show the share of right answers in each class, the lowest on the test images first."""
+    labels = {split: data.labels[data.indices(split)] for split in logits}
+    shares = {split: recalls(values, labels[split]) for split, values in logits.items()}
+    table = make_table("recall", "class", *(text for split in logits for text in (split, f"{split} images")))
+    for index in np.argsort(shares["test"], kind="stable")[:MOST_CLASSES]:
+        pairs = [(f"{shares[s][index]:.3f}".replace("nan", "-"), str(np.sum(labels[s] == index))) for s in logits]
+        table.add_row(data.class_names[index], *(cell for pair in pairs for cell in pair))
+    if len(data.class_names) > MOST_CLASSES:
+        table.add_row(f"... {len(data.class_names) - MOST_CLASSES} more, all higher on test")
+    show_table(table)
+
+
+def warn_of_small_classes(data: DataModule) -> None:
+    """Warn of classes with too few validation images to judge them by."""
+    counts = {name: count for name, count in data.counts()["val"].items() if count < FEWEST_IMAGES}
+    if counts and len(data.indices("val")):
+        named = [f"{name} ({count})" for name, count in counts.items()]
+        more = f" and {len(named) - MOST_CLASSES} more" if len(named) > MOST_CLASSES else ""
+        which = ", ".join(named[:MOST_CLASSES]) + more
+        log.warning("fewer than %d validation images of a class: %s; its recall says little", FEWEST_IMAGES, which)
+
+
+def warn_of_the_majority(metrics: Mapping[str, Any]) -> None:
+    """Warn if an accuracy is not clearly above that of always answering the commonest class."""
+    poor = [split for split in ("val", "test") if metrics[f"{split}_accuracy_low"] <= metrics[f"{split}_majority"]]
+    if poor:
+        values = ", ".join(f"{s} {metrics[f'{s}_accuracy']:.3f} ({metrics[f'{s}_majority']:.3f})" for s in poor)
+        log.warning("accuracy is not clearly above that of always answering the commonest class: %s", values)

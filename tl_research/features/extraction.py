@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ import numpy as np
 
 from tl_research.features.engines import BATCH, Engine
 from tl_research.features.store import Digests, as_digests
-from tl_research.system.progress import bar
 
 if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule
@@ -96,32 +94,3 @@ def run_batches(
         finally:
             for future in running:
                 future.cancel()
-
-
-def extract_features(
-    engine: Engine,
-    data: DataModule,
-    indices: np.ndarray,
-    image_size: int,
-    *,
-    threads: int,
-    describe: str = "features",
-    view: int = ORIGINAL,
-) -> np.ndarray:
-    """Run one view of the images `indices` through an engine: float32 `(len(indices), d)`, in that order. Neither reads
-    nor writes a store."""
-
-    def load(position: int) -> np.ndarray:
-        return view_pixels(data, int(indices[position]), image_size, view)
-
-    batches = iter(in_batches(np.arange(len(indices))))
-    results: list[tuple[np.ndarray, np.ndarray]] = []
-    with bar() as progress, closing(run_batches(engine, load, batches, image_size, threads)) as done:
-        task = progress.add_task(describe, total=len(indices))
-        for positions, values in done:
-            results.append((positions, values))
-            progress.advance(task, len(positions))
-    rows = np.empty((len(indices), results[0][1].shape[1]), np.float32)
-    for positions, values in results:
-        rows[positions] = values
-    return rows

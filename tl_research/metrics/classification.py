@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tl_research.metrics.bootstrap import bootstrap_intervals
 from tl_research.metrics.probabilities import softmax
 
 LOWER_IS_BETTER = ("loss",)
@@ -22,12 +23,16 @@ def accuracy_and_loss(logits: np.ndarray, labels: np.ndarray) -> dict[str, float
     return {"accuracy": float(np.mean(logits.argmax(axis=1) == labels)), "loss": float(loss.mean())}
 
 
-def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def classification_metrics(
+    logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None, *, intervals: bool = True
+) -> dict[str, float]:
     """Compute the metrics of logits `(n, k)` for labels `(n,)`; `n` is at least 1.
 
     `loss` (mean cross-entropy, nats), `accuracy` with the 95 % Wilson interval `accuracy_low` to `accuracy_high`,
     `macro_f1`, and `auroc` (one class against the rest, mean over classes). The last two weight classes equally;
-    `auroc` is absent if fewer than two classes occur in `labels`.
+    `auroc` is absent if fewer than two classes occur in `labels`. With `intervals` each but `accuracy` has the ends too
+    of its 95 % bootstrap interval, such as `loss_low` and `loss_high`; images of one group (`groups` `(n,)`) are drawn
+    together.
     """
     from scipy.stats import binomtest
     from sklearn.metrics import f1_score, log_loss, roc_auc_score
@@ -47,4 +52,12 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     present = [c for c in classes if 0 < np.sum(labels == c) < len(labels)]
     if present:
         metrics["auroc"] = float(np.mean([roc_auc_score(labels == c, probabilities[:, c]) for c in present]))
-    return metrics
+    return metrics | (bootstrap_intervals(logits, labels, groups) if intervals else {})
+
+
+def recalls(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Compute the share of right answers in each class, `(k,)`, from logits `(n, k)`; NaN for one without images."""
+    number = logits.shape[1]
+    right = np.bincount(labels[logits.argmax(axis=1) == labels], minlength=number)
+    counts = np.bincount(labels, minlength=number)
+    return np.divide(right, counts, out=np.full(number, np.nan), where=counts > 0)

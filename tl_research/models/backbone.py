@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from typing_extensions import override
 
 from tl_research.errors import InputError
 from tl_research.models import weights
-from tl_research.models.preprocessing import Preprocessing, preprocess
+from tl_research.models.preprocessing import Preprocessing, preprocess, scales_pixels, to_channels
+from tl_research.models.summary import show_surgery
 from tl_research.recipe import Positive, Seed, recipe
 from tl_research.system.process import gc_paused, suppress_stderr
 
@@ -42,16 +43,17 @@ class Backbone:
     only the backbone is loaded), or null for random weights drawn from `seed`, which is independent of the run's."""
 
     name: str
-    image_size: Positive
+    image_size: Positive | None
     weights: str | None
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     pooling: Pooling = "avg"
     min_size: Positive = 32
     seed: Seed = 0
+    has_own_size: ClassVar[bool] = False
 
     @model_validator(mode="after")
     def _large_enough(self) -> Self:
-        if self.image_size < self.min_size:
+        if (self.image_size or self.min_size * self.has_own_size) < self.min_size:
             raise ValueError(f"image_size={self.image_size}: {self.name} needs at least {self.min_size} pixels")
         return self
 
@@ -66,6 +68,11 @@ class Backbone:
             if path.suffix not in weights.SUFFIXES:
                 known = ", ".join(weights.SUFFIXES)
                 raise InputError(f"backbone.weights={self.weights}: not a kind of weights file we know ({known})")
+            with _naming_the_key():
+                self._check_file(path)
+
+    def _check_file(self, path: Path) -> None:
+        weights.check_file(path)
 
     def files(self) -> list[Path]:
         """List the files that determine the network, beside our own code. Call `preflight` first."""
@@ -97,17 +104,23 @@ class Backbone:
         """Join preprocessing, network and pooling in one graph."""
         import keras
 
-        pixels = keras.Input((self.image_size, self.image_size, 3), name="pixels")
+        pixels = keras.Input((*network.input_shape[1:3], 3), name="pixels")
+        how = self._preprocessing_of(network)
+        image = to_channels(pixels, network.input_shape[3:], how)
         # Calling the network's graph on a symbolic tensor inlines its layers instead of nesting one model in another.
-        features = keras.Function.call(network, preprocess(pixels, self.preprocessing))
+        features = keras.Function.call(network, preprocess(image, how))
         if len(features.shape) == 4:
             pool = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}[self.pooling]
             features = pool(name="features", dtype="float32")(features)
         return keras.Model(pixels, features, name="backbone")
 
+    def _preprocessing_of(self, network: keras.Model) -> Preprocessing | None:
+        """Return what is put before the network."""
+        return self.preprocessing
+
     def _construct(self, constructor: Callable[..., keras.Model], **options: Any) -> keras.Model:
         shape = (self.image_size, self.image_size, 3)
-        return constructor(include_top=False, weights=None, input_shape=shape, **options)
+        return constructor(**{"include_top": False, "weights": None, "input_shape": shape} | options)
 
     def _load(self, network: keras.Model, path: Path) -> keras.Model:
         with _naming_the_key():
@@ -151,15 +164,27 @@ class Application(Backbone):
         path = Path(self.weights).expanduser()
         if self.url and path.name == self.url.rpartition("/")[2]:  # Keras' own file, downloaded by hand
             return self._imagenet(constructor, path)
-        return self._load(self._construct(constructor, pooling=self.pooling), path)
+        network = self._load(self._construct(constructor, pooling=self.pooling), path)
+        saved = weights.try_load_model(path)
+        if saved is None:
+            if weights.count_layers(path, "rescaling") <= sum(
+                layer.name.startswith("rescaling") for layer in network.layers
+            ):
+                return network
+            with weights.keras_download(path, load=False):  # with the layers that go with Keras' own weights
+                return self._load(self._construct(constructor, weights="imagenet", pooling=self.pooling), path)
+        return weights.replace_stem(network, weights.feature_extractor(saved, self.image_size))
+
+    @override
+    def _preprocessing_of(self, network: keras.Model) -> Preprocessing | None:
+        return "none" if scales_pixels(network) else self.preprocessing  # the former as a file of the user's has it
 
     def _imagenet(self, constructor: Callable[..., keras.Model], path: Path | None) -> keras.Model:
         """Let Keras build the network for its own weights; for some networks the graph then differs (EfficientNet
         rescales its input once more). `path` is the weights file; with None Keras downloads it."""
-        shape = (self.image_size, self.image_size, 3)
         try:
             with weights.keras_download(path):
-                return constructor(include_top=False, weights="imagenet", input_shape=shape, pooling=self.pooling)
+                return self._construct(constructor, weights="imagenet", pooling=self.pooling)
         except (OSError, ValueError, KeyError) as error:
             what = path or f"ImageNet weights of {self.application}"
             raise InputError(f"{what}: {error}. Fetch the file again, or use backbone.weights=null") from None
@@ -197,10 +222,18 @@ class Lite(Backbone):
 
 @recipe
 class Saved(Backbone):
-    """Architecture and weights of a Keras model file (`.keras`, `.h5`), loaded in safe mode and without its head."""
+    """Architecture and weights of a Keras model file (`.keras`, `.h5`), loaded in safe mode and without its head.
+
+    `image_size` is the file's own if null. With `preprocessing` null the network gets pixels of 0 to 255, with a
+    warning if it does not scale them itself.
+    """
 
     weights: str | None  # a path; `preflight` refuses null
     min_size: Positive = 1
+    image_size: Positive | None = None
+    preprocessing: Preprocessing | None = None
+
+    has_own_size: ClassVar[bool] = True
 
     @override
     def preflight(self) -> None:
@@ -209,11 +242,25 @@ class Saved(Backbone):
         super().preflight()
 
     @override
+    def _check_file(self, path: Path) -> None:
+        weights.check_file(path, whole_model=True)
+
+    @override
     def network(self) -> keras.Model:
         self.preflight()
         with _naming_the_key():
             model = weights.load_model(Path(str(self.weights)).expanduser())
-            return weights.feature_extractor(model, self.image_size)
+            network = weights.feature_extractor(model, self.image_size)
+        gray = ["conversion to one channel"] if network.input_shape[3:] != (3,) else []
+        scaling = [f"preprocessing {self.preprocessing}"] if self.preprocessing not in (None, "none") else []
+        show_surgery(str(self.weights), weights.flat(model), network, [*gray, *scaling, f"{self.pooling} pooling"])
+        if self.preprocessing is None and not scales_pixels(network):
+            log.warning(
+                "%s does not scale its images, and gets pixels of 0 to 255. Say what it was trained with: "
+                "backbone.preprocessing=unit (0 to 1), tf (-1 to 1), none (0 to 255), ...",
+                self.weights,
+            )
+        return network
 
 
 @recipe
@@ -272,6 +319,7 @@ class Custom(Backbone):
             raise InputError(f"backbone.build={self.function}: its output {shapes} is not one feature map (n, h, w, c)")
         # A Sequential has no graph in which blocks can be found.
         network = keras.Model(network.inputs[0], network.outputs[0], name=network.name)
+        weights.check_layers(network, f"backbone.build={self.function}")
         if self.weights:
             network = self._load(network, Path(self.weights).expanduser())
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,19 @@ def show_model(name: str, backbone: keras.Model, head: keras.Model | None) -> No
             table.add_row(part, *shape, str(len(network.layers)), f"{network.count_params():,}")
         else:
             table.add_row(part, "", "", "", "made from features")
+    show_table(table)
+
+
+def show_surgery(name: str, model: keras.Model, network: keras.Model, added: Sequence[str]) -> None:
+    """Show what of a model's file is kept as the backbone, what is cut off, and what is put around it."""
+    kept = {operation.name for operation in network.operations}
+    lost = [operation for operation in model.operations if operation.name not in kept]
+    table = make_table(name, "part", "layers", "parameters", "what")
+    image, features = (" x ".join(map(str, shape[1:])) for shape in (network.input_shape, network.output_shape))
+    table.add_row("kept", str(len(network.layers)), f"{network.count_params():,}", f"{image} -> {features}")
+    parameters = sum(layer.count_params() for layer in lost if hasattr(layer, "count_params"))
+    table.add_row("cut off", str(len(lost)), f"{parameters:,}", ", ".join(layer.name for layer in lost) or "nothing")
+    table.add_row("added", str(len(added)), "0", ", ".join(added))
     show_table(table)
 
 

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tl_research.metrics.probabilities import softmax
+from tl_research.system.console import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONGEST_NAME = 24
+FONT = "DejaVu Sans"
+"""Matplotlib's own."""
+
+
+def drawable_names(class_names: Sequence[str]) -> list[str]:
+    """Give each class a name that the fonts of this machine can draw: its own, or `#` and its number if they lack a
+    letter. Bytes that are no text and control characters are escaped."""
+    names = [printable(name) for name in class_names]
+    return [name if _families(name) else f"#{number}" for number, name in enumerate(names)]
+
+
+@cache
+def _families(text: str) -> list[str]:
+    """List the font families that have all letters of a text together; empty if there are none."""
+    from matplotlib import font_manager
+
+    lacking, families = {ord(letter) for letter in text if letter != "\n"}, []
+    fonts = {font.name: font.fname for font in font_manager.fontManager.ttflist if font.weight == 400}
+    for family in sorted(fonts, key=lambda family: (family != FONT, family)):
+        if lacking and not family.startswith("Last Resort"):  # which has a box for every letter there is
+            with contextlib.suppress(OSError, RuntimeError):  # not a font of outlines, such as one of coloured emoji
+                known = lacking & font_manager.get_font(fonts[family]).get_charmap().keys()
+                families += [family] if known else []
+                lacking -= known
+    return [] if lacking else families
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
@@ -25,18 +53,18 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, class_names: Seq
     figure = Figure(figsize=(side, side), dpi=110, layout="constrained")
     axes = figure.subplots()
     counts = count(labels, predicted, labels=np.arange(len(class_names)))
-    display = ConfusionMatrixDisplay(counts, display_labels=list(class_names))
+    display = ConfusionMatrixDisplay(counts, display_labels=drawable_names(class_names))
     display.plot(
         ax=axes, cmap="Blues", colorbar=False, xticks_rotation="vertical", include_values=len(class_names) <= 30
     )
-    return _pixels(figure)
+    return _pixels(_with_literal_names(figure))
 
 
 def predictions(
     samples: Sequence[tuple[np.ndarray, int, np.ndarray]], class_names: Sequence[str], columns: int = 4
 ) -> np.ndarray:
     """Draw a page of images with the predicted class and its probability; a wrong one is red, with the true class."""
-    titled = []
+    titled, class_names = [], drawable_names(class_names)
     for pixels, label, logits in samples:
         probabilities = softmax(logits[None])[0]
         prediction = int(probabilities.argmax())
@@ -52,7 +80,7 @@ def batch(
 ) -> np.ndarray:
     """Draw a page of the first `most` images of a training batch, uint8 `(b, s, s, 3)`, as the network sees them, each
     with its classes and, if mixed, their shares: targets `(b, k)`."""
-    titled = []
+    titled, class_names = [], drawable_names(class_names)
     for image, target in zip(pixels[:most], targets[:most], strict=True):
         classes = [k for k in np.argsort(-target, kind="stable") if target[k] >= 0.005][:2]
         shares = [_short(class_names[k]) + (f" {target[k]:.0%}" if len(classes) > 1 else "") for k in classes]
@@ -74,7 +102,8 @@ def learning_rates(
     axes.plot(rates, raw, ".", color="0.65", markersize=4, label="each update")
     axes.plot(rates, mean, color="tab:blue", linewidth=2, label="smoothed")
     axes.axvline(chosen, color="tab:green", linestyle="--", label=f"suggested: {chosen:.2g}")
-    axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="training loss", title=title)
+    axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="training loss")
+    axes.set_title(title, parse_math=False)
     low, high = mean.min() / 2, 2 * mean.max()
     axes.set_ylim(low, high)
     axes.yaxis.set_major_formatter("{x:g}")
@@ -102,12 +131,23 @@ def _page(titled: Sequence[tuple[np.ndarray, str, str]], columns: int) -> np.nda
         axis.set_title(title, fontsize=9, color=colour)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_color("0.7")  # a white image must stand out from the page
-    return _pixels(figure)
+    return _pixels(_with_literal_names(figure))
 
 
 def _short(name: str) -> str:
     """Shorten a class name to fit over an image, beside a number."""
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _with_literal_names(figure: Figure) -> Figure:
+    """Make a figure draw its texts to the letter, in fonts that have them: `a_$x$` is a name, not a formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        text.set_fontfamily(_families(text.get_text()) or FONT)
+    return figure
 
 
 def _pixels(figure: Figure) -> np.ndarray:

@@ -15,14 +15,16 @@ import re
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tl_research.metrics.classification import direction
-from tl_research.reports.leaderboard import Entry, Leaderboard, Row, collect, half_width
+from tl_research.metrics.intervals import mean_interval
+from tl_research.reports.entries import Entry, titles
+from tl_research.reports.leaderboard import Leaderboard, Row, collect
 from tl_research.runs.reader import without_fresh
 from tl_research.runs.run import Run
 from tl_research.system.files import write_atomically
@@ -65,10 +67,16 @@ def embedded(data: Any) -> str:
 
 
 def content(folder: Path, entries: Sequence[Entry]) -> Content:
-    """Collect the content of the page as plain data. Rows and runs refer to each other by index."""
-    board = Leaderboard.of(entries)
-    header, lines = board.table()
+    """Collect the content of the page as plain data: that of the first data set, and under `others` that of the others,
+    of which the page shows one at a time."""
     points = min(MOST_POINTS, ALL_POINTS // len(entries))
+    first, *others = (_content(folder, board, points) for board in Leaderboard.for_each_data_set(entries))
+    return first | {"others": others}
+
+
+def _content(folder: Path, board: Leaderboard, points: int) -> Content:
+    """Collect the content for one data set. Rows and runs refer to each other by index."""
+    header, lines = board.table()
     ordered = [entry for row in board.rows for entry in row.entries]
     ends = np.cumsum([len(row.entries) for row in board.rows])
     rows = [
@@ -77,6 +85,7 @@ def content(folder: Path, entries: Sequence[Entry]) -> Content:
     ]
     effects = [_effect(key, board, board.rows) for key in range(len(board.keys))]
     return {
+        "data": board.data,
         "title": "/".join(folder.absolute().parts[-2:]),
         "folder": str(folder.absolute()),
         "again": shlex.join(["python", "-m", "tl_research", "report", str(folder.absolute())]),
@@ -87,7 +96,10 @@ def content(folder: Path, entries: Sequence[Entry]) -> Content:
         "keys": list(board.keys),
         "header": header,
         "rows": rows,
-        "runs": [_run(entry, folder, points) for entry in ordered],
+        "runs": [
+            _run(entry, folder, points) | {"settings": title}
+            for entry, title in zip(ordered, titles(ordered), strict=True)
+        ],
         "effects": [effect for effect in effects if effect],
         "best": _best(board, ordered),
     }
@@ -95,10 +107,12 @@ def content(folder: Path, entries: Sequence[Entry]) -> Content:
 
 def _row(row: Row, board: Leaderboard, cells: list[str]) -> Content:
     seconds = [entry.seconds for entry in row.done]
+    best = str(row.best(board.monitor).directory.absolute())
     return {
         "cells": cells,
         "values": list(row.values),
         "random": row.random,
+        "predict": shlex.join(["python", "-m", "tl_research", "predict", best, "PHOTOS"]) if row.done else None,
         "val": _number(row.mean(board.monitor)),
         "val_interval": _interval(row.interval(board.monitor)),
         "test": _number(row.mean(board.test_metric)),
@@ -110,7 +124,6 @@ def _row(row: Row, board: Leaderboard, cells: list[str]) -> Content:
 
 def _run(entry: Entry, folder: Path, points: int) -> Content:
     run = Run(entry.directory)
-    config = run.config
     overrides = without_fresh(run.overrides)
     status = _json(entry.directory / "status.json") or {}
     scores = {key: _number(value) for key, value in entry.metrics.items() if key.startswith(("val_", "test_", "cv_"))}
@@ -122,18 +135,10 @@ def _run(entry: Entry, folder: Path, points: int) -> Content:
         "seconds": _number(entry.seconds) if entry.state == "done" else None,
         "started": status.get("started"),
         "command": shlex.join(["python", "train.py", *run.config_options, *overrides]) if run.from_command else None,
-        "data": _source(config.get("data")),
+        "data": entry.source or None,
         "versions": {k.removeprefix("version_"): str(v) for k, v in entry.metrics.items() if k.startswith("version_")},
         "curve": _curve(entry.directory / "history.csv", points),
     }
-
-
-def _source(data: Any) -> str | None:
-    """Name the source of a run's images: a folder, an archive, a data set, or else the kind of source."""
-    if not isinstance(data, Mapping):
-        return None
-    source = next((data[key] for key in ("root", "archive", "dataset") if data.get(key)), data.get("_target_"))
-    return None if source is None else str(source)
 
 
 def _curve(path: Path, points: int) -> Content | None:
@@ -169,26 +174,21 @@ def _effect(column: int, board: Leaderboard, rows: Sequence[Row]) -> Content | N
 
 def _mean(monitor: str, rows: Sequence[Row]) -> Content:
     values = [row.mean(monitor) for row in rows]
-    mean = float(np.mean(values))
     if len(rows) == 1:
-        return {"mean": _number(mean), "interval": _interval(rows[0].interval(monitor))}
-    half = half_width(values)
-    top = math.inf if direction(monitor) == "min" else 1.0
-    return {"mean": _number(mean), "interval": _interval((max(mean - half, 0.0), min(mean + half, top)))}
+        interval = rows[0].interval(monitor)
+    else:
+        highest = math.inf if direction(monitor) == "min" else 1.0
+        interval = mean_interval(values, rows[0].count(monitor), highest)
+    return {"mean": _number(np.mean(values)), "interval": _interval(interval)}
 
 
 def _best(board: Leaderboard, entries: Sequence[Entry]) -> Content | None:
-    """Collect the best run's predictions of the test images: the confusion matrix and the worst mistakes. Runs with
-    random weights are the best only if there are no others."""
-    sign = 1 if direction(board.monitor) == "min" else -1
-    judged = [
-        (bool(entry.metrics.get("random_weights")), sign * value, index)
-        for index, entry in enumerate(entries)
-        if entry.state == "done" and (value := _number(entry.metrics.get(board.monitor))) is not None
-    ]
-    if not judged:
+    """Collect the predictions of the test images by the best run of the best row: the confusion matrix and the worst
+    mistakes."""
+    best = board.rows[0].best(board.monitor)
+    if math.isnan(board.rows[0].mean(board.monitor)):
         return None
-    *_, index = min(judged)
+    index = next(index for index, entry in enumerate(entries) if entry is best)
     directory = entries[index].directory
     counts, wrong = _answers(directory / "predictions.csv")
     mistakes = _json(directory / "mistakes.json")

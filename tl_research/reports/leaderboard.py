@@ -1,66 +1,27 @@
-"""The leaderboard: all runs below a folder, one row for each configuration, over its seeds and folds.
+"""The leaderboard: all runs below a folder, one table a data set, one row for each configuration, over its seeds and
+folds.
 
-It is made from run directories alone: their `status.json`, `metrics.json`, `config.yaml` and Hydra's overrides.
+It is made from run directories alone: their `status.json`, `metrics.json`, `config.yaml` and Hydra's records.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tl_research.errors import InputError
 from tl_research.metrics.classification import direction
+from tl_research.metrics.intervals import Z, half_width, mean_interval
+from tl_research.reports.entries import REPEATED, Entry, by_data_set, titles
 from tl_research.runs.run import Run, as_csv
 from tl_research.system.files import write_atomically
 
-# Keys whose values are repetitions of one configuration, not configurations of their own.
-REPEATED = ("seed", "data.fold", "data.split_seed")
-
-NO_CHOICE = ("fresh", "missing_weights", "verbose")
-"""Keys that change how a job runs, not what it computes."""
-
-MOST_CHARACTERS = 80  # of a reason; the whole reason is below the table
-
 COLUMNS = ("rank", "runs", "val", "val_interval", "test", "test_interval", "against_best", "seconds", "parameters",
-           "trainable", "features_computed", "status")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One run: its choices beside the defaults, its state and its metrics."""
-
-    directory: Path
-    choices: Mapping[str, str]
-    state: str
-    reason: str | None
-    updated: float
-    """The time of the last change of its status, in seconds, by the clock of the file system."""
-    monitor: str
-    metrics: Mapping[str, Any]
-
-    @property
-    def seconds(self) -> float:
-        """Sum the seconds of its phases."""
-        return sum(float(value) for key, value in self.metrics.items() if key.startswith("seconds_"))
-
-    @property
-    def label(self) -> str:
-        """Its state, with the reason if there is one: `skipped: no weights`."""
-        if not self.reason:
-            return self.state
-        reason = self.reason.partition(":")[0] if self.state == "skipped" else self.reason
-        return f"{self.state}: {reason}"[:MOST_CHARACTERS]
-
-    @property
-    def repetition(self) -> tuple[str, ...]:
-        """Its seed, fold and split seed."""
-        return tuple(self.choices.get(key, "") for key in REPEATED)
+           "trainable", "features_computed", "status", "directory", "data")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,53 +47,49 @@ class Row:
         return float(np.mean(values)) if values else math.nan
 
     def interval(self, metric: str) -> tuple[float, float] | None:
-        """Compute a 95 % interval: of the mean over repetitions (Student's t; not valid for other images), or over one
-        run's images (Wilson; accuracies only)."""
+        """Compute a 95 % interval: of one run for other images (Wilson; accuracies only), of several for other
+        repetitions and other images (`mean_interval`)."""
         values = self.values_of(metric)
         if len(values) > 1:
-            mean, half = float(np.mean(values)), half_width(values)
-            return max(mean - half, 0.0), mean + half if metric.endswith("loss") else min(mean + half, 1.0)
+            return mean_interval(values, self.count(metric), math.inf if metric.endswith("loss") else 1.0)
         if len(values) == 1 and f"{metric}_low" in self.done[0].metrics:
             metrics = self.done[0].metrics
             return metrics[f"{metric}_low"], metrics[f"{metric}_high"]
         return None
 
+    def count(self, metric: str) -> int | None:
+        """Count the images of which an accuracy is a share; None for other metrics. Runs share their images, but for
+        the validation images of different folds."""
+        split, _, kind = metric.partition("_")
+        by_fold = {
+            entry.setting("data.fold") if split == "val" else "": entry.metrics.get(f"num_{split}") or 0
+            for entry in self.done
+        }
+        return sum(by_fold.values()) or None if kind == "accuracy" else None
+
     def values_of(self, metric: str) -> list[float]:
         """List a metric of the runs that have it."""
         return [float(e.metrics[metric]) for e in self.done if e.metrics.get(metric) is not None]
 
+    def best(self, monitor: str) -> Entry:
+        """Return its best finished run, the earliest of equals; or its last run, if none is finished."""
+        measured = [entry for entry in self.done if entry.metrics.get(monitor) is not None]
+        return min(measured, key=lambda e: order(monitor, e.metrics[monitor], e.number), default=self.entries[-1])
 
-def half_width(values: Sequence[float]) -> float:
-    """Compute half of the 95 % interval of a mean of two or more values."""
-    from scipy.stats import t
 
-    return float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+def order(monitor: str, value: float, number: int, *, random: bool = False) -> tuple[bool, bool, float, int]:
+    """Make the key that sorts results from the best: those with random weights after the others, those without a value
+    last, the earlier of equals first. `number` is that of the job or trial."""
+    sign = 1 if direction(monitor) == "min" else -1
+    return math.isnan(value), random, sign * round(value, 9), number  # a mean may differ in the last bit
 
 
 def collect(folder: Path) -> list[Entry]:
     """Read all runs below a folder, by path. Raises `InputError` if there is none."""
-    entries = [_entry(Run.open(status.parent)) for status in sorted(folder.rglob("status.json"))]
+    entries = [Entry.of(Run.open(status.parent)) for status in sorted(folder.rglob("status.json"))]
     if not entries:
         raise InputError(f"{folder}: no runs below this folder (none has a status.json)")
     return entries
-
-
-def _entry(run: Run) -> Entry:
-    choices = dict(text.lstrip("+~").partition("=")[::2] for text in run.overrides)
-    if not run.from_command:
-        choices = dict(run.config.get("choices", {}))
-    choices = {key: value for key, value in choices.items() if key not in NO_CHOICE}
-    choices.setdefault("seed", str(run.config.get("seed", 0)))
-    status = run.status
-    return Entry(
-        directory=run.directory,
-        choices=choices,
-        state=status["state"],
-        reason=status["reason"],
-        updated=(run.directory / "status.json").stat().st_mtime,
-        monitor=str(run.config.get("monitor", "val_accuracy")),
-        metrics=run.metrics,
-    )
 
 
 def _once(entries: Sequence[Entry]) -> list[Entry]:
@@ -144,38 +101,33 @@ def _once(entries: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in entries if id(entry) in chosen]
 
 
-def titles(entries: Sequence[Entry]) -> list[str]:
-    """Name each run by the choices that differ, or by its directory if there are none."""
-    keys = dict.fromkeys(key for entry in entries for key in entry.choices)
-    differ = [key for key in keys if len({entry.choices.get(key) for entry in entries}) > 1]
-    return [
-        " ".join(f"{key}={entry.choices[key]}" for key in differ if key in entry.choices) or entry.directory.name
-        for entry in entries
-    ]
-
-
 @dataclass(frozen=True)
 class Leaderboard:
     """Rows in order: the best first, then those with random weights, then those without a metric; `keys` are the keys
-    that differ between them."""
+    that differ between them, `data` names the data set that all have in common."""
 
     keys: Sequence[str]
     rows: Sequence[Row]
     monitor: str
+    data: str = ""
 
     @classmethod
-    def of(cls, entries: Sequence[Entry]) -> Leaderboard:
+    def of(cls, entries: Sequence[Entry], data: str = "") -> Leaderboard:
         """Group repetitions and rank by the first run's `monitor`, on validation images: test images never rank."""
         names = dict.fromkeys(key for entry in entries for key in entry.choices if key not in REPEATED)
-        keys = [key for key in names if len({entry.choices.get(key) for entry in entries}) > 1]
+        keys = [key for key in names if len({entry.setting(key) for entry in entries}) > 1]
         groups: dict[tuple[str, ...], list[Entry]] = {}
         for entry in entries:
-            groups.setdefault(tuple(entry.choices.get(key, "") for key in keys), []).append(entry)
-        monitor = entries[0].monitor.replace("test_", "val_")
-        sign = 1 if direction(monitor) == "min" else -1
+            groups.setdefault(tuple(entry.setting(key) for key in keys), []).append(entry)
+        monitor = entries[0].monitor
         rows = [Row(values, _once(group)) for values, group in groups.items()]
-        rows.sort(key=lambda row: (math.isnan(row.mean(monitor)), row.random, sign * row.mean(monitor)))
-        return cls(keys, rows, monitor)
+        rows.sort(key=lambda row: order(monitor, row.mean(monitor), row.best(monitor).number, random=row.random))
+        return cls(keys, rows, monitor, data)
+
+    @classmethod
+    def for_each_data_set(cls, entries: Sequence[Entry]) -> list[Leaderboard]:
+        """Make a leaderboard for each data set, since results on different images do not compare."""
+        return [cls.of(group, data) for data, group in by_data_set(entries).items()]
 
     @property
     def test_metric(self) -> str:
@@ -184,27 +136,37 @@ class Leaderboard:
 
     def against_best(self, row: Row) -> str:
         """Compare a row with the best one over the repetitions that both have: the mean difference and its 95 %
-        interval; `*` if the interval excludes 0."""
+        interval; `*` if the interval excludes 0. Of an accuracy the noise of the images counts as if the two had seen
+        different ones, which is too much rather than too little."""
         best_row = next(other for other in self.rows if other.random is row.random)
         best = {e.repetition: e.metrics.get(self.monitor) for e in best_row.done}
         pairs = [(e.metrics.get(self.monitor), best.get(e.repetition)) for e in row.done]
         differences = [float(a) - float(b) for a, b in pairs if a is not None and b is not None]
         if row is best_row or len(differences) < 2:
             return ""
-        mean, half = float(np.mean(differences)), half_width(differences)
+        mean, half, count = float(np.mean(differences)), half_width(differences), row.count(self.monitor)
+        if count:
+            shares = np.array([row.mean(self.monitor), best_row.mean(self.monitor)])
+            half = math.hypot(half, Z * math.sqrt((shares * (1 - shares)).sum() / count))
         # Without any noise, as where seeds change nothing, there is nothing to compare the difference with.
         return f"{mean:+.3f} ± {half:.3f}{' *' if abs(mean) > half > 0 else ''}"
 
+    def ranks(self) -> list[int | None]:
+        """Rank the rows: equal values share a rank, rows with random weights have ranks of their own, and rows without
+        a result have none."""
+        values = [order(self.monitor, row.mean(self.monitor), 0, random=row.random) for row in self.rows]
+        ranked = sum(not (is_nan or random) for is_nan, random, *_ in values)
+        return [None if value[0] else values.index(value) + 1 - ranked * value[1] for value in values]
+
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Make the header and the cells, as text. Rows with random weights have ranks of their own."""
+        """Make the header and the cells, as text. The directory is that of the row's best run."""
         lines = []
-        ranks = {random: itertools.count(1) for random in (False, True)}
-        for row in self.rows:
+        for rank, row in zip(self.ranks(), self.rows, strict=True):
             labels = [entry.label for entry in row.entries]
             status = ", ".join(f"{labels.count(label)} {label}" for label in dict.fromkeys(labels))
             seconds = [entry.seconds for entry in row.done]
             lines.append([
-                str(next(ranks[row.random])) if row.done else "",
+                str(rank or ""),
                 *row.values,
                 str(len(row.entries)),
                 *_cells(row, self.monitor),
@@ -214,6 +176,8 @@ class Leaderboard:
                 *(f"{row.mean(key):.0f}" if row.values_of(key) else "" for key in ("num_parameters", "num_trainable")),
                 f"{sum(row.values_of('features_computed')):.0f}",
                 f"{status}, random weights" if row.random else status,
+                str(row.best(self.monitor).directory.absolute()),
+                self.data,
             ])  # fmt: skip
         named = {"val": self.monitor, "test": self.test_metric}
         return ["rank", *self.keys, *(named.get(column, column) for column in COLUMNS[1:])], lines
@@ -227,13 +191,25 @@ class Leaderboard:
             if entry.state not in ("done", "running")
         ]
 
-    def write(self, folder: Path) -> None:
-        """Write `leaderboard.csv` and `leaderboard.md` to a folder."""
-        header, lines = self.table()
-        write_atomically(folder / "leaderboard.csv", as_csv(header, lines))
-        text = [_line(header), _line(["---"] * len(header)), *map(_line, lines)]
-        failed = [f"- {line}" for line in self.failures()]
-        write_atomically(folder / "leaderboard.md", "\n".join([*text, *(["", *failed] if failed else [])]) + "\n")
+
+def write_leaderboards(boards: Sequence[Leaderboard], folder: Path) -> None:
+    """Write `leaderboard.csv`, with the columns of all data sets, and `leaderboard.md`, a table a data set."""
+    tables = [board.table() for board in boards]
+    keys = dict.fromkeys(key for board in boards for key in board.keys)
+    names = dict.fromkeys(name for header, _ in tables for name in header if name not in keys)
+    columns = ["rank", *keys, *list(names)[1:]]
+    cells = [
+        {key: row.entries[0].setting(key) for key in keys} | dict(zip(header, line, strict=True))
+        for board, (header, lines) in zip(boards, tables, strict=True)
+        for row, line in zip(board.rows, lines, strict=True)
+    ]
+    write_atomically(folder / "leaderboard.csv", as_csv(columns, [[row.get(c, "") for c in columns] for row in cells]))
+    text = []
+    for board, (header, lines) in zip(boards, tables, strict=True):
+        text += [f"## {board.data}", ""] if len(boards) > 1 else []
+        text += [_line(header), _line(["---"] * len(header)), *map(_line, lines), ""]
+        text += [*(f"- {line}" for line in board.failures()), ""] if board.failures() else []
+    write_atomically(folder / "leaderboard.md", "\n".join(text))
 
 
 def _cells(row: Row, metric: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ import numpy as np
 from typing_extensions import override
 
 from tl_research.recipe import Count, recipe
+from tl_research.system.console import only_warning, printable
 from tl_research.training.callbacks import Callback, Results
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class TensorBoard(Callback):
 
         class Scalars(keras.callbacks.Callback):
             def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-                events.append(epoch, *(scalar(_tag(name), value) for name, value in (logs or {}).items()))
+                with only_warning("callback TensorBoard"):
+                    events.append(epoch, *(scalar(_tag(name), value) for name, value in (logs or {}).items()))
 
         return Scalars()
 
@@ -65,6 +67,10 @@ class TensorBoard(Callback):
         if self.samples and results.samples:
             page = figures.predictions(results.samples[: self.samples], results.class_names)
             summaries.append(image("test/predictions", page))
+        names = list(map(printable, results.class_names))
+        drawn = figures.drawable_names(names)
+        if legend := [f"    {a}  {b}" for a, b in zip(drawn, names, strict=True) if a != b]:
+            summaries.append(text("test/classes", "\n".join(legend)))  # indented, so that Markdown leaves it alone
         # No hparams_config: of all runs TensorBoard believes one, which lacks the others' keys. Without any it puts
         # all runs together, what differs first.
         summaries.append(hparams_pb(dict(results.hyperparameters), trial_id="/".join(directory.parts[-2:])))
@@ -100,6 +106,13 @@ def scalar(tag: str, value: float) -> Any:
     from tensorboard.plugins.scalar.metadata import create_summary_metadata
 
     return _summary(tag, np.float32(value), create_summary_metadata(display_name=None, description=None))
+
+
+def text(tag: str, content: str) -> Any:
+    """Make the summary of a text in Markdown."""
+    from tensorboard.plugins.text.metadata import create_summary_metadata
+
+    return _summary(tag, [content.encode()], create_summary_metadata(display_name=None, description=None))
 
 
 def image(tag: str, pixels: np.ndarray) -> Any:

@@ -68,13 +68,29 @@ class RunReader:
         overrides = _read_yaml(self.directory / ".hydra" / "overrides.yaml")
         return [str(override) for override in overrides] if isinstance(overrides, list) else None
 
+    @cached_property
+    def _noted_hydra(self) -> dict[str, Any]:
+        noted = read_mapping(self.directory / ".hydra" / "hydra.yaml").get("hydra")
+        return noted if isinstance(noted, dict) else {}
+
+    @property
+    def group_options(self) -> dict[str, str]:
+        """Give the option of each group as Hydra recorded it; empty if a program began the run."""
+        chosen = self._noted_hydra.get("runtime", {}).get("choices", {})
+        return {str(key): str(value) for key, value in chosen.items() if value and not str(key).startswith("hydra/")}
+
+    @property
+    def job_number(self) -> int:
+        """Give its number among the jobs of a sweep, or the trials of a search; 0 for a single run."""
+        number = self._noted_hydra.get("job", {}).get("num")
+        return number if isinstance(number, int) else 0
+
     @property
     def config_options(self) -> list[str]:
         """Give the `--config-dir` and `--config-name` options of the command that began the run."""
-        hydra = read_mapping(self.directory / ".hydra" / "hydra.yaml").get("hydra", {})
-        sources = hydra.get("runtime", {}).get("config_sources", [])
+        sources = self._noted_hydra.get("runtime", {}).get("config_sources", [])
         folders = [source["path"] for source in sources if source.get("provider") == "command-line"]
-        name = hydra.get("job", {}).get("config_name", "config")
+        name = self._noted_hydra.get("job", {}).get("config_name", "config")
         options = [text for folder in folders for text in ("--config-dir", str(folder))]
         return [*options, *(["--config-name", str(name)] if name not in (None, "config") else [])]
 

@@ -79,6 +79,7 @@ class Run(RunReader):
     """The configuration of an earlier run, empty if it is damaged."""
     _identity: dict[str, Any] = field(default_factory=dict)
     _lock: Lock | None = None
+    _seconds_within: float = 0.0
 
     @classmethod
     def claim(cls, directory: Path, existing: Existing = "refuse") -> Run:
@@ -184,11 +185,13 @@ class Run(RunReader):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the seconds spent inside to the metric `seconds_<name>`."""
-        began = time.perf_counter()
+        """Add the seconds spent inside, less those of phases within it, to the metric `seconds_<name>`: summed over all
+        names, no second counts twice."""
+        before, self._seconds_within, began = self._seconds_within, 0.0, time.perf_counter()
         yield
-        key = f"seconds_{name}"
-        self.metrics[key] = round(self.metrics.get(key, 0.0) + time.perf_counter() - began, 3)
+        seconds, key = time.perf_counter() - began, f"seconds_{name}"
+        self.metrics[key] = round(self.metrics.get(key, 0.0) + seconds - self._seconds_within, 3)
+        self._seconds_within = before + seconds
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write `config.yaml`, the resolved configuration."""

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import resource
 import signal
 import threading
 import time
@@ -17,11 +16,13 @@ from pathlib import Path
 
 from tl_research.sweeps.machine_slots import Slot
 from tl_research.system import progress
+from tl_research.system.memory import address_space_gb, limit_address_space
 from tl_research.system.process import exit_now, print_to
 
 log = logging.getLogger(__name__)
 
 TELL_EVERY = 0.2  # seconds between two messages about progress
+BEAT_EVERY = 1.0  # seconds between two signs of life
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,16 @@ class Task:
 def run_task(task: Task, slot: Slot, memory_gb: float | None, sender: Connection) -> None:
     """Run a task in this process and end the process. Messages `(kind, value)` go to `sender`."""
     sender.send(("begun", None))
-    _end_with_parent()
+    _live_with_parent(sender)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    slot.enter()
-    if memory_gb is not None:
-        limit = int(memory_gb * 2**30)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     task.directory.mkdir(parents=True, exist_ok=True)
     print_to(task.directory / "output.log")  # the terminal shows all jobs at once
     progress.listeners.append(_report_progress(sender))
     status = 1
     try:
+        slot.enter()
+        if memory_gb is not None:
+            limit_address_space(memory_gb)
         sender.send(("value", task.work()))
         status = 0
     except KeyboardInterrupt:
@@ -56,13 +56,27 @@ def run_task(task: Task, slot: Slot, memory_gb: float | None, sender: Connection
     exit_now(status)
 
 
-def _end_with_parent() -> None:
-    """End with the sweep's process, even a killed one: a repeated command would find its old jobs still running."""
+def measure(memory_gb: float, sender: Connection) -> None:
+    """Send how much address space a job's process has before its job begins, and whether the system can limit it."""
+    size = address_space_gb()
+    with contextlib.suppress(ValueError, OSError):
+        limit_address_space(max(memory_gb, size + 1))  # room for what follows
+        sender.send((size, True))
+        return
+    sender.send((size, False))
+
+
+def _live_with_parent(sender: Connection) -> None:
+    """Give signs of life, however silent the work is, and end with the sweep's process, even a killed one: a repeated
+    command would find its old jobs still running."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def watch() -> None:
-        parent.join()
+        while parent.is_alive():
+            with contextlib.suppress(OSError, MemoryError):
+                sender.send(("alive", None))
+            parent.join(BEAT_EVERY)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

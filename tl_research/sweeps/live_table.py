@@ -18,7 +18,7 @@ from tl_research.sweeps.process_pool import Outcome
 from tl_research.system import console
 
 MOST_ROWS = 12
-STYLES = {"done": "green", "failed": "bold red", "running": "bold", "waiting": "dim"}
+STYLES = {"done": "green", "kept": "green", "failed": "bold red", "running": "bold", "waiting": "dim"}
 
 
 class LiveTable:
@@ -52,7 +52,8 @@ class LiveTable:
         reason = f"  {' '.join(outcome.reason.split())}" if outcome.reason else ""
         if outcome.state == "skipped":  # preflight has printed it in full
             reason = reason.partition(":")[0]
-        line = f"[{count}/{len(self.outcomes)}] {outcome.state:11} {outcome.job.name}{value}  {outcome.seconds:.1f} s"
+        seconds = "" if outcome.state == "kept" else f"  {outcome.seconds:.1f} s"
+        line = f"[{count}/{len(self.outcomes)}] {outcome.state:11} {outcome.job.name}{value}{seconds}"
         console.progress_console.print(Text(line + reason, style=STYLES.get(outcome.state, "")))
 
     def _draw(self) -> Any:
@@ -68,18 +69,19 @@ class LiveTable:
     def summary(self) -> str:
         """Return a line such as `7 done, 1 failed, 2 running, 2 waiting; 41 s so far, 20 s left`."""
         states = [outcome.state for outcome in self.outcomes]
-        order = ("done", "failed", "diverged", "skipped", "pruned", "interrupted", "running", "waiting")
+        order = ("done", "kept", "failed", "diverged", "skipped", "pruned", "interrupted", "running", "waiting")
         counts = ", ".join(f"{states.count(state)} {state}" for state in order if state in states)
         left = self.seconds_left()
         about = "" if left is None else f", about {left:.0f} s left"
         return f"{counts}; {time.monotonic() - self.began:.0f} s so far{about}"
 
     def seconds_left(self) -> float | None:
-        """Estimate the time left from the mean of the jobs that have ended; None before the first."""
-        ended = [outcome.seconds for outcome in self.outcomes if outcome.state not in ("waiting", "running")]
+        """Estimate the time left from the mean of the jobs that have ended, other than those done before; None before
+        the first."""
+        ended = [outcome.seconds for outcome in self.outcomes if outcome.state not in ("waiting", "running", "kept")]
         if not ended:
             return None
         mean = sum(ended) / len(ended)
         spent = sum(min(time.monotonic() - o.began, mean) for o in self.outcomes if o.state == "running")
-        unfinished = len(self.outcomes) - len(ended)
+        unfinished = sum(outcome.state in ("waiting", "running") for outcome in self.outcomes)
         return max(unfinished * mean - spent, 0.0) / min(self.n_jobs, max(unfinished, 1))

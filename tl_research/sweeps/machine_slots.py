@@ -8,23 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tl_research.system.hardware import CORES_VARIABLE, affinity, cores
+
 
 @dataclass(frozen=True)
 class Slot:
-    """Cores and GPUs for one job at a time; without GPUs the job's environment stays as it is."""
+    """Cores and GPUs for one job at a time; without GPUs the job's environment stays as it is. Where a process cannot
+    be bound to cores (macOS), or may use the time of fewer than it sees (containers), a job only counts its `threads`.
+    """
 
     cores: frozenset[int]
     gpus: tuple[str, ...] = ()
+    threads: int = 0
 
     @classmethod
     def of_machine(cls, count: int) -> list[Slot]:
         """Divide the machine into `count` equal parts; parts share cores or GPUs where there are fewer than `count`."""
-        cores, gpus = sorted(os.sched_getaffinity(0)), visible_gpus()
-        return [cls(frozenset(_part(cores, i, count)), tuple(_part(gpus, i, count))) for i in range(count)]
+        number, gpus = cores(), visible_gpus()
+        bound = affinity() if number >= len(affinity()) else []
+        parts = [(frozenset(_part(bound, i, count)), tuple(_part(gpus, i, count))) for i in range(count)]
+        return [cls(*part, threads=max(1, number // count)) for part in parts]
 
     def enter(self) -> None:
         """Restrict this process to the slot. Call it before TensorFlow first lists devices."""
-        os.sched_setaffinity(0, self.cores)
+        if self.cores:
+            os.sched_setaffinity(0, self.cores)
+        else:
+            os.environ[CORES_VARIABLE] = str(self.threads)
         if self.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
             os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # it may be shared

@@ -12,6 +12,7 @@ import numpy as np
 
 from tl_research.errors import InputError
 from tl_research.metrics.classification import direction
+from tl_research.reports.leaderboard import order
 from tl_research.runs.reader import without_fresh
 from tl_research.sweeps.optuna_journal import check_is_journal, mend
 from tl_research.system.files import write_atomically
@@ -171,14 +172,17 @@ class SearchStudy:
         return next((t for t in ended if self.space.values(t.params) == values), None)
 
     def best(self) -> FrozenTrial | None:
-        """Return the best complete trial, the earliest of equals; None if there is none."""
+        """Return the best complete trial, by the leaderboard's rule; None if there is none."""
         complete: list[Any] = [t for t in self.trials() if t.state.name == "COMPLETE"]
-        sign = 1 if direction(self.monitor) == "min" else -1
-        return min(complete, key=lambda t: (sign * t.value, t.number), default=None)
+        return min(complete, key=lambda t: order(self.monitor, t.value, t.number, random=_is_random(t)), default=None)
 
     def close(self) -> None:
         """Release the study to other processes."""
         self.owner.close()
+
+
+def _is_random(trial: FrozenTrial) -> bool:
+    return bool(trial.user_attrs.get("random_weights"))
 
 
 def new_sampler(name: SamplerName, seed: int | None, startup: int, *, parallel: bool) -> optuna.samplers.BaseSampler:

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import DownloadColumn, TransferSpeedColumn
 
 from tl_research.errors import InputError
-from tl_research.system import console
 from tl_research.system.locks import locked
+from tl_research.system.progress import bar
 
 CHUNK = 1 << 18
 
@@ -119,26 +119,15 @@ def _receive(response: http.client.HTTPResponse, part: BinaryIO, start: int) -> 
     if total and total - start > free:
         raise InputError(f"it has {total:,} bytes and {Path(part.name).parent} has only {free:,} free")
     done = start
-    with _bar() as bar:
-        task = bar.add_task(Path(part.name).stem, total=total, completed=start)
+    with bar(DownloadColumn(), TransferSpeedColumn()) as progress:
+        task = progress.add_task(Path(part.name).stem, total=total, completed=start)
         while chunk := response.read1(CHUNK):
             part.write(chunk)
             done += len(chunk)
-            bar.update(task, completed=done)
+            progress.update(task, completed=done)
     part.flush()
     if total and done != total:
         raise InputError(f"the connection broke off after {done:,} of {total:,} bytes. Run again to go on from there")
-
-
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console.progress_console,
-        transient=True,
-        disable=not console.is_watched(),
-    )
 
 
 def _open(url: str, headers: dict[str, str], timeout: float) -> http.client.HTTPResponse:

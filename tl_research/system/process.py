@@ -14,6 +14,18 @@ from typing import NoReturn
 
 
 @contextlib.contextmanager
+def redirected(target: int, *descriptors: int) -> Iterator[None]:
+    """Let file descriptors of this process write to another one within the block, C++ libraries included."""
+    with contextlib.ExitStack() as restore:
+        for descriptor in descriptors:
+            saved = os.dup(descriptor)
+            restore.callback(os.close, saved)
+            restore.callback(os.dup2, saved, descriptor)
+            os.dup2(target, descriptor)
+        yield
+
+
+@contextlib.contextmanager
 def suppress_stderr() -> Iterator[None]:
     """Hold back file descriptor 2 while TensorFlow is imported: its C++ start-up lines precede any log level. If the
     block raises, they are shown, for they may give the reason."""
@@ -21,19 +33,14 @@ def suppress_stderr() -> Iterator[None]:
         yield
         return
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as buffer, contextlib.ExitStack() as restore:
-        stderr = os.dup(2)
-        restore.callback(os.close, stderr)
-        os.dup2(buffer.fileno(), 2)
+    with tempfile.TemporaryFile() as buffer:
         try:
-            yield
+            with redirected(buffer.fileno(), 2):
+                yield
         except Exception:
-            os.dup2(stderr, 2)
             buffer.seek(0)
             os.write(2, buffer.read())
             raise
-        finally:
-            os.dup2(stderr, 2)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -43,16 +44,15 @@ class _Bar(Progress):
             listener(task.description, task.completed, task.total)
 
 
-def bar(*, transient: bool = True) -> Progress:
-    """Make a progress bar with counts, elapsed and remaining time."""
+def bar(*columns: ProgressColumn) -> Progress:
+    """Make a progress bar with these columns, or with counts and elapsed time, and the remaining time."""
     return _Bar(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        *(columns or (MofNCompleteColumn(), TimeElapsedColumn())),
         TimeRemainingColumn(),
         console=console.progress_console,
-        transient=transient,
+        transient=True,
         disable=not console.is_watched(),
     )
 

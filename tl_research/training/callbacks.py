@@ -99,7 +99,7 @@ class BestWeights(Callback):
             def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
                 value = sign * (logs or {}).get(monitor, np.inf)
                 if value < self.best:
-                    self.best, self.weights = value, [np.array(variable) for variable in self.params["moving"]]
+                    self.best, self.weights = value, [variable.numpy() for variable in self.params["moving"]]
 
             def on_train_end(self, logs: dict[str, float] | None = None) -> None:
                 for variable, value in zip(self.params["moving"], self.weights or (), strict=self.weights is not None):

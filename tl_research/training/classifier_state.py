@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_research.features.engines import keras_engine
-from tl_research.features.extraction import ORIGINAL, extract_features
+from tl_research.features.extraction import ORIGINAL
 from tl_research.features.head_inputs import HeadInputs
+from tl_research.features.table import Features, FeatureTable
 from tl_research.metrics.probabilities import softmax
 from tl_research.models.classifier import build_classifier
 from tl_research.training.logistic_regression import OutOfFold
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import keras
 
     from tl_research.data.datamodule import DataModule
-    from tl_research.features.table import FeatureTable
     from tl_research.runs.run import Phase
 
 
@@ -94,9 +93,7 @@ class ClassifierState:
 
     def _logits(self, indices: np.ndarray, view: int) -> np.ndarray:
         if self.backbone_changed:
-            engine = keras_engine(self.classifier)  # for so few images conversion would not pay
-            return extract_features(
-                engine, self.data, indices, self.image_size, threads=self.threads, describe="evaluating", view=view
-            )
+            # By Keras: for so few images conversion would not pay.
+            return FeatureTable(self.classifier, self.data, Features(), "keras", self.threads).get(indices, view)
         assert self.head is not None
         return np.asarray(self.head(self.inputs.get(indices, view), training=False))

@@ -194,7 +194,7 @@ def fits_in_memory(step: TrainStep, inputs: StageInputs, changing: Sequence[kera
         return True
     with closing(inputs.train(0, 0)) as batches:
         batch = next(batches)
-    before = [np.array(variable) for variable in changing]
+    before = [variable.numpy() for variable in changing]
     try:
         step.rehearse(batch)
     except OutOfMemoryError:

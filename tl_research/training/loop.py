@@ -18,6 +18,7 @@ from tl_research.errors import DivergedError
 from tl_research.runs.checkpoint import CheckpointState
 from tl_research.system.progress import bar
 from tl_research.training.schedule import Plateau, rate_factor
+from tl_research.training.summary import show_epoch
 
 if TYPE_CHECKING:
     import keras
@@ -112,6 +113,7 @@ class TrainLoop:
             logs = {key: value for key, value in row.items() if key not in ("epoch", "stage")}
             callbacks.on_epoch_end(number, logs)
         self.rows.append(row)
+        show_epoch(row)
         self._epoch, self._done, self._sums, self._times = self._epoch + 1, 0, np.zeros(3), np.zeros(2)
         stops = self.model.stop_training or time.monotonic() > self.deadline
         self._stopped = broadcast_from_chief(self.step.strategy, {"stops": stops})["stops"] > 0

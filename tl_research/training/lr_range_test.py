@@ -33,6 +33,9 @@ RISEN = 4.0
 SMALL = 0.1
 """Losses below this share of chance's count as equal: at a head's optimum each hard image makes a peak."""
 
+LEARNED = 0.01
+"""Below this share of chance's loss the images are learned, and a rate can only do harm."""
+
 
 @dataclass
 class Curve:
@@ -80,6 +83,8 @@ def suggest(curve: Curve) -> tuple[float, str]:
     is small, as of a head at its optimum: there a tenth made EfficientNet-Lite0 forget. The curve after the rise is
     ignored: a ruined network may return to chance.
 
+    If the loss is nearly 0 before the first update, the reason says that nothing is left to learn.
+
     The loss has fallen, or risen, if the average differs from that at rates that change nothing by more than the
     deviation of a single batch there, and by more than a tenth.
 
@@ -106,6 +111,8 @@ def suggest(curve: Curve) -> tuple[float, str]:
         rate, why = rise / share, f"hardly fell from {begin:.3g}, and rose at {rise:.2g}, of which this is 1/{share}"
     else:
         rate, why = rates[-1] / 10, f"stayed at {begin:.3g} at all rates: a tenth of the largest, which says little"
+    if begin < LEARNED * curve.chance:
+        why += f"; at {begin:.3g} there is nothing left to learn on these images, and this rate only does no harm"
     return float(f"{rate:.2g}"), f"the loss {why}"
 
 

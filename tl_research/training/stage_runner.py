@@ -22,6 +22,7 @@ from tl_research.models.head import DirectHead, Head
 from tl_research.models.trainable_plan import TrainablePlan, resolve_plan
 from tl_research.runs.checkpoint import CheckpointState
 from tl_research.runs.run import Run
+from tl_research.system.console import only_warning
 from tl_research.training.callbacks import BestWeights, Callback
 from tl_research.training.classifier_state import ClassifierState
 from tl_research.training.closed_form import fit_direct, fit_direct_head, needs_no_epochs, solve_linear
@@ -33,7 +34,7 @@ from tl_research.training.pruning import Trial
 from tl_research.training.run_checkpoints import RunCheckpoints
 from tl_research.training.stage import Stage
 from tl_research.training.step_setup import make_step
-from tl_research.training.summary import show_stage
+from tl_research.training.summary import show_epoch, show_stage
 from tl_research.training.trained_weights import BestEpoch
 
 if TYPE_CHECKING:
@@ -208,7 +209,9 @@ class StageRunner:
         callbacks.on_epoch_begin(epoch)
         callbacks.on_epoch_end(epoch, dict(scores))
         callbacks.on_train_end()
-        self._record([{"epoch": epoch, "stage": name, **scores}])
+        row = {"epoch": epoch, "stage": name, **scores}
+        show_epoch(row)
+        self._record([row])
 
     def _train(
         self,
@@ -277,7 +280,8 @@ class StageRunner:
             some = [(pixels[:8], targets[:8]) for pixels, targets in itertools.islice(batches, 2)]
         pixels, targets = (np.concatenate(parts) for parts in zip(*some, strict=True))
         for callback in self.callbacks.values():
-            callback.see(self.run.directory, epoch, pixels, targets, self.state.data.class_names)
+            with only_warning(f"callback {type(callback).__name__}"):
+                callback.see(self.run.directory, epoch, pixels, targets, self.state.data.class_names)
 
     def _validate(self, inputs: StageInputs) -> dict[str, float]:
         data = self.state.data
@@ -297,6 +301,6 @@ class StageRunner:
         self.run.write_history(self.history)
         if self.trial is not None:
             self.trial.check()
-        if rows:
-            monitors = [c.monitor for c in self.callbacks.values() if isinstance(c, BestWeights)]
-            self.best.consider(rows, monitors, self.state.trained.now(self.state.classifier), self.state.held_out)
+        monitor = next((c.monitor for c in self.callbacks.values() if isinstance(c, BestWeights)), None)
+        if rows and monitor:
+            self.best.consider(rows, monitor, self.state.trained.now(self.state.classifier), self.state.held_out)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tl_research.system.console import make_table, show, show_table
+from tl_research.system.console import make_table, show, show_progress, show_table
 
 if TYPE_CHECKING:
     from tl_research.models.classifier import TrainableRow
@@ -20,6 +20,13 @@ def show_stage(name: str, rows: Sequence[TrainableRow], how: str, rate: float | 
     total, trainable = sum(row.parameters for row in rows), sum(row.trainable for row in rows)
     table.add_row("all", f"{total:,}", f"{trainable:,}", "", "", style="bold")
     show_table(table)
+
+
+def show_epoch(row: Mapping[str, Any]) -> None:
+    """Write a line about an epoch where no progress bar is seen, and to the log file."""
+    names = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
+    scores = [f"{name.replace('_', ' ')} {row[name]:.4g}" for name in names if name in row]
+    show_progress(f"epoch {row['epoch']}, stage {row['stage']}: {', '.join(scores)}")
 
 
 def show_learning_rate(stage: str, rate: float, why: str, command: str, folder: Any) -> None:

@@ -3,7 +3,7 @@ loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ class TrainedWeights:
         weights = {id(variable) for variable in classifier.weights}
         for position, variable in enumerate(classifier.variables):
             if (id(variable) in changing or id(variable) not in weights) and position not in self.before:
-                self.before[position] = np.array(variable)
+                self.before[position] = variable.numpy()
 
     def variables(self, classifier: keras.Model) -> list[keras.Variable]:
         """List the tracked variables."""
@@ -45,7 +45,7 @@ class TrainedWeights:
 
     def now(self, classifier: keras.Model) -> Weights:
         """Read the values of the tracked variables."""
-        return {position: np.array(classifier.variables[position]) for position in self.before}
+        return {position: classifier.variables[position].numpy() for position in self.before}
 
     def restore(self, classifier: keras.Model, weights: Weights) -> None:
         """Restore the state in which only `weights` had changed."""
@@ -59,7 +59,7 @@ class TrainedWeights:
 
     def restore_checkpoint(self, classifier: keras.Model, weights: Weights) -> None:
         """Assign the values of a checkpoint to a classifier as it was loaded."""
-        self.before = {position: np.array(classifier.variables[position]) for position in weights}
+        self.before = {position: classifier.variables[position].numpy() for position in weights}
         assign_weights(classifier, weights)
 
 
@@ -72,7 +72,7 @@ def assign_weights(classifier: keras.Model, weights: Mapping[int, np.ndarray]) -
 
 @dataclass
 class BestEpoch:
-    """The best epoch of all stages by the monitors of the `BestWeights` callbacks; of equal ones the earlier, unless a
+    """The best epoch of all stages by the monitor of the `BestWeights` callback; of equal ones the earlier, unless a
     later one has also learned from the validation images.
 
     `value` is the monitored number, its sign such that smaller is better, `weights` what had changed by then, and
@@ -86,16 +86,15 @@ class BestEpoch:
     held_out: np.ndarray | None = None
 
     def consider(
-        self, rows: Sequence[Mapping[str, Any]], monitors: Iterable[str], weights: Weights, held_out: np.ndarray | None
+        self, rows: Sequence[Mapping[str, Any]], monitor: str, weights: Weights, held_out: np.ndarray | None
     ) -> None:
         """Keep a stage's final weights, those of the best of its epochs, if no earlier stage was better."""
-        for monitor in monitors:
-            sign = 1 if direction(monitor) == "min" else -1
-            row = min(rows, key=lambda row: sign * row[monitor])
-            value = sign * row[monitor]
-            if self.stage is None or value < self.value or (value == self.value and held_out is not None):
-                self.stage, self.epoch, self.value = row["stage"], row["epoch"], value
-                self.weights, self.held_out = weights, held_out
+        sign = 1 if direction(monitor) == "min" else -1
+        row = min(rows, key=lambda row: sign * row[monitor])
+        value = sign * row[monitor]
+        if self.stage is None or value < self.value or (value == self.value and held_out is not None):
+            self.stage, self.epoch, self.value = row["stage"], row["epoch"], value
+            self.weights, self.held_out = weights, held_out
 
     def metrics(self) -> dict[str, Any]:
         """Give `best_stage` and `best_epoch`, once there is one."""

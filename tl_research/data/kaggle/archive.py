@@ -47,7 +47,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     """
     archive, folder = archive.expanduser(), folder.expanduser()
     staging = folder.with_name(f".{folder.name}.unpacking")
-    with _writing(folder), claim(folder.with_name(f".{folder.name}.unpacking.lock")):
+    with writing(folder), claim(folder.with_name(f".{folder.name}.unpacking.lock")):
         if folder.is_dir() and any(folder.iterdir()):
             return folder
         try:
@@ -103,13 +103,15 @@ def _open(archive: Path) -> zipfile.ZipFile:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
+    """Raise `InputError` with what to do about a disk that is full or cannot be written."""
     try:
         yield
     except OSError as error:
+        words = f"{folder} cannot be written: {error.strerror or error} ({error.filename})"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(f"the disk is full at {folder.parent}: free some space and run again to go on") from None
-        raise InputError(f"{folder} cannot be written: {error.strerror or error} ({error.filename})") from None
+            words = f"the disk is full at {folder.parent}: free some space and run again to go on"
+        raise InputError(f"{words}, or set data.cache=FOLDER") from None
 
 
 def _entries(source: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInfo]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import re
 import shlex
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from tl_research.data.class_folders import SPLIT_NAMES
 from tl_research.data.inspection import IMAGE_SUFFIXES, is_image_name, visible
-from tl_research.data.kaggle.archive import BadArchiveError, claim, fingerprint, unpack
+from tl_research.data.kaggle.archive import BadArchiveError, claim, fingerprint, unpack, writing
 from tl_research.data.kaggle.kaggle_client import download
 from tl_research.errors import InputError
 
@@ -34,7 +33,7 @@ def fetch(dataset: str, cache: Path, archive: Path | None = None) -> Path:
     if _is_filled(folder):
         return folder
     target = folder.with_name(f".{folder.name}.zip")
-    with _explained(dataset, cache), claim(folder.with_name(f".{folder.name}.lock")):
+    with _explained(dataset), writing(folder), claim(folder.with_name(f".{folder.name}.lock")):
         if not _is_filled(folder) and not target.is_file():
             download(dataset, target)
         try:
@@ -135,15 +134,8 @@ def _otherwise(dataset: str) -> str:
 
 
 @contextmanager
-def _explained(dataset: str, cache: Path) -> Iterator[None]:
+def _explained(dataset: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, InputError) as error:
-        words = str(error) if isinstance(error, InputError) else _words(error, cache)
-        raise InputError(f"data.dataset={dataset}: {words}. {_otherwise(dataset)}") from None
-
-
-def _words(error: OSError, cache: Path) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full at {cache}; free some space and run again to go on, or set data.cache=FOLDER"
-    return f"no use of {error.filename or cache} ({error.strerror or error}); data.cache=FOLDER chooses another place"
+    except InputError as error:
+        raise InputError(f"data.dataset={dataset}: {error}. {_otherwise(dataset)}") from None

@@ -6,18 +6,29 @@ import hashlib
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import numpy as np
 
 from tl_research.errors import InputError
 from tl_research.models.weights import keras_file
+from tl_research.models.weights.keras_file import count_layers
 from tl_research.models.weights.keras_layout import Tensor, kind
 from tl_research.models.weights.matching import assign, match, match_unordered
-from tl_research.models.weights.saved_model import feature_extractor, flat, load_model, safe_config
+from tl_research.models.weights.saved_model import (
+    check_code,
+    check_layers,
+    checked_config,
+    feature_extractor,
+    flat,
+    load_model,
+    replace_stem,
+    try_load_model,
+)
 from tl_research.models.weights.torch_file import read_torch
 from tl_research.system import download
 
@@ -25,14 +36,20 @@ if TYPE_CHECKING:
     import keras
 
 __all__ = [
+    "check_file",
+    "check_layers",
+    "count_layers",
     "feature_extractor",
     "flat",
     "imagenet",
+    "inspect",
     "load_file",
     "load_model",
     "load_torch",
     "package_file",
     "read_torch",
+    "replace_stem",
+    "try_load_model",
 ]
 
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
@@ -83,18 +100,22 @@ def imagenet(url: str, file_hash: str | None = None) -> Path:
 
 
 @contextmanager
-def keras_download(path: Path | None) -> Iterator[None]:
-    """Make constructors of `keras.applications` load `path`; with None let Keras download, with a time limit."""
+def keras_download(path: Path | None, *, load: bool = True) -> Iterator[None]:
+    """Make constructors of `keras.applications` load `path`; with None let Keras download, with a time limit. Without
+    `load` they build the graph for it, and load nothing."""
+    import keras
     from keras.src.utils import file_utils  # all of them download through its `get_file`
 
-    fetch, patience = file_utils.get_file, socket.getdefaulttimeout()
-    if path is not None:
-        file_utils.get_file = lambda *args, **kwargs: str(path)
+    patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(5.0)
     try:
-        yield
+        with ExitStack() as patches:
+            if path is not None:
+                patches.enter_context(patch.object(file_utils, "get_file", lambda *args, **kwargs: str(path)))
+            if not load:
+                patches.enter_context(patch.object(keras.Model, "load_weights", lambda *args, **kwargs: None))
+            yield
     finally:
-        file_utils.get_file = fetch
         socket.setdefaulttimeout(patience)
 
 
@@ -130,6 +151,22 @@ def _from_torch(name: str, value: np.ndarray) -> Tensor:
     return Tensor("", "", name, role, value.shape, value)
 
 
+def check_file(path: str | Path, *, whole_model: bool = False) -> None:
+    """Check, without TensorFlow and without building anything, that a file of weights can be read; with `whole_model`
+    that it holds a model, too, without code or foreign layers.
+
+    Raises InputError naming the file if it is damaged or cut short, or holds Python code (a pickle, a Lambda).
+    """
+    path = Path(path).expanduser()
+    if path.suffix in TORCH_SUFFIXES:
+        read_torch(path)
+        return
+    if whole_model or (path.suffix == ".keras" and keras_file.is_archive(path)):
+        check_code(*keras_file.read_model(path), path)
+    with keras_file.contents(path):
+        pass
+
+
 def load_file(model: keras.Model, path: str | Path) -> list[str]:
     """Load a backbone's weights from a file: `.weights.h5`, `.h5`, `.keras`, or `.pth` for EfficientNet-Lite.
 
@@ -143,7 +180,7 @@ def load_file(model: keras.Model, path: str | Path) -> list[str]:
     if path.suffix not in KERAS_SUFFIXES and not path.is_dir():
         raise InputError(f"{path}: the kind of weights file is not known. Give .weights.h5, .h5, .keras or .pth")
     if keras_file.is_archive(path):
-        safe_config(path)
+        checked_config(path)
     with keras_file.contents(path) as contents:
         pair = match if contents.ordered else match_unordered
         matched, unused = pair(model, contents.tensors, path)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Config = dict[str, Any]
 
 MODELS = ("Functional", "Sequential", "Model")
+OLD_FUNCTIONS = ("TFOpLambda", "SlicingOpLambda")
 CLASSES = {"BatchNormalizationV1": "BatchNormalization", "ThresholdedReLU": "ReLU"}
 RENAMED = {"alpha": "negative_slope", "theta": "threshold"}
 FOR_TRAINING = ("_initializer", "_regularizer", "_constraint")  # ends of keys that a trained network does not need
@@ -42,9 +43,9 @@ FUNCTIONS = {  # of TensorFlow, and of Keras with the same arguments in the same
 }
 
 
-def is_keras2(version: Any) -> bool:
-    """Return whether a file with this `keras_version` (text, bytes, or None in the oldest) is one of Keras 2."""
-    return not (version.decode() if isinstance(version, bytes) else str(version or "")).startswith("3")
+def is_keras2(version: str) -> bool:
+    """Return whether this version of Keras, "" in the oldest files, is before 3."""
+    return not version.startswith("3")
 
 
 def rebuild(description: Config, file: h5py.File, path: Path) -> keras.Model:

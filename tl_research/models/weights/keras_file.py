@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tl_research.errors import InputError
-from tl_research.models.weights.keras_layout import CONTAINERS, Tensor, by_config, legacy, unordered
+from tl_research.models.weights.keras_layout import CONTAINERS, Tensor, by_config, layer_names, legacy, unordered
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
-CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras file
+CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"  # in a .keras file
 
 
 class Contents(NamedTuple):
@@ -55,7 +56,7 @@ def _contents(path: Path, stack: ExitStack) -> Contents:
 
     if is_archive(path):
         file = stack.enter_context(h5py.File(io.BytesIO(read_weights(path)), "r"))
-        return Contents(list(by_config(file, read_config(path))), ordered=True)
+        return Contents(list(by_config(file, read_model(path).config)), ordered=True)
     check_hdf5(path)
     file = stack.enter_context(h5py.File(path, "r"))
     if any(name in file for name in CONTAINERS):
@@ -68,6 +69,19 @@ def is_archive(path: Path) -> bool:
     2.12 wrote under that name."""
     with opened(path) as file:
         return path.suffix == ".keras" and file.read(8) != HDF5
+
+
+def count_layers(path: Path, name: str) -> int:
+    """Count the layers with this automatic name (`rescaling`, `rescaling_1`) in an HDF5 file of weights, in the model
+    or nested model that has the most; layers without weights are listed there, too."""
+    import h5py
+
+    if is_archive(path):
+        return 0
+    with reading(path), h5py.File(path, "r") as file:
+        models: list[Sequence[str]] = [layer_names(file)]
+        file.visititems(lambda at, group: models.append(list(group)) if at.endswith(CONTAINERS) else None)
+    return max(sum(re.fullmatch(rf"{name}(_\d+)?", layer) is not None for layer in layers) for layers in models)
 
 
 def check_hdf5(path: Path) -> None:
@@ -89,19 +103,40 @@ def check_hdf5(path: Path) -> None:
     raise InputError(f"{path} {what}. Give a file that Keras saved (.weights.h5, .h5, .keras)")
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read the model's config from a `.keras` file."""
+class ModelConfig(NamedTuple):
+    """The config of a whole model, and the version of Keras that wrote it ("" in the oldest files)."""
+
+    config: dict[str, Any]
+    version: str
+
+
+def read_model(path: Path) -> ModelConfig:
+    """Read the config of a whole model from a `.keras` or `.h5` file, without its training settings. Raises InputError
+    if the file holds none."""
+    import h5py
+
     with reading(path):
-        config = json.loads(_member(path, CONFIG))
+        if is_archive(path):
+            text, version = _member(path, CONFIG), json.loads(_member(path, METADATA)).get("keras_version")
+        else:
+            check_hdf5(path)
+            with h5py.File(path, "r") as file:
+                text, version = (file.attrs.get(key) for key in ("model_config", "keras_version"))
+        if text is None:
+            raise InputError(f"{path} holds weights without a model. Give a whole model from model.save")
+        config = _without_training(json.loads(text))
     if not isinstance(config, dict):
         raise InputError(f"{path} holds no description of a model. Save it again with model.save")
+    return ModelConfig(config, version.decode() if isinstance(version, bytes) else str(version or ""))
+
+
+def _without_training(config: Any) -> Any:
+    """Remove compile settings (optimizers, losses) of a model and its nested models from a config."""
+    if isinstance(config, dict):
+        return {key: _without_training(value) for key, value in config.items() if key != "compile_config"}
+    if isinstance(config, list):
+        return [_without_training(value) for value in config]
     return config
-
-
-def read_version(path: Path) -> str:
-    """Read the version of Keras that wrote a `.keras` file."""
-    with reading(path):
-        return str(json.loads(_member(path, "metadata.json"))["keras_version"])
 
 
 def read_weights(path: Path) -> bytes:

@@ -125,8 +125,7 @@ def layer_tensors(file: h5py.File, layers: list[dict[str, Any]]) -> Iterator[tup
             vars_path = f"{path}/vars"
             yield layer, list(_vars(_group(file, vars_path), "", layer["config"]["name"])) if vars_path in file else []
         return
-    root = _group(file, "model_weights") if "model_weights" in file else file
-    groups = set(_names(root, "layer_names"))
+    root, groups = _root(file), set(layer_names(file))
     for outer in layers:
         name, tensors = outer["config"]["name"], {}
         for weight in _names(_group(root, name), "weight_names") if name in groups else []:
@@ -166,8 +165,7 @@ def _vars(group: h5py.Group, scope: str, layer: str) -> Iterator[Tensor]:
 
 def legacy(file: h5py.File) -> Iterator[Tensor]:
     """Yield tensors in the file's order. A nested model is one group; its weights' names tell its layers apart."""
-    root = _group(file, "model_weights") if "model_weights" in file else file
-    names = _names(root, "layer_names")
+    root, names = _root(file), layer_names(file)
     if not names:
         raise ValueError("no layers are listed")
     for group_name in names:
@@ -181,6 +179,15 @@ def legacy(file: h5py.File) -> Iterator[Tensor]:
             for weight in weights:
                 data = _dataset(group, weight)
                 yield Tensor(scope, layer, weight, kind(weight), data.shape, data)
+
+
+def layer_names(file: h5py.File) -> list[str]:
+    """Read the names of the outermost layers from a file of Keras 1 or 2; empty for Keras 3's."""
+    return _names(_root(file), "layer_names")
+
+
+def _root(file: h5py.File) -> h5py.Group:
+    return _group(file, "model_weights") if "model_weights" in file else file
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_research.errors import InputError
-from tl_research.models.weights.keras2 import CLASSES, is_keras2, rebuild
+from tl_research.models.weights.keras2 import CLASSES, OLD_FUNCTIONS, is_keras2, rebuild
 from tl_research.models.weights.keras_file import (
     CONFIG,
     WEIGHTS,
-    check_hdf5,
+    ModelConfig,
     is_archive,
-    read_config,
-    read_version,
+    read_model,
     read_weights,
     reading,
 )
@@ -28,6 +29,8 @@ from tl_research.models.weights.keras_layout import finish
 
 if TYPE_CHECKING:
     import keras
+
+log = logging.getLogger(__name__)
 
 # Modules that may define parts of an image network. Not here: Lambda, layers that wrap another framework's model or
 # open a file (TFSMLayer, TorchModuleWrapper, StringLookup, ...), and functions such as keras.utils.get_file.
@@ -63,12 +66,21 @@ def load_model(path: str | Path) -> keras.Model:
         raise InputError(f"{path} cannot be rebuilt as a Keras model: {reason}. Save it again as .keras") from None
 
 
+def try_load_model(path: Path) -> keras.Model | None:
+    """Load a whole model as `load_model` does; None if the file holds weights alone, or what only Python could run."""
+    try:
+        return load_model(path)
+    except InputError:
+        return None
+
+
 def _from_archive(path: Path) -> keras.Model:
     import h5py
     import keras
 
-    config, weights = safe_config(path), read_weights(path)
-    if is_keras2(read_version(path)):
+    config, version = checked_config(path)
+    weights = read_weights(path)
+    if is_keras2(version):
         with h5py.File(io.BytesIO(weights), "r") as file:
             return rebuild(config, file, path)
     with tempfile.TemporaryDirectory() as folder:
@@ -79,53 +91,79 @@ def _from_archive(path: Path) -> keras.Model:
         return keras.saving.load_model(file, compile=False, safe_mode=True)
 
 
-def safe_config(path: Path) -> dict[str, Any]:
-    """Read and check the config of a `.keras` file, without training settings; raises as `check_config`."""
-    with reading(path):
-        config = _without_training(read_config(path))
-        check_config(config, path, is_keras2(read_version(path)))
-    return config
-
-
 def _from_hdf5(path: Path) -> keras.Model:
     import h5py
     import keras
 
-    check_hdf5(path)
-    with h5py.File(path, "r") as file:
-        text, old = file.attrs.get("model_config"), is_keras2(file.attrs.get("keras_version"))
-        if text is None:
-            raise InputError(f"{path} holds weights without a model. Give a whole model from model.save")
-        config = _without_training(json.loads(text))
-        check_config(config, path, old)
-        if old:
+    config, version = checked_config(path)
+    if is_keras2(version):
+        with h5py.File(path, "r") as file:
             return rebuild(config, file, path)
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
     finish(model)  # Keras omits this for nested models
     return model
 
 
-def check_config(config: dict[str, Any], path: Path, keras2: bool = False) -> None:
-    """Check that a model's config names built-in network parts only; raise InputError otherwise. `rebuild` looks
-    further into the functions of TensorFlow that one of Keras 2 may call."""
+def checked_config(path: Path) -> ModelConfig:
+    """Read the config of a whole model; raise InputError unless it names built-in network parts only."""
+    with reading(path):
+        model = read_model(path)
+        check_code(*model, path)
+        _check_built_in(*model, path)
+    return model
+
+
+def check_layers(model: keras.Model, source: str) -> None:
+    """Check that a model could be loaded again from a file; raise InputError naming `source` and the layer if not."""
+    import keras
+
+    for operation in model.operations:
+        cls = type(operation)
+        if not ALLOWED.match(cls.__module__):
+            raise _foreign(source, f"{cls.__module__}.{cls.__name__}", f" ({operation.name})")
+    config = keras.saving.serialize_keras_object(model)
+    check_code(config, "3", source)
+    _check_built_in(config, "3", source)
+
+
+def check_code(config: dict[str, Any], version: str, source: Path | str) -> None:
+    """Check, without TensorFlow, that a model's config holds no Python code and names no module but Keras'."""
     for part in _objects(config):
-        name, module = str(part["class_name"]), part.get("module")
-        if keras2:
-            if name in ("TFOpLambda", "SlicingOpLambda"):
-                continue
-            name = CLASSES.get(name, name)
-            module = None if re.fullmatch(r"keras(\.\w+)*", str(module)) else module
+        name, module, layer = str(part["class_name"]), part.get("module"), _layer_name(part)
         if name in ("Lambda", "__lambda__"):
             raise InputError(
-                f"{path} holds a Lambda layer, which is Python code: refused, and not run. Replace it by a built-in "
-                "layer (Rescaling, ...) and save again"
+                f"{source} holds a Lambda layer{layer}, which is Python code: refused, and not run. Replace it by a "
+                "built-in layer (Rescaling, ...) and save again"
             )
-        if name not in PLAIN and not _is_built_in(name, module, part.get("config")):
+        if module not in (None, "builtins") and not re.fullmatch(r"keras(\.\w+)*", str(module)):
+            raise _foreign(source, f"{module}.{name}", layer)
+
+
+def _check_built_in(config: dict[str, Any], version: str, source: Path | str) -> None:
+    """Check that every part of a config is a built-in part of an image network. `rebuild` looks further into the
+    functions of TensorFlow that a model of Keras 2 may call."""
+    old = is_keras2(version)
+    for part in _objects(config):
+        name, module = str(part["class_name"]), part.get("module")
+        if old:
+            name, module = CLASSES.get(name, name), None if module != "builtins" else module
+        if name in PLAIN or (old and name in OLD_FUNCTIONS):
+            continue
+        if not _is_built_in(name, module, part.get("config")):
             full = f"{module}.{name}" if module else str(part.get("registered_name") or name)
-            raise InputError(
-                f"{path} holds {full}, which is no built-in Keras layer: refused, and not imported. Build the model "
-                "from built-in layers, or give its weights alone"
-            )
+            raise _foreign(source, full, _layer_name(part))
+
+
+def _layer_name(part: dict[str, Any]) -> str:
+    config = part.get("config")
+    return f" ({config['name']})" if isinstance(config, dict) and "name" in config else ""
+
+
+def _foreign(source: Path | str, what: str, layer: str) -> InputError:
+    return InputError(
+        f"{source} holds {what}{layer}, which is no built-in Keras layer: refused, and not imported. Build the model "
+        "from built-in layers, or give its weights alone"
+    )
 
 
 def _objects(config: Any) -> Iterator[dict[str, Any]]:
@@ -159,21 +197,12 @@ def _is_built_in(name: str, module: Any, config: Any) -> bool:
     return isinstance(cls, type) and ALLOWED.match(cls.__module__) is not None
 
 
-def _without_training(config: Any) -> Any:
-    """Remove compile settings (optimizers, losses) of a model and its nested models from a config."""
-    if isinstance(config, dict):
-        return {key: _without_training(value) for key, value in config.items() if key != "compile_config"}
-    if isinstance(config, list):
-        return [_without_training(value) for value in config]
-    return config
-
-
 def feature_extractor(model: keras.Model, size: int | None = None) -> keras.Model:
     """Cut a classifier at its last feature map: image -> (height, width, channels), as one flat graph.
 
-    Nested models are flattened and random augmentation is removed. `size` replaces the image's height and width. Layers
-    and weights are copies. Raises InputError if there is no feature map, more than one input or output, or if the graph
-    does not accept `size`.
+    Nested models are flattened and random augmentation is removed. `size` replaces the image's height and width; a
+    network for images of any size gets 224 by default. Layers and weights are copies. Raises InputError if there is no
+    feature map, more than one input or output, or if the graph does not accept `size`.
     """
     import keras
 
@@ -184,8 +213,12 @@ def feature_extractor(model: keras.Model, size: int | None = None) -> keras.Mode
     try:
         layers = _copy(flat(model))
         network = keras.Model(layers.input, _feature_map(layers), name=model.name)
-        if size and tuple(network.input_shape[1:3]) != (size, size):
-            image = keras.Input((size, size, network.input_shape[-1]), name=network.inputs[0].name)
+        own = tuple(network.input_shape[1:3])
+        if size is None and own[0] != own[1]:
+            raise InputError(f"the model {model.name} takes images of {own}, and ours are square: say which image_size")
+        size = size or own[0] or 224
+        if own != (size, size):
+            image = keras.Input((size, size, *network.input_shape[3:]), name=network.inputs[0].name)
             network = flat(keras.Model(image, network.call(image), name=model.name))
         return _copy(network)
     except InputError:
@@ -193,6 +226,37 @@ def feature_extractor(model: keras.Model, size: int | None = None) -> keras.Mode
     except Exception as error:  # Keras raises many kinds of error for graphs that cannot be cut or resized
         reason = " ".join(str(error).split())[:150]
         raise InputError(f"the model {model.name} cannot be cut down to its features: {reason}") from None
+
+
+def replace_stem(network: keras.Model, saved: keras.Model) -> keras.Model:
+    """Give `network` the preprocessing of `saved`, the same network as one flat graph: all layers before the first that
+    learns. Some applications have one more with ImageNet's weights than without, and users put their own there."""
+    import keras
+
+    stems = [list(takewhile(_is_preprocessing, model.operations)) for model in (network, saved)]
+    own, theirs = ([(type(operation), _settings(operation)) for operation in stem] for stem in stems)
+    if own == theirs:
+        return network
+    image = keras.Input(saved.input_shape[1:], name="image")
+    first, first_saved = (model.operations[len(stem)] for model, stem in zip((network, saved), stems, strict=True))
+    x = image
+    if first_saved.input is not saved.input:
+        x = keras.Function.call(keras.Function(saved.input, first_saved.input), image)
+    features = keras.Function.call(keras.Function(first.input, network.output), x)
+    log.info("kept the file's own preprocessing: %s", ", ".join(operation.name for operation in stems[1][1:]) or "none")
+    return keras.Model(image, features, name=network.name)
+
+
+def _is_preprocessing(operation: keras.Operation) -> bool:
+    return type(operation).__name__ == "Normalization" or not getattr(operation, "weights", None)
+
+
+def _settings(operation: keras.Operation) -> dict[str, Any]:
+    """Return a layer's config without what differs between equal layers."""
+    import keras
+
+    config = operation.get_config() if isinstance(operation, keras.Layer) else {}
+    return {key: value for key, value in config.items() if key not in ("name", "dtype", "trainable", "batch_shape")}
 
 
 def flat(model: keras.Model) -> keras.Model:

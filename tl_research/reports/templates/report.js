@@ -13,8 +13,15 @@ function drawHead() {
   ].filter(Boolean).join(" · ");
   at("leaderboard-note").textContent =
     `One row a configuration; repetitions are put together. ${page.monitor} ranks (${lower ? "lower" : "higher"} is better), `
-    + `${page.test_metric} is shown and never ranks. Intervals are at 95 %: of the mean over several runs, or of one run's images.`
+    + `${page.test_metric} is shown and never ranks. Intervals are at 95 %: for other images and, over several runs, for other seeds and folds.`
     + (rows.some((row) => row.random) ? " Networks with random weights have ranks of their own." : "");
+}
+function drawSets() {
+  if (pages.length < 2) return;
+  const choice = html("select", { id: "sets" }, pages.map((one, place) => html("option", { value: place, selected: one === page }, one.data)));
+  choice.addEventListener("change", () => { location.hash = `set-${choice.value}`; });
+  addEventListener("hashchange", () => { if (location.hash.startsWith("#set-")) location.reload(); });
+  at("summary").after(html("label", { class: "sets" }, html("span", { class: "muted" }, "Data set "), choice));
 }
 function drawWinner() {
   const row = rows[0];
@@ -23,7 +30,6 @@ function drawWinner() {
     return;
   }
   const fact = (name, value, more) => html("div", {}, html("dt", {}, name), html("dd", {}, value, more && html("small", {}, more)));
-  const first = row.runs.find((run) => runs[run].state === "done");
   at("winner").append(html("div", { class: "winner" },
     html("div", { class: "muted" }, rows.length > 1 ? `Best of ${rows.length}` : "The run"),
     html("div", { class: "name" }, nameOf(row), " ", row.random ? badge() : null),
@@ -32,7 +38,7 @@ function drawWinner() {
       fact(page.test_metric, fixed(row.test), row.test_interval && span(row.test_interval)),
       fact("time", seconds(row.seconds), row.runs.length > 1 ? "mean of its runs" : null),
       fact("parameters", short(row.parameters))),
-    copyable(runs[first].command)));
+    copyable(runs[page.best.run].command)));
 }
 const badge = () => html("span", { class: "badge" }, "random weights");
 
@@ -57,6 +63,7 @@ function drawAnswers() {
   if (!total && !best?.mistakes.length) { at("answers").hidden = true; return; }
   const row = rows.find((one) => one.runs.includes(best.run));
   at("answers-note").textContent = `Run ${runs[best.run].name} (${nameOf(row)}), chosen by ${page.monitor}, on ${many(total, "test image")}, ${best.num_wrong} of them wrong.`;
+  at("answers-note").after(copyable(row.predict));
   at("confusion").append(best.classes.length > MOST_CLASSES ? confusions(best) : matrix(best));
   if (best.classes.length > MOST_CLASSES) at("confusion-title").textContent = "Commonest confusions";
   at("mistakes").append(mistakes(best));
@@ -108,6 +115,7 @@ function drawFailures() {
   at("failures-list").append(...[...groups.values()].map((group) => html("div", { class: "failure" },
     html("p", {}, stateBadge(group[0].state), " ", html("strong", {}, group.slice(0, MOST_NAMED).map((run) => run.name).join(", ")),
       group.length > MOST_NAMED ? ` and ${many(group.length - MOST_NAMED, "more run")}` : null),
+    group[0].settings === group[0].name ? null : html("p", { class: "muted" }, group.slice(0, MOST_NAMED).map((run) => run.settings).join(", ")),
     html("p", {}, group[0].reason || "no reason given"), group[0].command ? copyable(group[0].command) : null)));
 }
 function drawOrigin() {
@@ -124,6 +132,7 @@ function drawOrigin() {
 
 drawTheme();
 drawHead();
+drawSets();
 drawWinner();
 drawTable();
 drawFilters();

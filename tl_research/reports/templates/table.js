@@ -1,6 +1,9 @@
 // What the page knows, and the leaderboard: rows that can be sorted, filtered, unfolded and picked.
 
-const page = JSON.parse(document.getElementById("data").textContent);
+// Of several data sets the page shows the one that its address names.
+const first = JSON.parse(document.getElementById("data").textContent);
+const pages = [first, ...first.others];
+const page = pages[Number(location.hash.slice(5))] || first;
 const { rows, runs, keys, header } = page;
 const at = (id) => document.getElementById(id);
 const lower = page.better === "min";
@@ -64,7 +67,7 @@ const numeric = header.map((_, column) => {
 });
 
 // A column that says nothing of any row is left out.
-const columns = [...header.keys()].filter((column) => rows.some((row) => row.cells[column]));
+const columns = [...header.keys()].filter((column) => rows.some((row) => row.cells[column]) && (isKey(column) || !["directory", "data"].includes(header[column])));
 
 function drawTable() {
   const head = html("tr", {}, ["pick", "more"].map((name, i) => html("th", { class: name, scope: "col" }, html("span", { class: "visually-hidden" }, ["Curves", "Details"][i]))));
@@ -115,7 +118,8 @@ function expand(row, button) {
   button.setAttribute("aria-expanded", open);
   button.textContent = open ? "▾" : "▸";
   row.detail?.remove();
-  row.detail = open ? html("tr", {}, html("td", { class: "detail", colspan: columns.length + 2 }, row.runs.map(described))) : null;
+  row.detail = open ? html("tr", {}, html("td", { class: "detail", colspan: columns.length + 2 }, row.runs.map(described),
+    row.predict && html("div", { class: "run" }, html("p", {}, "The model of the best run:"), copyable(row.predict)))) : null;
   if (open) row.element.after(row.detail);
 }
 function described(place) {
@@ -124,6 +128,7 @@ function described(place) {
   const facts = [date(run.started), isNumber(run.seconds) ? seconds(run.seconds) : null, run.data && `data: ${run.data}`];
   return html("div", { class: "run" },
     html("p", {}, html("span", { class: "name" }, run.name), " ", run.state === "done" ? null : stateBadge(run.state)),
+    run.settings !== run.name ? html("p", {}, run.settings) : null,
     run.reason ? html("p", {}, run.reason) : null,
     html("p", { class: "muted" }, facts.filter(Boolean).join(" · ")),
     scores.length ? html("p", { class: "muted" }, scores.join(" · ")) : null,
@@ -173,7 +178,7 @@ function drawFilters() {
   facet("status", (row) => [...new Set(row.runs.map((run) => runs[run].state))], String);
   at("filters").append(html("span", { class: "count", id: "count" }));
   rows.forEach((row) => {
-    const words = [...row.cells, ...row.runs.flatMap((run) => [runs[run].name, runs[run].command, runs[run].reason, runs[run].data])];
+    const words = [...row.cells, ...row.runs.flatMap((run) => [runs[run].name, runs[run].settings, runs[run].command, runs[run].reason, runs[run].data])];
     row.words = words.filter(Boolean).join("\n").toLowerCase();
   });
 }
