@@ -5,8 +5,7 @@ Example: python -m tl_research predict outputs/2026-01-31/12-00-00-0 PHOTOS -o a
 
 from __future__ import annotations
 
-import sys
-import warnings
+from typing import NoReturn
 
 import typer
 
@@ -23,8 +22,9 @@ from tl_research.commands.lr_find import lr_find_command
 from tl_research.commands.predict import predict_command
 from tl_research.commands.report import report_command
 from tl_research.commands.train import train_command
-from tl_research.errors import InputError
+from tl_research.config.exit_status import INTERRUPTED, run_reporting_errors
 from tl_research.system.console import show_error
+from tl_research.system.process import exit_now
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -42,22 +42,15 @@ app.command("report")(report_command)
 app.add_typer(features_app, name="features")
 
 
-def main() -> None:
-    """Run a command. Bad input gives one line on standard error and exit status 2."""
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", r"tl_research\.", FutureWarning)  # an old name is in use
+def main() -> NoReturn:
+    """Run a command; see `run_reporting_errors` for the exit status."""
     try:
-        app()
-    except InputError as error:
-        show_error(error)
-        sys.exit(2)
-    except OSError as error:
-        show_error(f"{error.filename or 'output'}: {error.strerror}")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        show_error("interrupted")
-        sys.exit(130)
+        exit_now(run_reporting_errors(app))
+    except SystemExit as end:
+        status = int(end.code or 0)
+        if status == INTERRUPTED:  # Typer has caught the interruption and says nothing
+            show_error("interrupted")
+        exit_now(status)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,14 @@ class MissingResourceError(InputError):
     def __init__(self, what: str, message: str):
         super().__init__(message)
         self.what = what
-        """`data` or `weights`."""
+        """`data`, `weights` or `data and weights`."""
 
     def __reduce__(self) -> tuple[type[MissingResourceError], tuple[str, str]]:
         return type(self), (self.what, str(self))
+
+
+class CombinationError(InputError):
+    """Each value is valid, but they do not go together. A sweep leaves such a combination out and runs the others."""
 
 
 class DivergedError(InputError):

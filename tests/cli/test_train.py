@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import signal
 import socket
@@ -13,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT, draw_tree
@@ -98,8 +100,11 @@ def test_the_sweep_of_the_issue(cwd: Path, colours: Path) -> None:
 
 @pytest.mark.slow
 def test_a_failed_job_ends_no_other_and_sets_the_exit_status(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
+    import h5py
+
     bad = tmp_path / "bad.weights.h5"
-    bad.write_bytes(b"no weights at all")
+    with h5py.File(bad, "w") as file:
+        file["of another network"] = [1.0]
     result = train(cwd, "-m", *tiny, f"backbone.weights={bad},null", "callbacks=none")
     assert result.returncode == 1
     assert "bad.weights.h5" in result.stderr.strip().splitlines()[-1]
@@ -119,13 +124,26 @@ def test_a_failed_job_ends_no_other_and_sets_the_exit_status(cwd: Path, tmp_path
         (["-m", "seed=0,1", "trainer.batch_size=0"], ["trainer.batch_size=0", "1"]),
         (["data=folder", "data.root=nowhere"], ["nowhere", "does not exist", "train/CLASS"]),
         (["backbone=saved"], ["backbone.weights"]),
+        (
+            ["backbone.weights=no.h5", "data=folder", "data.root=nowhere"],
+            ["no.h5: no such file", "nowhere: does not exist"],
+        ),
+        (["backbone=tiny", "backbone.weights=BAD.h5", "data=folder", "data.root=PHOTOS"], ["BAD.h5 is a pickle"]),
+        (["backbone=tiny", "backbone.weights=CUT.h5", "data=folder", "data.root=PHOTOS"], ["CUT.h5 is damaged"]),
         (["hydra.run.dir=/proc/nothing", "backbone=tiny", "data=folder", "data.root=PHOTOS"], ["/proc/nothing"]),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
     cwd: Path, colours: Path, arguments: list[str], told: list[str]
 ) -> None:
-    line = refused(train(cwd, *[a.replace("PHOTOS", str(colours)) for a in arguments]), cwd)
+    import h5py
+
+    (cwd.parent / "BAD.h5").write_bytes(pickle.dumps(os.system))
+    with h5py.File(cwd.parent / "CUT.h5", "w") as file:
+        file["kernel"] = np.zeros(1000)
+    (cwd.parent / "CUT.h5").write_bytes((cwd.parent / "CUT.h5").read_bytes()[:-1000])
+    words = [a.replace("PHOTOS", str(colours)).replace("weights=", f"weights={cwd.parent}/") for a in arguments]
+    line = refused(train(cwd, *words), cwd)
     for word in told:
         assert word in line
 
@@ -229,7 +247,40 @@ def test_an_interruption_is_reported_and_recorded(cwd: Path, tiny: list[str], nu
     process.send_signal(number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.strip() == "interrupted"
     (status,) = cwd.glob("outputs/*/*/status.json")
+    assert told == f"interrupted; go on with: python train.py resume={status.parent}\n"
     assert json.loads(status.read_text())["state"] == "interrupted"
     assert not (status.parent / "model.keras").exists()
+
+
+@pytest.mark.parametrize("way", [["train.py"], ["-m", "tl_research", "predict"]], ids=["train", "predict"])
+def test_ctrl_c_during_imports_leaves_no_traceback(way: list[str]) -> None:
+    """Interrupted by an import itself, the slowest of them being Hydra's and NumPy's."""
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'numpy': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt()); signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    )
+    assert _started(code, way) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("way", [["train.py"], ["-m", "tl_research", "predict"]], ids=["train", "predict"])
+def test_windows_users_are_sent_to_wsl_in_one_line(way: list[str]) -> None:
+    status, line = _started("import runpy, sys; sys.platform = 'win32'\n", way)
+    assert (status, line.count("\n")) == (2, 1)
+    assert "WSL 2" in line
+    imported = [sys.executable, "-c", "import sys; sys.platform = 'win32'; import tl_research"]
+    result = subprocess.run(imported, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.stderr.splitlines()[-1] == f"ImportError: {line.strip()}"
+
+
+def _started(code: str, way: list[str]) -> tuple[int, str]:
+    """Run our command after some code, as Python itself would; return its exit status and standard error."""
+    if way[0] == "-m":
+        code += f"sys.argv = ['-m', *{way[2:]}]; runpy.run_module({way[1]!r}, run_name='__main__', alter_sys=True)"
+    else:
+        code += f"sys.argv = {way}; runpy.run_path({way[0]!r}, run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    return result.returncode, result.stderr

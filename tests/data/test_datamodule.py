@@ -119,36 +119,41 @@ def test_sizes_are_those_of_the_files(flat: Path) -> None:
             assert image.size == tuple(size)
 
 
-@pytest.mark.parametrize(("count", "works"), [(1, False), (2, False), (3, True)])
-def test_a_flat_tree_needs_three_images_of_each_class(tmp_path: Path, count: int, works: bool) -> None:
-    draw_tree(tmp_path, {"red": 8, "blue": count})
-    if works:
-        assert [split["blue"] for split in load(tmp_path).counts().values()] == [1, 1, 1]
-        return
-    with pytest.raises(InputError) as caught:
-        load(tmp_path)
-    message = str(caught.value)
-    assert str(tmp_path / "blue") in message
-    assert f"found {count} readable image(s) of class 'blue'" in message
-    assert "expected at least 3, one each for train, val, test" in message
-
-
 @pytest.mark.parametrize(
-    ("tree", "expected"),
+    ("tree", "min_images", "splits"),
     [
-        ({"train/red": 5, "train/blue": 1, "test/red": 2, "test/blue": 2}, "at least 2, one each for train, val"),
-        ({"train/red": 5, "train/blue": 2, "val/red": 2, "val/blue": 2}, None),
+        ({"red": 8, "green": 9, "blue": 3}, 3, [1, 1, 1]),
+        ({"red": 8, "green": 9, "blue": 2}, 3, None),
+        ({"red": 8, "green": 9, "blue": 2}, 1, [1, 1, 0]),
+        ({"red": 8, "green": 9, "blue": 1}, 1, [1, 0, 0]),
+        ({"train/red": 5, "train/green": 5, "train/blue": 1, "test/red": 2, "test/blue": 2}, 3, [1, 0, 2]),
+        ({"train/red": 5, "train/green": 5, "train/blue": 2, "val/red": 2, "val/blue": 2}, 3, [1, 2, 1]),
+        ({"train/red": 5, "train/green": 5, "train/blue": 2, "test/red": 2}, 3, None),
     ],
 )
-def test_a_tree_with_splits_needs_fewer(tmp_path: Path, tree: dict[str, int], expected: str | None) -> None:
-    draw_tree(tmp_path, tree)
-    if expected is None:
-        assert load(tmp_path).counts()["train"]["blue"] == 1
+def test_small_classes_are_left_out_by_name(
+    tmp_path: Path, tree: dict[str, int], min_images: int, splits: list[int] | None
+) -> None:
+    data = load(draw_tree(tmp_path, tree), min_images=min_images)
+    if splits is None:
+        assert data.class_names == ["green", "red"]
+        assert {str(path.parent.name) for path in data.paths} == {"green", "red"}
+        (warning,) = data.warnings
+        assert "'blue' (2): left out" in warning
         return
-    with pytest.raises(InputError, match=expected) as caught:
-        load(tmp_path)
-    assert str(tmp_path) in str(caught.value)
-    assert "class 'blue'" in str(caught.value)
+    assert [split["blue"] for split in data.counts().values()] == splits
+    assert not data.warnings
+
+
+def test_one_class_of_enough_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"fewer than two classes .*'blue' \(2\)"):
+        load(draw_tree(tmp_path, {"red": 8, "blue": 2}))
+
+
+@pytest.mark.parametrize(("val", "test"), [(0.2, 0), (0, 0.2), (0, 0)])
+def test_a_share_of_0_cuts_nothing(flat: Path, val: float, test: float) -> None:
+    counts = {split: sum(classes.values()) for split, classes in load(flat, val=val, test=test).counts().items()}
+    assert [counts["val"] > 0, counts["test"] > 0] == [val > 0, test > 0]
 
 
 # Bad files
@@ -191,13 +196,14 @@ def test_more_unreadable_files_than_max_bad_are_refused(own: Path, bad: int, max
     assert f"{own / 'train/red/000.jpg'} (not an image" in message
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_class_without_readable_images_is_named(own: Path, split: str) -> None:
-    spoil(own, *(str(path.relative_to(own)) for path in (own / split / "red").iterdir()))
-    with pytest.raises(InputError, match="found 0 readable") as caught:
-        load(own, max_bad=0.9)
-    assert "class 'red'" in str(caught.value)
-    assert split in str(caught.value)
+def test_a_class_without_readable_images_to_train_on_is_left_out(own: Path) -> None:
+    for path in (own / "train/red").iterdir():
+        path.rename(own / "train" / "blue" / f"red{path.name}")
+    draw_tree(own, {"train/green": 5, "train/red": 2})
+    spoil(own, "train/red/000.jpg", "train/red/001.jpg")
+    data = load(own, max_bad=0.9)
+    assert data.class_names == ["blue", "green"]
+    assert "'red' (6): left out" in data.warnings[0]
 
 
 def test_ignored_files_are_listed(own: Path) -> None:

@@ -71,6 +71,15 @@ def test_a_failed_drawing_leaves_nothing_and_can_be_repeated(tmp_path: Path, mon
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def test_what_a_killed_drawing_left_is_removed(tmp_path: Path) -> None:
+    for killed in (".a.unfinished", ".a.x7_b"):
+        (tmp_path / killed / "train" / "hot_dog").mkdir(parents=True)
+    (tmp_path / ".a.lock").touch()
+    demo.draw(tmp_path / "a", SIZES, seed=0, processes=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert len(contents(tmp_path / "a")) == 18
+
+
 def test_a_worker_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "sitecustomize.py").write_text("import os; os._exit(3)\n")

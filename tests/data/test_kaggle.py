@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import logging
 import os
 import random
 import shutil
@@ -402,58 +401,3 @@ def test_a_zip_that_is_not_there(content: bytes | None, tmp_path: Path, cache: P
     assert f"https://www.kaggle.com/datasets/{NAME}" in message
     with pytest.raises(InputError, match=str(path)):
         kaggle.fetch(NAME, cache, path)
-
-
-def grow(root: Path, *images: str) -> Path:
-    for name in images:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"")
-    return root
-
-
-@pytest.mark.parametrize(
-    ("images", "root", "ignored"),
-    [
-        ("train/a/1.jpg train/b/1.jpg", ".", []),
-        ("seefood/train/a/1.jpg seefood/test/a/1.jpg", "seefood", []),
-        ("x/y/Training/a/1.PNG x/notes.txt .hidden/train/a/1.jpg", "x/y", []),
-        ("pets/cat/1.jpg pets/dog/1.jpg pets/readme.md", "pets", []),
-        ("cat/1.jpg cat/old/1.jpg cat/new/1.jpg dog/1.jpg", ".", []),
-        ("train/a/1.jpg test/a/1.jpg seefood/train/a/1.jpg seefood/test/a/1.jpg", ".", ["seefood"]),
-        # x/train and x/test are no classes, but unsorted splits
-        ("x/train/1.jpg x/test/1.jpg x/y/cat/1.jpg x/y/dog/1.jpg", "x/y", []),
-        ("a/1.txt b/1.txt c/cat/1.jpg c/dog/1.jpg", "c", []),
-    ],
-)
-def test_the_root_of_a_data_set(
-    images: str, root: str, ignored: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO, kaggle.log.name):
-        assert kaggle.find_root(grow(tmp_path, *images.split())) == tmp_path / root
-    assert [message.split(" is ignored")[0] for message in caplog.messages] == [
-        f"{tmp_path / copy}: another copy of the data set" for copy in ignored
-    ]
-
-
-def test_images_that_lost_their_suffix(tmp_path: Path, colours: Path) -> None:
-    for name in ("cat", "dog"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        shutil.copy(next((colours / "train" / "red").iterdir()), tmp_path / "data" / name / "picture")
-    assert kaggle.find_root(tmp_path / "data") == tmp_path / "data"
-
-
-@pytest.mark.parametrize(
-    ("images", "words"),
-    [
-        ("docs/a.txt one/two/1.jpg", r"found docs/, one/, one/two/\. .*data=folder data\.root="),
-        ("a.txt", "found no folders"),
-        ("test/cat/1.jpg test/dog/1.jpg", "found test/"),
-        (
-            "large/train/a/1.jpg small/train/a/1.jpg",
-            r"more than one data set.* data\.root=\S+large or data\.root=\S+small",
-        ),
-    ],
-)
-def test_no_root_or_several(images: str, words: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=words):
-        kaggle.find_root(grow(tmp_path / "data", *images.split()))

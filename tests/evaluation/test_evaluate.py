@@ -8,7 +8,8 @@ from tl_research.evaluation.evaluate import hyperparameters
 
 def test_every_swept_choice_is_a_hyperparameter() -> None:
     given = ["head=mlp", "optimizer=adam", "data/augment=light", "callbacks.early_stopping.patience=3",
-             "backbone.min_size=32", "trainer.distribution=mirrored", "features.views=null", "transfer=finetune"]  # fmt: skip
+             "backbone.min_size=32", "trainer.distribution=mirrored", "features.views=null",
+             "transfer=finetune"]  # fmt: skip
     config = compose(given).config
     shown = hyperparameters(config, given)
     for text in given:

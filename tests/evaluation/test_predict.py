@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import ROOT, draw_tree
 from tl_research import InputError, Run, compose
+from tl_research.commands.arguments import open_run
 from tl_research.evaluation.predict import evaluate_on, images_in, predict_images
 
 
@@ -67,7 +68,45 @@ def test_evaluate_prints_the_metrics_of_other_data(run: Run, tmp_path: Path) -> 
     other = draw_tree(tmp_path / "other", {"train/red": 2, "train/blue": 2, "test/red": 3, "test/blue": 3}, seed=5)
     result = command("evaluate", str(run.directory), "data=folder", f"data.root={other}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["accuracy"] > 0.9
+    answer = json.loads(result.stdout)
+    assert answer["accuracy"] > 0.9
+    assert (answer["split"], answer["num"]) == ("test", 6)
+
+
+@pytest.mark.parametrize(
+    ("counts", "split", "judged"),
+    [
+        ({"red": 4, "blue": 3}, None, ("all", 7)),
+        ({"red": 2}, None, ("all", 2)),
+        ({"train/red": 2, "train/blue": 2, "test/red": 1}, None, ("test", 1)),
+        ({"train/red": 2, "train/blue": 2, "test/red": 1}, "all", ("all", 5)),
+        ({"test/red/patient1": 1}, None, ("test", 1)),
+    ],
+)
+def test_evaluate_judges_every_labelled_image(
+    run: Run, tmp_path: Path, counts: dict[str, int], split: str | None, judged: tuple[str, int]
+) -> None:
+    for folder, count in counts.items():
+        drawn = draw_tree(tmp_path / "drawn", {"red": count})
+        (drawn / "red").rename(tmp_path / "drawn" / "x")
+        (tmp_path / "other" / folder).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "drawn" / "x").rename(tmp_path / "other" / folder)
+    data = compose(["data=folder", f"data.root={tmp_path / 'other'}"]).data.load_labelled(run.class_names())
+    answer = evaluate_on(run, data, split)
+    assert (answer["split"], answer["num"]) == judged
+    absent = not any("blue" in folder for folder in counts if judged[0] == "all" or folder.startswith("test"))
+    assert (answer["recall"]["blue"] is None) == absent
+
+
+def test_a_run_without_a_model_is_refused_once(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unfinished = tmp_path / "run"
+    unfinished.mkdir()
+    for name in ("classes.json", "status.json"):
+        text = (run.directory / name).read_text()
+        (unfinished / name).write_text(text.replace('"done"', '"interrupted"'))
+    with pytest.raises(InputError, match=r"has no model.keras; its status is 'interrupted'"):
+        open_run(unfinished)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_evaluate_refuses_other_classes(run: Run, tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import draw_noise
+from tests.conftest import draw_noise, draw_tree
 from tl_research import InputError, Run, compose
 from tl_research.data.datamodule import DataModule
+from tl_research.reports.html_report import write_report
+from tl_research.reports.leaderboard import Leaderboard, collect
 
 FILES = {
     "calibration.json",
@@ -279,3 +281,18 @@ def test_keys_without_effect_are_warned_of(tmp_path: Path, colours: Path, caplog
     caplog.clear()
     run(tmp_path / "trained", colours, "trainer.ema=0.9", "callbacks=none", "optimizer=adam", "transfer.head.epochs=1")
     assert not [record for record in caplog.records if "nothing" in record.getMessage()]
+
+
+@pytest.mark.parametrize("shares", [["data.val=0"], ["data.test=0"], ["data.val=0", "data.test=0"]], ids=" ".join)
+def test_a_run_without_validation_or_test(tmp_path: Path, shares: list[str]) -> None:
+    root = draw_tree(tmp_path / "photos", {"red": 9, "blue": 9})
+    run = compose(["backbone=tiny", "backbone.image_size=32", "data=folder", f"data.root={root}", *shares]).run(
+        tmp_path / "runs" / "run"
+    )
+    scored = {key.partition("_")[0] for key in run.metrics if key.startswith(("val_", "test_"))}
+    assert scored == {"val", "test"} - {share[5:-2] for share in shares}
+    assert run.metrics.get("tested", True) == ("data.test=0" not in shares)
+    monitor = "cv_accuracy" if "data.val=0" in shares else "val_accuracy"
+    (board,) = Leaderboard.for_each_data_set(collect(tmp_path / "runs"))
+    assert (board.monitor, board.rows[0].mean(monitor)) == (monitor, run.metrics[monitor])
+    assert write_report(tmp_path / "runs").is_file()

@@ -19,9 +19,10 @@ RunArgument = Annotated[
 
 
 def open_run(path: Path) -> Run:
-    """Open a run that has a model; warn on standard error if it is not done."""
+    """Open a run that has a model; warn on standard error if it is not done. Raises `InputError` if it has none."""
     run = Run.open(path)
     run.class_names()
+    run.model_file()
     state = run.status["state"]
     if state != "done":
         show_error(f"{path}: the run's status is '{state}'")

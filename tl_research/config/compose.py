@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from tl_research.config.constraints import allowed, shown
 from tl_research.config.hydra_internals import Hydra, create_config_search_path
 from tl_research.config.suggestions import near
-from tl_research.errors import InputError
+from tl_research.errors import CombinationError, InputError
 
 if TYPE_CHECKING:
     from tl_research.experiment.experiment import Experiment
@@ -34,7 +34,7 @@ CONF = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (p / "co
 _EXTRAS = {"ray_launcher": "ray", "submitit_launcher": "slurm"}
 """Part of a plugin's `_target_` -> the extra that installs it."""
 
-_PATHS = ("data.root", "data.archive", "data.cache", "backbone.weights", "features.store")
+_PATHS = ("data.root", "data.table", "data.images", "data.archive", "data.cache", "backbone.weights", "features.store")
 
 
 @contextmanager
@@ -137,8 +137,8 @@ def _to_input_error(error: InstantiationException, cfg: DictConfig) -> InputErro
     if isinstance(raised, InputError):  # from a recipe that has named the whole key
         return raised
     words = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if not first["loc"]:
-        return InputError(".".join([*prefix, words]))
+    if not first["loc"]:  # from a rule about several keys
+        return CombinationError(".".join([*prefix, words]))
     key = ".".join([*prefix, *_path(first["loc"])])
     if first["type"] == "unexpected_keyword_argument":
         node = OmegaConf.select(cfg, prefix[0]) if prefix else cfg

@@ -4,9 +4,7 @@ before anything is read, downloaded or written."""
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,11 +47,7 @@ def main(command: Command = "train") -> int:
 
     Returns the exit status; raises only unexpected errors.
     """
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", r"tl_research\.", FutureWarning)  # an old name is in use
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through instead of printing and exiting itself
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is an interruption like Ctrl-C
     sys.path.append(str(Path.cwd()))  # for the user's own classes; `python -m` has it, `python CLONE/train.py` has not
     return run_reporting_errors(lambda: _main(command))
 

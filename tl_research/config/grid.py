@@ -13,9 +13,12 @@ from tl_research.config.compose_errors import compose_config, has, is_group
 from tl_research.config.hydra_internals import BasicSweeper, Hydra
 from tl_research.errors import InputError
 
+left_out: set[tuple[str, ...]] = set()
+"""The jobs that preflight has found to be impossible combinations: their overrides, without Hydra's own."""
+
 
 def grid_jobs(composer: Hydra, master: DictConfig) -> list[list[str]]:
-    """Return the overrides of each job, without Hydra's own.
+    """Return the overrides of each job, without Hydra's own and without jobs that are `left_out`.
 
     `transfer=frozen,finetune transfer.backbone.epochs=1,3` is three jobs: keys that exist only for some options apply
     to those options only, and equal jobs are one. A key that exists nowhere stays in all jobs, and composing them
@@ -29,7 +32,7 @@ def grid_jobs(composer: Hydra, master: DictConfig) -> list[list[str]]:
     combinations = [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
     options = _groups(composer, parsed)
     if not any(override.is_sweep_override() and override.key_or_group in options for override in parsed):
-        return [list(job) for job in combinations]
+        return [list(job) for job in combinations if tuple(job) not in left_out]
     values = {override.key_or_group for override in parsed if not _is_free(override, options)}
     have: dict[tuple[str, ...], set[str]] = {}
     chosen = []
@@ -44,7 +47,7 @@ def grid_jobs(composer: Hydra, master: DictConfig) -> list[list[str]]:
         tuple(text for text in job if _key(text) not in somewhere or _key(text) in have[groups])
         for job, groups in zip(combinations, chosen, strict=True)
     )
-    return [list(job) for job in dict.fromkeys(jobs)]
+    return [list(job) for job in dict.fromkeys(jobs) if job not in left_out]
 
 
 def _groups(composer: Hydra, parsed: Sequence[Override]) -> set[str]:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from tl_research.config import output_dirs  # noqa: F401 - a job's process needs its resolver job_dir
 from tl_research.config.compose import build_experiment
 from tl_research.errors import InputError
+from tl_research.metrics.classification import monitored
 from tl_research.reports import html_report
 from tl_research.reports.entries import titles
 from tl_research.reports.leaderboard import Leaderboard, collect, write_leaderboards
@@ -70,7 +71,8 @@ def _number(command: Command, cfg: DictConfig, directory: Path, *, sweep: bool) 
     try:
         if command == "extract":
             return float(experiment.extract(directory, existing).metrics["features_computed"])
-        return float(experiment.run(directory, existing).metrics[experiment.monitor])
+        metrics = experiment.run(directory, existing).metrics
+        return float(metrics.get(monitored(experiment.monitor, metrics), math.nan))
     except OSError as error:
         if error.filename is None:
             error.filename = str(directory)

@@ -15,11 +15,11 @@ from omegaconf import DictConfig
 from tl_research.backend.workers import check_cluster
 from tl_research.config import grid
 from tl_research.config.compose import build_experiment, check_plugins, hydra
-from tl_research.config.compose_errors import compose_config
+from tl_research.config.compose_errors import compose_config, is_group
 from tl_research.config.hydra_internals import Hydra
 from tl_research.config.output_dirs import sweep_dir
 from tl_research.config.search_preflight import read_search
-from tl_research.errors import InputError
+from tl_research.errors import CombinationError, InputError
 
 if TYPE_CHECKING:
     from tl_research.experiment.experiment import Experiment
@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 def check_jobs(command: str, options: Namespace) -> Path | None:
     """Compose every job before the first folder is made; returns a sweep's folder, None for a single run.
 
-    For a sweep, look for data and weights too; a job without them does not stop the others.
+    For a sweep, look for data and weights too. A job without them does not stop the others, nor does one whose values
+    are valid but do not go together (`grid.left_out`).
 
     Raises:
         InputError: a job cannot be composed, or no job has what it needs.
@@ -38,6 +39,7 @@ def check_jobs(command: str, options: Namespace) -> Path | None:
     """
     name = options.config_name or "config"
     findings = _Findings()
+    grid.left_out.clear()
     with hydra(options.config_dir) as composer:
         if not options.multirun:
             _check_job(composer, options, options.overrides, None, findings)
@@ -46,9 +48,14 @@ def check_jobs(command: str, options: Namespace) -> Path | None:
         options.overrides = grid.spread(composer, options.overrides, name)
         master = compose_config(composer, options.overrides, name, RunMode.MULTIRUN)
         check_plugins(master)
-        for overrides in _jobs(composer, master):
+        jobs = list(_jobs(composer, master))
+        for overrides in jobs:
             _check_job(composer, options, overrides, master, findings)
-    _raise(findings.wrong or ([] if findings.healthy else findings.lacking))
+    _raise(findings.wrong or ([] if findings.healthy else findings.refusals))
+    for (_, message), impossible in findings.impossible.items():
+        shared = set(impossible[0]).intersection(*impossible) - set(jobs[0]).intersection(*jobs)
+        words = " ".join(text for text in impossible[0] if text in shared)
+        log.warning("left out: %s (%d job(s)): %s", words, len(impossible), message)
     for error in findings.lacking:
         log.warning("to be skipped: %s", error)
     if master.hydra.sweep.dir == "auto":
@@ -59,10 +66,12 @@ def check_jobs(command: str, options: Namespace) -> Path | None:
 
 @dataclass
 class _Findings:
-    """Errors of the jobs checked so far, each once, and the number of jobs that have everything they need."""
+    """Errors of the jobs checked so far, each once, and the number of jobs that have everything they need. The jobs
+    that are impossible combinations are those of one choice of options and one message."""
 
     wrong: list[InputError] = field(default_factory=list)
     lacking: list[InputError] = field(default_factory=list)
+    impossible: dict[tuple[tuple[str, ...], str], list[list[str]]] = field(default_factory=dict)
     healthy: int = 0
     _checked: dict[Any, InputError | None] = field(default_factory=dict)
 
@@ -82,6 +91,11 @@ class _Findings:
             except InputError as error:
                 self._checked[part] = error
         return self._checked[part]
+
+    @property
+    def refusals(self) -> list[InputError]:
+        """Return why no job of a sweep can run."""
+        return [*map(InputError, dict.fromkeys(message for _, message in self.impossible)), *self.lacking]
 
     @staticmethod
     def add(error: InputError, errors: list[InputError]) -> None:
@@ -106,6 +120,13 @@ def _check_job(
         else:
             _check_same_plugins(cfg, master)
             findings.check(experiment)
+    except CombinationError as error:
+        if master is None:
+            raise
+        job = overrides[len(master.hydra.overrides.hydra) :]
+        grid.left_out.add(tuple(job))
+        options_chosen = tuple(text for text in job if is_group(composer, text.partition("=")[0]))
+        findings.impossible.setdefault((options_chosen, str(error)), []).append(job)
     except InputError as error:
         findings.add(error, findings.wrong)
 

@@ -3,6 +3,7 @@ the user's is imported only if the command names it, too."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,14 @@ def named(overrides: Sequence[str]) -> Path:
     if len(given) > 1:
         raise InputError(f"resume={given[1]}: resume={given[0]} is asked for, too; give one run")
     return Path(given[0]).expanduser().absolute()
+
+
+def interruption(directory: Path) -> str:
+    """Say how to go on with an interrupted run; if it had not begun there is nothing to go on with."""
+    if not (directory / "config.yaml").is_file():
+        return "interrupted"
+    code = [f"{key}={value}" for key, value in _code(Run(directory).config)]
+    return f"interrupted; go on with: {shlex.join(['python', 'train.py', f'{KEY}{directory}', *code])}"
 
 
 def resumed(overrides: Sequence[str]) -> Experiment:

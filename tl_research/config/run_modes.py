@@ -32,11 +32,16 @@ def _start_hydra(task: Callable[[DictConfig], float]) -> None:
 
 def run_single(command: Command) -> int:
     """Run one job in this process. Raises whatever the job raises; a refused run leaves no directory."""
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
 
     def collect_failure(cfg: DictConfig) -> float:
         try:
             return jobs.COMMANDS[command](cfg)
+        except KeyboardInterrupt:
+            directory = Path(HydraConfig.get().runtime.output_dir)
+            again = "interrupted; the same command goes on from here"
+            failures.append(KeyboardInterrupt(resume.interruption(directory) if command == "train" else again))
+            return math.nan
         except Exception as error:  # Hydra would print lines of its own around it
             failures.append(error)
             if isinstance(error, InputError) and not isinstance(error, DivergedError):
@@ -56,7 +61,10 @@ def run_resumed(overrides: list[str]) -> int:
     path = Path(experiment.directory, "train.log")
     log_file = logging.FileHandler(path, encoding="utf-8", delay=True, errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=[logging.StreamHandler(sys.stderr), log_file])
-    experiment.run()
+    try:
+        experiment.run()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(resume.interruption(Path(experiment.directory))) from None
     return 0
 
 
@@ -71,7 +79,7 @@ def run_sweep(command: Command, folder: Path) -> int:
         try:
             _start_hydra(jobs.COMMANDS[command])
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("interrupted; the same command goes on from here") from None
+            raise KeyboardInterrupt(f"interrupted; the same command goes on from here: {folder}") from None
         finally:
             if command == "train":
                 jobs.conclude(folder)

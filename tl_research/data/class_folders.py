@@ -1,58 +1,59 @@
-"""Read folders of images: `train/` and `test/` with one folder per class, or class folders alone."""
+"""Read folders of images in whatever layout: which files belong to which class and split, and what was made of it."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tl_research.data.inspection import is_image_name, visible
+from tl_research.data.class_names import clean_name, match_name, nearest_name, same_but_case
+from tl_research.data.folder_scan import FolderNode, Scan, scan
+from tl_research.data.labels_in_names import find_names
+from tl_research.data.layout import EXPECTED, Layout, LayoutOptions, find_layout, quoted
 from tl_research.errors import InputError
 
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-EXPECTED = (
-    "expected train/CLASS/*.jpg and test/CLASS/*.jpg (val/ too if you like), or CLASS/*.jpg with two or more classes"
-)
+PLAIN = LayoutOptions()
 
 
 @dataclass(frozen=True)
 class ClassFolders:
     """Sorted image paths under a root by split and class, and the files that were ignored.
 
-    `files["train"]["hot_dog"]` is a list of paths; a tree without splits has the single split `"all"`.
+    `files["train"]["hot_dog"]` is a list of paths; a tree without splits has the single split `"all"`. `notes` and
+    `warnings` are lines on what was made of the folder.
     """
 
     root: Path
     files: dict[str, dict[str, list[Path]]]
     ignored: list[Path]
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    groups: Mapping[Path, str] = field(default_factory=dict)
+    """The group of each image, where the source knows it."""
 
     @property
     def class_names(self) -> list[str]:
-        """List the names of the class folders, sorted."""
+        """List the names of the classes, sorted."""
         return sorted({name for classes in self.files.values() for name in classes})
 
 
-def read_class_folders(root: Path, key: str = "data.root") -> ClassFolders:
-    """List a class-folder tree without opening images.
+def read_class_folders(root: Path, key: str = "data.root", options: LayoutOptions = PLAIN) -> ClassFolders:
+    """List the images of a folder; docs/data.md shows each layout.
 
     Raises:
-        InputError: the folder is missing or empty, has only one class, has folders inside class folders, has no
-            images, or its splits have different classes. The message names the folder and what is expected.
+        InputError: the folder is missing or has no images, it has only one class, a class is in test alone, or a table
+            beside the images contradicts the folders. The message names the folder and what is expected.
     """
     root = root.expanduser()
     _demand_folder(root, key)
-    entries = visible(_list(root, key))
-    folders = [p for p in entries if p.is_dir()]
-    splits = _splits(root, folders, key)
-    ignored: list[Path] = []
-    if splits:
-        files = {split: _classes(folder, key, ignored) for split, folder in splits.items()}
-        ignored += [p for p in entries if p not in splits.values()]
-    else:
-        files = {"all": _classes(root, key, ignored)}
-    tree = ClassFolders(root, files, ignored)
-    _demand_same_classes(tree, splits, key)
-    return tree
+    found = scan(root, key)
+    by_name = options.label_by
+    layout = find_names(found.tree, options, key, by_name) if by_name else find_layout(found.tree, options, key)
+    files = _files_by_class(layout, options)
+    _note_passed_over(layout, found)
+    used = {path for classes in files.values() for paths in classes.values() for path in paths}
+    ignored = [*_unused(found.tree, used), *found.copies]
+    return ClassFolders(root, files, ignored, tuple(layout.notes), tuple(layout.warnings))
 
 
 def _demand_folder(root: Path, key: str) -> None:
@@ -64,77 +65,57 @@ def _demand_folder(root: Path, key: str) -> None:
         raise InputError(f"{key}={root}: {problem}; {EXPECTED}")
 
 
-def _splits(root: Path, folders: list[Path], key: str) -> dict[str, Path]:
-    """Map split names to their folders, in order; empty if `root` contains the classes directly.
-
-    A lone `train/` or `valid/` that contains images, not folders, is a class, as in trains against buses.
-    """
-    splits: dict[str, Path] = {}
-    for folder in folders:
-        split = SPLIT_NAMES.get(folder.name.lower())
-        if split in splits:
-            raise InputError(f"{key}={root}: found both {splits[split].name}/ and {folder.name}/; keep one of them")
-        if split:
-            splits[split] = folder
-    with_folders = [p for p in splits.values() if any(entry.is_dir() for entry in visible(_list(p, key)))]
-    if "train" in splits and (len(splits) > 1 or with_folders):
-        return {split: splits[split] for split in ("train", "val", "test") if split in splits}
-    if with_folders:
-        raise InputError(f"{key}={root}: found {with_folders[0].name}/ but no train/; {EXPECTED}")
-    return {}
-
-
-def _list(folder: Path, key: str) -> list[Path]:
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise InputError(f"{key}: no permission to read the folder {folder}")
-    try:
-        return list(folder.iterdir())
-    except OSError as error:
-        raise InputError(f"{key}: the folder {folder} cannot be read ({error.strerror})") from None
+def _files_by_class(layout: Layout, options: LayoutOptions) -> dict[str, dict[str, list[Path]]]:
+    """Give each class one name in all splits: the one it has among the training images, or among the `known`."""
+    first = next(iter(layout.files))
+    known = list(options.known) or sorted({clean_name(name) for name, _ in layout.files[first]})
+    for name in known:
+        alike = [other for other in same_but_case(name, known) if other > name]
+        if alike:
+            layout.warnings.append(f"'{name}' and '{alike[0]}' differ in case alone, and are two classes")
+    if len(known) < 2:
+        raise InputError(f"{layout.key}: one class only, '{known[0]}', in {layout.root}; {EXPECTED}")
+    files: dict[str, dict[str, list[Path]]] = {}
+    for split, found in layout.files.items():
+        classes: dict[str, list[Path]] = {}
+        for folder, paths in found:
+            match = match_name(folder, known)
+            if match is None:
+                raise _unknown(layout, split, clean_name(folder), known, options)
+            classes.setdefault(match, []).extend(paths)
+        files[split] = {name: sorted(classes[name]) for name in sorted(classes)}
+        missing = [name for name in known if name not in classes]
+        if missing and not options.known:
+            layout.notes.append(f"no images in {split}/ of {quoted(missing)}")
+    return files
 
 
-def _classes(folder: Path, key: str, ignored: list[Path]) -> dict[str, list[Path]]:
-    entries = visible(_list(folder, key))
-    classes = {p.name: _images(p, key, ignored) for p in entries if p.is_dir()}
-    loose = [p for p in entries if not p.is_dir()]
-    if not classes:
-        contents = f"{len(loose)} file(s) and no folders" if loose else "nothing"
-        raise InputError(f"{key}: found {contents} in {folder}; {EXPECTED}")
-    ignored += loose
-    empty = [name for name, paths in classes.items() if not paths]
-    if len(empty) == len(classes):
-        raise InputError(f"{key}: no images in {_some(empty)} under {folder}; {EXPECTED}")
-    if empty:
-        raise InputError(f"{key}: no images in {folder / empty[0]}; put some there or remove the folder")
-    if len(classes) == 1:
-        raise InputError(f"{key}: one class only, '{next(iter(classes))}', in {folder}; {EXPECTED}")
-    return classes
-
-
-def _images(folder: Path, key: str, ignored: list[Path]) -> list[Path]:
-    entries = visible(_list(folder, key))
-    nested = [p.name for p in entries if p.is_dir()]
-    if nested:
-        raise InputError(
-            f"{key}: found folders in the class folder {folder} ({_some(nested)}); {EXPECTED}. "
-            f"If these are the classes, use data.root={folder}"
+def _unknown(layout: Layout, split: str, name: str, known: list[str], options: LayoutOptions) -> InputError:
+    nearest = nearest_name(name, known)
+    if options.known:
+        return InputError(
+            f"{layout.root}: the run has no class '{name}'; its nearest is '{nearest}', of {quoted(known)}"
         )
-    images: list[Path] = []
-    for entry in entries:
-        (images if is_image_name(entry) else ignored).append(entry)
-    return images
+    return InputError(
+        f"{layout.key}={layout.root}: class '{name}' is in {split}/ alone; the nearest in train/ is '{nearest}'. "
+        f"Rename the folder, or put images of '{name}' in train/"
+    )
 
 
-def _demand_same_classes(tree: ClassFolders, folders: dict[str, Path], key: str) -> None:
-    for split, classes in tree.files.items():
-        missing = [name for name in tree.class_names if name not in classes]
-        if missing:
-            raise InputError(
-                f"{key}={tree.root}: {folders[split]} has no folder for {_some(missing)}, which another split has; "
-                f"expected the same classes in every split"
-            )
+def _note_passed_over(layout: Layout, found: Scan) -> None:
+    for what, paths in (
+        ("hidden or system file(s) and folder(s), or runs of this program,", found.junk),
+        ("folder(s) with a copy of what lies around them", found.copies),
+    ):
+        if paths:
+            layout.notes.append(f"{len(paths)} {what} passed over, such as {layout.below(paths[0])}")
 
 
-def _some(names: list[str], most: int = 5) -> str:
-    shown = ", ".join(f"'{name}'" for name in sorted(names)[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+def _unused(node: FolderNode, used: set[Path]) -> Iterator[Path]:
+    """Yield files that no class has; of a folder without any that one has, the folder."""
+    yield from (path for path in node.files if path not in used)
+    for folder in node.folders:
+        if any(path in used for inner in folder.walk() for path in inner.files):
+            yield from _unused(folder, used)
+        else:
+            yield folder.path

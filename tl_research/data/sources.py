@@ -3,42 +3,54 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import override
 
 from tl_research.data.augment.augment import Augment
-from tl_research.data.class_folders import read_class_folders
-from tl_research.data.datamodule import DataModule, split_dataset, unsplit_dataset
+from tl_research.data.class_folders import ClassFolders, read_class_folders
+from tl_research.data.datamodule import DataModule, labelled_dataset, split_dataset, unsplit_dataset
 from tl_research.data.decode import Resize
 from tl_research.data.file_index import FileIndex
+from tl_research.data.layout import LayoutOptions
+from tl_research.data.pixel_range import Bits, Window
 from tl_research.errors import InputError
 from tl_research.recipe import Count, Positive, Seed, Share, recipe
 
-Cut = Annotated[float, Field(gt=0, lt=1)]
+CACHE = "~/.cache/tl_research"
+
+Expression = Annotated[str, Field(min_length=1)]
+"""A regular expression."""
 
 
 @recipe
 class Source:
     """Base class of sources: how images are split and resized, and how many unreadable files are tolerated.
 
-    `val` and `test` are the shares cut out, by `split_seed`, where the folder has no such split. `fold` of `folds` uses
-    that part of all images outside `test` for validation. `fraction` or `per_class` limits the training images.
-    `group_by` is a regular expression for the part of a path that images of one group share.
+    `val` and `test` are the shares cut out, by `split_seed`, where the folder has no such split; 0 cuts none. `fold` of
+    `folds` uses that part of all images outside `test` for validation. `fraction` or `per_class` limits the training
+    images, and classes of fewer than `min_images` are left out. `group_by` is a regular expression for the part of a
+    path that images of one group share. Of images with more than 8 bits a channel, `bits` is the number in use, or
+    `window` the values that become black and white.
     """
 
-    val: Cut = 0.2
-    test: Cut = 0.2
+    val: Share = 0.2
+    test: Share = 0.2
     split_seed: Seed = 0
     fold: Count | None = None
     folds: Annotated[int, Field(ge=2)] | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     per_class: Positive | None = None
-    group_by: Annotated[str, Field(min_length=1)] | None = None
+    group_by: Expression | None = None
+    min_images: Positive = 3
     max_bad: Share = 0.05
     resize: Resize = "squash"
+    bits: Bits = "auto"
+    window: Window | None = None
     augment: Augment = Field(default_factory=Augment)
 
     @model_validator(mode="after")
@@ -47,14 +59,17 @@ class Source:
             raise ValueError(f"folds={self.folds}: say which: data.fold=0 to data.fold={self.folds - 1}")
         if self.fold is not None and self.fold >= (self.folds or 0):
             raise ValueError(f"fold={self.fold}: give data.folds, more than it: data.folds=5 data.fold=0")
-        if self.group_by is not None:
-            try:
-                re.compile(self.group_by)
-            except re.error as error:
-                raise ValueError(f"group_by={self.group_by}: not a regular expression ({error})") from None
+        _demand_expression("group_by", self.group_by)
         if self.per_class is not None and self.fraction != 1:
             raise ValueError(f"per_class={self.per_class}: give it or data.fraction, not both")
         return self
+
+    @field_validator("window")
+    @classmethod
+    def _window_ascends(cls, window: Window | None) -> Window | None:
+        if window is not None and window[0] >= window[1]:
+            raise ValueError(f"window={list(window)}: give two numbers, black and white, the smaller first")
+        return window
 
     def folder(self) -> Path:
         """Return the class-folder tree on disk; download or draw it first if necessary."""
@@ -63,11 +78,23 @@ class Source:
     def preflight(self) -> None:
         """Check that the images can be had; raise `InputError` if not. Reads and writes no image."""
 
+    def tree(self) -> ClassFolders:
+        """List the images by split and class, without opening them. A source of class folders needs only `folder`."""
+        return read_class_folders(self.folder(), options=self.layout())
+
+    def labelled_tree(self, class_names: Sequence[str]) -> ClassFolders:
+        """List the images of a run's classes by split and class; some classes may be missing."""
+        return read_class_folders(self.folder(), options=replace(self.layout(), known=class_names))
+
+    def layout(self) -> LayoutOptions:
+        """Give the options for reading the folder."""
+        return LayoutOptions(grouped=self.group_by is not None)
+
     def load(self, index: FileIndex | None = None) -> DataModule:
         """List, check and split the images; files that `index` knows are not opened. Raises `InputError` if the folder
-        is not a class-folder tree."""
+        holds no classes."""
         return split_dataset(
-            read_class_folders(self.folder()),
+            self.tree(),
             val=self.val,
             test=self.test,
             split_seed=self.split_seed,
@@ -76,31 +103,83 @@ class Source:
             fraction=self.fraction,
             per_class=self.per_class,
             group_by=self.group_by,
+            min_images=self.min_images,
             max_bad=self.max_bad,
             resize=self.resize,
             augment=self.augment,
+            bits=self.bits,
+            window=self.window,
             index=index,
         )
 
     def load_part(self, part: tuple[int, int], index: FileIndex | None = None) -> DataModule:
         """List and check the images of part `i` of `n`, without splits."""
-        tree = read_class_folders(self.folder())
-        return unsplit_dataset(tree, part, max_bad=self.max_bad, resize=self.resize, augment=self.augment, index=index)
+        return unsplit_dataset(
+            self.tree(),
+            part,
+            max_bad=self.max_bad,
+            resize=self.resize,
+            augment=self.augment,
+            bits=self.bits,
+            window=self.window,
+            index=index,
+        )
+
+    def load_labelled(self, class_names: Sequence[str]) -> DataModule:
+        """List and check all images of a run's classes, with the splits that the folder has, `all` if none.
+        Raises `InputError` if there is another class."""
+        tree = self.labelled_tree(class_names)
+        return labelled_dataset(tree, class_names, max_bad=self.max_bad, resize=self.resize, window=self.window)
 
 
 @recipe
-class Folder(Source):
-    """The user's own class folders. Nothing is ever written there."""
+class FolderSource(Source):
+    """Folders of images in whatever layout: `train_dir`, `val_dir` and `test_dir` name the splits where their names do
+    not, and `label_by` is a regular expression for the class in a file's name."""
+
+    train_dir: Expression | None = None
+    val_dir: Expression | None = None
+    test_dir: Expression | None = None
+    label_by: Expression | None = None
+
+    @model_validator(mode="after")
+    def _label_by_is_an_expression(self) -> Self:
+        _demand_expression("label_by", self.label_by)
+        return self
+
+    @override
+    def layout(self) -> LayoutOptions:
+        named = {"train": self.train_dir, "val": self.val_dir, "test": self.test_dir}
+        dirs = {split: name for split, name in named.items() if name is not None}
+        return LayoutOptions(dirs, self.label_by, grouped=self.group_by is not None)
+
+
+@recipe
+class Folder(FolderSource):
+    """The user's own folder, or a zip or tar of it, which is unpacked into `cache`. Nothing is ever written into
+    `root`."""
 
     root: Annotated[str, Field(min_length=1)]
+    cache: str = CACHE
 
     @override
     def folder(self) -> Path:
-        return Path(self.root).expanduser()
+        from tl_research.data import archives
+
+        path = Path(self.root).expanduser()
+        if not archives.is_archive(path):
+            return path
+        return archives.unpacked(path, Path(self.cache).expanduser())
 
     @override
     def preflight(self) -> None:
-        read_class_folders(self.folder())
+        from tl_research.data import archives
+
+        path = Path(self.root).expanduser()
+        if archives.is_archive(path):
+            archives.archive_digest(path)
+        else:
+            self.tree()
 
 
 @recipe
@@ -135,7 +214,7 @@ class HotDogSauce(HotDogDemo):
 
 
 @recipe
-class Kaggle(Source):
+class Kaggle(FolderSource):
     """A Kaggle data set of class folders, by `owner/name` or from a zip downloaded by hand (`archive`)."""
 
     cache: str
@@ -146,7 +225,7 @@ class Kaggle(Source):
     def folder(self) -> Path:
         from tl_research.data.kaggle import kaggle
 
-        return kaggle.find_root(kaggle.fetch(self.dataset, *self._paths()))
+        return kaggle.fetch(self.dataset, *self._paths())
 
     @override
     def preflight(self) -> None:
@@ -158,3 +237,10 @@ class Kaggle(Source):
 
     def _paths(self) -> tuple[Path, Path | None]:
         return Path(self.cache).expanduser(), Path(self.archive).expanduser() if self.archive else None
+
+
+def _demand_expression(key: str, text: str | None) -> None:
+    try:
+        re.compile(text or "")
+    except re.error as error:
+        raise InputError(f"data.{key}={text}: not a regular expression ({error})") from None

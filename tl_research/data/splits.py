@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tl_research.data.formats import IMAGE_SUFFIXES
 from tl_research.errors import InputError
 
 
@@ -28,32 +29,24 @@ def groups_of(paths: Sequence[Path], root: Path, pattern: str) -> np.ndarray:
     return np.array(groups)
 
 
-def hold_out(
-    labels: np.ndarray, share: float, seed: int, *, names: Sequence[str], key: str, keep: int = 1
-) -> np.ndarray:
-    """Return sorted indices of a stratified `share` of the examples: per class the rounded share, at least one image,
-    leaving at least `keep`. scikit-learn's stratified splitters may give a small class none.
+def first_of_stem(paths: Sequence[Path], labels: np.ndarray) -> np.ndarray:
+    """Return for each file the index of the first of its folder, stem and label, `(n,)`: a phone's `IMG_1.JPG` and
+    `IMG_1.HEIC` are one photograph, and belong in one split."""
+    first: dict[tuple[Path, int], int] = {}
+    stems = (path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path for path in paths)
+    keys = zip(stems, labels.tolist(), strict=True)
+    return np.array([first.setdefault(key, i) for i, key in enumerate(keys)], int)
 
-    Args:
-        labels: class index per example, `(n,)`.
-        share: between 0 and 1, exclusive.
-        names: the classes' names, for the error.
-        key: the config key of the share, for the error.
-        keep: number of images of each class to leave at least: 2 if another split is cut from them.
 
-    Raises:
-        InputError: a class has no more than `keep` images.
-    """
+def hold_out(labels: np.ndarray, share: float, seed: int, *, num_classes: int, keep: int = 1) -> np.ndarray:
+    """Return sorted indices of a stratified `share` of the examples, between 0 and 1: per class the rounded share, at
+    least one image, leaving at least `keep`, 2 if another split is cut from them; none of a class that has no more.
+    scikit-learn's stratified splitters may give a larger class none, too. `labels` `(n,)` are class indices."""
     rng = np.random.default_rng(seed)
     chosen: list[np.ndarray] = []
-    for index, name in enumerate(names):
+    for index in range(num_classes):
         members = np.flatnonzero(labels == index)
-        if len(members) <= keep:
-            raise InputError(
-                f"{key}={share:g}: class '{name}' has {len(members)} image(s) to split and needs {keep + 1}, one to "
-                f"hold out and {keep} to keep; add images of it, or leave the class out"
-            )
-        quota = min(max(round(share * len(members)), 1), len(members) - keep)
+        quota = min(max(round(share * len(members)), 1), max(len(members) - keep, 0))
         chosen.append(rng.permutation(members)[:quota])
     return np.sort(np.concatenate(chosen))
 

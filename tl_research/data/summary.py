@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,12 +14,18 @@ from tl_research.system.console import make_table, show, show_table
 if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule
 
+log = logging.getLogger(__name__)
+
 MOST_CLASSES = 20
 MOST_FILES = 5
 
 
 def show_data(module: DataModule) -> None:
-    """Show class counts per split, the distribution of image sizes, and the files that were set aside or ignored."""
+    """Show class counts per split, the distribution of image sizes, the files that were set aside or
+    ignored, and what the folder was taken for."""
+    show(*module.notes)
+    for warning in module.warnings:
+        log.warning("%s: %s", module.root, warning)
     counts = module.counts()
     table = make_table(f"{len(module)} images in {module.root}", "class", *counts)
     for name in module.class_names[:MOST_CLASSES]:
@@ -30,6 +38,10 @@ def show_data(module: DataModule) -> None:
     for side, values in (("width", module.sizes[:, 0]), ("height", module.sizes[:, 1])):
         sizes.add_row(side, *(f"{value:.0f}" for value in np.percentile(values, [0, 25, 50, 75, 100])))
     show_table(sizes)
+    if module.values:
+        deep, (bits, window) = sum(map(bool, module.values)), astuple(module.pixel_range)
+        scaled = f"values from {window[0]:g} to {window[1]:g}" if window else f"integers of {bits} bits (data.bits)"
+        show(f"{deep} with more than 8 bits a channel: {scaled} become 0 to 255")
     if module.quarantined:
         _show_files("set aside, cannot be read", [f"{bad.path}: {bad.reason}" for bad in module.quarantined])
     if module.ignored:

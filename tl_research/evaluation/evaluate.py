@@ -12,9 +12,10 @@ import numpy as np
 
 from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import UndecodableError, open_image
+from tl_research.data.pixel_range import AS_STORED, PixelRange
 from tl_research.evaluation.calibration import calibrate_run
 from tl_research.evaluation.predict import prediction_rows
-from tl_research.metrics.classification import classification_metrics
+from tl_research.metrics.classification import classification_metrics, recall_by_class
 from tl_research.metrics.probabilities import softmax
 from tl_research.runs.run import Run
 from tl_research.system.console import only_warning, printable
@@ -37,12 +38,14 @@ _HIDDEN = {
 
 def evaluate_run(
     run: Run, state: ClassifierState, test_views: int | None
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Evaluate on validation and test and write the predictions; return the metrics and the logits
-    `(n, num_classes)` of each. With `test_views` there are also `test_tta_...`, of the average over augmented views."""
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Evaluate on validation and test, if there are any, and write the predictions; return the metrics and the logits
+    `(n, num_classes)` of each. Without test images there are no `test_...`, and `tested` is false. With `test_views`
+    there are also `test_tta_...`, of the average over augmented views."""
     data = state.data
-    metrics: dict[str, float] = {}
-    logits = {split: state.logits(split) for split in ("val", "test")}
+    metrics: dict[str, Any] = {}
+    none = np.empty((0, len(data.class_names)), np.float32)
+    logits = {split: state.logits(split) if len(data.indices(split)) else none for split in ("val", "test")}
     indices = np.concatenate([data.indices(split) for split in logits])
     run.write_csv("predictions.csv", *prediction_rows(data, indices, np.concatenate(list(logits.values()))))
     if state.held_out is not None:
@@ -50,12 +53,17 @@ def evaluate_run(
         run.write_csv("validation.csv", *prediction_rows(data, data.indices("val"), state.held_out))
     commonest = np.bincount(data.labels[data.indices("train")]).argmax()
     for split, values in logits.items():
+        if not len(values):
+            continue
         indices = data.indices(split)
         groups = None if data.groups is None else data.groups[indices]
         scores = classification_metrics(values, data.labels[indices], groups)
         metrics |= {f"{split}_{name}": value for name, value in scores.items()}
+        metrics[f"{split}_recall"] = recall_by_class(values, data.labels[indices], data.class_names)
         metrics[f"{split}_majority"] = float(np.mean(data.labels[indices] == commonest))
-    if test_views:
+    if not len(logits["test"]):
+        metrics["tested"] = False
+    elif test_views:
         averaged = state.averaged_logits("test", test_views)
         scores = classification_metrics(averaged, data.labels[data.indices("test")])
         metrics |= {f"test_tta_{name}": value for name, value in scores.items()}
@@ -96,17 +104,17 @@ def mistakes(data: DataModule, logits: np.ndarray) -> list[dict[str, Any]]:
             "label": data.class_names[labels[n]],
             "prediction": data.class_names[predicted[n]],
             "probability": round(float(confidence[n]), 6),
-            "jpeg": thumbnail(data.paths[indices[n]]),
+            "jpeg": thumbnail(data.paths[indices[n]], data.pixel_range),
         }
         for n in wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_MISTAKES]
     ]
 
 
-def thumbnail(path: Path) -> str:
+def thumbnail(path: Path, pixel_range: PixelRange = AS_STORED) -> str:
     """Encode an image no larger than `THUMBNAIL` as a JPEG in base64; empty if the file has vanished, which must not
     fail a run at its end."""
     try:
-        image = open_image(path, at_least=THUMBNAIL)
+        image = open_image(path, THUMBNAIL, pixel_range)
     except UndecodableError:
         return ""
     image.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tl_research.data.decode import UndecodableError, read_pixels
-from tl_research.data.inspection import is_image_name, visible
+from tl_research.data.folder_scan import scan
 from tl_research.errors import InputError
 from tl_research.features.engines import keras_engine
 from tl_research.features.extraction import in_batches, run_batches
 from tl_research.metrics.classification import classification_metrics as score
+from tl_research.metrics.classification import recall_by_class
 from tl_research.metrics.probabilities import softmax
 from tl_research.runs.run import Run
 from tl_research.system.progress import bar
@@ -38,11 +39,12 @@ def prediction_rows(data: DataModule, indices: np.ndarray, logits: np.ndarray) -
 
 
 def images_in(arguments: Iterable[Path]) -> list[Path]:
-    """List files as given, and all images below folders, sorted. Raises `InputError` for a folder without images."""
+    """List files as given, and all images below folders as training reads them, sorted. Raises `InputError` for a
+    folder without images."""
     paths: list[Path] = []
     for path in arguments:
         if path.is_dir():
-            inside = [p for p in visible(path.rglob("*")) if p.is_file() and is_image_name(p)]
+            inside = scan(path, "IMAGES").tree.all_images()
             if not inside:
                 raise InputError(f"{path}: no images in this folder")
             paths += inside
@@ -69,12 +71,12 @@ def predict_images(run: Run, paths: Sequence[Path]) -> Table:
 def predict_logits(run: Run, paths: Sequence[Path]) -> list[np.ndarray | str]:
     """Compute logits `(num_classes,)` for each image, or why it cannot be read, in the order of `paths`."""
     model = run.model()
-    size, resize = int(model.input_shape[1]), run.resize
+    size, resize, pixel_range = int(model.input_shape[1]), run.resize, run.pixel_range
     results: list[np.ndarray | str] = [""] * len(paths)
 
     def load(index: int) -> np.ndarray:
         try:
-            return read_pixels(paths[index], size, resize)
+            return read_pixels(paths[index], size, resize, pixel_range)
         except UndecodableError as error:
             results[index] = str(error)
             return np.zeros((size, size, 3), np.uint8)
@@ -90,14 +92,29 @@ def predict_logits(run: Run, paths: Sequence[Path]) -> list[np.ndarray | str]:
     return results
 
 
-def evaluate_on(run: Run, data: DataModule) -> dict[str, float]:
-    """Evaluate a run on the test images of other data. Raises `InputError` if their classes are not the run's."""
+def evaluate_on(run: Run, data: DataModule, split: str | None = None) -> dict[str, Any]:
+    """Evaluate a run on the images of a split of other data, `all` for every image; by default on its test images, or
+    on all if it has no splits. `num` images were judged; `recall` of a class without any is None.
+
+    Raises:
+        InputError: there are no such images, or classes that the run has not.
+    """
     names = run.class_names()
     if list(data.class_names) != names:
         raise InputError(f"{data.root}: its classes are {list(data.class_names)}, the run's are {names}")
-    indices = data.indices("test")
-    results = predict_logits(run, [data.paths[i] for i in indices])
+    present = sorted({*data.split_of.tolist()})
+    split = split or ("all" if present == ["all"] else "test")
+    indices = np.arange(len(data)) if split == "all" else data.indices(split)
+    if not len(indices):
+        raise InputError(f"{data.root}: no {split} images; give --split, one of {', '.join(sorted({*present, 'all'}))}")
+    results = predict_logits(run, [data.paths[i] for i in indices.tolist()])
     unreadable = [result for result in results if isinstance(result, str)]
     if unreadable:
         raise InputError(f"{data.root}: an image that was readable a moment ago is not: {unreadable[0]}")
-    return score(np.stack([result for result in results if not isinstance(result, str)]), data.labels[indices])
+    logits, labels = np.stack([row for row in results if not isinstance(row, str)]), data.labels[indices]
+    return {
+        "split": split,
+        "num": len(indices),
+        **score(logits, labels),
+        "recall": recall_by_class(logits, labels, names),
+    }

@@ -28,7 +28,8 @@ from tl_research.training.options import TrainOptions
 from tl_research.training.stage import Stage
 
 Monitor = Annotated[
-    Literal["val_accuracy", "val_loss", "val_macro_f1", "val_auroc"], BeforeValidator(test_images_choose_nothing)
+    Literal["val_accuracy", "val_loss", "val_macro_f1", "val_auroc", "cv_accuracy"],
+    BeforeValidator(test_images_choose_nothing),
 ]
 
 
@@ -76,8 +77,8 @@ class Experiment:
             return False
         try:
             self.backbone.preflight()
-        except InputError as error:
-            return not memory_error(error)
+        except InputError as error:  # a file that is there and damaged is no missing one
+            return not (memory_error(error) or Path(self.backbone.weights or "").expanduser().is_file())
         return False
 
     @property
@@ -87,14 +88,18 @@ class Experiment:
         return int(number), int(count)
 
     def preflight(self) -> None:
-        """Check that images and weights exist, else raise `MissingResourceError`. Imports no TensorFlow."""
+        """Check that images and weights exist, else raise `MissingResourceError`, which names all that is missing.
+        Imports no TensorFlow."""
+        missing: dict[str, str] = {}
         for what, part in (("data", self.data), ("weights", self.start)):
             try:
                 part.preflight()
             except InputError as error:
                 if memory_error(error):
                     raise
-                raise MissingResourceError(what, str(error)) from None
+                missing[what] = str(error)
+        if missing:
+            raise MissingResourceError(" and ".join(missing), "; and ".join(missing.values()))
 
     def run(self, directory: str | Path | None = None, existing: Existing = "refuse") -> Run:
         """Train, evaluate and record a run.

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from tl_research.runs.identity import compare, identity
 from tl_research.runs.run import Existing, Run
 from tl_research.system.console import silenced
 from tl_research.system.versions import versions
+from tl_research.training.callbacks import Callback
 from tl_research.training.classifier_state import ClassifierState
 from tl_research.training.closed_form import needs_no_epochs
 from tl_research.training.optimizer import LBFGS, GradientOptimizer
@@ -134,6 +135,8 @@ def _begin(experiment: Experiment, run: Run, data: DataModule) -> int:
     show_data(data)
     warn_of_small_classes(data)
     run.write_json("classes.json", list(data.class_names))
+    if data.values:
+        run.write_json("pixel_range.json", asdict(data.pixel_range))
     if data.quarantined:
         run.write_csv("set_aside.csv", ["path", "reason"], [[bad.path, bad.reason] for bad in data.quarantined])
     return threads
@@ -210,13 +213,21 @@ def _stage_runner(experiment: Experiment, run: Run, data: DataModule) -> Iterato
             state=state,
             head_recipe=experiment.head,
             trainer=experiment.trainer,
-            callbacks={name: callback for name, callback in experiment.callbacks.items() if callback},
+            callbacks=_callbacks(experiment, data),
             batch_norm=experiment.bn,
             seed=experiment.seed,
             strategy=strategy,
             trial=current_trial(),
             deadline=time.monotonic() + 60 * (experiment.trainer.time_limit or math.inf),
         )
+
+
+def _callbacks(experiment: Experiment, data: DataModule) -> dict[str, Callback]:
+    """Choose the callbacks, without those that monitor validation images where there are none."""
+    given = {name: callback for name, callback in experiment.callbacks.items() if callback}
+    if len(data.indices("val")):
+        return given
+    return {name: each for name, each in given.items() if not str(getattr(each, "monitor", "")).startswith("val_")}
 
 
 def _build(

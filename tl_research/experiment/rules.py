@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tl_research.errors import InputError
 from tl_research.models.head import KNN, DirectHead, Linear
 from tl_research.training.callbacks import BestWeights
 from tl_research.training.closed_form import needs_no_epochs
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def check_rules(experiment: Experiment) -> None:
     """Check all rules in order, and raise `ValueError` for the first that is broken."""
     if not experiment.transfer:
-        raise ValueError("transfer: give at least one stage")
+        raise InputError("transfer: give at least one stage")
     for name, stage in experiment.transfer.items():
         for rule in STAGE_RULES:
             rule(experiment, name, stage)
@@ -112,10 +113,29 @@ def _best_epoch_has_one_monitor(experiment: Experiment) -> None:
         raise ValueError(f"{given}: a run ends on one best epoch, by one monitor; give the others null")
 
 
+def _something_is_validated(experiment: Experiment) -> None:
+    data, monitor = experiment.data, experiment.monitor
+    unvalidated = data.val == 0 and data.folds is None
+    if not unvalidated and monitor != "cv_accuracy":
+        return
+    key = "data.val=0" if unvalidated else f"monitor={monitor}"
+    (stage, *more) = experiment.transfer.values()
+    optimizer = stage.optimizer_for(experiment.optimizer)
+    if more or stage.trains_backbone or not (isinstance(optimizer, LBFGS) and isinstance(experiment.head, Linear)):
+        raise ValueError(
+            f"{key} leaves cv_accuracy alone to compare by, which only a solved head has; add transfer=frozen "
+            f"optimizer=lbfgs head=linear, or hold out validation images, such as data.val=0.2"
+        )
+    if optimizer.l2 is not None:
+        raise ValueError(f"{key} leaves cv_accuracy alone to compare by, and optimizer.l2 needs none; give l2=null")
+    if unvalidated and monitor not in ("val_accuracy", "cv_accuracy"):
+        raise ValueError(f"data.val=0 leaves nothing to measure {monitor} on; give monitor=cv_accuracy")
+
+
 def _shard_is_a_part(experiment: Experiment) -> None:
     shard = experiment.shard
     if shard and not (re.fullmatch(r"\d+/\d+", shard) and experiment.part[0] < experiment.part[1]):
-        raise ValueError(f"shard={shard}: give a part and the number of parts, such as 0/4, 1/4, 2/4, 3/4")
+        raise InputError(f"shard={shard}: give a part and the number of parts, such as 0/4, 1/4, 2/4, 3/4")
 
 
 STAGE_RULES: tuple[Callable[[Experiment, str, Stage], None], ...] = (
@@ -130,5 +150,6 @@ RULES: tuple[Callable[[Experiment], None], ...] = (
     _mixing_has_images,
     _views_differ,
     _best_epoch_has_one_monitor,
+    _something_is_validated,
     _shard_is_a_part,
 )

@@ -22,7 +22,11 @@ MOST_CLASSES = 20
 
 def show_done_before(metrics: Mapping[str, Any], directory: Any) -> None:
     """Show that a job was done before, and its accuracy."""
-    show(f"done before: val accuracy {metrics['val_accuracy']:.3f}, test {metrics['test_accuracy']:.3f}", directory)
+    scores = {name: metrics.get(f"{name}_accuracy") for name in ("val", "cv", "test")}
+    known = [f"{name} {value:.3f}" for name, value in scores.items() if value is not None and name != "cv"]
+    if scores["val"] is None and scores["cv"] is not None:
+        known.insert(0, f"cross-validated {scores['cv']:.3f}")
+    show(f"done before: accuracy {', '.join(known)}", directory)
 
 
 def show_metrics(
@@ -32,12 +36,21 @@ def show_metrics(
     each class by the `logits` of both splits, the best epoch, and the run directory."""
     table = make_table("results", "", "accuracy", "95 % interval", "majority", "loss", "macro F1", "AUROC", "images")
     for split in ("val", "test"):
+        if f"{split}_accuracy" not in metrics:
+            continue
         scores = {key: metrics.get(f"{split}_{key}") for key in ("accuracy", "majority", "loss", "macro_f1", "auroc")}
         interval = f"{metrics[f'{split}_accuracy_low']:.3f} - {metrics[f'{split}_accuracy_high']:.3f}"
         cells = ["-" if value is None else f"{value:.3f}" for value in scores.values()]
         table.add_row(split, cells[0], interval, *cells[1:], str(metrics[f"num_{split}"]))
-    show_table(table)
-    _show_recalls(data, logits)
+    if table.rows:
+        show_table(table)
+    if "val_accuracy" not in metrics and metrics.get("cv_accuracy") is not None:
+        show(f"no validation images; cross-validated accuracy {metrics['cv_accuracy']:.3f}")
+    if metrics.get("tested") is False:
+        show("not tested: no images were held out for it")
+    judged = {split: values for split, values in logits.items() if len(values)}
+    if judged:
+        _show_recalls(data, judged)
     if epochs > 1 and "best_stage" in metrics:
         best = f"stage {metrics['best_stage']}, epoch {metrics['best_epoch']}"
         show(f"the best of {epochs} epochs was {best}, by validation")
@@ -45,11 +58,11 @@ def show_metrics(
 
 
 def _show_recalls(data: DataModule, logits: Mapping[str, np.ndarray]) -> None:
-    """Show the share of right answers in each class, the lowest on the test images first."""
+    """Show the share of right answers in each class, the lowest on the last split, the test images, first."""
     labels = {split: data.labels[data.indices(split)] for split in logits}
     shares = {split: recalls(values, labels[split]) for split, values in logits.items()}
     table = make_table("recall", "class", *(text for split in logits for text in (split, f"{split} images")))
-    for index in np.argsort(shares["test"], kind="stable")[:MOST_CLASSES]:
+    for index in np.argsort(shares[list(shares)[-1]], kind="stable")[:MOST_CLASSES]:
         pairs = [(f"{shares[s][index]:.3f}".replace("nan", "-"), str(np.sum(labels[s] == index))) for s in logits]
         table.add_row(data.class_names[index], *(cell for pair in pairs for cell in pair))
     if len(data.class_names) > MOST_CLASSES:
@@ -69,7 +82,8 @@ def warn_of_small_classes(data: DataModule) -> None:
 
 def warn_of_the_majority(metrics: Mapping[str, Any]) -> None:
     """Warn if an accuracy is not clearly above that of always answering the commonest class."""
-    poor = [split for split in ("val", "test") if metrics[f"{split}_accuracy_low"] <= metrics[f"{split}_majority"]]
+    judged = [split for split in ("val", "test") if f"{split}_accuracy" in metrics]
+    poor = [split for split in judged if metrics[f"{split}_accuracy_low"] <= metrics[f"{split}_majority"]]
     if poor:
         values = ", ".join(f"{s} {metrics[f'{s}_accuracy']:.3f} ({metrics[f'{s}_majority']:.3f})" for s in poor)
         log.warning("accuracy is not clearly above that of always answering the commonest class: %s", values)

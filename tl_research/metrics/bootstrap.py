@@ -63,7 +63,7 @@ def _macro_f1(predicted: np.ndarray, labels: np.ndarray, k: int) -> Statistic:
 
     def statistic(times: np.ndarray) -> np.ndarray:
         both, either = times @ (said * true), times @ said + times @ true
-        return np.divide(2 * both, either, out=np.zeros_like(both), where=either > 0).mean(axis=1)
+        return np.divide(2 * both, either, out=np.zeros_like(both), where=either > 0)[:, np.unique(labels)].mean(axis=1)
 
     return statistic
 

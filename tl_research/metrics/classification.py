@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from tl_research.metrics.bootstrap import bootstrap_intervals
 from tl_research.metrics.probabilities import softmax
 
 LOWER_IS_BETTER = ("loss",)
+
+
+def monitored(monitor: str, metrics: Mapping[str, Any]) -> str:
+    """Return the metric that compares a run with others: the out-of-fold accuracy if it had no validation images."""
+    return "cv_accuracy" if "cv_accuracy" in metrics and not any(key.startswith("val_") for key in metrics) else monitor
+
+
+def recall_by_class(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, float | None]:
+    """Compute the recall of each class by name; None for a class without images."""
+    shares = recalls(logits, labels).tolist()
+    return {name: None if share != share else share for name, share in zip(class_names, shares, strict=True)}
 
 
 def direction(monitor: str) -> str:
@@ -29,9 +43,10 @@ def classification_metrics(
     """Compute the metrics of logits `(n, k)` for labels `(n,)`; `n` is at least 1.
 
     `loss` (mean cross-entropy, nats), `accuracy` with the 95 % Wilson interval `accuracy_low` to `accuracy_high`,
-    `macro_f1`, and `auroc` (one class against the rest, mean over classes). The last two weight classes equally;
-    `auroc` is absent if fewer than two classes occur in `labels`. With `intervals` each but `accuracy` has the ends too
-    of its 95 % bootstrap interval, such as `loss_low` and `loss_high`; images of one group (`groups` `(n,)`) are drawn
+    `macro_f1`, and `auroc` (one class against the rest, mean over classes). The last two weight equally the classes
+    that occur in `labels`; `auroc` is absent if these are fewer than two. With `intervals` each but `accuracy` has the
+    ends too of its 95 % bootstrap interval, such as `loss_low` and `loss_high`; images of one group (`groups` `(n,)`)
+    are drawn
     together.
     """
     from scipy.stats import binomtest
@@ -47,7 +62,7 @@ def classification_metrics(
         "accuracy": correct / len(labels),
         "accuracy_low": float(interval.low),
         "accuracy_high": float(interval.high),
-        "macro_f1": float(f1_score(labels, predicted, average="macro", labels=classes, zero_division=0)),
+        "macro_f1": float(f1_score(labels, predicted, average="macro", labels=np.unique(labels), zero_division=0)),
     }
     present = [c for c in classes if 0 < np.sum(labels == c) < len(labels)]
     if present:

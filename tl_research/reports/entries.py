@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tl_research.metrics.classification import monitored
+from tl_research.runs.reader import read_noted_hydra
 from tl_research.runs.run import Run
 
 # Keys whose values are repetitions of one configuration, not configurations of their own.
@@ -39,20 +41,25 @@ class Entry:
     @classmethod
     def of(cls, run: Run) -> Entry:
         """Read a run."""
-        options = {**run.group_options, **run.config.get("choices", {})}
+        noted = read_noted_hydra(run.directory)
+        chosen = noted.get("runtime", {}).get("choices", {})
+        options = {str(key): str(value) for key, value in chosen.items() if value and not str(key).startswith("hydra/")}
+        options |= run.config.get("choices", {})
+        number = noted.get("job", {}).get("num")  # ??? for a single run
         choices = dict(text.lstrip("+~").partition("=")[::2] for text in run.overrides)
         choices = {k: v for k, v in (choices if run.from_command else options).items() if k not in NO_CHOICE}
         choices.setdefault("seed", str(run.config.get("seed", 0)))
         status, updated = run.status, (run.directory / "status.json").stat().st_mtime
         return cls(
-            run.directory, choices, options, run.config, status["state"], status["reason"], updated, run.job_number,
+            run.directory, choices, options, run.config, status["state"], status["reason"], updated,
+            number if isinstance(number, int) else 0,
             run.metrics,
         )  # fmt: skip
 
     @property
     def monitor(self) -> str:
         """The metric that ranks it, on validation images: test images never rank."""
-        return str(self.config.get("monitor", "val_accuracy")).replace("test_", "val_")
+        return monitored(str(self.config.get("monitor", "val_accuracy")).replace("test_", "val_"), self.metrics)
 
     @property
     def seconds(self) -> float:
@@ -70,11 +77,12 @@ class Entry:
     def setting(self, key: str) -> str:
         """Give the value of a key, chosen or default, as it is typed on the command line; empty if it has no such
         key."""
+        missing: Any = object()
         value: Any = self.options.get(key, self.config)
         for part in key.split(".") if value is self.config else ():
-            value = value.get(part, self) if isinstance(value, Mapping) else self
-        if value is self or isinstance(value, Mapping):
-            name = "" if value is self else str(value.get("_target_", "")).rpartition(".")[2]
+            value = value.get(part, missing) if isinstance(value, Mapping) else missing
+        if value is missing or isinstance(value, Mapping):
+            name = str(value.get("_target_", "")).rpartition(".")[2] if isinstance(value, Mapping) else ""
             return self.choices.get(key, name)
         return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 

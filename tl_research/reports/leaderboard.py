@@ -7,6 +7,7 @@ It is made from run directories alone: their `status.json`, `metrics.json`, `con
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,8 @@ class Leaderboard:
         groups: dict[tuple[str, ...], list[Entry]] = {}
         for entry in entries:
             groups.setdefault(tuple(entry.setting(key) for key in keys), []).append(entry)
-        monitor = entries[0].monitor
+        monitors = {entry.monitor: None for entry in entries if entry.metrics} or {entries[0].monitor: None}
+        monitor = "cv_accuracy" if "cv_accuracy" in monitors else next(iter(monitors))
         rows = [Row(values, _once(group)) for values, group in groups.items()]
         rows.sort(key=lambda row: order(monitor, row.mean(monitor), row.best(monitor).number, random=row.random))
         return cls(keys, rows, monitor, data)
@@ -132,7 +134,7 @@ class Leaderboard:
     @property
     def test_metric(self) -> str:
         """The monitored metric, on test images."""
-        return self.monitor.replace("val_", "test_")
+        return re.sub("^(val|cv)_", "test_", self.monitor)
 
     def against_best(self, row: Row) -> str:
         """Compare a row with the best one over the repetitions that both have: the mean difference and its 95 %

@@ -62,8 +62,10 @@ class TensorBoard(Callback):
 
         from tl_research.reports import figures
 
-        matrix = figures.confusion_matrix(results.labels, results.logits.argmax(axis=1), results.class_names)
-        summaries = [image("test/confusion_matrix", matrix)]
+        summaries = []
+        if len(results.labels):
+            matrix = figures.confusion_matrix(results.labels, results.logits.argmax(axis=1), results.class_names)
+            summaries.append(image("test/confusion_matrix", matrix))
         if self.samples and results.samples:
             page = figures.predictions(results.samples[: self.samples], results.class_names)
             summaries.append(image("test/predictions", page))
@@ -74,7 +76,7 @@ class TensorBoard(Callback):
         # No hparams_config: of all runs TensorBoard believes one, which lacks the others' keys. Without any it puts
         # all runs together, what differs first.
         summaries.append(hparams_pb(dict(results.hyperparameters), trial_id="/".join(directory.parts[-2:])))
-        final = {k: v for k, v in results.metrics.items() if k.startswith(("val_", "test_")) and v is not None}
+        final = {k: v for k, v in results.metrics.items() if k.startswith(("val_", "test_")) and isinstance(v, float)}
         summaries += [scalar(f"final/{name}", value) for name, value in final.items()]
         EventFile(directory / FOLDER).append(0, *summaries)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tl_research.data.decode import Resize
+from tl_research.data.pixel_range import PixelRange
 from tl_research.errors import InputError
 from tl_research.models.weights.licences import describe_weights
 from tl_research.runs.status import STATUS, read_status
@@ -68,29 +69,13 @@ class RunReader:
         overrides = _read_yaml(self.directory / ".hydra" / "overrides.yaml")
         return [str(override) for override in overrides] if isinstance(overrides, list) else None
 
-    @cached_property
-    def _noted_hydra(self) -> dict[str, Any]:
-        noted = read_mapping(self.directory / ".hydra" / "hydra.yaml").get("hydra")
-        return noted if isinstance(noted, dict) else {}
-
-    @property
-    def group_options(self) -> dict[str, str]:
-        """Give the option of each group as Hydra recorded it; empty if a program began the run."""
-        chosen = self._noted_hydra.get("runtime", {}).get("choices", {})
-        return {str(key): str(value) for key, value in chosen.items() if value and not str(key).startswith("hydra/")}
-
-    @property
-    def job_number(self) -> int:
-        """Give its number among the jobs of a sweep, or the trials of a search; 0 for a single run."""
-        number = self._noted_hydra.get("job", {}).get("num")
-        return number if isinstance(number, int) else 0
-
     @property
     def config_options(self) -> list[str]:
         """Give the `--config-dir` and `--config-name` options of the command that began the run."""
-        sources = self._noted_hydra.get("runtime", {}).get("config_sources", [])
+        noted = read_noted_hydra(self.directory)
+        sources = noted.get("runtime", {}).get("config_sources", [])
         folders = [source["path"] for source in sources if source.get("provider") == "command-line"]
-        name = self._noted_hydra.get("job", {}).get("config_name", "config")
+        name = noted.get("job", {}).get("config_name", "config")
         options = [text for folder in folders for text in ("--config-dir", str(folder))]
         return [*options, *(["--config-name", str(name)] if name not in (None, "config") else [])]
 
@@ -110,6 +95,16 @@ class RunReader:
             return list(csv.DictReader(file))
         return []
 
+    @property
+    def pixel_range(self) -> PixelRange:
+        """Give the range of values that the run made 0 to 255, of images with more than 8 bits a channel."""
+        with contextlib.suppress(OSError, ValueError):
+            known = json.loads((self.directory / "pixel_range.json").read_text())
+            return PixelRange(known["bits"], tuple(known["window"]) if known["window"] else None)
+        data = self.config.get("data", {})
+        window, bits = data.get("window"), data.get("bits", "auto")
+        return PixelRange(16 if bits == "auto" else bits, tuple(window) if window else None)
+
     def class_names(self) -> list[str]:
         """Read the classes in the order of the model's logits. Raises `InputError` if the run has none yet."""
         path = self.directory / "classes.json"
@@ -122,15 +117,19 @@ class RunReader:
         """Read `calibration.json`; a run without one, as of version 0.1, has a temperature of 1 and no scores."""
         return {"temperature": 1.0, "scores": []} | _read_json(self.directory / "calibration.json")
 
+    def model_file(self) -> Path:
+        """Give the path of the classifier. Raises `InputError` if there is none."""
+        path = self.directory / "model.keras"
+        if not path.is_file():
+            raise InputError(f"{self.directory}: the run has no model.keras; its status is '{self.status['state']}'")
+        return path
+
     def model(self) -> keras.Model:
         """Load the classifier: RGB pixels 0-255 at the network's size -> logits. Raises `InputError` if there is
         none."""
         from tl_research.models import weights
 
-        path = self.directory / "model.keras"
-        if not path.is_file():
-            raise InputError(f"{self.directory}: the run has no model.keras; its status is '{self.status['state']}'")
-        return weights.load_model(path)
+        return weights.load_model(self.model_file())
 
 
 def read_metrics(directory: Path) -> dict[str, Any]:
@@ -148,6 +147,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; empty where the file is missing, damaged or holds something else."""
     content = _read_yaml(path)
     return content if isinstance(content, dict) else {}
+
+
+def read_noted_hydra(directory: Path) -> dict[str, Any]:
+    """Read Hydra's own part of a run's configuration as recorded; empty if a program began the run."""
+    noted = read_mapping(directory / ".hydra" / "hydra.yaml").get("hydra")
+    return noted if isinstance(noted, dict) else {}
 
 
 def _read_yaml(path: Path) -> Any:

@@ -121,13 +121,12 @@ def _compare(job: Path, target: Path, paths: list[str], labels: np.ndarray, name
         raise InputError(f"export: the answers of the exported model are {given.shape}, not finite {expected.shape}")
     old, new = expected.argmax(axis=1), given.argmax(axis=1)
     rows = np.arange(len(old))
-    one, many = map(float, answers["milliseconds"])
     differ = np.flatnonzero((expected[rows, old] - expected[rows, new])[:count] > TIE)
     accuracy = (float(np.mean(old[count:] == labels)), float(np.mean(new[count:] == labels))) if len(labels) else None
     return Exported(
         folder=target,
         num_bytes=sum(path.stat().st_size for path in (job / "artifact").rglob("*") if path.is_file()),
-        milliseconds=(one, many),
+        milliseconds=(float(answers["milliseconds"][0]), float(answers["milliseconds"][1])),
         num_images=count,
         difference=float(np.abs(given - expected)[:count].max()),
         changed=[(paths[n], names[old[n]], names[new[n]]) for n in differ],

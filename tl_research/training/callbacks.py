@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,9 +15,12 @@ from typing_extensions import override
 
 from tl_research.metrics.classification import direction
 from tl_research.recipe import Positive, recipe
+from tl_research.system.console import only_warning
 
 if TYPE_CHECKING:
     import keras
+
+    from tl_research.training.inputs import StageInputs
 
 EpochMonitor = Literal["loss", "accuracy", "val_loss", "val_accuracy"]
 CallbackState = tuple[dict[str, Any], list[np.ndarray]]
@@ -52,6 +57,18 @@ class Callback:
 
     def finish(self, directory: Path, results: Results) -> None:
         """Show the results, once, after the run has been evaluated."""
+
+
+def show_batches(
+    callbacks: Iterable[Callback], directory: Path, epoch: int, inputs: StageInputs, class_names: Sequence[str]
+) -> None:
+    """Show the callbacks two batches as the network gets them: one may be hardly mixed at all."""
+    with closing(inputs.train(epoch, 0)) as batches:
+        some = [(pixels[:8], targets[:8]) for pixels, targets in itertools.islice(batches, 2)]
+    pixels, targets = (np.concatenate(parts) for parts in zip(*some, strict=True))
+    for callback in callbacks:
+        with only_warning(f"callback {type(callback).__name__}"):
+            callback.see(directory, epoch, pixels, targets, class_names)
 
 
 @recipe

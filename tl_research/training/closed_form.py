@@ -25,8 +25,8 @@ ToLogits = Callable[[np.ndarray], Any]
 
 @dataclass(frozen=True)
 class ClosedForm(Generic[T]):
-    """A `fitted` head, and the `scores` (`val_...` too) of one fitted on the training images alone. `held_out` are the
-    latter's logits for the validation images, where the fitted head learned from these too."""
+    """A `fitted` head, and the `scores` (`val_...` too, if there are such images) of one fitted on the training images
+    alone. `held_out` are the latter's logits for the validation images, where the fitted head saw these too."""
 
     fitted: T
     scores: dict[str, float]
@@ -68,7 +68,10 @@ def _fitted(inputs: HeadInputs, fit: Callable[..., tuple[T, ToLogits]], *, use_v
     """Fit on the training images, score, and with `use_val` fit again on train + val."""
     fitted, to_logits = fit("train")
     scores: dict[str, float] = {}
-    for prefix, (features, labels) in {"": inputs.learned("train"), "val_": inputs.plain("val")}.items():
+    judged = {"": inputs.learned("train"), "val_": inputs.plain("val")}
+    for prefix, (features, labels) in judged.items():
+        if not len(labels):
+            return ClosedForm(fitted, scores, None)
         logits = np.asarray(to_logits(features))
         scores |= {f"{prefix}{name}": value for name, value in accuracy_and_loss(logits, labels).items()}
     if not use_val:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
@@ -22,8 +21,7 @@ from tl_research.models.head import DirectHead, Head
 from tl_research.models.trainable_plan import TrainablePlan, resolve_plan
 from tl_research.runs.checkpoint import CheckpointState
 from tl_research.runs.run import Run
-from tl_research.system.console import only_warning
-from tl_research.training.callbacks import BestWeights, Callback
+from tl_research.training.callbacks import BestWeights, Callback, show_batches
 from tl_research.training.classifier_state import ClassifierState
 from tl_research.training.closed_form import fit_direct, fit_direct_head, needs_no_epochs, solve_linear
 from tl_research.training.inputs import InputFactory, StageInputs
@@ -245,7 +243,8 @@ class StageRunner:
             how = f"{stage.epochs} epochs at most on {WHAT[inputs.kind]}, {type(optimizer).__name__}"
             self._describe(name, how, plan.parts, rate)
             if inputs.kind == "images":
-                self._show_batches(inputs)
+                classes = state.data.class_names
+                show_batches(self.callbacks.values(), self.run.directory, len(self.history), inputs, classes)
             state.backbone_changed = state.backbone_changed or stage.trains_backbone
             loop = self.loops.get(name, TrainLoop)(
                 name=name,
@@ -272,16 +271,6 @@ class StageRunner:
                 raise
         self._record(rows)
         return metrics
-
-    def _show_batches(self, inputs: StageInputs) -> None:
-        """Show the callbacks two batches as the network gets them: one may be hardly mixed at all."""
-        epoch = len(self.history)
-        with closing(inputs.train(epoch, 0)) as batches:
-            some = [(pixels[:8], targets[:8]) for pixels, targets in itertools.islice(batches, 2)]
-        pixels, targets = (np.concatenate(parts) for parts in zip(*some, strict=True))
-        for callback in self.callbacks.values():
-            with only_warning(f"callback {type(callback).__name__}"):
-                callback.see(self.run.directory, epoch, pixels, targets, self.state.data.class_names)
 
     def _validate(self, inputs: StageInputs) -> dict[str, float]:
         data = self.state.data

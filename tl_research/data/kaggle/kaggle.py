@@ -1,21 +1,16 @@
-"""Fetch a Kaggle data set once, by download or from a zip fetched by hand, and find its class folders."""
+"""Fetch a Kaggle data set once, by download or from a zip fetched by hand."""
 
 from __future__ import annotations
 
-import logging
 import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tl_research.data.class_folders import SPLIT_NAMES
-from tl_research.data.inspection import IMAGE_SUFFIXES, is_image_name, visible
-from tl_research.data.kaggle.archive import BadArchiveError, claim, fingerprint, unpack, writing
+from tl_research.data.kaggle.archive import BadArchiveError, claim, explain_write_errors, fingerprint, unpack
 from tl_research.data.kaggle.kaggle_client import download
 from tl_research.errors import InputError
-
-log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*/[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -33,7 +28,7 @@ def fetch(dataset: str, cache: Path, archive: Path | None = None) -> Path:
     if _is_filled(folder):
         return folder
     target = folder.with_name(f".{folder.name}.zip")
-    with _explained(dataset), writing(folder), claim(folder.with_name(f".{folder.name}.lock")):
+    with _explained(dataset), explain_write_errors(folder), claim(folder.with_name(f".{folder.name}.lock")):
         if not _is_filled(folder) and not target.is_file():
             download(dataset, target)
         try:
@@ -58,55 +53,6 @@ def available(dataset: str, cache: Path, archive: Path | None = None) -> str | N
             return f"data.archive={error}. The zip is at {_page(dataset)}"
         return f"data.dataset={dataset}: {error}. {_otherwise(dataset)}"
     return None
-
-
-def find_root(folder: Path) -> Path:
-    """Find the shallowest folder with `train/CLASS/` images, or with two or more class folders of images.
-
-    Archives may hold the same tree twice; a deeper one is ignored and logged. Raises InputError where there is none,
-    or several side by side.
-    """
-    roots: list[tuple[int, Path]] = []
-    waiting, seen = [(0, folder)], []
-    while waiting:
-        depth, parent = waiting.pop(0)
-        inner = [path for path in visible(parent.iterdir()) if path.is_dir()]
-        seen += inner
-        parts = _data_folders(inner)
-        if parts:
-            roots.append((depth, parent))
-        waiting += [(depth + 1, path) for path in inner if path not in parts and path.name.lower() not in SPLIT_NAMES]
-    if not roots:
-        names = ", ".join(f"{path.relative_to(folder)}/" for path in seen[:8]) or "no folders"
-        raise InputError(
-            f"{folder}: holds no train/CLASS/*.jpg and no two folders CLASS/*.jpg side by side; found {names}. "
-            "Put the images in such folders by hand and use data=folder data.root=FOLDER"
-        )
-    (depth, root), *others = roots
-    rivals = [path for level, path in others if level == depth]
-    if rivals:
-        names = " or ".join(f"data.root={path}" for path in (root, *rivals))
-        raise InputError(f"{folder}: holds more than one data set; choose with data=folder {names}")
-    for _, path in others:
-        log.info("%s: another copy of the data set is ignored; %s is used", path, root)
-    return root
-
-
-def _data_folders(inner: list[Path]) -> list[Path]:
-    """Choose the folders that make their parent a data set: its splits where it has `train/`, else its classes."""
-    splits = [path for path in inner if path.name.lower() in SPLIT_NAMES]
-    for path in splits:
-        if SPLIT_NAMES[path.name.lower()] == "train" and any(_has_images(p) for p in path.iterdir() if p.is_dir()):
-            return splits
-    classes = [path for path in inner if path not in splits and _has_images(path)]
-    return classes if len(classes) > 1 else []
-
-
-def _has_images(folder: Path) -> bool:
-    paths = visible(folder.iterdir())
-    named = any(path.suffix.lower() in IMAGE_SUFFIXES for path in paths)
-    # `is_image_name` opens the file: a few will do.
-    return named or any(path.is_file() and is_image_name(path) for path in paths[:20])
 
 
 def _folder(dataset: str, cache: Path) -> Path:

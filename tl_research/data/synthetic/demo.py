@@ -10,13 +10,13 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 from PIL import Image
 
 from tl_research.data.synthetic.sauce import COURSES, sauce_scene
 from tl_research.data.synthetic.scenes import scene
+from tl_research.system.locks import locked
 from tl_research.system.progress import bar
 
 CLASSES = ("hot_dog", "not_hot_dog")
@@ -57,20 +57,21 @@ def draw(folder: Path, sizes: dict[str, int], seed: int, processes: int | None =
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        for split in sizes:
-            for name in drawing.classes:
-                (unfinished / split / name).mkdir(parents=True)
-        draw_all(unfinished, sizes, seed, processes or os.cpu_count() or 1, drawing)
-        unfinished.chmod(0o755)
+    hidden = f".{folder.name}"
+    with locked(folder.parent / f"{hidden}.lock", "draws the images"):
+        unfinished = folder.parent / f"{hidden}.unfinished"
         try:
-            unfinished.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was faster, with the same pictures
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            if not folder.is_dir():
+                for killed in folder.parent.glob(f"{hidden}.*/"):  # what is left of a process that was killed
+                    shutil.rmtree(killed)
+                for split in sizes:
+                    for name in drawing.classes:
+                        (unfinished / split / name).mkdir(parents=True)
+                draw_all(unfinished, sizes, seed, processes or os.cpu_count() or 1, drawing)
+                unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            (folder.parent / f"{hidden}.lock").unlink(missing_ok=True)
     return folder
 
 

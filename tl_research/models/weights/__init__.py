@@ -27,7 +27,6 @@ from tl_research.models.weights.saved_model import (
     flat,
     load_model,
     replace_stem,
-    try_load_model,
 )
 from tl_research.models.weights.torch_file import read_torch
 from tl_research.system import download
@@ -149,6 +148,14 @@ def _from_torch(name: str, value: np.ndarray) -> Tensor:
     if role == "weight":
         role = "gamma" if value.ndim == 1 else "kernel"
     return Tensor("", "", name, role, value.shape, value)
+
+
+def try_load_model(path: Path) -> keras.Model | None:
+    """Load a whole model as `load_model` does; None if the file holds weights alone, or what only Python could run."""
+    try:
+        return load_model(path)
+    except InputError:
+        return None
 
 
 def check_file(path: str | Path, *, whole_model: bool = False) -> None:

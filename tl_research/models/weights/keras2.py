@@ -130,7 +130,7 @@ class _Builder:
     def _build(self, layer: Config, scope: str) -> keras.Layer:
         import keras
 
-        kind = CLASSES.get(layer["class_name"], layer["class_name"])
+        kind = str(CLASSES.get(layer["class_name"], layer["class_name"]))
         cls, config = getattr(keras.layers, kind), layer["config"]
         known = {*inspect.signature(cls).parameters, *OF_EVERY_LAYER}
         options = {}

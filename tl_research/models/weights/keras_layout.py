@@ -127,7 +127,8 @@ def layer_tensors(file: h5py.File, layers: list[dict[str, Any]]) -> Iterator[tup
         return
     root, groups = _root(file), set(layer_names(file))
     for outer in layers:
-        name, tensors = outer["config"]["name"], {}
+        name = outer["config"]["name"]
+        tensors: dict[str, list[Tensor]] = {}
         for weight in _names(_group(root, name), "weight_names") if name in groups else []:
             data = _dataset(_group(root, name), weight)
             tensors.setdefault(weight.split("/")[-2], []).append(

@@ -66,14 +66,6 @@ def load_model(path: str | Path) -> keras.Model:
         raise InputError(f"{path} cannot be rebuilt as a Keras model: {reason}. Save it again as .keras") from None
 
 
-def try_load_model(path: Path) -> keras.Model | None:
-    """Load a whole model as `load_model` does; None if the file holds weights alone, or what only Python could run."""
-    try:
-        return load_model(path)
-    except InputError:
-        return None
-
-
 def _from_archive(path: Path) -> keras.Model:
     import h5py
     import keras
