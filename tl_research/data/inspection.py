@@ -6,15 +6,15 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
-from tl_research.data.decode import FORMATS, UndecodableError, measure, read_bytes
+from tl_research.data.decode import UndecodableError, UnreadFormatError, measure, read_bytes
 from tl_research.data.file_index import FileIndex, Inspection
+from tl_research.data.formats import IMAGE_SUFFIXES, RAW_SUFFIXES, READ, is_backup, read_head, unread_format
 from tl_research.system.progress import track
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
 
 JUNK = frozenset(
     {"thumbs.db", "ehthumbs.db", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
@@ -24,15 +24,22 @@ JUNK = frozenset(
 
 def inspect(path: Path) -> Inspection:
     """Read and decode a whole file; return its digest and size, or why it cannot be read."""
+    digest = b""
     try:
         content = read_bytes(path)
-    except UndecodableError as error:
-        return Inspection(path, reason=str(error))
-    digest = hashlib.sha256(content).digest()
-    try:
-        return Inspection(path, digest, size=measure(content))
+        digest = hashlib.sha256(content).digest()
+        size, values = measure(content)
+    except UnreadFormatError as error:  # without a digest it is not remembered: an extra may be installed
+        return Inspection(path, reason=str(error), is_unread=True)
     except UndecodableError as error:
         return Inspection(path, digest, reason=str(error))
+    return Inspection(path, digest, size, values=values)
+
+
+def without_unscalable(inspection: Inspection) -> Inspection:
+    """Give the inspection of a float image that only a window can scale a reason why it cannot be used without one."""
+    fault = inspection.values.fault if inspection.values else None
+    return replace(inspection, reason=fault) if fault else inspection
 
 
 def inspect_all(paths: Sequence[Path], index: FileIndex | None = None) -> list[Inspection]:
@@ -54,16 +61,18 @@ def inspect_all(paths: Sequence[Path], index: FileIndex | None = None) -> list[I
 
 
 def is_image_name(path: Path) -> bool:
-    """Recognize an image by its suffix or, failing that, by its first bytes: some files have lost their suffix."""
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    """Recognize an image by its suffix or, failing that, by its first bytes: some files have lost their suffix. Images
+    of formats that are not read here count, so that they are reported; backups do not."""
+    if path.suffix.lower() in IMAGE_SUFFIXES | RAW_SUFFIXES:
         return True
+    head = b"" if is_backup(path.name) else read_head(path)
+    if not head or unread_format(head):
+        return bool(head)
     try:
-        if not path.is_file():  # opening a pipe would block for ever
-            return False
-        with Image.open(path, formats=FORMATS):
+        with Image.open(path, formats=READ):
             return True
-    except Exception:
-        return False
+    except Exception as error:
+        return "MAX_TEXT" in str(error)  # a PNG with a long text
 
 
 def is_junk(name: str) -> bool:

@@ -55,8 +55,8 @@ def _split_folders(tree: FolderNode, options: LayoutOptions, key: str) -> dict[s
             raise InputError(f"{option}={given}: there is no such folder with images in {tree.path}")
         splits[split] = folder
     for folder in node.filled:
-        if (name := SplitName.of(folder.name)) and not name.stem:
-            splits.setdefault("test" if name.role == "held out" else name.role, folder)
+        if (word := SplitName.of(folder.name)) and not word.stem:
+            splits.setdefault("test" if word.role == "held out" else word.role, folder)
     if "train" not in splits and not (splits and options.known):
         splits["train" if splits else "all"] = tree
     if "train" in splits:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import override
 
 from tl_research.data.augment.augment import Augment
@@ -17,8 +17,11 @@ from tl_research.data.datamodule import DataModule, labelled_dataset, split_data
 from tl_research.data.decode import Resize
 from tl_research.data.file_index import FileIndex
 from tl_research.data.layout import LayoutOptions
+from tl_research.data.pixel_range import Bits, Window
 from tl_research.errors import InputError
 from tl_research.recipe import Count, Positive, Seed, Share, recipe
+
+CACHE = "~/.cache/tl_research"
 
 Expression = Annotated[str, Field(min_length=1)]
 """A regular expression."""
@@ -31,7 +34,8 @@ class Source:
     `val` and `test` are the shares cut out, by `split_seed`, where the folder has no such split; 0 cuts none. `fold` of
     `folds` uses that part of all images outside `test` for validation. `fraction` or `per_class` limits the training
     images, and classes of fewer than `min_images` are left out. `group_by` is a regular expression for the part of a
-    path that images of one group share.
+    path that images of one group share. Of images with more than 8 bits a channel, `bits` is the number in use, or
+    `window` the values that become black and white.
     """
 
     val: Share = 0.2
@@ -45,6 +49,8 @@ class Source:
     min_images: Positive = 3
     max_bad: Share = 0.05
     resize: Resize = "squash"
+    bits: Bits = "auto"
+    window: Window | None = None
     augment: Augment = Field(default_factory=Augment)
 
     @model_validator(mode="after")
@@ -58,6 +64,13 @@ class Source:
             raise ValueError(f"per_class={self.per_class}: give it or data.fraction, not both")
         return self
 
+    @field_validator("window")
+    @classmethod
+    def _window_ascends(cls, window: Window | None) -> Window | None:
+        if window is not None and window[0] >= window[1]:
+            raise ValueError(f"window={list(window)}: give two numbers, black and white, the smaller first")
+        return window
+
     def folder(self) -> Path:
         """Return the class-folder tree on disk; download or draw it first if necessary."""
         raise NotImplementedError
@@ -66,7 +79,7 @@ class Source:
         """Check that the images can be had; raise `InputError` if not. Reads and writes no image."""
 
     def tree(self) -> ClassFolders:
-        """List the images by split and class, without opening them."""
+        """List the images by split and class, without opening them. A source of class folders needs only `folder`."""
         return read_class_folders(self.folder(), options=self.layout())
 
     def labelled_tree(self, class_names: Sequence[str]) -> ClassFolders:
@@ -94,19 +107,29 @@ class Source:
             max_bad=self.max_bad,
             resize=self.resize,
             augment=self.augment,
+            bits=self.bits,
+            window=self.window,
             index=index,
         )
 
     def load_part(self, part: tuple[int, int], index: FileIndex | None = None) -> DataModule:
         """List and check the images of part `i` of `n`, without splits."""
         return unsplit_dataset(
-            self.tree(), part, max_bad=self.max_bad, resize=self.resize, augment=self.augment, index=index
+            self.tree(),
+            part,
+            max_bad=self.max_bad,
+            resize=self.resize,
+            augment=self.augment,
+            bits=self.bits,
+            window=self.window,
+            index=index,
         )
 
     def load_labelled(self, class_names: Sequence[str]) -> DataModule:
         """List and check all images of a run's classes, with the splits that the folder has, `all` if none.
         Raises `InputError` if there is another class."""
-        return labelled_dataset(self.labelled_tree(class_names), class_names, max_bad=self.max_bad, resize=self.resize)
+        tree = self.labelled_tree(class_names)
+        return labelled_dataset(tree, class_names, max_bad=self.max_bad, resize=self.resize, window=self.window)
 
 
 @recipe
@@ -133,17 +156,30 @@ class FolderSource(Source):
 
 @recipe
 class Folder(FolderSource):
-    """The user's own folder. Nothing is ever written there."""
+    """The user's own folder, or a zip or tar of it, which is unpacked into `cache`. Nothing is ever written into
+    `root`."""
 
     root: Annotated[str, Field(min_length=1)]
+    cache: str = CACHE
 
     @override
     def folder(self) -> Path:
-        return Path(self.root).expanduser()
+        from tl_research.data import archives
+
+        path = Path(self.root).expanduser()
+        if not archives.is_archive(path):
+            return path
+        return archives.unpacked(path, Path(self.cache).expanduser())
 
     @override
     def preflight(self) -> None:
-        self.tree()
+        from tl_research.data import archives
+
+        path = Path(self.root).expanduser()
+        if archives.is_archive(path):
+            archives.archive_digest(path)
+        else:
+            self.tree()
 
 
 @recipe

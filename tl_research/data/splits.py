@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tl_research.data.formats import IMAGE_SUFFIXES
 from tl_research.errors import InputError
 
 
@@ -26,6 +27,15 @@ def groups_of(paths: Sequence[Path], root: Path, pattern: str) -> np.ndarray:
             raise InputError(f"data.group_by={pattern}: it finds nothing in {path.relative_to(root)}")
         groups.append(match.group(1 if match.re.groups else 0))
     return np.array(groups)
+
+
+def first_of_stem(paths: Sequence[Path], labels: np.ndarray) -> np.ndarray:
+    """Return for each file the index of the first of its folder, stem and label, `(n,)`: a phone's `IMG_1.JPG` and
+    `IMG_1.HEIC` are one photograph, and belong in one split."""
+    first: dict[tuple[Path, int], int] = {}
+    stems = (path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path for path in paths)
+    keys = zip(stems, labels.tolist(), strict=True)
+    return np.array([first.setdefault(key, i) for i, key in enumerate(keys)], int)
 
 
 def hold_out(labels: np.ndarray, share: float, seed: int, *, num_classes: int, keep: int = 1) -> np.ndarray:

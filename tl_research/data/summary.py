@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +38,10 @@ def show_data(module: DataModule) -> None:
     for side, values in (("width", module.sizes[:, 0]), ("height", module.sizes[:, 1])):
         sizes.add_row(side, *(f"{value:.0f}" for value in np.percentile(values, [0, 25, 50, 75, 100])))
     show_table(sizes)
+    if module.values:
+        deep, (bits, window) = sum(map(bool, module.values)), astuple(module.pixel_range)
+        scaled = f"values from {window[0]:g} to {window[1]:g}" if window else f"integers of {bits} bits (data.bits)"
+        show(f"{deep} with more than 8 bits a channel: {scaled} become 0 to 255")
     if module.quarantined:
         _show_files("set aside, cannot be read", [f"{bad.path}: {bad.reason}" for bad in module.quarantined])
     if module.ignored:

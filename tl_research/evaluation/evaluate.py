@@ -12,6 +12,7 @@ import numpy as np
 
 from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import UndecodableError, open_image
+from tl_research.data.pixel_range import AS_STORED, PixelRange
 from tl_research.evaluation.calibration import calibrate_run
 from tl_research.evaluation.predict import prediction_rows
 from tl_research.metrics.classification import classification_metrics, recall_by_class
@@ -103,17 +104,17 @@ def mistakes(data: DataModule, logits: np.ndarray) -> list[dict[str, Any]]:
             "label": data.class_names[labels[n]],
             "prediction": data.class_names[predicted[n]],
             "probability": round(float(confidence[n]), 6),
-            "jpeg": thumbnail(data.paths[indices[n]]),
+            "jpeg": thumbnail(data.paths[indices[n]], data.pixel_range),
         }
         for n in wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_MISTAKES]
     ]
 
 
-def thumbnail(path: Path) -> str:
+def thumbnail(path: Path, pixel_range: PixelRange = AS_STORED) -> str:
     """Encode an image no larger than `THUMBNAIL` as a JPEG in base64; empty if the file has vanished, which must not
     fail a run at its end."""
     try:
-        image = open_image(path, at_least=THUMBNAIL)
+        image = open_image(path, THUMBNAIL, pixel_range)
     except UndecodableError:
         return ""
     image.thumbnail((THUMBNAIL, THUMBNAIL))

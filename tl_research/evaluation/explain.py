@@ -54,6 +54,7 @@ class Explainer:
             raise InputError(f"--class {class_name}: the run's classes are {', '.join(self._names)}")
         self._class = None if class_name is None else self._names.index(class_name)
         self._model, self._resize = run.model(), run.resize
+        self._pixel_range = run.pixel_range
         self._temperature = float(run.calibration["temperature"])
         self._size = int(self._model.input_shape[1])
         self._explain = _by_map(self._model, run.directory) if method == "map" else _by_occlusion(self._model)
@@ -62,7 +63,7 @@ class Explainer:
         """Explain one image after the other: the predicted class, or the one asked for."""
         for path in paths:
             try:
-                pixels = read_pixels(path, self._size, self._resize)
+                pixels = read_pixels(path, self._size, self._resize, self._pixel_range)
             except UndecodableError as error:
                 yield Explanation(path, error=str(error))
                 continue

@@ -71,12 +71,12 @@ def predict_images(run: Run, paths: Sequence[Path]) -> Table:
 def predict_logits(run: Run, paths: Sequence[Path]) -> list[np.ndarray | str]:
     """Compute logits `(num_classes,)` for each image, or why it cannot be read, in the order of `paths`."""
     model = run.model()
-    size, resize = int(model.input_shape[1]), run.resize
+    size, resize, pixel_range = int(model.input_shape[1]), run.resize, run.pixel_range
     results: list[np.ndarray | str] = [""] * len(paths)
 
     def load(index: int) -> np.ndarray:
         try:
-            return read_pixels(paths[index], size, resize)
+            return read_pixels(paths[index], size, resize, pixel_range)
         except UndecodableError as error:
             results[index] = str(error)
             return np.zeros((size, size, 3), np.uint8)

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +135,8 @@ def _begin(experiment: Experiment, run: Run, data: DataModule) -> int:
     show_data(data)
     warn_of_small_classes(data)
     run.write_json("classes.json", list(data.class_names))
+    if data.values:
+        run.write_json("pixel_range.json", asdict(data.pixel_range))
     if data.quarantined:
         run.write_csv("set_aside.csv", ["path", "reason"], [[bad.path, bad.reason] for bad in data.quarantined])
     return threads

@@ -35,7 +35,7 @@ class ImageViews:
     def of(cls, data: DataModule, indices: np.ndarray, view: int = ORIGINAL) -> ImageViews:
         """Select one view of some examples."""
         hashes = [
-            data.digests[i] if view == ORIGINAL else data.augment.digest(data.digests[i], view)
+            data.row_digest(i) if view == ORIGINAL else data.augment.digest(data.row_digest(i), view)
             for i in map(int, indices)
         ]
         return cls(indices, np.full(len(indices), view), as_digests(hashes))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tl_research.data.pixel_range import AS_STORED, PixelRange
 from tl_research.data.splits import groups_of
 from tl_research.errors import InputError
 from tl_research.metrics.paired import LEVEL, Comparison, compare_answers, holm
@@ -31,6 +32,7 @@ class Answers:
     labels: dict[str, str]
     predictions: dict[str, str]
     groups: np.ndarray | None
+    pixel_range: PixelRange = AS_STORED
 
     @property
     def correct(self) -> np.ndarray:
@@ -64,6 +66,7 @@ def read_answers(directory: Path) -> Answers:
         {key: row["label"] for key, row in zip(keys, tested, strict=True)},
         {key: row["prediction"] for key, row in zip(keys, tested, strict=True)},
         groups_of(paths, root, pattern) if pattern else None,
+        run.pixel_range,
     )
 
 
@@ -188,6 +191,7 @@ def _pair_section(pair: Pair, pictures: bool) -> str:
             for key in apart[:MOST_IMAGES]
         ),
         pictures=pictures,
+        pixel_range=first.pixel_range,
     )
     left_out = len(apart) - MOST_IMAGES
     note = [paragraph(f"{left_out} more images are not shown.")] if left_out > 0 else []

@@ -56,7 +56,7 @@ def write_explanations(explanations: Iterable[Explanation], total: int, folder: 
 
 def _write(one: Explanation, name: str, folder: Path) -> tuple[list[object], str]:
     if one.heat is None or one.pixels is None:
-        row = [str(one.path), *[""] * (len(HEADER) - 2), one.error]
+        row: list[object] = [str(one.path), *[""] * (len(HEADER) - 2), one.error]
         return row, f"<figure><figcaption>{escape(one.path.name)}<br>{escape(one.error)}</figcaption></figure>"
     overlay(one.pixels, one.heat).save(folder / f"{name}.png")
     np.save(folder / f"{name}.npy", one.heat)

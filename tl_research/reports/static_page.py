@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from tl_research.data.pixel_range import AS_STORED, PixelRange
 from tl_research.evaluation.evaluate import thumbnail
 
 STYLE = Path(__file__).parent / "templates" / "report.css"
@@ -51,11 +52,13 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>'
 
 
-def image_cards(cards: Iterable[tuple[Path, Sequence[str]]], *, pictures: bool = True) -> str:
+def image_cards(
+    cards: Iterable[tuple[Path, Sequence[str]]], *, pictures: bool = True, pixel_range: PixelRange = AS_STORED
+) -> str:
     """Make a grid of photographs, each with lines of plain text below; without `pictures` only the text."""
     figures = []
     for path, lines in cards:
-        data = thumbnail(path) if pictures else ""
+        data = thumbnail(path, pixel_range) if pictures else ""
         picture = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(path.name)}">' if data else ""
         figures.append(f"<figure>{picture}<figcaption>{'<br>'.join(map(escape, lines))}</figcaption></figure>")
     return '<div class="cards">\n' + "\n".join(figures) + "\n</div>"

@@ -39,10 +39,12 @@ _IRRELEVANT = (
     "trainer.checkpoint_minutes",
 )
 
-# Keys that came later, with the values at which they change nothing: jobs of before keep their identity.
+# Keys that came later, with the values at which they change nothing: jobs of before keep their identity. Where images
+# have more than 8 bits, the images' own part of the identity shows `bits`.
 _LATER = {
     "data.min_images": 3,
-    **dict.fromkeys(("data.train_dir", "data.val_dir", "data.test_dir", "data.label_by")),
+    "data.bits": "auto",
+    **dict.fromkeys(("data.train_dir", "data.val_dir", "data.test_dir", "data.label_by", "data.window")),
 }
 
 _WORDS = {"config": "config", "images": "images", "weights": "weights", "code": "code version"}
@@ -174,7 +176,7 @@ def _other_images(run: Run, data: DataModule) -> list[str]:
 def _images(data: DataModule) -> str:
     groups = None if data.groups is None else data.groups.tolist()
     labels = json.dumps([list(data.class_names), data.labels.tolist(), data.split_of.tolist(), groups])
-    return hashlib.sha256(labels.encode() + b"".join(data.digests)).hexdigest()
+    return hashlib.sha256(labels.encode() + b"".join(map(data.row_digest, range(len(data))))).hexdigest()
 
 
 def _relevant(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

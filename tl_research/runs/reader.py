@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tl_research.data.decode import Resize
+from tl_research.data.pixel_range import PixelRange
 from tl_research.errors import InputError
 from tl_research.models.weights.licences import describe_weights
 from tl_research.runs.status import STATUS, read_status
@@ -93,6 +94,16 @@ class RunReader:
         with contextlib.suppress(OSError), (self.directory / name).open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
         return []
+
+    @property
+    def pixel_range(self) -> PixelRange:
+        """Give the range of values that the run made 0 to 255, of images with more than 8 bits a channel."""
+        with contextlib.suppress(OSError, ValueError):
+            known = json.loads((self.directory / "pixel_range.json").read_text())
+            return PixelRange(known["bits"], tuple(known["window"]) if known["window"] else None)
+        data = self.config.get("data", {})
+        window, bits = data.get("window"), data.get("bits", "auto")
+        return PixelRange(16 if bits == "auto" else bits, tuple(window) if window else None)
 
     def class_names(self) -> list[str]:
         """Read the classes in the order of the model's logits. Raises `InputError` if the run has none yet."""

@@ -21,7 +21,7 @@ def check_images(run: Run, size: int, resize: Resize, most: int) -> tuple[list[s
     names, images = [], []
     for path in [paths[n] for n in np.unique(np.linspace(0, len(paths) - 1, min(most, len(paths)), dtype=int))]:
         try:
-            images.append(read_pixels(Path(path), size, resize))
+            images.append(read_pixels(Path(path), size, resize, run.pixel_range))
             names.append(path)
         except UndecodableError:
             continue

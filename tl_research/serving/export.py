@@ -126,7 +126,7 @@ def _compare(job: Path, target: Path, paths: list[str], labels: np.ndarray, name
     return Exported(
         folder=target,
         num_bytes=sum(path.stat().st_size for path in (job / "artifact").rglob("*") if path.is_file()),
-        milliseconds=tuple(map(float, answers["milliseconds"])),
+        milliseconds=(float(answers["milliseconds"][0]), float(answers["milliseconds"][1])),
         num_images=count,
         difference=float(np.abs(given - expected)[:count].max()),
         changed=[(paths[n], names[old[n]], names[new[n]]) for n in differ],

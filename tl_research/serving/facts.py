@@ -21,6 +21,8 @@ def facts_of(run: Run) -> dict[str, Any]:
         "output": f"probabilities: float32 (n, {len(names)}), in the order of class_names",
         "image_size": size,
         "resize": run.resize,
+        "bits": run.pixel_range.bits,
+        "window": run.pixel_range.window,
         "preprocessing": f"{backbone.get('preprocessing')}, in the model",
         "temperature": run.calibration["temperature"],
         "weights": run.weights,

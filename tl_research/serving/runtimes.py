@@ -67,7 +67,7 @@ RUNTIMES: dict[str, Callable[[Path], Predict]] = {
 
 def milliseconds(predict: Predict, pixels: np.ndarray) -> float:
     """Measure the median time of a call, in milliseconds an image."""
-    times = []
+    times: list[float] = []
     while len(times) < 3 or sum(times) < SECONDS:
         began = time.perf_counter()
         predict(pixels)

@@ -19,5 +19,5 @@ def show_export(exported: Exported) -> None:
     show(f"{what}, {len(exported.changed)} get another class")
     for path, before, after in exported.changed[:MOST_CHANGED]:
         show(f"  {path or 'a photograph of another subject'}: {before} -> {after}")
-    before, after = exported.accuracy
-    show(f"accuracy on training and validation images: {before:.3f} -> {after:.3f}")
+    old, new = exported.accuracy
+    show(f"accuracy on training and validation images: {old:.3f} -> {new:.3f}")

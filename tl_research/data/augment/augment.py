@@ -15,6 +15,7 @@ from pydantic import Field
 from tl_research.data.augment.mixing import Mixed, mix_batch
 from tl_research.data.augment.rand_augment import MAX_MAGNITUDE, rand_augment
 from tl_research.data.decode import BACKGROUND, Resize, decode_image, fit
+from tl_research.data.pixel_range import AS_STORED, PixelRange
 from tl_research.recipe import Count, Seed, Share, recipe
 
 AUGMENT_VERSION = "39f5d48aeabd7eb5"
@@ -112,9 +113,16 @@ class Augment:
         return image
 
 
-def augmented_pixels(content: bytes, size: int, resize: Resize, augment: Augment, version: bytes) -> np.ndarray:
+def augmented_pixels(
+    content: bytes,
+    size: int,
+    resize: Resize,
+    augment: Augment,
+    version: bytes,
+    pixel_range: PixelRange = AS_STORED,
+) -> np.ndarray:
     """Decode an image and augment it: uint8 `(size, size, 3)`. Raises `UndecodableError`."""
-    image = decode_image(content, at_least=math.ceil(2 * size / math.sqrt(augment.crop)))
+    image = decode_image(content, math.ceil(2 * size / math.sqrt(augment.crop)), pixel_range)
     return np.asarray(augment.apply(image, size, resize, version))
 
 

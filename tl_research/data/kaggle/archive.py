@@ -47,7 +47,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     """
     archive, folder = archive.expanduser(), folder.expanduser()
     staging = folder.with_name(f".{folder.name}.unpacking")
-    with writing(folder), claim(folder.with_name(f".{folder.name}.unpacking.lock")):
+    with explain_write_errors(folder), claim(folder.with_name(f".{folder.name}.unpacking.lock")):
         if folder.is_dir() and any(folder.iterdir()):
             return folder
         try:
@@ -103,8 +103,8 @@ def _open(archive: Path) -> zipfile.ZipFile:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Raise `InputError` with what to do about a disk that is full or cannot be written."""
+def explain_write_errors(folder: Path) -> Iterator[None]:
+    """Turn an error of writing into `InputError` that names the folder and what to do."""
     try:
         yield
     except OSError as error:
@@ -129,7 +129,7 @@ def _entries(source: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInf
         fault, path = _fault(info), PurePosixPath(info.filename)
         if fault or str(path) in entries:
             raise BadArchiveError(f"{archive}: the entry {info.filename!r} {fault or 'is there twice'}. {BY_HAND}")
-        if not _is_folder(info) and path.name not in JUNK and "__MACOSX" not in path.parts:
+        if not _is_folder(info) and not is_junk(path):
             entries[str(path)] = info
     for folder in {str(parent) for name in entries for parent in PurePosixPath(name).parents} & set(entries):
         raise BadArchiveError(f"{archive}: the entry {folder!r} is a file and a folder. {BY_HAND}")
@@ -138,16 +138,29 @@ def _entries(source: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInf
     return entries
 
 
+def is_junk(path: PurePosixPath) -> bool:
+    """Recognize what operating systems leave in archives."""
+    return path.name in JUNK or "__MACOSX" in path.parts
+
+
+def name_fault(name: str) -> str | None:
+    """Say why an entry of this name is refused; None if it is not."""
+    parts = PurePosixPath(name).parts
+    if not parts:
+        return "has no name"
+    if name.startswith("/") or "\\" in name or re.match("[A-Za-z]:", name) or ".." in parts:
+        return "would leave the folder"
+    if "\0" in name or any(len(os.fsencode(part)) > 255 for part in parts):
+        return "has a name that no file can have"
+    return None
+
+
 def _fault(info: zipfile.ZipInfo) -> str | None:
     """Say why an entry is refused. `orig_filename` is the name in the zip, `filename` Python's reading of it."""
     for name in (info.orig_filename, info.filename):
-        parts = PurePosixPath(name).parts
-        if not parts and not _is_folder(info):
-            return "has no name"
-        if name.startswith("/") or "\\" in name or re.match("[A-Za-z]:", name) or ".." in parts:
-            return "would leave the folder"
-        if "\0" in name or any(len(os.fsencode(part)) > 255 for part in parts):
-            return "has a name that no file can have"
+        fault = name_fault(name)
+        if fault and not (fault == "has no name" and _is_folder(info)):
+            return fault
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or a special file"
     if info.header_offset < 0:

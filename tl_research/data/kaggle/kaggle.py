@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tl_research.data.kaggle.archive import BadArchiveError, claim, fingerprint, unpack, writing
+from tl_research.data.kaggle.archive import BadArchiveError, claim, explain_write_errors, fingerprint, unpack
 from tl_research.data.kaggle.kaggle_client import download
 from tl_research.errors import InputError
 
@@ -28,7 +28,7 @@ def fetch(dataset: str, cache: Path, archive: Path | None = None) -> Path:
     if _is_filled(folder):
         return folder
     target = folder.with_name(f".{folder.name}.zip")
-    with _explained(dataset), writing(folder), claim(folder.with_name(f".{folder.name}.lock")):
+    with _explained(dataset), explain_write_errors(folder), claim(folder.with_name(f".{folder.name}.lock")):
         if not _is_filled(folder) and not target.is_file():
             download(dataset, target)
         try:
