@@ -6,10 +6,9 @@ import hashlib
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
-from PIL import ImageFile
 
 Bits = Literal["auto", 8, 10, 12, 14, 16]
 BITS = (8, 10, 12, 14, 16)
@@ -103,7 +102,7 @@ def choose_range(bits: Bits, window: Window | None, values: Iterable[DeepValues 
     return PixelRange(next((number for number in BITS if peak < 2**number), 16), window)
 
 
-def low_byte_mode(image: ImageFile.ImageFile) -> str | None:
+def low_byte_mode(image: Any) -> str | None:
     """Return the raw mode in which an opened, unread 16-bit colour image yields the low byte of each value; None for
     other images."""
     arguments = image.tile[0][3] if getattr(image, "tile", None) else None
@@ -111,7 +110,7 @@ def low_byte_mode(image: ImageFile.ImageFile) -> str | None:
     return _LOW_BYTES.get(mode) if isinstance(mode, str) else None
 
 
-def read_in_mode(image: ImageFile.ImageFile, mode: str) -> np.ndarray:
+def read_in_mode(image: Any, mode: str) -> np.ndarray:
     """Read the pixels of an opened, unread image in another raw mode: uint8 `(h, w, bands)`."""
     tiles = image.tile
     image.tile = [
