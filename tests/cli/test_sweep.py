@@ -238,7 +238,7 @@ def test_an_interruption_is_recorded_and_continued_from(cwd: Path, tiny: list[st
             process.terminate()
         _, message = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert message.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert message.splitlines()[-1].startswith("interrupted; the same command goes on from here: outputs/sweeps/")
     assert "Traceback" not in message
     assert sorted(states(cwd)) == ["done", "interrupted"]
     assert len(board(cwd)) == 2, "there is a leaderboard of what there is"

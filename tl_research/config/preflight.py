@@ -53,9 +53,8 @@ def check_jobs(command: str, options: Namespace) -> Path | None:
             _check_job(composer, options, overrides, master, findings)
     _raise(findings.wrong or ([] if findings.healthy else findings.refusals))
     for (_, message), impossible in findings.impossible.items():
-        of_all = [text for text in jobs[0] if all(text in job for job in jobs)]
-        shared = [text for text in impossible[0] if all(text in job for job in impossible)]
-        words = " ".join(text for text in shared if text not in of_all)
+        shared = set(impossible[0]).intersection(*impossible) - set(jobs[0]).intersection(*jobs)
+        words = " ".join(text for text in impossible[0] if text in shared)
         log.warning("left out: %s (%d job(s)): %s", words, len(impossible), message)
     for error in findings.lacking:
         log.warning("to be skipped: %s", error)

@@ -68,6 +68,8 @@ def _secondary(number: int, options: Namespace) -> Iterator[None]:
         try:
             with _silent():
                 yield
+        except KeyboardInterrupt:  # the run to go on with is the first worker's
+            raise KeyboardInterrupt from None
         except (InputError, HydraException, WorkerLostError) as error:
             error.args = (f"worker {number}: {error}",)
             raise
