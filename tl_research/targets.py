@@ -18,7 +18,7 @@ from typing import Any
 TARGETS = {
     "Experiment": "tl_research.experiment.experiment.Experiment",
     "Application": "tl_research.models.backbone.Application",
-    "Custom": "tl_research.models.backbone.Custom",
+    "Custom": "tl_research.models.custom_backbone.Custom",
     "Lite": "tl_research.models.backbone.Lite",
     "Saved": "tl_research.models.backbone.Saved",
     "KNN": "tl_research.models.head.KNN",

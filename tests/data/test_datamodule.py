@@ -23,8 +23,9 @@ from tests.conftest import draw_tree
 from tl_research import compose
 from tl_research.data import datamodule
 from tl_research.data.augment.augment import Augment
+from tl_research.data.build_dataset import split_dataset
 from tl_research.data.class_folders import read_class_folders
-from tl_research.data.datamodule import SPLITS, DataModule, split_dataset
+from tl_research.data.datamodule import SPLITS, DataModule
 from tl_research.data.inspection import inspect_all
 from tl_research.data.loader import AHEAD, Batch, PixelCache, numbered_batches, rows_epoch
 from tl_research.data.sources import Folder

@@ -14,8 +14,8 @@ from tests.data.test_decode import encoded as encode
 from tests.data.test_pixel_range import CUT
 from tl_research import InputError
 from tl_research.data import formats
+from tl_research.data.build_dataset import split_dataset
 from tl_research.data.class_folders import read_class_folders
-from tl_research.data.datamodule import split_dataset
 from tl_research.data.decode import UnreadFormatError, decode_image, read_pixels
 from tl_research.data.inspection import inspect, is_image_name
 from tl_research.data.splits import first_of_stem

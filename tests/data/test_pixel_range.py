@@ -14,8 +14,8 @@ from PIL import Image
 
 from tests.data.test_decode import chunk
 from tl_research import InputError, compose
+from tl_research.data.build_dataset import split_dataset, unsplit_dataset
 from tl_research.data.class_folders import read_class_folders
-from tl_research.data.datamodule import split_dataset, unsplit_dataset
 from tl_research.data.decode import UndecodableError, decode_image, measure
 from tl_research.data.file_index import FileIndex
 from tl_research.data.pixel_range import AS_STORED, DeepValues, PixelRange, choose_range

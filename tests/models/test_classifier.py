@@ -8,9 +8,9 @@ import pytest
 
 from tests.backend.test_train_step import update
 from tl_research.models import weights
-from tl_research.models.backbone import Custom
 from tl_research.models.blocks import find_blocks
 from tl_research.models.classifier import BatchNorm, Parameters, Part, build_classifier, set_trainable, trainable_table
+from tl_research.models.custom_backbone import Custom
 from tl_research.models.head import MLP, Linear
 from tl_research.models.trainable_plan import TrainablePlan
 

@@ -15,7 +15,8 @@ from tl_research.errors import InputError
 def find_names(tree: FolderNode, options: LayoutOptions, key: str, label_by: str) -> Layout:
     """Find the images of each class and split; folders count only as splits.
 
-    The class is the first group of the expression, or all that it finds; where it finds nothing, images are passed
+    The class is the first group of the expression, or all that it finds, without spaces, `_`, `-` and `.` at its ends
+    (`Abyssinian_3.jpg`); where it finds nothing, images are passed
     over, and counted. Raises `InputError` if it finds nothing in any name.
     """
     layout = Layout(tree.path, key)
@@ -40,7 +41,7 @@ def find_names(tree: FolderNode, options: LayoutOptions, key: str, label_by: str
 
 def _label(label_by: str, name: str) -> str:
     match = re.search(label_by, name)
-    return (match.group(1 if match.re.groups else 0) or "").strip() if match else ""
+    return (match.group(1 if match.re.groups else 0) or "").strip(" _-.") if match else ""
 
 
 def _split_folders(tree: FolderNode, options: LayoutOptions, key: str) -> dict[str, FolderNode]:

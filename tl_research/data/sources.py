@@ -12,8 +12,9 @@ from pydantic import Field, field_validator, model_validator
 from typing_extensions import override
 
 from tl_research.data.augment.augment import Augment
+from tl_research.data.build_dataset import labelled_dataset, split_dataset, unsplit_dataset
 from tl_research.data.class_folders import ClassFolders, read_class_folders
-from tl_research.data.datamodule import DataModule, labelled_dataset, split_dataset, unsplit_dataset
+from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import Resize
 from tl_research.data.file_index import FileIndex
 from tl_research.data.layout import LayoutOptions

@@ -226,14 +226,11 @@ def _split(value: str, table: Path) -> str:
 def _demand_classes(rows: Sequence[LabelRow], table: Path) -> None:
     names, paths = {row.label for row in rows}, {row.path for row in rows}
     if len(names) < 2:
-        raise InputError(
-            f"data.table={table}: {len(paths)} labelled image(s) of {len(names)} class(es); expected two classes"
-        )
+        found = f"{len(paths)} labelled image(s) of {len(names)} class(es)"
+        raise InputError(f"data.table={table}: {found}; expected two classes")
     if len(names) == len(paths) > 2:
-        raise InputError(
-            f"data.table={table}: each of {len(paths)} images has a label of its own, such as '{min(names)}'; "
-            "data.label_column says which column holds the classes"
-        )
+        found = f"each of {len(paths)} images has a label of its own, such as '{min(names)}'"
+        raise InputError(f"data.table={table}: {found}; data.label_column says which column holds the classes")
 
 
 class _ImageFinder:
@@ -247,8 +244,8 @@ class _ImageFinder:
         found: dict[str, list[Path]] = defaultdict(list)
         for folder, folders, names in os.walk(self.root):
             folders[:] = sorted(name for name in folders if not is_junk(name))
-            for path in (Path(folder, name) for name in sorted(names) if not is_junk(name)):
-                if path.suffix.lower() in IMAGE_SUFFIXES:
+            for path in (Path(folder, name) for name in sorted(names)):
+                if path.suffix.lower() in IMAGE_SUFFIXES and not is_junk(path.name):
                     for key in {path.name.casefold(), path.stem.casefold()}:
                         found[key].append(path)
         return found

@@ -22,31 +22,10 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class RunReader:
-    """The contents of a run directory; `metrics` are those of `metrics.json`, empty if there is none."""
+class RunCommand:
+    """The command that began a run, as Hydra recorded it in the run's directory."""
 
     directory: Path
-    metrics: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def open(cls, directory: Path | str) -> Self:
-        """Open a run for reading. Raises `InputError` if the directory holds none."""
-        directory = Path(directory).expanduser()
-        if not (directory / STATUS).is_file():
-            raise InputError(f"{directory}: not a run directory (it has no status.json)")
-        run = cls(directory)
-        run.metrics = read_metrics(directory)
-        return run
-
-    @property
-    def status(self) -> dict[str, Any]:
-        """Read `status.json`, see `read_status`."""
-        return read_status(self.directory)
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """Read the resolved configuration; empty if it was not written or is damaged."""
-        return read_mapping(self.directory / "config.yaml")
 
     @property
     def noted_config(self) -> dict[str, Any]:
@@ -78,6 +57,33 @@ class RunReader:
         name = noted.get("job", {}).get("config_name", "config")
         options = [text for folder in folders for text in ("--config-dir", str(folder))]
         return [*options, *(["--config-name", str(name)] if name not in (None, "config") else [])]
+
+
+@dataclass
+class RunReader(RunCommand):
+    """The contents of a run directory; `metrics` are those of `metrics.json`, empty if there is none."""
+
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, directory: Path | str) -> Self:
+        """Open a run for reading. Raises `InputError` if the directory holds none."""
+        directory = Path(directory).expanduser()
+        if not (directory / STATUS).is_file():
+            raise InputError(f"{directory}: not a run directory (it has no status.json)")
+        run = cls(directory)
+        run.metrics = read_metrics(directory)
+        return run
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """Read `status.json`, see `read_status`."""
+        return read_status(self.directory)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Read the resolved configuration; empty if it was not written or is damaged."""
+        return read_mapping(self.directory / "config.yaml")
 
     @property
     def resize(self) -> Resize:
