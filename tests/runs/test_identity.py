@@ -143,7 +143,7 @@ CHANGES: dict[str, Callable[[DataModule], DataModule]] = {
     "a label": lambda data: replace(data, labels=np.array([1 - data.labels[0], *data.labels[1:]])),
     "a split": lambda data: replace(data, split_of=np.array(["test", *data.split_of[1:]])),
     "an image less": lambda data: replace(
-        data, digests=data.digests[1:], labels=data.labels[1:], split_of=data.split_of[1:]
+        data, paths=data.paths[1:], digests=data.digests[1:], labels=data.labels[1:], split_of=data.split_of[1:]
     ),
     "a class name": lambda data: replace(data, class_names=["azure", *data.class_names[1:]]),
 }
