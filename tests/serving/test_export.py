@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from tests.conftest import ROOT
 from tl_research import InputError, Run, compose
+from tl_research.__main__ import app
 from tl_research.data.decode import read_pixels
 from tl_research.evaluation.predict import predict_logits
 from tl_research.metrics.probabilities import softmax
@@ -257,16 +259,11 @@ def test_an_export_that_answers_otherwise_leaves_nothing(
     ],
 )
 def test_bad_input_is_one_line(
-    arguments: list[str], reason: str, run: Run, cwd: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    arguments: list[str], reason: str, run: Run, cwd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tl_research.__main__ import main
-
     (cwd / "full").mkdir()
     (cwd / "full" / "photo.jpg").touch()
     monkeypatch.chdir(cwd)
-    monkeypatch.setattr(sys, "argv", ["tl-research", "export", str(run.directory), *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert reason in line
+    error = CliRunner().invoke(app, ["export", str(run.directory), *arguments]).exception
+    assert isinstance(error, InputError)
+    assert reason in str(error)

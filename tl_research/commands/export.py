@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -47,5 +46,4 @@ def export_command(
         source = source_of(opened)
         source.preflight()
         data = source.load()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left half made
     show_export(export_run(opened, to, output and output.expanduser().absolute(), data, max_drop))
