@@ -300,5 +300,5 @@ def same(one: Run, other: Run, close: float = CLOSE) -> None:
 
 def numbers(row: dict[str, Any]) -> dict[str, float]:
     """Convert to numbers, without metrics that jump when rounding swaps two nearly equal answers."""
-    jump = ("accuracy", "auroc", "f1", "ece")
+    jump = ("accuracy", "auroc", "f1", "ece", "recall", "majority")
     return {key: float(value) for key, value in row.items() if key != "stage" and not any(j in key for j in jump)}

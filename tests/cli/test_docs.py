@@ -192,26 +192,6 @@ def test_every_file_of_a_run_is_on_a_page(run: Run) -> None:
         assert f"`{path.name}{'/' if path.is_dir() else ''}`" in told
 
 
-@pytest.mark.parametrize("kind", ["head", "data", "callbacks"])
-def test_contributings_examples_compose(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    blocks = [body for language, body in FENCE.findall(text) if language == "python"]
-    module, name, yaml, body = next(
-        found.groups()
-        for block in blocks
-        if (found := re.match(rf"# (\w+)\.py; my_conf/{kind}/(\w+)\.yaml: (.*?)\n(.*)", block, re.S))
-    )
-    imports = ["from __future__ import annotations", "from pathlib import Path", *re.findall(r"# (from .*)", text)]
-    (tmp_path / f"{module}.py").write_text("\n".join([*imports, body]))
-    (tmp_path / "my_conf" / kind).mkdir(parents=True)
-    (tmp_path / "my_conf" / kind / f"{name}.yaml").write_text("\n".join(re.findall(r'"(.*?)"', yaml)))
-    monkeypatch.syspath_prepend(tmp_path)
-    share = ["data.share=x"] if kind == "data" else []
-    experiment = compose([f"{kind}={name}", "optimizer=adam", *share], tmp_path / "my_conf")
-    parts = (experiment.head, experiment.data, *experiment.callbacks.values())
-    assert module in {type(part).__module__ for part in parts}
-
-
 def small(arguments: list[str], colours: Path) -> list[str]:
     """The same command on a tiny network and few images; with Slurm's launcher for this machine."""
     own = ("backbone=", "backbone.", "hydra.launcher.")

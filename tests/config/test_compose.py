@@ -163,7 +163,6 @@ def test_every_field_of_the_root_stands_in_the_config() -> None:
         (["optimizer.l2=-1"], ["optimizer.l2=-1: should be a number greater than 0 or null"]),
         (["threads=0"], ["threads=0: should be a whole number of at least 1 or null"]),
         (["deterministic=maybe"], ["deterministic=maybe: should be true or false"]),
-        (["data.val=0"], ["data.val=0: should be a number greater than 0 and less than 1"]),
         (["data.max_bad=5"], ["data.max_bad=5: should be a number of at least 0 and less than 1"]),
         (["data.resize=stretch"], ["data.resize=stretch: should be 'squash', 'crop' or 'pad'"]),
         (["data.split_seed=x"], ["data.split_seed=x"]),

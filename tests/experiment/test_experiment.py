@@ -27,6 +27,7 @@ FILES = {
     "model.keras",
     "status.json",
     "tensorboard",
+    "weights.json",
 }
 METRICS = {"val_accuracy", "val_loss", "test_accuracy", "test_loss", "test_macro_f1", "test_auroc"}
 

@@ -11,16 +11,14 @@ from tl_research import compose
 from tl_research.experiment.summary import warn_of_the_majority
 
 
-def test_unbalanced_data_are_shown_as_such(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unbalanced_data_are_shown_as_such(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = draw_tree(tmp_path / "photos", {"blue": 40, "red": 10})
     run = compose(["backbone=tiny", "data=folder", f"data.root={root}", "callbacks=none"]).run(tmp_path / "run")
     assert run.metrics["test_majority"] == pytest.approx(0.8)
     shown = capfd.readouterr().out
     assert "majority" in shown
     assert "recall" in shown
-    assert "fewer than 5 validation images of a class: red (2)" in caplog.text
+    assert "fewer than 5 validation images of a class: red (2)" in shown
     other = compose(
         ["backbone=tiny", "data=folder", f"data.root={root}", "callbacks=none", "data.fraction=0.5", "seed=3"]
     )

@@ -46,6 +46,9 @@ class Images:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def row_digest(self, index: int) -> bytes:
+        return self.digests[index]
+
     def pixels(self, index: int, size: int) -> np.ndarray:
         return np.array([[np.unravel_index(self.numbers[index], (256, 256, 256))]], np.uint8)
 

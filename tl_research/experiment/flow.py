@@ -22,7 +22,7 @@ from tl_research.errors import DivergedError, InputError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
 from tl_research.experiment.outcome import record_outcome
 from tl_research.experiment.scaling import compare_scaling
-from tl_research.experiment.summary import show_done_before, show_metrics, warn_of_small_classes, warn_of_the_majority
+from tl_research.experiment.summary import show_done_before, show_metrics, show_small_classes, warn_of_the_majority
 from tl_research.features.extraction import ORIGINAL
 from tl_research.features.summary import show_features
 from tl_research.features.table import FeatureTable
@@ -133,7 +133,7 @@ def _begin(experiment: Experiment, run: Run, data: DataModule) -> int:
     run.metrics |= {"seed": experiment.seed, "threads": threads, "deterministic": experiment.deterministic}
     run.metrics |= {"random_weights": experiment.falls_back, "resumed_at_epoch": None}
     show_data(data)
-    warn_of_small_classes(data)
+    show_small_classes(data)
     run.write_json("classes.json", list(data.class_names))
     if data.values:
         run.write_json("pixel_range.json", asdict(data.pixel_range))

@@ -70,14 +70,14 @@ def _show_recalls(data: DataModule, logits: Mapping[str, np.ndarray]) -> None:
     show_table(table)
 
 
-def warn_of_small_classes(data: DataModule) -> None:
-    """Warn of classes with too few validation images to judge them by."""
+def show_small_classes(data: DataModule) -> None:
+    """Name classes with too few validation images to judge them by."""
     counts = {name: count for name, count in data.counts()["val"].items() if count < FEWEST_IMAGES}
     if counts and len(data.indices("val")):
         named = [f"{name} ({count})" for name, count in counts.items()]
         more = f" and {len(named) - MOST_CLASSES} more" if len(named) > MOST_CLASSES else ""
         which = ", ".join(named[:MOST_CLASSES]) + more
-        log.warning("fewer than %d validation images of a class: %s; its recall says little", FEWEST_IMAGES, which)
+        show(f"fewer than {FEWEST_IMAGES} validation images of a class: {which}; its recall says little")
 
 
 def warn_of_the_majority(metrics: Mapping[str, Any]) -> None:
