@@ -36,7 +36,8 @@ def test_all_examples_at_once(own: Path, colours: Path, way: list[str]) -> None:
     command = [sys.executable, *way, *SMALL, *words, "hydra.run.dir=run"]
     env = {**os.environ, **({"PYTHONPATH": str(ROOT)} if way[0] == "-m" else {})}
     result = subprocess.run(command, cwd=own, env=env, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stderr) == (0, "")
+    printed = [line for line in result.stderr.splitlines() if "commonest class" not in line]  # few images
+    assert (result.returncode, printed) == (0, [])
     config = (own / "run" / "config.yaml").read_text()
     assert all(name in config for name in ("my_heads.Cosine", "my_sources.Mounted", "my_callbacks.CsvLog"))
     assert (own / "run" / "log.csv").read_text().startswith("epoch,accuracy,")

@@ -77,9 +77,14 @@ class Experiment:
             return False
         try:
             self.backbone.preflight()
-        except InputError as error:  # a file that is there and damaged is no missing one
-            return not (memory_error(error) or Path(self.backbone.weights or "").expanduser().is_file())
+        except InputError as error:
+            return not (memory_error(error) or self._has_weights_file)
         return False
+
+    @property
+    def _has_weights_file(self) -> bool:
+        """Return whether the file of weights is there: what is wrong with it then is no lack."""
+        return Path(self.backbone.weights or "").expanduser().is_file()
 
     @property
     def part(self) -> tuple[int, int]:
@@ -95,7 +100,7 @@ class Experiment:
             try:
                 part.preflight()
             except InputError as error:
-                if memory_error(error):
+                if memory_error(error) or (what == "weights" and self._has_weights_file):
                     raise
                 missing[what] = str(error)
         if missing:
