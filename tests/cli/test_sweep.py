@@ -109,7 +109,8 @@ def board(cwd: Path) -> list[dict[str, str]]:
     (path,) = cwd.glob("outputs/sweeps/*/leaderboard.csv")
     with path.open() as file:
         return [
-            {k: v for k, v in row.items() if k not in ("seconds", "features_computed")} for row in csv.DictReader(file)
+            {k: v for k, v in row.items() if k not in ("seconds", "features_computed", "directory")}
+            for row in csv.DictReader(file)
         ]
 
 

@@ -380,7 +380,7 @@ def test_a_task_is_made_late_and_its_progress_is_shown(tmp_path: Path) -> None:
     for outcome in found:
         outcome.job = Job(outcome.job.name, partial(asking, outcome.job.task))
     view = Silent(found)
-    ProcessPool().run(found, view)
+    ProcessPool(Limits(n_jobs=1)).run(found, view)
     assert asked == [["waiting"] * 3, ["done", "waiting", "waiting"], ["done", "done", "waiting"]]
     assert view.ends == [outcome.job.name for outcome in found]
     assert states(found) == ["done"] * 3
