@@ -37,7 +37,8 @@ def test_offline_the_leaderboard_lists_skipped_and_random_runs(tmp_path: Path, c
     ranks = {(row["backbone"], row["transfer"]): (row["rank"], row["status"]) for row in rows(tmp_path)}
     assert ranks["mobilenet_v2", "frozen"] == ("", "2 skipped: no weights")
     assert ranks["mobilenet_v2", "finetune"] == ("", "2 skipped: no weights")
-    assert {ranks["efficientnet_lite0", way] for way in ("frozen", "finetune")} == {("1", "2 done"), ("2", "2 done")}
+    found = {ranks["efficientnet_lite0", way] for way in ("frozen", "finetune")}
+    assert ("1", "2 done") in found <= {("1", "2 done"), ("2", "2 done")}  # equal values share a rank
     before = sorted((path.stat().st_mtime_ns, path) for path in (tmp_path / "sweep").glob("*/metrics.json"))
     assert len(before) == 4
 
@@ -45,8 +46,9 @@ def test_offline_the_leaderboard_lists_skipped_and_random_runs(tmp_path: Path, c
     assert again.returncode == 0, again.stderr
     ranks = {(row["backbone"], row["transfer"]): (row["rank"], row["status"]) for row in rows(tmp_path)}
     random = {ranks["mobilenet_v2", way] for way in ("frozen", "finetune")}
-    assert random == {("1", "2 done, random weights"), ("2", "2 done, random weights")}
-    assert {ranks["efficientnet_lite0", way] for way in ("frozen", "finetune")} == {("1", "2 done"), ("2", "2 done")}
+    assert ("1", "2 done, random weights") in random <= {(rank, "2 done, random weights") for rank in ("1", "2")}
+    found = {ranks["efficientnet_lite0", way] for way in ("frozen", "finetune")}
+    assert ("1", "2 done") in found <= {("1", "2 done"), ("2", "2 done")}  # equal values share a rank
     after = sorted((path.stat().st_mtime_ns, path) for path in (tmp_path / "sweep").glob("*/metrics.json"))
     assert set(before) < set(after), "what was done is left as it was"
     assert len(after) == 8
