@@ -171,3 +171,10 @@ def test_too_few_groups_and_divided_groups_are_refused() -> None:
         hold_out_groups(labels, groups, 0.2, 0, names=("a", "b"), key="data.test")
     with pytest.raises(InputError, match=r"1 group\(s\) lie both in train/ and in test/, such as 'p'"):
         demand_apart(np.array(["train", "test", "train", "test"]), groups)
+
+
+def test_three_groups_of_a_class_suffice() -> None:
+    labels, groups = np.repeat([0, 1], 12), np.repeat(list("abcdef"), 4)
+    held = hold_out_groups(labels, groups, 0.2, 0, names=["x", "y"], key="data.test")
+    assert len(held) == 8
+    assert np.bincount(labels[held]).tolist() == [4, 4]

@@ -78,12 +78,14 @@ def held_fold(
 def hold_out_groups(
     labels: np.ndarray, groups: np.ndarray, share: float, seed: int, *, names: Sequence[str], key: str
 ) -> np.ndarray:
-    """Return sorted indices of whole groups that make up about `share` of each class.
+    """Return sorted indices of whole groups that make up about `share` of each class, more where a class has few groups.
 
     Raises:
-        InputError: a class has too few groups.
+        InputError: a class has one group only.
     """
     folds = max(round(1 / min(share, 1 - share)), 2)
+    fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
+    folds = min(folds, fewest) if fewest > 1 else folds
     parts = grouped_parts(labels, groups, folds, seed, names=names, key=f"{key}={share:g}")
     return parts[0] if share <= 0.5 else np.sort(np.concatenate(parts[1:]))
 
