@@ -78,7 +78,7 @@ def held_fold(
 def hold_out_groups(
     labels: np.ndarray, groups: np.ndarray, share: float, seed: int, *, names: Sequence[str], key: str
 ) -> np.ndarray:
-    """Return sorted indices of whole groups that make up about `share` of each class, more where a class has few groups.
+    """Return sorted indices of whole groups, about `share` of each class, more where a class has few groups.
 
     Raises:
         InputError: a class has one group only.
