@@ -72,8 +72,7 @@ def find_layout(tree: FolderNode, options: LayoutOptions, key: str) -> Layout:
     layout.files = {split: [(name, inner.all_images()) for name, inner in found] for split, found in folders.items()}
     if not (options.known or "train" in options.dirs):
         demand_agreement(tree, [pair for found in layout.files.values() for pair in found], key)
-    if not options.grouped:
-        _note_depth(layout, [folder for found in folders.values() for folder in found])
+    _note_depth(layout, [folder for found in folders.values() for folder in found], grouped=options.grouped)
     return layout
 
 
@@ -186,16 +185,20 @@ def _demand_no_splits(layout: Layout, found: Named) -> None:
             )
 
 
-def _note_depth(layout: Layout, folders: Named) -> None:
-    """Say that images lie deeper than their class folder; warn if the folders in it look like classes themselves."""
+def _note_depth(layout: Layout, folders: Named, *, grouped: bool) -> None:
+    """Say that images lie deeper than their class folder; warn if the folders in it look like classes, unless
+    they are known to be groups."""
     inner = {folder.path: (name, [other.name for other in folder.filled]) for name, folder in folders if folder.filled}
     if not inner:
         return
     first, (class_name, names) = next(iter(inner.items()))
+    hint = "" if grouped else ". If these folders are patients or series, data.group_by keeps them together"
     layout.notes.append(
         f"images lie deeper than their class folder, such as in {layout.below(first)}/{names[0]}/: they belong to "
-        f"class '{class_name}'. If these folders are patients or series, data.group_by keeps them together"
+        f"class '{class_name}'{hint}"
     )
+    if grouped:
+        return
     sets = [{clean_name(name).casefold() for name in names} for _, names in inner.values()]
     numbered = any(re.search(r"\d", name) for name in set[str]().union(*sets))
     repeated = len(sets) == len(folders) > 1 and len(sets[0]) > 1 and all(names == sets[0] for names in sets)
