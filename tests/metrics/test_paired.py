@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from tl_research.metrics.paired import compare_answers, holm, mean_interval
+from tl_research.metrics.bootstrap import bootstrap, mean_of
+from tl_research.metrics.paired import RESAMPLES, compare_answers, holm
 
 
 def answers(both: int, only_first: int, only_second: int) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +39,8 @@ def test_images_of_one_group_count_once() -> None:
     assert alone.p_value < 0.001
     assert grouped.p_value == 0.5
     values = np.random.default_rng(0).normal(size=10).repeat(10)
-    narrow, wide = mean_interval(values), mean_interval(values, np.arange(10).repeat(10))
+    every = {"mean": mean_of(values)}
+    narrow, wide = (bootstrap(every, 100, g, RESAMPLES)["mean"] for g in (None, np.arange(10).repeat(10)))
     assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
 
 

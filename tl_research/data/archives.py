@@ -17,13 +17,10 @@ from typing import IO, Any
 from tl_research.data.kaggle.archive import (
     BY_HAND,
     CHUNK,
-    MAX_BYTES,
-    MAX_ENTRIES,
-    MAX_RATIO,
-    RATIO_FROM,
     BadArchiveError,
     claim,
     fingerprint,
+    is_bomb,
     is_junk,
     name_fault,
     unpack,
@@ -128,11 +125,6 @@ def _extract_all(archive: Path, stream: _BoundedReads, staging: Path) -> None:
         raise tarfile.ReadError("a damaged header")
     while stream.read(CHUNK):  # to the end, where the checksum is
         pass
-
-
-def is_bomb(total: int, entries: int, packed: int) -> bool:
-    """Tell whether so many bytes and entries in an archive of so many bytes are no collection of photographs."""
-    return total > MAX_BYTES or entries > MAX_ENTRIES or (total > MAX_RATIO * max(1, packed) and total > RATIO_FROM)
 
 
 def _kind_fault(member: tarfile.TarInfo) -> str | None:

@@ -54,14 +54,15 @@ def split_dataset(
     checked, tree = _without_small(_check(tree, (0, 1), max_bad, index, window), tree, min_images)
     names = tree.class_names
     labels, split_of = checked.labels, checked.split_of
+    paths = [inspection.path for inspection in checked.inspections]
     groups = None
     if group_by is not None:
-        groups = groups_of([inspection.path for inspection in checked.inspections], tree.root, group_by)
+        groups = groups_of(paths, tree.root, group_by)
     elif tree.groups:
-        groups = np.array([tree.groups[inspection.path] for inspection in checked.inspections])
+        groups = np.array([tree.groups[path] for path in paths])
     if groups is not None:
         demand_apart(split_of, groups)
-    first = first_of_stem([inspection.path for inspection in checked.inspections], labels)
+    first = first_of_stem(paths, labels)
     split_of[first != np.arange(len(first))] = FOLLOWS
     keep = 1 if "val" in tree.files or not (val or folds) else 2
     _cut(split_of, labels, "test", test, split_seed, names, keep=keep, groups=groups)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import override
@@ -105,26 +105,18 @@ class Source:
             per_class=self.per_class,
             group_by=self.group_by,
             min_images=self.min_images,
-            max_bad=self.max_bad,
-            resize=self.resize,
-            augment=self.augment,
-            bits=self.bits,
-            window=self.window,
             index=index,
+            **self._reading,
         )
 
     def load_part(self, part: tuple[int, int], index: FileIndex | None = None) -> DataModule:
         """List and check the images of part `i` of `n`, without splits."""
-        return unsplit_dataset(
-            self.tree(),
-            part,
-            max_bad=self.max_bad,
-            resize=self.resize,
-            augment=self.augment,
-            bits=self.bits,
-            window=self.window,
-            index=index,
-        )
+        return unsplit_dataset(self.tree(), part, index=index, **self._reading)
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        """The keys of how files are checked and become pixels."""
+        return {key: getattr(self, key) for key in ("max_bad", "resize", "augment", "bits", "window")}
 
     def load_labelled(self, class_names: Sequence[str]) -> DataModule:
         """List and check all images of a run's classes, with the splits that the folder has, `all` if none.

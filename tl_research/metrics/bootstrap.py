@@ -1,4 +1,4 @@
-"""Bootstrap intervals of classification metrics: images, or whole groups of them, are drawn with replacement.
+"""Bootstrap intervals of metrics: images, or whole groups of them, are drawn with replacement.
 
 All draws of a metric are computed at once; scikit-learn's functions, called for each, would take a thousand times as
 long (a test holds both side by side).
@@ -6,7 +6,7 @@ long (a test holds both side by side).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -17,6 +17,7 @@ FEWEST_DRAWS = 200
 MOST_NUMBERS = 2e8
 """Draws x images x classes; of more, there are fewer draws."""
 PART = 50
+ENDS = ("low", "high")
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """How often each image was drawn, `(draws, n)` -> the metric of each draw, `(draws,)`, NaN where it has none."""
@@ -29,33 +30,46 @@ def bootstrap_intervals(
     n, k = logits.shape
     draws = int(np.clip(MOST_NUMBERS / (n * k), FEWEST_DRAWS, DRAWS))
     probabilities = softmax(logits)
-    statistics = {"loss": _loss(logits, labels), "macro_f1": _macro_f1(probabilities.argmax(axis=1), labels, k)}
+    statistics = {
+        "loss": mean_of(_losses(logits, labels)),
+        "macro_f1": _macro_f1(probabilities.argmax(axis=1), labels, k),
+    }
     if len(np.unique(labels)) > 1:
         statistics["auroc"] = _auroc(probabilities, labels)
+    intervals = bootstrap(statistics, n, groups, draws, seed)
+    return {f"{name}_{end}": value for name, ends in intervals.items() for end, value in zip(ENDS, ends, strict=True)}
+
+
+def bootstrap(
+    statistics: Mapping[str, Statistic], n: int, groups: np.ndarray | None, draws: int, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Return the 95 % interval of each statistic of `n` images, over images or over `groups` `(n,)`."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
-    for times in _draws(n, groups, draws, np.random.default_rng(seed)):
+    for times in _drawn(n, groups, draws, np.random.default_rng(seed)):
         for name, statistic in statistics.items():
             found[name].append(statistic(times))
-    intervals: dict[str, float] = {}
-    for name, parts in found.items():
-        low, high = np.nanquantile(np.concatenate(parts), [0.025, 0.975])
-        intervals |= {f"{name}_low": float(low), f"{name}_high": float(high)}
-    return intervals
+    ends = {name: np.nanquantile(np.concatenate(parts), [0.025, 0.975]) for name, parts in found.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
 
 
-def _draws(n: int, groups: np.ndarray | None, draws: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Draw as often as there are images or groups; return how often each image was drawn, in parts `(PART, n)`."""
+def mean_of(values: np.ndarray) -> Statistic:
+    """Make the statistic that is the mean of `values` `(n,)`."""
+    return lambda times: (times @ values) / times.sum(axis=1)
+
+
+def _drawn(n: int, groups: np.ndarray | None, draws: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Draw as often as there are images or groups; yield how often each image was drawn, in parts `(PART, n)`."""
     number = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
     units = int(number.max()) + 1
-    sizes = [min(PART, draws - start) for start in range(0, draws, PART)]
-    return [rng.multinomial(units, np.full(units, 1 / units), size)[:, number].astype(np.float32) for size in sizes]
+    for start in range(0, draws, PART):
+        times = rng.multinomial(units, np.full(units, 1 / units), min(PART, draws - start))
+        yield times[:, number].astype(np.float32)
 
 
-def _loss(logits: np.ndarray, labels: np.ndarray) -> Statistic:
+def _losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     from scipy.special import log_softmax
 
-    losses = -log_softmax(np.asarray(logits, np.float64), axis=1)[np.arange(len(labels)), labels]
-    return lambda times: (times @ losses) / times.sum(axis=1)
+    return -log_softmax(np.asarray(logits, np.float64), axis=1)[np.arange(len(labels)), labels]
 
 
 def _macro_f1(predicted: np.ndarray, labels: np.ndarray, k: int) -> Statistic:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tl_research.metrics.bootstrap import bootstrap, mean_of
+
 RESAMPLES = 5000
 LEVEL = 0.05
 
@@ -43,30 +45,13 @@ def compare_answers(first: np.ndarray, second: np.ndarray, groups: np.ndarray | 
     `(n,)`, whose images are not independent, whole groups are resampled, and their signs are flipped for the test.
     """
     difference = second.astype(float) - first.astype(float)
-    low, high = mean_interval(difference, groups)
+    low, high = bootstrap({"mean": mean_of(difference)}, len(difference), groups, RESAMPLES)["mean"]
     only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
     if not only_first + only_second:  # resampling zeros gives zeros; see Hanley and Lippman-Hand (1983)
         units = len(difference) if groups is None else len(np.unique(groups))
         low, high = -min(3 / units, 1.0), min(3 / units, 1.0)
-    p = _mcnemar(only_first, only_second) if groups is None else _sign_flips(group_sums(difference, groups)[0])
+    p = _mcnemar(only_first, only_second) if groups is None else _sign_flips(difference, groups)
     return Comparison(len(first), only_first, only_second, float(difference.mean()), low, high, p)
-
-
-def mean_interval(values: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the mean of `values` `(n,)`, over images or over `groups` `(n,)`."""
-    sums, sizes = (values, np.ones(len(values))) if groups is None else group_sums(values, groups)
-    rng, means = np.random.default_rng(seed), []
-    for _ in range(0, RESAMPLES, 100):  # in parts, for there may be many images
-        drawn = rng.integers(0, len(sums), (100, len(sums)))
-        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def group_sums(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sum of `values` and the number of images of each group."""
-    _, number = np.unique(groups, return_inverse=True)
-    return np.bincount(number, values), np.bincount(number).astype(float)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -87,9 +72,10 @@ def _mcnemar(only_first: int, only_second: int) -> float:
     return float(binomtest(only_first, apart).pvalue - binom.pmf(only_first, apart, 0.5))
 
 
-def _sign_flips(sums: np.ndarray) -> float:
+def _sign_flips(difference: np.ndarray, groups: np.ndarray) -> float:
     from scipy.stats import permutation_test
 
+    sums = np.bincount(np.unique(groups, return_inverse=True)[1], difference)
     if not sums.any():
         return 1.0
     flipped = permutation_test((sums[sums != 0],), np.mean, permutation_type="samples", n_resamples=RESAMPLES, rng=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Sequence
@@ -48,15 +47,13 @@ class Answers:
 def read_answers(directory: Path) -> Answers:
     """Read a run's answers from `predictions.csv`. Raises `InputError` if it has none to test images."""
     run = Run.open(directory)
-    file = directory / "predictions.csv"
-    if not file.is_file():
+    rows = run.answers("predictions.csv")
+    if not rows:
         raise InputError(f"{directory}: no predictions.csv; the run's status is '{run.status['state']}'")
-    with file.open(newline="") as opened:
-        rows = list(csv.DictReader(opened))
     root = _common_folder([Path(row["path"]) for row in rows], run)
     tested = sorted((row for row in rows if row["split"] == "test"), key=lambda row: row["path"])
     if not tested:
-        raise InputError(f"{file}: no test images; runs are compared by them")
+        raise InputError(f"{directory}: no test images in its predictions.csv; runs are compared by them")
     keys = [Path(row["path"]).relative_to(root).as_posix() for row in tested]
     pattern = run.config.get("data", {}).get("group_by")
     paths = [Path(row["path"]) for row in tested]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -24,11 +23,10 @@ HEADER = ["path", "class", "prediction", "probability", "logit", "picture", "hea
 def doubtful_images(run: Run) -> list[Path]:
     """List test images that a run answered wrongly and most surely, then those it was least sure of. Raises
     `InputError` if it has no answers."""
-    file = run.directory / "predictions.csv"
-    if not file.is_file():
+    answers = run.answers("predictions.csv")
+    if not answers:
         raise InputError(f"{run.directory}: no predictions.csv; name images to explain")
-    with file.open(newline="") as opened:
-        rows = [row for row in csv.DictReader(opened) if row["split"] == "test"]
+    rows = [row for row in answers if row["split"] == "test"]
     rows.sort(key=lambda row: float(row[f"p_{row['prediction']}"]))
     wrong = [row for row in reversed(rows) if row["prediction"] != row["label"]][:MOST_DOUBTFUL]
     return list(dict.fromkeys(Path(row["path"]) for row in [*wrong, *rows[:MOST_DOUBTFUL]]))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import csv
 import hashlib
 import json
 import math
@@ -15,7 +14,7 @@ import re
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from tl_research.metrics.classification import direction
 from tl_research.metrics.intervals import mean_interval
 from tl_research.reports.entries import Entry, titles
 from tl_research.reports.leaderboard import Leaderboard, Row, collect
-from tl_research.runs.reader import without_fresh
+from tl_research.runs.reader import read_rows, without_fresh
 from tl_research.runs.run import Run
 from tl_research.system.files import write_atomically
 
@@ -143,7 +142,7 @@ def _run(entry: Entry, folder: Path, points: int) -> Content:
 
 def _curve(path: Path, points: int) -> Content | None:
     """Read the columns of a history, thinned to `points` epochs; None for fewer than two."""
-    rows = list(_csv(path))
+    rows = list(read_rows(path))
     if len(rows) < 2:
         return None
     chosen = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, max(points, 2)).round().astype(int))]
@@ -205,7 +204,7 @@ def _answers(path: Path) -> tuple[Counter[tuple[str, str]], list[Content]]:
     """Count each (label, prediction) of the test images in a `predictions.csv`, and collect the wrong ones."""
     counts: Counter[tuple[str, str]] = Counter()
     wrong: list[Content] = []
-    for row in _csv(path):
+    for row in read_rows(path):
         label, prediction = row.get("label"), row.get("prediction")
         if row.get("split") == "test" and label is not None and prediction is not None:
             counts[label, prediction] += 1
@@ -236,8 +235,3 @@ def _json(path: Path) -> Any:
     with contextlib.suppress(OSError, ValueError):
         return json.loads(path.read_text(), parse_constant=lambda _: None)
     return None
-
-
-def _csv(path: Path) -> Iterator[dict[str, str]]:
-    with contextlib.suppress(OSError, ValueError, csv.Error), path.open(newline="") as file:
-        yield from csv.DictReader(file)

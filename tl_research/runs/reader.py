@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -97,18 +97,13 @@ class RunReader(RunCommand):
 
     def answers(self, name: str) -> list[dict[str, str]]:
         """Read `predictions.csv` or `validation.csv`; empty if there is none."""
-        with contextlib.suppress(OSError), (self.directory / name).open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-        return []
+        return list(read_rows(self.directory / name))
 
     @property
     def pixel_range(self) -> PixelRange:
         """Give the range of values that the run made 0 to 255, of images with more than 8 bits a channel."""
-        with contextlib.suppress(OSError, ValueError):
-            known = json.loads((self.directory / "pixel_range.json").read_text())
-            return PixelRange(known["bits"], tuple(known["window"]) if known["window"] else None)
-        data = self.config.get("data", {})
-        window, bits = data.get("window"), data.get("bits", "auto")
+        known = _read_json(self.directory / "pixel_range.json") or self.config.get("data", {})
+        window, bits = known.get("window"), known.get("bits", "auto")
         return PixelRange(16 if bits == "auto" else bits, tuple(window) if window else None)
 
     def class_names(self) -> list[str]:
@@ -147,6 +142,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, TypeError):
         return dict(json.loads(path.read_text()))
     return {}
+
+
+def read_rows(path: Path) -> Iterator[dict[str, str]]:
+    """Read the rows of a CSV file up to where it is damaged; none where it is missing."""
+    with contextlib.suppress(OSError, ValueError, csv.Error), path.open(encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def _entries(source: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInf
     infos = source.infolist()
     total = sum(info.file_size for info in infos)
     ratio = total / max(1, archive.stat().st_size)
-    if total > MAX_BYTES or len(infos) > MAX_ENTRIES or (ratio > MAX_RATIO and total > RATIO_FROM):
+    if is_bomb(total, len(infos), archive.stat().st_size):
         raise BadArchiveError(
             f"{archive}: would unpack to {total / 1e9:.1f} GB in {len(infos):,} files, {ratio:.0f} times its size, "
             f"which looks like a bomb. {BY_HAND}"
@@ -136,6 +136,11 @@ def _entries(source: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInf
     if not entries:
         raise BadArchiveError(f"{archive}: holds no files")
     return entries
+
+
+def is_bomb(total: int, entries: int, packed: int) -> bool:
+    """Tell whether so many bytes and entries in an archive of so many bytes are no collection of photographs."""
+    return total > MAX_BYTES or entries > MAX_ENTRIES or (total > MAX_RATIO * max(1, packed) and total > RATIO_FROM)
 
 
 def is_junk(path: PurePosixPath) -> bool:
