@@ -51,12 +51,12 @@ def write_report(folder: Path) -> Path:
 
 def page(shown: Content) -> str:
     """Make the page for some content. Only our own script may run in it, and nothing may be fetched."""
-    script = "".join((TEMPLATES / name).read_text() for name in SCRIPTS)
+    script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = (TEMPLATES / "report.css").read_text()
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     parts = {"STYLE": style, "SCRIPT": script, "DIGEST": digest, "DATA": embedded(shown)}
     # One pass over the template alone, so that inserted text is never searched for placeholders.
-    return re.sub("@([A-Z]+)@", lambda match: parts[match[1]], (TEMPLATES / "report.html").read_text())
+    return re.sub("@([A-Z]+)@", lambda match: parts[match[1]], (TEMPLATES / "report.html").read_text(encoding="utf-8"))
 
 
 def embedded(data: Any) -> str:

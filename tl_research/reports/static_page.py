@@ -28,7 +28,7 @@ def static_page(title: str, *sections: str, files: bool = False) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<title>{escape(title)}</title>\n'
-        f"<style>\n{STYLE.read_text()}{MORE_STYLE}</style>\n</head>\n<body>\n"
+        f"<style>\n{STYLE.read_text(encoding='utf-8')}{MORE_STYLE}</style>\n</head>\n<body>\n"
         f'<header class="page"><h1>{escape(title)}</h1></header>\n<main>\n'
         + "\n".join(sections)
         + "\n</main>\n</body>\n"
