@@ -175,6 +175,7 @@ def named(root: Path, *names: str) -> Path:
     [
         ("cat.1.jpg cat.2.jpg dog.1.jpg", r"^([A-Za-z_]+)", "all cat2 dog1"),
         ("images/Abyssinian_3.jpg images/pug_12.jpg images/pug_7.jpg", r"^([A-Za-z_]+)_", "all Abyssinian1 pug2"),
+        ("Abyssinian_3.jpg pug_12.jpg pug-dog-7.jpg", r"^([A-Za-z_-]+)", "all Abyssinian1 pug1 pug-dog1"),
         ("train/cat.1.jpg train/dog.1.jpg test1/1.jpg", r"^[a-z]+", "train cat1 dog1"),
         ("train/x/cat.1.jpg train/y/dog.1.jpg test/dog.2.jpg", r"^[a-z]+", "train cat1 dog1, test dog1"),
         ("cat.1.jpg dog.1.jpg 17.jpg", r"^[a-z]+", "all cat1 dog1"),
@@ -185,6 +186,14 @@ def test_classes_are_found_in_file_names(tmp_path: Path, names: str, pattern: st
     assert summary(tree) == expected
     assert any("test1/ has 1 image(s) without labels" in note for note in tree.notes) == ("test1" in names)
     assert any("nothing in 1 file name(s), such as 17.jpg" in line for line in tree.warnings) == (" 17.jpg" in names)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_deeper_images_are_said_and_groups_are_hinted_at(tmp_path: Path, grouped: bool) -> None:
+    tree = read(named(tmp_path, "a/p1/1.jpg", "a/p2/1.jpg", "b/p3/1.jpg"), grouped=grouped)
+    (note,) = tree.notes
+    assert "images lie deeper than their class folder, such as in a/p1/: they belong to class 'a'" in note
+    assert ("data.group_by" in note) is not grouped
 
 
 def test_an_expression_that_finds_nothing_is_refused(tmp_path: Path) -> None:

@@ -51,3 +51,8 @@ def test_intervals_surround_their_metric_whatever_the_number() -> None:
         assert metrics["loss_low"] - 1e-9 <= metrics["loss"] <= metrics["loss_high"] + 1e-9
     metrics = classification_metrics(*draw(400))
     assert all(metrics[f"{n}_low"] < metrics[n] < metrics[f"{n}_high"] for n in ("loss", "macro_f1", "auroc"))
+
+
+def test_equal_scores_count_half() -> None:
+    found = bootstrap_intervals(np.zeros((40, 2)), np.arange(40) % 2)
+    assert (found["auroc_low"], found["auroc_high"]) == (0.5, 0.5)
