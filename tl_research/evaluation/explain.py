@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,7 @@ from tl_research.errors import InputError
 from tl_research.features.engines import BATCH
 from tl_research.metrics.probabilities import softmax
 from tl_research.models.blocks import split_at_last_map
+from tl_research.models.combined import parts_of
 from tl_research.runs.run import Run
 
 if TYPE_CHECKING:
@@ -87,21 +88,46 @@ Explain = Callable[[np.ndarray, int | None], tuple[np.ndarray, np.ndarray]]
 def _by_map(model: keras.Model, directory: Path) -> Explain:
     """Weight the last feature map by the class's gradient, averaged over places (Grad-CAM without its ReLU, Selvaraju
     et al. 2017, arXiv 1610.02391). For a linear head on averaged features that is the exact class activation map (Zhou
-    et al. 2016, arXiv 1512.04150)."""
+    et al. 2016, arXiv 1512.04150). The maps of a combined network's parts are added."""
+    import keras
+
     head = model.get_layer("head")
     try:
-        prefix, tail = split_at_last_map(model.get_layer("backbone"))
+        splits = [split_at_last_map(part) for part in parts_of(model.get_layer("backbone"))]
     except ValueError:
         raise InputError(f"{directory}: its network has no feature map; give --method occlusion") from None
 
     def explain(pixels: np.ndarray, number: int | None) -> tuple[np.ndarray, np.ndarray]:
-        maps = np.asarray(prefix(pixels[None].astype(np.float32), training=False))
-        logits = np.asarray(head(tail(maps, training=False), training=False))[0]
+        maps = [np.asarray(prefix(pixels[None].astype(np.float32), training=False)) for prefix, _ in splits]
+        features = [tail(each, training=False) for each, (_, tail) in zip(maps, splits, strict=True)]
+        logits = np.asarray(head(keras.ops.concatenate(features, axis=-1), training=False))[0]
         chosen = np.array([logits.argmax() if number is None else number])
-        gradient = class_gradients(lambda x: head(tail(x, training=False), training=False), maps, chosen)
-        return logits, (gradient.mean(axis=(1, 2), keepdims=True) * maps).sum(axis=3)[0]
+        heats = []
+        for part, (_, tail) in enumerate(splits):
+
+            def answer(x: Any, part: int = part, tail: keras.Model = tail) -> Any:
+                row = [*features[:part], tail(x, training=False), *features[part + 1 :]]
+                return head(keras.ops.concatenate(row, axis=-1), training=False)
+
+            gradient = class_gradients(answer, maps[part], chosen)
+            heats.append((gradient.mean(axis=(1, 2), keepdims=True) * maps[part]).sum(axis=3)[0])
+        return logits, _added(heats)
 
     return explain
+
+
+def _added(heats: Sequence[np.ndarray]) -> np.ndarray:
+    """Add maps `(h, w)` on the finest grid among them; each keeps its sum."""
+    finest = max(heats, key=lambda heat: heat.size)
+    size = finest.shape[::-1]
+    fine = [
+        heat
+        if heat.shape == finest.shape
+        else np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+        * (heat.size / finest.size)
+        for heat in heats
+    ]
+    return sum(part + (heat.sum() - part.sum()) / part.size for part, heat in zip(fine, heats, strict=True))
 
 
 def _by_occlusion(model: keras.Model) -> Explain:

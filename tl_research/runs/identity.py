@@ -45,6 +45,7 @@ _IRRELEVANT = (
 _LATER = {
     "data.min_images": 3,
     "data.bits": "auto",
+    "backbone.layer": None,
     **dict.fromkeys(("data.train_dir", "data.val_dir", "data.test_dir", "data.label_by", "data.window")),
 }
 
