@@ -17,7 +17,7 @@ import numpy as np
 
 from tl_research.backend.start import start_backend
 from tl_research.backend.strategy import Strategy, open_strategy
-from tl_research.data.summary import show_data
+from tl_research.data.summary import describe_data, show_data
 from tl_research.errors import DivergedError, InputError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
 from tl_research.experiment.outcome import record_outcome
@@ -135,6 +135,8 @@ def _begin(experiment: Experiment, run: Run, data: DataModule) -> int:
     show_data(data)
     show_small_classes(data)
     run.write_json("classes.json", list(data.class_names))
+    if data.found.paths:  # not where a part of the images is extracted
+        run.write_json("data_check.json", describe_data(data))
     if data.values:
         run.write_json("pixel_range.json", asdict(data.pixel_range))
     if data.quarantined:
@@ -207,7 +209,7 @@ def _stage_runner(experiment: Experiment, run: Run, data: DataModule) -> Iterato
         state = _build(experiment, run, data, threads, strategy)
         run.metrics |= {f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")}
         run.metrics |= {"num_classes": len(data.class_names), "num_quarantined": len(data.quarantined)}
-        run.metrics["dataset"] = data.dataset
+        run.metrics |= {"dataset": data.dataset} | ({"num_leaks": len(data.found.leaks)} if data.found.leaks else {})
         yield StageRunner(
             run=run,
             state=state,

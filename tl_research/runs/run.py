@@ -40,6 +40,7 @@ FILES = (
     "predictions.csv",
     "validation.csv",
     "set_aside.csv",
+    "data_check.json",
     "mistakes.json",
     "calibration.json",
     "weights.json",
