@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -104,7 +105,7 @@ class Worker:
         except TimeoutError:
             raise RefusedError(503, f"no answer within {self._seconds:g} seconds; try again") from None
         except UndecodableError as error:
-            raise RefusedError(422, f"this image cannot be read: {error}") from None
+            raise RefusedError(422, f"cannot be read: {error}") from None
 
 
 def build_app(answerer: Answering, admission: Admission) -> FastAPI:
@@ -174,7 +175,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server(address[:2], family=family)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os.strerror(error.errno or 0).lower()
         raise InputError(f"--port {port} at {host}: {reason}; give another port, or 0 for a free one") from None
 
 

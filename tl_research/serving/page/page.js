@@ -37,7 +37,7 @@ function inWords(answer) {
   if (!answer.prediction_set) return "This run has no calibration.json: how sure it is has not been checked.";
   const names = answer.prediction_set.length === facts.class_names.length && facts.class_names.length > 1
     ? "any of its classes" : answer.prediction_set.join(" or ");
-  return `Prediction set: ${names}. Of images like those of training, such a set holds the true class of ${percents} %.`;
+  return `Prediction set: ${names}. Such sets hold the true class for ${percents} % of images like those of training.`;
 }
 
 async function explain(name) {
@@ -77,7 +77,7 @@ async function ask(file) {
   at("map").removeAttribute("src");
   at("file").value = "";
   if (file.size > facts.max_bytes) {
-    return say("", "", `${megabytes(file.size)}: more than ${megabytes(facts.max_bytes)}, the most that is taken.`);
+    return say("", "", `${file.name}: ${megabytes(file.size)}, more than ${megabytes(facts.max_bytes)}, the most that is taken.`);
   }
   say("Looking …");
   try {
@@ -93,7 +93,7 @@ async function ask(file) {
     say(`${answer.prediction}: ${percent(answer.probability)}`, inWords(answer));
     await explain(answer.prediction);
   } catch (error) {
-    if (mine === turn) say("", "", error.message);
+    if (mine === turn) say("", "", `${file.name}: ${error.message}`);
   }
 }
 
