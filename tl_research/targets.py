@@ -21,6 +21,7 @@ TARGETS = {
     "Custom": "tl_research.models.custom_backbone.Custom",
     "Lite": "tl_research.models.backbone.Lite",
     "Saved": "tl_research.models.backbone.Saved",
+    "VisionTransformer": "tl_research.models.transformer_backbone.VisionTransformer",
     "KNN": "tl_research.models.head.KNN",
     "Linear": "tl_research.models.head.Linear",
     "MLP": "tl_research.models.head.MLP",

@@ -27,7 +27,7 @@ Pooling = Literal["avg", "max"]
 
 
 @contextmanager
-def _naming_the_key() -> Iterator[None]:
+def naming_the_key() -> Iterator[None]:
     """Prefix errors about a weights file with the key that names it."""
     try:
         yield
@@ -48,6 +48,7 @@ class Backbone:
     min_size: Positive = 32
     seed: Seed = 0
     has_own_size: ClassVar[bool] = False
+    suffixes: ClassVar[tuple[str, ...]] = weights.SUFFIXES
 
     @model_validator(mode="after")
     def _large_enough(self) -> Self:
@@ -63,10 +64,10 @@ class Backbone:
             if not path.is_file():
                 what = "a folder, not a file" if path.is_dir() else "no such file"
                 raise InputError(f"backbone.weights={self.weights}: {what}; give a path, 'imagenet', or null")
-            if path.suffix not in weights.SUFFIXES:
-                known = ", ".join(weights.SUFFIXES)
+            if path.suffix not in self.suffixes:
+                known = ", ".join(self.suffixes)
                 raise InputError(f"backbone.weights={self.weights}: not a kind of weights file we know ({known})")
-            with _naming_the_key():
+            with naming_the_key():
                 self._check_file(path)
 
     def _check_file(self, path: Path) -> None:
@@ -121,7 +122,7 @@ class Backbone:
         return constructor(**{"include_top": False, "weights": None, "input_shape": shape} | options)
 
     def _load(self, network: keras.Model, path: Path) -> keras.Model:
-        with _naming_the_key():
+        with naming_the_key():
             head = weights.load_file(network, path)
         if head:
             log.info("%s: took the backbone, left its head: %s", path, ", ".join(head))
@@ -246,7 +247,7 @@ class Saved(Backbone):
     @override
     def network(self) -> keras.Model:
         self.preflight()
-        with _naming_the_key():
+        with naming_the_key():
             model = weights.load_model(Path(str(self.weights)).expanduser())
             network = weights.feature_extractor(model, self.image_size)
         gray = ["conversion to one channel"] if network.input_shape[3:] != (3,) else []

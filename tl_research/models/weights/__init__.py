@@ -46,6 +46,7 @@ __all__ = [
     "load_model",
     "load_torch",
     "package_file",
+    "published_file",
     "read_torch",
     "replace_stem",
     "try_load_model",
@@ -80,8 +81,7 @@ def imagenet(url: str, file_hash: str | None = None) -> Path:
     `file_hash` is a sha256 or md5, as Keras records it; a file with another hash is downloaded again. If that fails,
     the InputError says where to put the file by hand and what works without it.
     """
-    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser()
-    target = home / "models" / url.rpartition("/")[2]
+    target = _models_folder() / url.rpartition("/")[2]
     algorithm = "md5" if file_hash and len(file_hash) == 32 else "sha256"
     if target.is_file():
         with target.open("rb") as file:
@@ -95,6 +95,22 @@ def imagenet(url: str, file_hash: str | None = None) -> Path:
             "backbone.weights=/path/to/file.h5. Without it: python train.py backbone=efficientnet_lite0 (or "
             "backbone.weights=null, random weights)"
         ) from None
+    return target
+
+
+def _models_folder() -> Path:
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser() / "models"
+
+
+def published_file(name: str, url: str, licence: str) -> Path:
+    """Find published weights that are fetched by hand, in Keras' cache; raises InputError that says from where."""
+    target = _models_folder() / name
+    if not target.is_file():
+        raise InputError(
+            f"{name} is needed and not there: fetch {url} (licence: {licence}) and put it at {target}, or say where it "
+            "is: backbone.weights=FILE. Without it: python train.py backbone=efficientnet_lite0 (or "
+            "backbone.weights=null, random weights)"
+        )
     return target
 
 
