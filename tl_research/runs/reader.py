@@ -91,6 +91,11 @@ class RunReader(RunCommand):
         return self.config.get("data", {}).get("resize", "squash")
 
     @property
+    def selection(self) -> dict[str, Any]:
+        """Read `selection.json`, which `backbone=auto` writes: what was `chosen`, why, and the `candidates`."""
+        return _read_json(self.directory / "selection.json")
+
+    @property
     def weights(self) -> dict[str, str | None]:
         """Read `weights.json`, see `describe_weights`; of a run of version 0.1 made from its configuration."""
         return _read_json(self.directory / "weights.json") or describe_weights(self.config.get("backbone", {}))

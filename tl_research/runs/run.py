@@ -40,6 +40,8 @@ FILES = (
     "predictions.csv",
     "validation.csv",
     "set_aside.csv",
+    "selection.json",
+    "candidates",
     "mistakes.json",
     "calibration.json",
     "weights.json",
