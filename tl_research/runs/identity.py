@@ -33,6 +33,7 @@ _IRRELEVANT = (
     "resume",
     "shard",
     "verbose",
+    "backbone.chosen",
     "data.cache",
     "features.store",
     "features.max_gb",
