@@ -11,6 +11,7 @@ import typer
 
 from tl_research.commands.arguments import PASS_ON
 from tl_research.commands.blocks import blocks_command
+from tl_research.commands.card import card_command
 from tl_research.commands.compare import compare_command
 from tl_research.commands.evaluate import evaluate_command
 from tl_research.commands.explain import explain_command
@@ -39,6 +40,7 @@ app.command("lr_find", context_settings=PASS_ON)(lr_find_command)
 app.command("compare")(compare_command)
 app.command("leaderboard")(leaderboard_command)
 app.command("report")(report_command)
+app.command("card")(card_command)
 app.add_typer(features_app, name="features")
 
 

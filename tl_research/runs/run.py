@@ -43,6 +43,7 @@ FILES = (
     "mistakes.json",
     "calibration.json",
     "weights.json",
+    "model_card.md",
     "model.keras",
     ".unfinished.keras",
     "tensorboard",
