@@ -33,9 +33,10 @@ from tl_research.models.head import DirectHead, Linear
 from tl_research.models.preprocessing import scales_pixels
 from tl_research.models.summary import show_model
 from tl_research.models.weights.licences import describe_weights
+from tl_research.reports.card import CARD, write_card
 from tl_research.runs.identity import compare, identity
 from tl_research.runs.run import Existing, Run
-from tl_research.system.console import silenced
+from tl_research.system.console import only_warning, silenced
 from tl_research.system.versions import versions
 from tl_research.training.callbacks import Callback
 from tl_research.training.classifier_state import ClassifierState
@@ -173,7 +174,16 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
             run.write_json("weights.json", describe_weights(experiment.config.get("backbone", {})))
         run.metrics |= versions()
         run.write_json("metrics.json", run.metrics)  # before anything is drawn: the result stands
-        show_results(run, state, runner.callbacks.values(), experiment.config, logits["test"])
+        with only_warning(CARD):
+            write_card(run)
+        show_results(
+            run,
+            state,
+            runner.callbacks.values(),
+            experiment.config,
+            logits["test"],
+            pictures=experiment.report.thumbnails,
+        )
         run.write_json("metrics.json", run.metrics)  # with the seconds that showing took
         run.checkpoints.remove()
         show_metrics(run.metrics, run.directory, len(runner.history), data, logits)
@@ -222,6 +232,7 @@ def _stage_runner(
     with open_strategy(experiment.trainer.distribution, job) as strategy:
         state = _build(experiment, run, data, threads, strategy)
         run.metrics |= {f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")}
+        run.metrics["num_by_class"] = data.counts()
         run.metrics |= {"num_classes": len(data.class_names), "num_quarantined": len(data.quarantined)}
         run.metrics |= {"dataset": data.dataset} | ({"num_leaks": len(data.found.leaks)} if data.found.leaks else {})
         yield StageRunner(
@@ -235,6 +246,7 @@ def _stage_runner(
             strategy=strategy,
             trial=current_trial(),
             deadline=deadline,
+            shows_images=experiment.report.thumbnails,
         )
 
 

@@ -46,6 +46,7 @@ FILES = (
     "mistakes.json",
     "calibration.json",
     "weights.json",
+    "model_card.md",
     "model.keras",
     ".unfinished.keras",
     "tensorboard",
