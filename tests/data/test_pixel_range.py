@@ -16,7 +16,7 @@ from tests.data.test_decode import chunk
 from tl_research import InputError, compose
 from tl_research.data.build_dataset import split_dataset, unsplit_dataset
 from tl_research.data.class_folders import read_class_folders
-from tl_research.data.decode import UndecodableError, decode_image, measure
+from tl_research.data.decode import UndecodableError, decode_image, decode_stored
 from tl_research.data.file_index import FileIndex
 from tl_research.data.pixel_range import AS_STORED, DeepValues, PixelRange, choose_range
 from tl_research.evaluation.predict import predict_logits
@@ -67,7 +67,7 @@ def twelve_bit(channels: int) -> np.ndarray:
 )
 def test_twelve_bits_become_eight(content: bytes, channels: int) -> None:
     values = twelve_bit(channels)[..., : 3 if channels > 2 else 1]
-    found = measure(content)[1]
+    found = decode_stored(content).values
     assert found is not None
     assert found.high == 4095
     bits = choose_range("auto", None, [found])
