@@ -28,7 +28,7 @@ Pooling = Literal["avg", "max"]
 
 
 @contextmanager
-def _naming_the_key() -> Iterator[None]:
+def naming_the_key() -> Iterator[None]:
     """Prefix errors about a weights file with the key that names it."""
     try:
         yield
@@ -51,6 +51,7 @@ class Backbone:
     seed: Seed = 0
     layer: str | None = None
     has_own_size: ClassVar[bool] = False
+    suffixes: ClassVar[tuple[str, ...]] = weights.SUFFIXES
 
     @model_validator(mode="after")
     def _large_enough(self) -> Self:
@@ -66,10 +67,10 @@ class Backbone:
             if not path.is_file():
                 what = "a folder, not a file" if path.is_dir() else "no such file"
                 raise InputError(f"backbone.weights={self.weights}: {what}; give a path, 'imagenet', or null")
-            if path.suffix not in weights.SUFFIXES:
-                known = ", ".join(weights.SUFFIXES)
+            if path.suffix not in self.suffixes:
+                known = ", ".join(self.suffixes)
                 raise InputError(f"backbone.weights={self.weights}: not a kind of weights file we know ({known})")
-            with _naming_the_key():
+            with naming_the_key():
                 self._check_file(path)
 
     def _check_file(self, path: Path) -> None:
@@ -147,7 +148,7 @@ class Backbone:
         return constructor(**{"include_top": False, "weights": None, "input_shape": shape} | options)
 
     def _load(self, network: keras.Model, path: Path) -> keras.Model:
-        with _naming_the_key():
+        with naming_the_key():
             head = weights.load_file(network, path)
         if head:
             log.info("%s: took the backbone, left its head: %s", path, ", ".join(head))
@@ -278,7 +279,7 @@ class Saved(Backbone):
     @override
     def network(self) -> keras.Model:
         self.preflight()
-        with _naming_the_key():
+        with naming_the_key():
             model = weights.load_model(Path(str(self.weights)).expanduser())
             network = weights.feature_extractor(model, self.image_size)
         gray = ["conversion to one channel"] if network.input_shape[3:] != (3,) else []

@@ -47,6 +47,7 @@ __all__ = [
     "load_model",
     "load_torch",
     "package_file",
+    "published_file",
     "read_torch",
     "replace_stem",
     "try_load_model",
@@ -76,8 +77,7 @@ def package_file(distribution: str) -> Path:
 
 def cached_path(url: str) -> Path:
     """Return the path in Keras' cache of a published weights file, which need not be there."""
-    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser()
-    return home / "models" / url.rpartition("/")[2]
+    return _models_folder() / url.rpartition("/")[2]
 
 
 def imagenet(url: str, file_hash: str | None = None) -> Path:
@@ -101,6 +101,22 @@ def imagenet(url: str, file_hash: str | None = None) -> Path:
             "backbone.weights=/path/to/file.h5. Without it: python train.py backbone=efficientnet_lite0 (or "
             "backbone.weights=null, random weights)"
         ) from None
+    return target
+
+
+def _models_folder() -> Path:
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser() / "models"
+
+
+def published_file(name: str, url: str, licence: str) -> Path:
+    """Find published weights that are fetched by hand, in Keras' cache; raises InputError that says from where."""
+    target = _models_folder() / name
+    if not target.is_file():
+        raise InputError(
+            f"{name} is needed and not there: fetch {url} (licence: {licence}) and put it at {target}, or say where it "
+            "is: backbone.weights=FILE. Without it: python train.py backbone=efficientnet_lite0 (or "
+            "backbone.weights=null, random weights)"
+        )
     return target
 
 

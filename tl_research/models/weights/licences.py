@@ -30,7 +30,8 @@ def describe_weights(backbone: Mapping[str, Any]) -> dict[str, str | None]:
     licence = None
     if weights == "imagenet":
         is_lite = "variant" in backbone
-        licence = "Apache-2.0" if is_lite else _APPLICATIONS.get(str(backbone.get("application")))
+        known = backbone.get("licence") or _APPLICATIONS.get(str(backbone.get("application")))
+        licence = "Apache-2.0" if is_lite else known
     source = None if weights is None else PurePath(str(weights)).name
     return {"backbone": backbone.get("name"), "weights": source, "licence": licence}
 
