@@ -114,7 +114,7 @@ def build_app(answerer: Answering, admission: Admission) -> FastAPI:
     body, worker = BodyReader(admission), Worker(admission)
 
     @app.get("/model", summary="The model that answers")
-    def model() -> ModelFacts:
+    async def model() -> ModelFacts:
         return answerer.facts(admission.max_bytes)
 
     @app.post("/predict", summary="Classify an image, the body of the request", responses=PROBLEMS, openapi_extra=BODY)
@@ -146,20 +146,20 @@ def _add_problems(app: FastAPI) -> None:
     """Answer every problem as JSON with one key, `error`."""
 
     @app.exception_handler(RefusedError)
-    def refuse(_: Request, error: RefusedError) -> Response:
+    async def refuse(_: Request, error: RefusedError) -> Response:
         return error.response()
 
     @app.exception_handler(RequestValidationError)
-    def name_parameter(_: Request, error: RequestValidationError) -> Response:
+    async def name_parameter(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         return RefusedError(422, f"{first['loc'][-1]}: {first['msg']}").response()
 
     @app.exception_handler(HTTPException)
-    def say_status(_: Request, error: HTTPException) -> Response:
+    async def say_status(_: Request, error: HTTPException) -> Response:
         return RefusedError(error.status_code, error.detail).response()
 
     @app.exception_handler(Exception)
-    def report(_: Request, error: Exception) -> Response:
+    async def report(_: Request, error: Exception) -> Response:
         log.error("an error of ours; the server goes on", exc_info=error)
         return RefusedError(500, "an error of the server's own; its terminal shows it").response()
 
