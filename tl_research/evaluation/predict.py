@@ -107,9 +107,10 @@ def predict_logits(run: Run, paths: Sequence[Path]) -> list[np.ndarray | str]:
 
 def each_logits(run: Run, paths: Sequence[Path]) -> Iterator[np.ndarray | str]:
     """Yield what `predict_logits` lists as it is computed, by the run's own engine, in bounded memory."""
+    cores = start_backend()
     model = run.model()
     size, resize, pixel_range = int(model.input_shape[1]), run.resize, run.pixel_range
-    engine, threads = _engine(run, model)
+    engine, threads = _engine(run, model, cores)
     reasons: dict[int, str] = {}
 
     def load(index: int) -> np.ndarray:
@@ -128,12 +129,11 @@ def each_logits(run: Run, paths: Sequence[Path]) -> Iterator[np.ndarray | str]:
             progress.advance(task, len(indices))
 
 
-def _engine(run: Run, model: keras.Model) -> tuple[Engine, int]:
+def _engine(run: Run, model: keras.Model, cores: int) -> tuple[Engine, int]:
     """Build the run's engine and return the number of threads that feed it."""
-    threads = start_backend()
     with suppress(InputError):  # OpenVINO is not installed here, or cannot run a head
         if choose_engine(run.config.get("engine", "auto")) == "openvino":
-            return openvino_engine(model, threads), threads
+            return openvino_engine(model, cores), cores
     return keras_engine(model), 1  # TensorFlow uses all cores for a batch; the loader decodes the next meanwhile
 
 
