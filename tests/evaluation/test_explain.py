@@ -13,7 +13,7 @@ from tests.experiment.test_experiment import run, table
 from tl_research.commands.explain import explain_command
 from tl_research.errors import InputError
 from tl_research.evaluation.explain import Explainer, overlay
-from tl_research.reports.explanations import doubtful_images, write_explanations
+from tl_research.reports.explanations import doubtful_images, heat_maps, write_explanations
 from tl_research.runs.run import Run
 
 
@@ -88,6 +88,13 @@ def test_the_most_doubtful_images_are_explained_by_default(trained: Callable[[st
     tested = [row["path"] for row in table(done.directory / "predictions.csv") if row["split"] == "test"]
     assert paths
     assert {str(path) for path in paths} <= set(tested)
+
+
+def test_maps_end_when_their_time_is_up(trained: Callable[[str], Run]) -> None:
+    done = trained("linear")
+    paths = doubtful_images(done)
+    assert len(heat_maps(done, paths, 0.0)) == 1
+    assert list(heat_maps(done, paths)) == [str(path) for path in paths]
 
 
 @pytest.mark.parametrize(

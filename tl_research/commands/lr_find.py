@@ -60,6 +60,7 @@ def find_learning_rate(experiment: Experiment, stage: str | None = None, steps: 
     Raises:
         InputError: there is no such stage or it has no learning rate, too few steps, or what a run raises.
     """
+    from tl_research.reports.mlflow_tracker import MLflow
     from tl_research.reports.tensorboard import TensorBoard
     from tl_research.training.lr_range_test import LEAST_STEPS, Curve, RangeTest
 
@@ -76,7 +77,7 @@ def find_learning_rate(experiment: Experiment, stage: str | None = None, steps: 
         experiment,
         transfer={name: experiment.transfer[name] for name in names[: names.index(name) + 1]},
         trainer=replace(experiment.trainer, time_limit=None),
-        callbacks={k: v for k, v in experiment.callbacks.items() if not isinstance(v, TensorBoard)},  # nobody will look
+        callbacks={k: v for k, v in experiment.callbacks.items() if not isinstance(v, TensorBoard | MLflow)},
     )
     curve = Curve(steps)
     shortened.rehearse({name: partial(RangeTest, curve=curve)})

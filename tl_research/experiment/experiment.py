@@ -101,8 +101,10 @@ class Experiment:
         return int(number), int(count)
 
     def preflight(self) -> None:
-        """Check that images and weights exist, else raise `MissingResourceError`, which names all that is missing.
-        Imports no TensorFlow."""
+        """Check that images and weights exist, else raise `MissingResourceError`, which names all that is missing, and
+        that callbacks have what they need. Imports no TensorFlow."""
+        for callback in filter(None, self.callbacks.values()):
+            callback.preflight()
         missing: dict[str, str] = {}
         for what, part in (("data", self.data), ("weights", self.start)):
             try:

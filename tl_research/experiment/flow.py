@@ -104,12 +104,22 @@ def _claimed(experiment: Experiment, directory: str | Path | None, existing: Exi
     chosen = directory or experiment.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
     run = Run.claim(Path(chosen).expanduser().absolute(), "replace" if experiment.fresh else existing)
     began = time.time()
-    with silenced(not experiment.verbose), closing(run), record_outcome(run):
+    with silenced(not experiment.verbose), closing(run), _closing_callbacks(experiment, run), record_outcome(run):
         if not (run.kept or run.untouched):
             run.write_config(experiment.config)
         experiment.preflight()
         yield run
         experiment.features.prune(since=began)
+
+
+@contextmanager
+def _closing_callbacks(experiment: Experiment, run: Run) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for callback in filter(None, experiment.callbacks.values()):
+            with only_warning(f"callback {type(callback).__name__}"):
+                callback.close(run.directory, str(run.status["state"]))
 
 
 def _load(experiment: Experiment, run: Run, load: Callable[[FileIndex], DataModule]) -> DataModule:

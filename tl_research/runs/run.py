@@ -47,6 +47,7 @@ FILES = (
     "calibration.json",
     "weights.json",
     "model_card.md",
+    "mlflow.json",
     "model.keras",
     ".unfinished.keras",
     "tensorboard",
