@@ -41,6 +41,7 @@ TARGETS = {
     "RMSprop": "tl_research.training.optimizer.RMSprop",
     "SGD": "tl_research.training.optimizer.SGD",
     "Stage": "tl_research.training.stage.Stage",
+    "Report": "tl_research.experiment.experiment.ReportOptions",
     "Trainer": "tl_research.training.options.TrainOptions",
     "Features": "tl_research.features.table.Features",
     "BestWeights": "tl_research.training.callbacks.BestWeights",

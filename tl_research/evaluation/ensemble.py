@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,17 +69,23 @@ def _demand_same(one: Judged, other: Judged, name: str, other_name: str) -> None
 
 
 def ensemble_config(members: Sequence[Run], image_size: int) -> dict[str, Any]:
-    """Make the `config.yaml` of an ensemble of runs, the best first: its members, and their data."""
-    best = members[0].config
+    """Make the `config.yaml` of an ensemble of runs, the best first: what all have in common, their directories, and
+    the best one's data."""
+    common = reduce(_in_common, (member.config for member in members))
     name = f"ensemble of {len(members)}"
-    choices = {key: value for key, value in best.get("choices", {}).items() if key == "data"}
     backbone = {"name": name, "image_size": image_size, "preprocessing": "each member's own"}
-    return {
-        "choices": {"backbone": name, **choices},
+    return common | {
+        "choices": common.get("choices", {}) | {"backbone": name},
         "ensemble": [str(member.directory.absolute()) for member in members],
-        "backbone": backbone,
-        **{key: best[key] for key in ("data", "seed", "monitor") if key in best},
+        "backbone": common.get("backbone", {}) | backbone,
+        "data": members[0].config.get("data", {}),
     }
+
+
+def _in_common(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    both = {key: (value, other[key]) for key, value in one.items() if key in other}
+    nested = {k: _in_common(*pair) for k, pair in both.items() if all(isinstance(value, Mapping) for value in pair)}
+    return {key: value for key, (value, its) in both.items() if value == its} | nested
 
 
 def write_ensemble(run: Run, members: Sequence[Run], data: DataModule, threads: int) -> dict[str, np.ndarray]:

@@ -34,6 +34,13 @@ Monitor = Annotated[
 
 
 @recipe
+class ReportOptions:
+    """What reports may show."""
+
+    thumbnails: bool = True
+
+
+@recipe
 class Experiment:
     """All options of a run. The fields are the schema of the configuration: there are no other keys."""
 
@@ -52,6 +59,7 @@ class Experiment:
     threads: Positive | None = None
     engine: EngineName = "auto"
     features: Features = Field(default_factory=Features)
+    report: ReportOptions = Field(default_factory=ReportOptions)
     shard: str | None = None
     missing_weights: Literal["skip", "random"] = "skip"
     fresh: bool = False

@@ -17,7 +17,7 @@ import numpy as np
 
 from tl_research.backend.start import start_backend
 from tl_research.backend.strategy import Strategy, open_strategy
-from tl_research.data.summary import show_data
+from tl_research.data.summary import describe_data, show_data
 from tl_research.errors import DivergedError, InputError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
 from tl_research.experiment.outcome import record_outcome
@@ -33,9 +33,10 @@ from tl_research.models.head import DirectHead, Linear
 from tl_research.models.preprocessing import scales_pixels
 from tl_research.models.summary import show_model
 from tl_research.models.weights.licences import describe_weights
+from tl_research.reports.card import CARD, write_card
 from tl_research.runs.identity import compare, identity
 from tl_research.runs.run import Existing, Run
-from tl_research.system.console import silenced
+from tl_research.system.console import only_warning, silenced
 from tl_research.system.process import start_folder
 from tl_research.system.versions import versions
 from tl_research.training.callbacks import Callback
@@ -140,6 +141,8 @@ def _begin(experiment: Experiment, run: Run, data: DataModule) -> int:
     show_data(data)
     show_small_classes(data)
     run.write_json("classes.json", list(data.class_names))
+    if data.found.paths:  # not where a part of the images is extracted
+        run.write_json("data_check.json", describe_data(data))
     if data.values:
         run.write_json("pixel_range.json", asdict(data.pixel_range))
     if data.quarantined:
@@ -173,7 +176,16 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
             run.write_json("weights.json", describe_weights(experiment.config.get("backbone", {})))
         run.metrics |= versions()
         run.write_json("metrics.json", run.metrics)  # before anything is drawn: the result stands
-        show_results(run, state, runner.callbacks.values(), experiment.config, logits["test"])
+        with only_warning(CARD):
+            write_card(run)
+        show_results(
+            run,
+            state,
+            runner.callbacks.values(),
+            experiment.config,
+            logits["test"],
+            pictures=experiment.report.thumbnails,
+        )
         run.write_json("metrics.json", run.metrics)  # with the seconds that showing took
         run.checkpoints.remove()
         show_metrics(run.metrics, run.directory, len(runner.history), data, logits)
@@ -222,8 +234,9 @@ def _stage_runner(
     with open_strategy(experiment.trainer.distribution, job) as strategy:
         state = _build(experiment, run, data, threads, strategy)
         run.metrics |= {f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")}
+        run.metrics["num_by_class"] = data.counts()
         run.metrics |= {"num_classes": len(data.class_names), "num_quarantined": len(data.quarantined)}
-        run.metrics["dataset"] = data.dataset
+        run.metrics |= {"dataset": data.dataset} | ({"num_leaks": len(data.found.leaks)} if data.found.leaks else {})
         yield StageRunner(
             run=run,
             state=state,
@@ -235,6 +248,7 @@ def _stage_runner(
             strategy=strategy,
             trial=current_trial(),
             deadline=deadline,
+            shows_images=experiment.report.thumbnails,
         )
 
 

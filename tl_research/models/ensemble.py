@@ -43,12 +43,14 @@ def _resize(size: int, smaller: int, name: str) -> keras.Model:
     weights = np.asarray(
         Image.fromarray(np.eye(size, dtype=np.float32)).resize((smaller, size), Image.Resampling.BICUBIC)
     )
-    layers = [
-        keras.layers.EinsumDense("nhwc,hi->niwc", (smaller, size, 3), name="rows", dtype="float32"),
-        keras.layers.EinsumDense("nhwc,wi->nhic", (smaller, smaller, 3), name="columns", dtype="float32"),
+    layers = [  # the columns first, and no value beyond the range after either, as Pillow does
+        keras.layers.EinsumDense("nhwc,wi->nhic", (size, smaller, 3), name="columns", dtype="float32"),
+        keras.layers.ReLU(255.0, name="columns_range"),
+        keras.layers.EinsumDense("nhwc,hi->niwc", (smaller, smaller, 3), name="rows", dtype="float32"),
+        keras.layers.ReLU(255.0, name="rows_range"),
     ]
-    model = keras.Sequential([keras.Input((size, size, 3)), *layers, keras.layers.ReLU(255.0, name="range")], name=name)
-    for layer in layers:
+    model = keras.Sequential([keras.Input((size, size, 3)), *layers], name=name)
+    for layer in layers[::2]:
         layer.set_weights([weights])
     model.trainable = False
     return model

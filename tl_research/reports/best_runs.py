@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tl_research.errors import InputError
-from tl_research.reports.entries import Entry, titles
+from tl_research.reports.entries import Entry
 from tl_research.reports.leaderboard import Leaderboard, collect, order
 from tl_research.runs.run import Run
 
@@ -24,10 +24,10 @@ def best_runs(folder: Path, count: int | None = None) -> tuple[list[Run], list[s
     reasons = [_reason(entry) for entry in entries]
     usable = [entry for entry, reason in zip(entries, reasons, strict=True) if not reason]
     passed = [
-        f"{title}: passed over: {reason}" for title, reason in zip(titles(entries), reasons, strict=True) if reason
+        f"{entry.directory}: passed over: {reason}" for entry, reason in zip(entries, reasons, strict=True) if reason
     ]
     if any(not entry.metrics.get("random_weights") for entry in usable):
-        passed += [f"{entry.directory.name}: passed over: random weights" for entry in usable if _is_random(entry)]
+        passed += [f"{entry.directory}: passed over: random weights" for entry in usable if _is_random(entry)]
         usable = [entry for entry in usable if not _is_random(entry)]
     if len(usable) < 2:
         raise InputError(

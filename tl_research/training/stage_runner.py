@@ -64,6 +64,7 @@ class StageRunner:
     strategy: Strategy | None = None
     trial: Trial | None = None
     deadline: float = math.inf
+    shows_images: bool = True
     loops: Mapping[str, Callable[..., TrainLoop]] = field(default_factory=dict)
     history: list[EpochRow] = field(default_factory=list)
     best: BestEpoch = field(default_factory=BestEpoch)
@@ -242,7 +243,7 @@ class StageRunner:
             rate = float(step.optimizer.learning_rate.numpy())
             how = f"{stage.epochs} epochs at most on {WHAT[inputs.kind]}, {type(optimizer).__name__}"
             self._describe(name, how, plan.parts, rate)
-            if inputs.kind == "images":
+            if inputs.kind == "images" and self.shows_images:
                 classes = state.data.class_names
                 show_batches(self.callbacks.values(), self.run.directory, len(self.history), inputs, classes)
             state.backbone_changed = state.backbone_changed or stage.trains_backbone
