@@ -12,7 +12,7 @@ from PIL import Image
 
 from tl_research.data.decode import UndecodableError, UnreadFormatError, decode_stored, read_bytes
 from tl_research.data.file_index import FileIndex, Inspection
-from tl_research.data.fingerprint import fingerprint_of, pixel_candidates, pixel_digest
+from tl_research.data.fingerprint import average_candidates, fingerprint_of, pixel_candidates, with_pixels
 from tl_research.data.formats import IMAGE_SUFFIXES, RAW_SUFFIXES, READ, is_backup, read_head, unread_format
 from tl_research.system.hardware import cores
 from tl_research.system.progress import track
@@ -62,9 +62,10 @@ def find_equal_pixels(inspections: Sequence[Inspection], index: FileIndex | None
             found[number] = fresh if fresh.digest == found[number].digest else found[number]
 
     renew([n for n, one in enumerate(found) if not one.fingerprint], lambda one: inspect(one.path))
-    known = [(n, one.fingerprint) for n, one in enumerate(found) if one.fingerprint]
-    chosen = pixel_candidates([found[n].digest for n, _ in known], [each for _, each in known])
-    renew([known[i][0] for i in chosen if not known[i][1].pixels], _with_all_pixels)
+    for candidates in (lambda files, prints: average_candidates(prints), pixel_candidates):
+        known = [(n, one.digest, one.fingerprint) for n, one in enumerate(found) if one.fingerprint]
+        chosen = candidates([digest for _, digest, _ in known], [each for *_, each in known])
+        renew([known[i][0] for i in chosen], _with_all_pixels)
     return found
 
 
@@ -73,8 +74,7 @@ def _with_all_pixels(one: Inspection) -> Inspection:
     try:
         content = read_bytes(one.path)
         if one.fingerprint and hashlib.sha256(content).digest() == one.digest:
-            pixels = pixel_digest(decode_stored(content, in_full=True))
-            return replace(one, fingerprint=replace(one.fingerprint, pixels=pixels))
+            return replace(one, fingerprint=with_pixels(one.fingerprint, decode_stored(content, in_full=True)))
     except (UndecodableError, MemoryError):
         pass
     return one
