@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,13 @@ import pytest
 from PIL import ExifTags, Image
 
 from tl_research.data.decode import decode_stored
-from tl_research.data.fingerprint import average_candidates, fingerprint_of, pixel_candidates, with_pixels
+from tl_research.data.fingerprint import (
+    average_candidates,
+    fingerprint_of,
+    pixel_candidates,
+    with_averages,
+    with_pixels,
+)
 
 
 def encoded(pixels: np.ndarray | Image.Image, format_: str, **options: Any) -> bytes:
@@ -27,9 +32,10 @@ def noise(seed: int, *shape: int, peak: int = 256, dtype: str = "uint8") -> np.n
 def sets(*contents: bytes) -> list[list[int]]:
     """Find equal pixels as a run does; return the numbers of each two or more equal ones."""
     prints = [fingerprint_of(decode_stored(each)) for each in contents]
-    for candidates in (average_candidates, partial(pixel_candidates, [bytes([n]) for n in range(len(contents))])):
-        for n in candidates(prints):
-            prints[n] = with_pixels(prints[n], decode_stored(contents[n], in_full=True))
+    for n in average_candidates(prints):
+        prints[n] = with_averages(prints[n], decode_stored(contents[n], in_full=True))
+    for n in pixel_candidates([bytes([n]) for n in range(len(contents))], prints):
+        prints[n] = with_pixels(prints[n], decode_stored(contents[n], in_full=True))
     pixels = [found.pixels for found in prints]
     return [[n for n, other in enumerate(pixels) if other == each] for each in dict.fromkeys(pixels) if each]
 

@@ -66,12 +66,15 @@ def fingerprint_of(decoded: Decoded) -> Fingerprint:
     return Fingerprint(decoded.format, size, way, digest, thumbnail, averages="" if way else digest)
 
 
+def with_averages(known: Fingerprint, decoded: Decoded) -> Fingerprint:
+    """Complete a fingerprint by the averages of an image that `decode_stored` decoded in full."""
+    return replace(known, averages=_hash(_averages(decoded.image).tobytes()))
+
+
 def with_pixels(known: Fingerprint, decoded: Decoded) -> Fingerprint:
-    """Complete a fingerprint by the image that `decode_stored` decoded in full."""
+    """Complete a fingerprint by all pixels of an image that `decode_stored` decoded in full."""
     if decoded.deep is None:
-        averages = _hash(_averages(decoded.image).tobytes())
-        pixels = _hash(repr(decoded.image.size).encode(), decoded.image.tobytes())
-        return replace(known, averages=averages, pixels=pixels)
+        return replace(known, pixels=_hash(repr(decoded.image.size).encode(), decoded.image.tobytes()))
     rows = (np.ascontiguousarray(row, np.float64).tobytes() for row in decoded.deep)
     return replace(known, pixels=_hash(repr((decoded.deep.shape, decoded.turn)).encode(), *rows))
 
