@@ -18,9 +18,12 @@ from typing import Any
 TARGETS = {
     "Experiment": "tl_research.experiment.experiment.Experiment",
     "Application": "tl_research.models.backbone.Application",
+    "Auto": "tl_research.models.combined.Auto",
+    "Combined": "tl_research.models.combined.Combined",
     "Custom": "tl_research.models.custom_backbone.Custom",
     "Lite": "tl_research.models.backbone.Lite",
     "Saved": "tl_research.models.backbone.Saved",
+    "VisionTransformer": "tl_research.models.transformer_backbone.VisionTransformer",
     "KNN": "tl_research.models.head.KNN",
     "Linear": "tl_research.models.head.Linear",
     "MLP": "tl_research.models.head.MLP",

@@ -21,7 +21,7 @@ import pytest
 from tests.cli.test_train import Result, refused, train
 from tests.conftest import ROOT, draw_tree
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 FAULTS = '''
 """Networks some of which are no good, as long as there is no file `mended` here."""

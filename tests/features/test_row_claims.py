@@ -66,7 +66,8 @@ class Filler:
         network: Any = SimpleNamespace(output_shape=(None, 3), input_shape=(None, 1, 1, 3))
         data: Any = Images(numbers)
         self.table = FeatureTable(network, data, Features(), "auto", threads)
-        self.table.source = RowSource(self.store, lambda pixels: self.engine(pixels), data, 1, self.table.row, threads)
+        source = RowSource(self.store, lambda pixels: self.engine(pixels), data, 1, self.table.row, threads)
+        self.table.sources = [source]
 
     def engine(self, pixels: np.ndarray) -> np.ndarray:
         time.sleep(self.seconds)

@@ -22,7 +22,8 @@ from tl_research.models.head import Linear
 from tl_research.models.trainable_plan import TrainablePlan
 
 SHIPPED = sorted(path.stem for path in (ROOT / "conf" / "backbone").glob("*.yaml"))
-NETWORKS = [name for name in SHIPPED if name not in ("saved", "custom")]
+NETWORKS = [name for name in SHIPPED if name not in ("saved", "custom") and "it_" not in name]
+TRANSFORMER = "vit_tiny_patch16"  # stands for all: test_vision_transformer.py has what their options change
 MODULES = {
     "ResNet50": "resnet",
     "ResNet50V2": "resnet_v2",
@@ -45,7 +46,7 @@ def marked(names: Iterable[str]) -> list[Any]:
     return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-each_network = pytest.mark.parametrize("name", marked(NETWORKS))
+each_network = pytest.mark.parametrize("name", marked([*NETWORKS, TRANSFORMER]))
 
 
 def recipe(name: str, **overrides: object) -> Backbone:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tl_research.commands.arguments import RunArgument, open_run
+from tl_research.commands.arguments import RunArgument, folder_beside, open_run
 from tl_research.errors import InputError
 
 Format = Literal["keras", "savedmodel", "onnx", "openvino", "litert"]
@@ -46,4 +46,5 @@ def export_command(
         source = source_of(opened)
         source.preflight()
         data = source.load()
-    show_export(export_run(opened, to, output and output.expanduser().absolute(), data, max_drop))
+    target = output.expanduser() if output else folder_beside(run, "export", to)
+    show_export(export_run(opened, to, target.absolute(), data, max_drop))

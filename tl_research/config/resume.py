@@ -102,7 +102,7 @@ def _code(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield key and value of the config's entries that name code other than ours."""
     if isinstance(config, Mapping):
         for key, value in config.items():
-            builds = f"{prefix}{key}" == "backbone.build" and not str(value).startswith(OUR_NETWORKS)
+            builds = key == "build" and prefix.startswith("backbone.") and not str(value).startswith(OUR_NETWORKS)
             if builds or (key == "_target_" and not _is_ours(value)):
                 yield f"{prefix}{key}", str(value)
             else:

@@ -32,9 +32,6 @@ BACKGROUND = (255, 255, 255)
 # Warnings about damaged EXIF blocks and odd palettes help no user; undecodable files raise an error.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# A file with more pixels (half a gigabyte uncompressed) is an attack or a mistake. Pillow checks on opening.
-MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
-
 # Larger images are decoded one at a time, or memory would grow with the number of threads.
 HUGE = 40_000_000
 _huge_lock = threading.Lock()
@@ -55,6 +52,12 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def limit_pixels(most: int) -> None:
+    """Let this process refuse images with more pixels than that. Pillow, which checks on opening, has a limit of its
+    own: 179 megapixels, half a gigabyte uncompressed, are an attack or a mistake."""
+    Image.MAX_IMAGE_PIXELS = most // 2
 
 
 class UndecodableError(Exception):
@@ -131,7 +134,7 @@ def _decoded(content: bytes, at_least: int | None, pixel_range: PixelRange | Non
         with _opened(content) as image:
             return _pixels(image, content, at_least, pixel_range)
     except Image.DecompressionBombError:
-        raise UndecodableError(f"more than {MAX_PIXELS // 1_000_000} megapixels") from None
+        raise UndecodableError(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000} megapixels") from None
     except UndecodableError:
         raise
     except Exception as error:  # Pillow's plugins raise whatever their parsers hit: OSError, SyntaxError, struct.error

@@ -31,7 +31,7 @@ _HIDDEN = {
     *("data.cache", "features.store", "features.max_gb", "verbose", "fresh", "missing_weights", "resume", "shard"),
     *(
         f"backbone.{key}"
-        for key in ("name", "url", "min_size", "distribution", "variant", "application", "build.application")
+        for key in ("name", "url", "min_size", "distribution", "variant", "application", "build.application", "licence")
     ),
 }
 

@@ -16,6 +16,7 @@ from tl_research.errors import InputError
 from tl_research.features.engines import BATCH
 from tl_research.metrics.probabilities import softmax
 from tl_research.models.blocks import split_at_last_map
+from tl_research.models.ensemble import mean_map, members_of
 from tl_research.runs.run import Run
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ class Explanation:
     """A class and what each place of the network's input adds to it, or why the file could not be read.
 
     `heat` is float32 `(h, w)`, coarser than `pixels`, uint8 `(s, s, 3)`: positive where the image speaks for the class.
-    With `map` its sum is the class's logit, up to the head's bias, where the head is linear on averaged features; with
-    `occlusion` it is the fall of the logit where a grey square covers the place.
+    With `map` its sum is the class's logit, up to the head's bias, where the head is linear on averaged features (in an
+    ensemble the mean of its members' logits); with `occlusion` it is the fall of the logit where a grey square covers
+    the place.
     """
 
     path: Path
@@ -45,19 +47,19 @@ class Explanation:
 
 
 class Explainer:
-    """Explains the answers of a run's classifier. Raises `InputError` if the network has no feature map, or the run no
-    such class."""
+    """Explains the answers of a run's classifier, `model`; `explain_pixels` does it for pixels at the network's size.
+    Raises `InputError` if the network has no feature map, or the run no such class."""
 
     def __init__(self, run: Run, class_name: str | None = None, method: str = "map"):
         self._names = run.class_names()
         if class_name is not None and class_name not in self._names:
             raise InputError(f"--class {class_name}: the run's classes are {', '.join(self._names)}")
         self._class = None if class_name is None else self._names.index(class_name)
-        self._model, self._resize = run.model(), run.resize
+        self.model, self._resize = run.model(), run.resize
         self._pixel_range = run.pixel_range
         self._temperature = float(run.calibration["temperature"])
-        self._size = int(self._model.input_shape[1])
-        self._explain = _by_map(self._model, run.directory) if method == "map" else _by_occlusion(self._model)
+        self._size = int(self.model.input_shape[1])
+        self.explain_pixels = _by_map(self.model, run.directory) if method == "map" else _by_occlusion(self.model)
 
     def explain(self, paths: Sequence[Path]) -> Iterator[Explanation]:
         """Explain one image after the other: the predicted class, or the one asked for."""
@@ -67,7 +69,7 @@ class Explainer:
             except UndecodableError as error:
                 yield Explanation(path, error=str(error))
                 continue
-            logits, heat = self._explain(pixels, self._class)
+            logits, heat = self.explain_pixels(pixels, self._class)
             number = int(logits.argmax()) if self._class is None else self._class
             yield Explanation(
                 path,
@@ -87,19 +89,34 @@ Explain = Callable[[np.ndarray, int | None], tuple[np.ndarray, np.ndarray]]
 def _by_map(model: keras.Model, directory: Path) -> Explain:
     """Weight the last feature map by the class's gradient, averaged over places (Grad-CAM without its ReLU, Selvaraju
     et al. 2017, arXiv 1610.02391). For a linear head on averaged features that is the exact class activation map (Zhou
-    et al. 2016, arXiv 1512.04150)."""
-    head = model.get_layer("head")
+    et al. 2016, arXiv 1512.04150). Of an ensemble it is the mean of its members' maps."""
+    if members := members_of(model):
+        return _by_mean_map(model, [(resize, _by_map(member, directory)) for resize, member in members])
     try:
+        head = model.get_layer("head")
         prefix, tail = split_at_last_map(model.get_layer("backbone"))
     except ValueError:
         raise InputError(f"{directory}: its network has no feature map; give --method occlusion") from None
+    forward = compile_network(prefix, 1)
 
     def explain(pixels: np.ndarray, number: int | None) -> tuple[np.ndarray, np.ndarray]:
-        maps = np.asarray(prefix(pixels[None].astype(np.float32), training=False))
+        maps = forward(pixels[None])
         logits = np.asarray(head(tail(maps, training=False), training=False))[0]
         chosen = np.array([logits.argmax() if number is None else number])
         gradient = class_gradients(lambda x: head(tail(x, training=False), training=False), maps, chosen)
         return logits, (gradient.mean(axis=(1, 2), keepdims=True) * maps).sum(axis=3)[0]
+
+    return explain
+
+
+def _by_mean_map(model: keras.Model, members: Sequence[tuple[keras.Model | None, Explain]]) -> Explain:
+    def explain(pixels: np.ndarray, number: int | None) -> tuple[np.ndarray, np.ndarray]:
+        image = pixels[None].astype(np.float32)
+        logits = np.asarray(model(image, training=False))[0]
+        chosen = int(logits.argmax()) if number is None else number
+        return logits, mean_map([
+            one(pixels if resize is None else np.asarray(resize(image))[0], chosen)[1] for resize, one in members
+        ])  # fmt: skip
 
     return explain
 

@@ -17,16 +17,18 @@ import numpy as np
 
 from tl_research.backend.start import start_backend
 from tl_research.backend.strategy import Strategy, open_strategy
-from tl_research.data.summary import show_data
+from tl_research.data.summary import describe_data, show_data
 from tl_research.errors import DivergedError, InputError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
 from tl_research.experiment.outcome import record_outcome
 from tl_research.experiment.scaling import compare_scaling
+from tl_research.experiment.selection import choose_backbone
 from tl_research.experiment.summary import show_done_before, show_metrics, show_small_classes, warn_of_the_majority
 from tl_research.features.extraction import ORIGINAL
 from tl_research.features.summary import show_features
 from tl_research.features.table import FeatureTable
 from tl_research.models.backbone import Saved
+from tl_research.models.combined import Auto
 from tl_research.models.head import DirectHead, Linear
 from tl_research.models.preprocessing import scales_pixels
 from tl_research.models.summary import show_model
@@ -89,7 +91,8 @@ def rehearse(experiment: Experiment, loops: Mapping[str, Callable[..., TrainLoop
     """Do `Experiment.rehearse`."""
     with tempfile.TemporaryDirectory() as folder, _claimed(experiment, folder, "replace") as run:
         data = _load(experiment, run, experiment.data.load)
-        with _stage_runner(experiment, run, data) as runner:
+        experiment, threads = _begin_and_choose(experiment, run, data)
+        with _stage_runner(experiment, run, data, threads) as runner:
             runner.loops = loops
             _run_stages(experiment, run, runner)
 
@@ -135,6 +138,8 @@ def _begin(experiment: Experiment, run: Run, data: DataModule) -> int:
     show_data(data)
     show_small_classes(data)
     run.write_json("classes.json", list(data.class_names))
+    if data.found.paths:  # not where a part of the images is extracted
+        run.write_json("data_check.json", describe_data(data))
     if data.values:
         run.write_json("pixel_range.json", asdict(data.pixel_range))
     if data.quarantined:
@@ -142,9 +147,19 @@ def _begin(experiment: Experiment, run: Run, data: DataModule) -> int:
     return threads
 
 
+def _begin_and_choose(
+    experiment: Experiment, run: Run, data: DataModule, deadline: float = math.inf
+) -> tuple[Experiment, int]:
+    """Begin, and choose the backbone where that is left to the run; return the experiment and the number of threads."""
+    threads = _begin(experiment, run, data)
+    return choose_backbone(experiment, run, data, threads, deadline), threads
+
+
 def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> None:
     _warn_of_idle_keys(experiment)
-    with _stage_runner(experiment, run, data) as runner:
+    deadline = time.monotonic() + 60 * (experiment.trainer.time_limit or math.inf)
+    experiment, threads = _begin_and_choose(experiment, run, data, deadline)
+    with _stage_runner(experiment, run, data, threads, deadline) as runner:
         _run_stages(experiment, run, runner)
         run.metrics |= runner.finish()
         run.metrics |= _refit_if_frozen_is_best(experiment, runner)
@@ -199,15 +214,16 @@ def _refit_if_frozen_is_best(experiment: Experiment, runner: StageRunner) -> dic
 
 
 @contextmanager
-def _stage_runner(experiment: Experiment, run: Run, data: DataModule) -> Iterator[StageRunner]:
-    """Start the backend and build the stage runner, on all devices."""
-    threads = _begin(experiment, run, data)
+def _stage_runner(
+    experiment: Experiment, run: Run, data: DataModule, threads: int, deadline: float = math.inf
+) -> Iterator[StageRunner]:
+    """Build the stage runner, on all devices."""
     job = json.dumps([run.status["identity"], run.resumes], sort_keys=True)
     with open_strategy(experiment.trainer.distribution, job) as strategy:
         state = _build(experiment, run, data, threads, strategy)
         run.metrics |= {f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")}
         run.metrics |= {"num_classes": len(data.class_names), "num_quarantined": len(data.quarantined)}
-        run.metrics["dataset"] = data.dataset
+        run.metrics |= {"dataset": data.dataset} | ({"num_leaks": len(data.found.leaks)} if data.found.leaks else {})
         yield StageRunner(
             run=run,
             state=state,
@@ -218,7 +234,7 @@ def _stage_runner(experiment: Experiment, run: Run, data: DataModule) -> Iterato
             seed=experiment.seed,
             strategy=strategy,
             trial=current_trial(),
-            deadline=time.monotonic() + 60 * (experiment.trainer.time_limit or math.inf),
+            deadline=deadline,
         )
 
 
@@ -262,7 +278,9 @@ def _warn_of_idle_keys(experiment: Experiment) -> None:
     """Warn of `trainer` keys without effect where no stage has epochs."""
     stages = experiment.transfer.values()
     if all(needs_no_epochs(stage, experiment.head, stage.optimizer_for(experiment.optimizer)) for stage in stages):
-        default, given = TrainOptions(distribution=experiment.trainer.distribution), experiment.trainer
+        given = experiment.trainer
+        limit = given.time_limit if isinstance(experiment.backbone, Auto) else None  # of choosing the backbone
+        default = TrainOptions(distribution=given.distribution, time_limit=limit)
         for key in (field.name for field in fields(default)):
             if getattr(given, key) != getattr(default, key):
                 log.warning("trainer.%s changes nothing: the head is computed at once, and no stage has epochs", key)

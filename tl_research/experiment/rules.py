@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tl_research.errors import InputError
+from tl_research.models.combined import Auto
 from tl_research.models.head import KNN, DirectHead, Linear
 from tl_research.training.callbacks import BestWeights
 from tl_research.training.closed_form import needs_no_epochs
@@ -132,6 +133,17 @@ def _something_is_validated(experiment: Experiment) -> None:
         raise ValueError(f"data.val=0 leaves nothing to measure {monitor} on; give monitor=cv_accuracy")
 
 
+def _auto_can_choose(experiment: Experiment) -> None:
+    if not isinstance(experiment.backbone, Auto):
+        return
+    if any(stage.random_weights for stage in experiment.transfer.values()):
+        raise ValueError(
+            "backbone=auto chooses among pretrained weights, and transfer starts from random ones; name one"
+        )
+    if experiment.trainer.distribution == "multi_worker":
+        raise ValueError("backbone=auto chooses on one machine; with trainer.distribution=multi_worker name a backbone")
+
+
 def _shard_is_a_part(experiment: Experiment) -> None:
     shard = experiment.shard
     if shard and not (re.fullmatch(r"\d+/\d+", shard) and experiment.part[0] < experiment.part[1]):
@@ -152,4 +164,5 @@ RULES: tuple[Callable[[Experiment], None], ...] = (
     _best_epoch_has_one_monitor,
     _something_is_validated,
     _shard_is_a_part,
+    _auto_can_choose,
 )

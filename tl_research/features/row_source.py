@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,6 @@ from tl_research.features.engines import Engine
 from tl_research.features.extraction import ImageViews, run_batches, view_pixels
 from tl_research.features.shared_fill import SharedFill
 from tl_research.features.store import FeatureStore
-from tl_research.system.progress import bar
 
 if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule
@@ -35,18 +34,6 @@ class RowSource:
     image_size: int
     row: np.dtype
     threads: int
-
-    @contextmanager
-    def filling(self, total: int) -> Iterator[Callable[[int], None]]:
-        """Show one progress bar, and write one shard, for all rows that are read inside. Yields a function that
-        advances the bar."""
-        try:
-            with bar() as progress:
-                task = progress.add_task("features", total=total)
-                yield lambda count: progress.advance(task, count)
-        finally:
-            if self.store is not None:
-                self.store.close()
 
     def read(self, items: ImageViews, advance: Callable[[int], None]) -> tuple[np.ndarray, int]:
         """Return the rows of `items`, `(len(items), ...)`, and how many of them were computed, and stored, now.

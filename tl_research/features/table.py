@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,9 @@ from tl_research.features.extraction import ORIGINAL, ImageViews
 from tl_research.features.row_source import RowSource
 from tl_research.features.store import FeatureStore
 from tl_research.features.store_admin import prune_store
+from tl_research.models.combined import parts_of
 from tl_research.recipe import Positive, recipe
+from tl_research.system.progress import bar
 
 if TYPE_CHECKING:
     import keras
@@ -97,11 +100,24 @@ class FeatureTable:
         self.image_size = int(self.network.input_shape[1])
 
     @cached_property
-    def source(self) -> RowSource:
-        """The store and the engine behind the table. The store is opened at the first use: a run that trains on images
-        alone has none."""
-        engine = lazy_engine(self.engine, self.network, self.threads)
-        return RowSource(_open_store(self), engine, self.data, self.image_size, self.row, self.threads)
+    def _parts(self) -> list[keras.Model]:
+        return parts_of(self.network)
+
+    @property
+    def widths(self) -> list[int]:
+        """The number of features of each part of the network."""
+        return [int(part.output_shape[-1]) for part in self._parts]
+
+    @cached_property
+    def sources(self) -> list[RowSource]:
+        """The store and the engine behind the table, one for each part of a combined network. The store is opened at
+        the first use: a run that trains on images alone has none."""
+        return [self._source(part) for part in self._parts]
+
+    def _source(self, part: keras.Model) -> RowSource:
+        row = np.dtype((self.row_type, tuple(part.output_shape[1:])))
+        engine = lazy_engine(self.engine, part, self.threads)
+        return RowSource(_open_store(self, part, row), engine, self.data, self.image_size, row, self.threads)
 
     def after_training(self) -> FeatureTable:
         """Return a table of the same network with its present weights, and without a store: no other run will have
@@ -126,11 +142,12 @@ class FeatureTable:
         store that can be written they are kept in memory whatever their size: check `size_gb` before."""
         wanted = [(indices, view) for view in views if not self.in_memory(indices, view)]
         fits = self.size_gb(len(indices) * len(wanted)) <= HELD_GB
-        store = self.source.store
-        if not fits and store is not None and not store.broken:
+        if not fits and self._writable:
             self.ensure_stored(indices, [view for _, view in wanted])
-            if not store.broken:
-                store.refresh()
+            if self._writable:
+                for source in self.sources:
+                    assert source.store is not None
+                    source.store.refresh()
                 return
         self.ensure(wanted)
 
@@ -139,12 +156,17 @@ class FeatureTable:
         has lost since are computed again."""
         if self.in_memory(indices, view):
             return self._rows[view][indices]
-        store, items = self.source.store, ImageViews.of(self.data, indices, view)
-        rows = np.empty(len(items), self.row)
-        found = store.read(items.digests, rows) if store is not None else np.zeros(len(items), bool)
+        items = ImageViews.of(self.data, indices, view)
+        return _side_by_side([self._stored(source, items) for source in self.sources])
+
+    def _stored(self, source: RowSource, items: ImageViews) -> np.ndarray:
+        """Return rows of the store; those that it has lost are computed again."""
+        rows = np.empty(len(items), source.row)
+        found = source.store.read(items.digests, rows) if source.store is not None else np.zeros(len(items), bool)
         if not found.all():
-            with self.source.filling(int(np.sum(~found))) as advance:
-                rows[~found] = self._read(ImageViews.of(self.data, indices[~found], view), advance)
+            with self._filling(int(np.sum(~found))) as advance:
+                lost = ImageViews(*(column[~found] for column in (items.indices, items.views, items.digests)))
+                rows[~found] = self._read_from(source, lost, advance)
         return rows
 
     def in_memory(self, indices: np.ndarray, view: int = ORIGINAL) -> bool:
@@ -164,7 +186,7 @@ class FeatureTable:
         if not parts:
             return
         items = ImageViews.joined(parts)
-        with self.source.filling(len(items)) as advance:
+        with self._filling(len(items) * len(self.sources)) as advance:
             for part in items.in_parts(_chunk_size(self.row)):
                 rows = self._read(part, advance)
                 for view in set(map(int, part.views)):
@@ -175,29 +197,54 @@ class FeatureTable:
     def ensure_stored(self, indices: np.ndarray, views: Sequence[int] = (ORIGINAL,)) -> None:
         """Compute the rows of these examples that the store lacks, without keeping them in memory."""
         step = min(CHUNK, _chunk_size(self.row))
-        with self.source.filling(len(indices) * len(views)) as advance:
+        with self._filling(len(indices) * len(views) * len(self.sources)) as advance:
             for start in range(0, len(indices), step):
                 part = indices[start : start + step]
                 self._read(ImageViews.joined([ImageViews.of(self.data, part, view) for view in views]), advance)
 
     def _read(self, items: ImageViews, advance: Callable[[int], None]) -> np.ndarray:
-        rows, computed = self.source.read(items, advance)
+        return _side_by_side([self._read_from(source, items, advance) for source in self.sources])
+
+    def _read_from(self, source: RowSource, items: ImageViews, advance: Callable[[int], None]) -> np.ndarray:
+        rows, computed = source.read(items, advance)
         self.computed += computed
         self.hit += len(items) - computed
         return rows
 
+    @property
+    def _writable(self) -> bool:
+        """Whether all rows can be stored."""
+        return all(source.store is not None and not source.store.broken for source in self.sources)
 
-def _open_store(table: FeatureTable) -> FeatureStore | None:
+    @contextmanager
+    def _filling(self, total: int) -> Iterator[Callable[[int], None]]:
+        """Show one progress bar, and write one shard a store, for all rows that are read inside. Yields a function that
+        advances the bar."""
+        try:
+            with bar() as progress:
+                task = progress.add_task("features", total=total)
+                yield lambda count: progress.advance(task, count)
+        finally:
+            for source in self.sources:
+                if source.store is not None:
+                    source.store.close()
+
+
+def _open_store(table: FeatureTable, network: keras.Model, row: np.dtype) -> FeatureStore | None:
     if table.options.root is None:
         return None
     about = {
-        "network": network_digest(table.network),
+        "network": network_digest(network),
         "image_size": table.image_size,
         "resize": table.data.resize,
         "decoder": decode.version(),
         **describe_engine(table.engine, table.threads),
     }
-    return FeatureStore(table.options.root, about, table.row, {"note": table.note})
+    return FeatureStore(table.options.root, about, row, {"note": table.note})
+
+
+def _side_by_side(rows: list[np.ndarray]) -> np.ndarray:
+    return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=-1)
 
 
 def _chunk_size(row: np.dtype) -> int:

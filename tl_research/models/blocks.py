@@ -44,18 +44,18 @@ def find_blocks(backbone: keras.Model) -> list[Block]:
     """Find a backbone's blocks, in order, from its graph alone.
 
     A cut is an operation on every path from input to output, so residual and inception blocks stay whole. A block ends
-    where the feature map next shrinks, see `_Graph.end`. Every block has a trainable kernel: preprocessing belongs to
-    the first block, pooling after the last map to the last.
+    where the feature map next shrinks, see `_Graph.end`, and before each attention, so that a transformer's blocks are
+    its patch embedding and its encoder blocks. Every block has a trainable kernel: preprocessing belongs to the first
+    block, pooling after the last map to the last.
     """
     graph = _Graph(backbone)
     operations = backbone.operations
     ends: list[int] = []
     for number in range(len(graph.cuts) - 1):
-        if graph.shrinks(number):
-            start = ends[-1] + 1 if ends else 0
-            end = graph.end(number, start)
-            if end is not None:
-                ends.append(end)
+        start = ends[-1] + 1 if ends else 0
+        end = graph.end(number, start) if graph.shrinks(number) else graph.end_before_attention(number, start)
+        if end is not None:
+            ends.append(end)
     if ends and not any(map(_kernels, operations[ends[-1] + 1 :])):
         ends.pop()
     starts = [0, *(end + 1 for end in ends)]
@@ -191,6 +191,14 @@ class _Graph:
         maps = [n for n in nearby if len(self._shapes[n]) > 1]
         end = self.cuts[min(maps, key=lambda n: (math.prod(self._shapes[n]), -n))]
         return end if any(map(_kernels, self._operations[start : end + 1])) else None
+
+    def end_before_attention(self, number: int, start: int) -> int | None:
+        """Return cut `number` if attention follows it before the next cut, and the block would have a kernel."""
+        import keras
+
+        cut, following = self.cuts[number], self._operations[self.cuts[number] + 1 : self.cuts[number + 1] + 1]
+        attends = any(isinstance(each, keras.layers.MultiHeadAttention) for each in following)
+        return cut if attends and any(map(_kernels, self._operations[start : cut + 1])) else None
 
     def _adjacent(self, number: int) -> bool:
         """Tell whether no operation lies between this cut and the next."""

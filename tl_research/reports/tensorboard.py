@@ -76,8 +76,8 @@ class TensorBoard(Callback):
         # No hparams_config: of all runs TensorBoard believes one, which lacks the others' keys. Without any it puts
         # all runs together, what differs first.
         summaries.append(hparams_pb(dict(results.hyperparameters), trial_id="/".join(directory.parts[-2:])))
-        final = {k: v for k, v in results.metrics.items() if k.startswith(("val_", "test_")) and isinstance(v, float)}
-        summaries += [scalar(f"final/{name}", value) for name, value in final.items()]
+        final = {k: v for k, v in results.metrics.items() if k.startswith(("val_", "test_", "cv_"))}
+        summaries += [scalar(f"final/{name}", value) for name, value in final.items() if isinstance(value, float)]
         EventFile(directory / FOLDER).append(0, *summaries)
 
 

@@ -33,6 +33,7 @@ _IRRELEVANT = (
     "resume",
     "shard",
     "verbose",
+    "backbone.chosen",
     "data.cache",
     "features.store",
     "features.max_gb",
@@ -43,8 +44,12 @@ _IRRELEVANT = (
 # have more than 8 bits, the images' own part of the identity shows `bits`.
 _LATER = {
     "data.min_images": 3,
+    "data.allow_leaks": False,
+    "data.repeat": 0,
     "data.bits": "auto",
-    **dict.fromkeys(("data.train_dir", "data.val_dir", "data.test_dir", "data.label_by", "data.window")),
+    **dict.fromkeys(
+        ("data.train_dir", "data.val_dir", "data.test_dir", "data.label_by", "data.split_by", "data.window")
+    ),
 }
 
 _WORDS = {"config": "config", "images": "images", "weights": "weights", "code": "code version"}

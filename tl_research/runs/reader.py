@@ -91,6 +91,11 @@ class RunReader(RunCommand):
         return self.config.get("data", {}).get("resize", "squash")
 
     @property
+    def selection(self) -> dict[str, Any]:
+        """Read `selection.json`, which `backbone=auto` writes: what was `chosen`, why, and the `candidates`."""
+        return _read_json(self.directory / "selection.json")
+
+    @property
     def weights(self) -> dict[str, str | None]:
         """Read `weights.json`, see `describe_weights`; of a run of version 0.1 made from its configuration."""
         return _read_json(self.directory / "weights.json") or describe_weights(self.config.get("backbone", {}))
@@ -117,6 +122,11 @@ class RunReader(RunCommand):
     def calibration(self) -> dict[str, Any]:
         """Read `calibration.json`; a run without one, as of version 0.1, has a temperature of 1 and no scores."""
         return {"temperature": 1.0, "scores": []} | _read_json(self.directory / "calibration.json")
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the run has a temperature of its own."""
+        return bool(self.calibration["scores"])
 
     def model_file(self) -> Path:
         """Give the path of the classifier. Raises `InputError` if there is none."""

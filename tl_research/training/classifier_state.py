@@ -28,7 +28,7 @@ class ClassifierState:
 
     `head` is None before the stage that computes a `DirectHead`. `held_out` is set where the head was fitted on the
     validation images too: logits `(n, num_classes)` for them from a head that was not. `out_of_fold` is set where the
-    head was solved with cross-validation, on any images.
+    head was solved with cross-validation, on any images. `chosen_by_val`: the validation images chose the classifier.
     """
 
     data: DataModule
@@ -40,11 +40,18 @@ class ClassifierState:
     trained: TrainedWeights = field(default_factory=TrainedWeights)
     held_out: np.ndarray | None = None
     out_of_fold: OutOfFold | None = None
+    chosen_by_val: bool = False
     backbone_changed: bool = False
     _classifier: keras.Model | None = None
 
     def __post_init__(self) -> None:
         self._loaded_features = self.features
+
+    @classmethod
+    def of_model(cls, classifier: keras.Model, data: DataModule, threads: int, phase: Phase) -> ClassifierState:
+        """Make the state of a whole classifier, pixels -> logits, which is trained no further."""
+        table = FeatureTable(classifier, data, Features(), "keras", threads)
+        return cls(data, classifier, None, table, threads, phase, backbone_changed=True, _classifier=classifier)
 
     @property
     def classifier(self) -> keras.Model:

@@ -10,8 +10,8 @@ import numpy as np
 
 from tl_research.features.head_inputs import HeadInputs
 from tl_research.metrics.classification import accuracy_and_loss
-from tl_research.models.head import DirectHead, Head
-from tl_research.training.logistic_regression import Solution, solve
+from tl_research.models.head import DirectHead, Head, rescaled
+from tl_research.training.logistic_regression import Solution, part_scales, solve
 from tl_research.training.optimizer import LBFGS, Optimizer
 from tl_research.training.stage import Stage
 
@@ -43,7 +43,7 @@ def solve_linear(inputs: HeadInputs, options: LBFGS, seed: int, *, use_val: bool
 
     def fit(*splits: str) -> tuple[Solution, ToLogits]:
         features, labels = inputs.learned(*splits)
-        solution = solve(features, labels, options, seed, inputs.views, inputs.groups(*splits))
+        solution = solve(features, labels, options, seed, inputs.views, inputs.groups(*splits), inputs.features.widths)
         return solution, solution.logits
 
     return _fitted(inputs, fit, use_val=use_val)
@@ -61,7 +61,12 @@ def fit_direct(inputs: HeadInputs, recipe: DirectHead, *, use_val: bool) -> Clos
 
 def fit_direct_head(inputs: HeadInputs, recipe: DirectHead, *splits: str) -> keras.Model:
     """Compute a head from the images of these splits."""
-    return recipe.fit(*inputs.learned(*splits), len(inputs.data.class_names), inputs.views)
+    features, labels = inputs.learned(*splits)
+    widths, classes = inputs.features.widths, len(inputs.data.class_names)
+    if len(widths) == 1:
+        return recipe.fit(features, labels, classes, inputs.views)
+    scale = 1 / part_scales(features, widths)
+    return rescaled(recipe.fit(features * scale, labels, classes, inputs.views), scale)
 
 
 def _fitted(inputs: HeadInputs, fit: Callable[..., tuple[T, ToLogits]], *, use_val: bool) -> ClosedForm[T]:

@@ -8,6 +8,7 @@ al. 2019, arXiv 1805.08974, use the same protocol).
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ SMALL = 4_000_000
 OutOfFold = tuple[np.ndarray, np.ndarray]
 """Logits `(n, k)` of images by heads that did not learn from them, and their labels `(n,)`."""
 
+NO_LOSSES = np.empty(0, int), np.empty(0)
+
 MOST_FOR_CHOOSING = 5000
 """Examples at most for cross-validation, a stratified sample: the best penalty depends little on their number."""
 
@@ -35,7 +38,8 @@ MOST_FOR_CHOOSING = 5000
 class Solution:
     """A solved head: logits = features @ kernel + bias. `log_losses[l2]` is the cross-validated loss of each penalty
     tried, `cv_accuracy` the out-of-fold accuracy at the one chosen, and `out_of_fold` the logits and labels behind it,
-    a row an image."""
+    a row an image. `image_losses` are the numbers of these images among those given and the log loss of each, by heads
+    that did not learn from it; empty where none could be held out."""
 
     kernel: np.ndarray
     bias: np.ndarray
@@ -44,6 +48,7 @@ class Solution:
     log_losses: dict[float, float]
     cv_accuracy: float | None
     out_of_fold: OutOfFold | None = None
+    image_losses: tuple[np.ndarray, np.ndarray] = NO_LOSSES
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Compute the logits `(n, k)` of features `(n, d)`."""
@@ -57,9 +62,11 @@ def solve(
     seed: int,
     views: int = 1,
     groups: np.ndarray | None = None,
+    widths: Sequence[int] = (),
 ) -> Solution:
     """Fit on features `(n, d)` and labels `(n,)`; every class must occur. Features are centred and divided by one
-    number, their root mean variance; both are folded into kernel `(d, k)` and bias `(k,)` of a plain dense layer.
+    number, their root mean variance; both are folded into kernel `(d, k)` and bias `(k,)` of a plain dense layer. With
+    `widths`, the numbers of features of several networks side by side, those of each have a number of their own.
 
     The rows are `views` of each image, one after the other; cross-validation keeps them together, as it does images of
     one group (`groups`, one for each image).
@@ -70,14 +77,14 @@ def solve(
     from threadpoolctl import threadpool_limits
 
     mean = features.mean(axis=0, dtype=np.float64)
-    scale = float(np.sqrt(features.var(axis=0, dtype=np.float64).mean())) or 1.0
+    scale = part_scales(features, widths or [features.shape[1]])
     coordinates, basis = _span((features - mean) / scale)
     # On small matrices BLAS threads wait for each other ten times longer than they work.
     with threadpool_limits(1 if coordinates.size < SMALL else None, "blas"):
         choice = Choice(l2=options.l2) if options.l2 else choose_l2(coordinates, labels, options, seed, views, groups)
         model = _regression(options).set_params(C=1 / (choice.l2 * len(labels)))
         weights, intercept = _fit(model, coordinates, labels)
-    kernel = (basis @ weights.T) / scale
+    kernel = (basis @ weights.T) / scale[:, None]
     return Solution(
         kernel=kernel.astype(np.float32),
         bias=(intercept - mean @ kernel).astype(np.float32),
@@ -86,7 +93,14 @@ def solve(
         log_losses=choice.log_losses,
         cv_accuracy=choice.accuracy,
         out_of_fold=choice.out_of_fold,
+        image_losses=choice.image_losses,
     )
+
+
+def part_scales(features: np.ndarray, widths: Sequence[int]) -> np.ndarray:
+    """Return the root mean variance of each network's features, once for each feature, `(d,)`; 1 where none varies."""
+    variances = np.split(features.var(axis=0, dtype=np.float64), np.cumsum(widths)[:-1])
+    return np.repeat([float(np.sqrt(part.mean())) or 1.0 for part in variances], widths)
 
 
 def _span(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,6 +121,7 @@ class Choice:
     log_losses: dict[float, float] = field(default_factory=dict)
     accuracy: float | None = None
     out_of_fold: OutOfFold | None = None
+    image_losses: tuple[np.ndarray, np.ndarray] = NO_LOSSES
 
 
 def choose_l2(
@@ -122,6 +137,7 @@ def choose_l2(
     from sklearn.metrics import log_loss
     from sklearn.utils import resample
 
+    numbers = np.arange(len(labels) // views)
     if len(labels) > MOST_FOR_CHOOSING:
         images = resample(
             np.arange(len(labels) // views),
@@ -132,7 +148,7 @@ def choose_l2(
         )
         part = _rows(images, views)
         features, labels = features[part], labels[part]
-        groups = None if groups is None else groups[images]
+        numbers, groups = images, None if groups is None else groups[images]
     classes, counts = np.unique(labels[::views], return_counts=True)
     num_classes = len(classes)
     classes, counts = classes[counts > 1], counts[counts > 1]  # a single image cannot be held out
@@ -140,7 +156,7 @@ def choose_l2(
         return Choice(l2=1.0)  # the middle of the range, which little data tends to choose
     usable = np.isin(labels, classes)
     groups = None if groups is None else groups[usable[::views]]
-    features, labels = features[usable], labels[usable]
+    features, labels, numbers = features[usable], labels[usable], numbers[usable[::views]]
     image_folds = _folds(labels[::views], groups, min(options.folds, int(counts.min())), seed)
     if not image_folds:
         return Choice(l2=1.0)
@@ -162,8 +178,10 @@ def choose_l2(
             break
     first_views = judged[judged % views == 0]
     whole = len(classes) == num_classes  # a class without rows has no logits
-    out_of_fold = (kept[best][first_views], labels[first_views]) if whole else None
-    return Choice(best, losses, accuracies[best], out_of_fold)
+    logits, labels = kept[best][first_views], labels[first_views]
+    own = softmax(logits)[np.arange(len(labels)), np.searchsorted(classes, labels)]
+    image_losses = numbers[first_views // views], -np.log(np.maximum(own, np.finfo(float).tiny))
+    return Choice(best, losses, accuracies[best], (logits, labels) if whole else None, image_losses)
 
 
 def out_of_fold_probabilities(

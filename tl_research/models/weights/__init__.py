@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import keras
 
 __all__ = [
+    "cached_path",
     "check_file",
     "check_layers",
     "count_layers",
@@ -46,6 +47,7 @@ __all__ = [
     "load_model",
     "load_torch",
     "package_file",
+    "published_file",
     "read_torch",
     "replace_stem",
     "try_load_model",
@@ -73,6 +75,11 @@ def package_file(distribution: str) -> Path:
     return paths[0]
 
 
+def cached_path(url: str) -> Path:
+    """Return the path in Keras' cache of a published weights file, which need not be there."""
+    return _models_folder() / url.rpartition("/")[2]
+
+
 def imagenet(url: str, file_hash: str | None = None) -> Path:
     """Return the path of a published weights file in Keras' cache (`$KERAS_HOME/models` or `~/.keras/models`),
     downloading it if necessary.
@@ -80,8 +87,7 @@ def imagenet(url: str, file_hash: str | None = None) -> Path:
     `file_hash` is a sha256 or md5, as Keras records it; a file with another hash is downloaded again. If that fails,
     the InputError says where to put the file by hand and what works without it.
     """
-    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser()
-    target = home / "models" / url.rpartition("/")[2]
+    target = cached_path(url)
     algorithm = "md5" if file_hash and len(file_hash) == 32 else "sha256"
     if target.is_file():
         with target.open("rb") as file:
@@ -95,6 +101,22 @@ def imagenet(url: str, file_hash: str | None = None) -> Path:
             "backbone.weights=/path/to/file.h5. Without it: python train.py backbone=efficientnet_lite0 (or "
             "backbone.weights=null, random weights)"
         ) from None
+    return target
+
+
+def _models_folder() -> Path:
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser() / "models"
+
+
+def published_file(name: str, url: str, licence: str) -> Path:
+    """Find published weights that are fetched by hand, in Keras' cache; raises InputError that says from where."""
+    target = _models_folder() / name
+    if not target.is_file():
+        raise InputError(
+            f"{name} is needed and not there: fetch {url} (licence: {licence}) and put it at {target}, or say where it "
+            "is: backbone.weights=FILE. Without it: python train.py backbone=efficientnet_lite0 (or "
+            "backbone.weights=null, random weights)"
+        )
     return target
 
 

@@ -140,6 +140,9 @@ def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
 
 
 def _tensors(state: Any) -> dict[str, _Tensor]:
+    for key in ("model", "state_dict"):  # where training scripts put it beside what else they save
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     if not isinstance(state, dict) or not state:
         raise ValueError("it holds no state dict")
     for name, value in state.items():
