@@ -12,7 +12,7 @@ from PIL import Image
 from tests.experiment.test_experiment import run, table
 from tl_research.commands.explain import explain_command
 from tl_research.errors import InputError
-from tl_research.evaluation.explain import Explainer, overlay
+from tl_research.evaluation.explain import Explainer, add_maps, overlay
 from tl_research.reports.explanations import doubtful_images, heat_maps, write_explanations
 from tl_research.runs.run import Run
 
@@ -49,6 +49,14 @@ def test_the_map_of_a_linear_head_sums_to_its_logit(tmp_path: Path, trained: Cal
         assert one.heat is not None
         assert one.explained == name
         assert one.heat.sum() + bias[names.index(name)] == pytest.approx(one.logit, abs=1e-3)
+
+
+def test_added_maps_keep_the_sum_and_the_place() -> None:
+    fine, coarse = np.zeros((8, 8)), np.zeros((4, 4))
+    fine[1, 6] = coarse[0, 3] = 8.0
+    both = add_maps([coarse, fine])
+    assert both.sum() == pytest.approx(16)
+    assert np.unravel_index(both.argmax(), both.shape) == (1, 6)
 
 
 @pytest.mark.parametrize("head", ["linear", "knn"])

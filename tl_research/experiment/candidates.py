@@ -15,6 +15,8 @@ from tl_research.models.backbone import Backbone
 from tl_research.training.logistic_regression import Solution
 
 DRAWS = 5000
+LEAST = 0.001
+"""A difference of log losses that matters, in nats: where all answers are right, hardly any are exactly as good."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,11 @@ class Row:
 
 def judge(candidates: Sequence[Candidate], groups: np.ndarray | None) -> tuple[Candidate, list[Row], str]:
     """Choose the cheapest candidate that the best is not better than beyond noise: the 95 % interval of the difference
-    of their losses on the same images includes 0."""
+    of their losses on the same images begins below `LEAST`."""
     eligible = sorted((each for each in candidates if each.eligible), key=lambda each: each.operations)
     best = min(eligible, key=lambda each: each.loss)
     behind = {each.name: _behind(each, best, groups) for each in candidates}
-    chosen = next(each for each in eligible if each is best or behind[each.name][1] <= 0)
+    chosen = next(each for each in eligible if each is best or behind[each.name][1] <= LEAST)
     rows = [_row(each, behind[each.name], groups) for each in sorted(candidates, key=lambda each: each.loss)]
     rows = [
         replace(row, note=", ".join(filter(None, ["chosen", row.note]))) if row.name == chosen.name else row

@@ -170,9 +170,10 @@ def _begin_and_choose(
 
 def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> None:
     _warn_of_idle_keys(experiment)
-    deadline = time.monotonic() + 60 * (experiment.trainer.time_limit or math.inf)
-    experiment, threads = _begin_and_choose(experiment, run, data, deadline)
-    with _stage_runner(experiment, run, data, threads, deadline) as runner:
+    began, seconds = time.monotonic(), 60 * (experiment.trainer.time_limit or math.inf)
+    trains = any(stage.trains_backbone for stage in experiment.transfer.values())  # which gets half of the time
+    experiment, threads = _begin_and_choose(experiment, run, data, began + seconds / (2 if trains else 1))
+    with _stage_runner(experiment, run, data, threads, began + seconds) as runner:
         _run_stages(experiment, run, runner)
         run.metrics |= runner.finish()
         run.metrics |= _refit_if_frozen_is_best(experiment, runner)

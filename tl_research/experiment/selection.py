@@ -119,13 +119,13 @@ class _Selection:
 
     @cached_property
     def _size(self) -> int:
-        return max(each.image_size or 0 for each in self.auto.available)
+        return max(each.image_size or 0 for each in self.auto.among)
 
     @cached_property
     def _eligible(self) -> list[tuple[Backbone, dict[str, Any]]]:
         """The candidates in the common size, those with the smallest files first, and the default if it is one."""
-        configs: list[dict[str, Any]] = self.experiment.config["backbone"]["candidates"]
-        pairs = [(each, configs[self.auto.candidates.index(each)]) for each in self.auto.available]
+        configs: list[dict[str, Any]] = self.experiment.config["backbone"]["among"]
+        pairs = list(zip(self.auto.among, configs, strict=True))
         pairs.sort(key=lambda pair: sum(path.stat().st_size for path in pair[0].files()))
         resized = [_with_size(*pair, self._size) for pair in pairs if pair[0].image_size]
         return [*(pair for pair in pairs if pair[0] == self.auto.default and pair not in resized), *resized]

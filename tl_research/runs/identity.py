@@ -49,6 +49,7 @@ _LATER = {
     "data.allow_leaks": False,
     "data.repeat": 0,
     "data.bits": "auto",
+    "backbone.layer": None,
     **dict.fromkeys(
         ("data.train_dir", "data.val_dir", "data.test_dir", "data.label_by", "data.split_by", "data.window")
     ),
