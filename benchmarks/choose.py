@@ -1,18 +1,18 @@
 """The default, several networks side by side, the run's own choice, and fine-tuning, on the same images.
 
-    python -m benchmarks choose [--data stamps=FOLDER,demo,sauce,demo5] [--seeds 5] [--ways default,combined] [--cache DIR]
+    python -m benchmarks choose [--data stamps=FOLDER,demo,sauce,demo5] [--seeds 5] [--ways default,auto] [--cache DIR]
 
-`demo5` are the demo's images with 5 a class to learn from, and so on. Each row has means over seeds: cross-validated
-log loss and test accuracy, the difference of each from the default with its 95 % interval paired over seeds
-(Student's), and seconds. A store that is filled in one way is found by the next; `auto` counts the seconds of its choice.
+`demo5` are the demo's images with 5 a class to learn from, and so on. Each row has means over seeds of cross-validated
+log loss and test accuracy, their differences from the default with 95 % intervals paired over seeds (Student), and
+the median of the seconds. One store serves all: the first way that needs a row computes it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +40,7 @@ def images(name: str) -> list[str]:
     return ["data=hot_dog_demo", *([f"data.per_class={count}"] if count else [])]
 
 
-def measure_way(way: str, data: str, seed: int, folder: Path) -> dict[str, float]:
+def measure_way(way: str, data: str, seed: int, folder: Path) -> dict[str, Any]:
     """Train once; return log loss, test accuracy and seconds."""
     store = f"features.store={folder / 'features'}"
     overrides = [*images(data), *WAYS[way], f"seed={seed}", store, "callbacks=none", "verbose=false"]
@@ -72,18 +72,15 @@ def main(arguments: list[str]) -> None:
         folder = options.cache or Path(temporary)
         for data in options.data.split(","):
             print(
-                f"\n| {data.partition('=')[0]} | cross-validated log loss | test accuracy | seconds | chosen |\n|---|---|---|---|---|"
+                f"\n| {data.partition('=')[0]} | log loss | test accuracy | seconds | chosen |\n|---|---|---|---|---|"
             )
-            rows: dict[str, list[dict[str, float]]] = {}
+            rows: dict[str, list[dict[str, Any]]] = {}
             for way in options.ways.split(","):
                 rows[way] = [measure_way(way, data, seed, folder) for seed in range(options.seeds)]
-                columns = {
-                    key: np.array([[row[key] for row in rows[name]] for name in (way, "default")])
-                    for key in ("loss", "accuracy")
-                }
-                chosen = json.dumps(sorted({str(row["chosen"]) for row in rows[way]}))
-                seconds = np.median([row["seconds"] for row in rows[way]])
-                print(
-                    f"| {way} | {against(*columns['loss'])} | {against(*columns['accuracy'])} | {seconds:.1f} | {chosen} |",
-                    flush=True,
-                )
+                both = [
+                    {key: np.array([row[key] for row in rows[each]]) for key in rows[each][0]}
+                    for each in (way, "default")
+                ]
+                cells = [against(*(each[key] for each in both)) for key in ("loss", "accuracy")]
+                chosen = ", ".join(sorted({row["chosen"] for row in rows[way]}))
+                print(f"| {way} | {' | '.join(cells)} | {np.median(both[0]['seconds']):.1f} | {chosen} |", flush=True)

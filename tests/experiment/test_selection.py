@@ -12,6 +12,7 @@ import pytest
 from tl_research import InputError, Run, compose
 from tl_research.experiment.candidates import Candidate, judge
 from tl_research.reports.leaderboard import collect
+from tl_research.runs.reader import read_selection
 from tl_research.serving.facts import facts_of
 from tl_research.training.logistic_regression import solve
 from tl_research.training.optimizer import LBFGS
@@ -89,7 +90,7 @@ def chosen(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Run:
 
 
 def test_a_run_says_what_was_looked_at_and_chosen(chosen: Run) -> None:
-    backbone, selection = chosen.config["backbone"], chosen.selection
+    backbone, selection = chosen.config["backbone"], read_selection(chosen.directory)
     assert (backbone["name"], chosen.metrics["backbone"]) == ("auto", "auto")
     assert chosen.metrics["chosen"] == " + ".join(selection["chosen"])
     assert chosen.metrics["selection_computed"] == 2 * 36  # each network once

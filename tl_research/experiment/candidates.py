@@ -16,7 +16,7 @@ from tl_research.training.logistic_regression import Solution
 
 DRAWS = 5000
 LEAST = 0.001
-"""A difference of log losses that matters, in nats: where all answers are right, hardly any are exactly as good."""
+"""The least difference of log losses that matters: where all answers are right, candidates still differ a little."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Row:
+class CandidateRow:
     """A candidate as the table and `selection.json` show it. `behind` is the cross-validated log loss above that of the
     best, with its 95 % interval, paired over images."""
 
@@ -80,7 +80,7 @@ class Row:
     note: str
 
 
-def judge(candidates: Sequence[Candidate], groups: np.ndarray | None) -> tuple[Candidate, list[Row], str]:
+def judge(candidates: Sequence[Candidate], groups: np.ndarray | None) -> tuple[Candidate, list[CandidateRow], str]:
     """Choose the cheapest candidate that the best is not better than beyond noise: the 95 % interval of the difference
     of their losses on the same images begins below `LEAST`."""
     eligible = sorted((each for each in candidates if each.eligible), key=lambda each: each.operations)
@@ -113,10 +113,10 @@ def _interval(values: np.ndarray, numbers: np.ndarray, groups: np.ndarray | None
     return bootstrap({"mean": mean_of(values)}, len(values), chosen, DRAWS)["mean"]
 
 
-def _row(candidate: Candidate, behind: tuple[float, float, float], groups: np.ndarray | None) -> Row:
+def _row(candidate: Candidate, behind: tuple[float, float, float], groups: np.ndarray | None) -> CandidateRow:
     numbers, losses = candidate.solution.image_losses
     low, high = _interval(losses, numbers, groups) if len(numbers) else (None, None)
-    return Row(
+    return CandidateRow(
         candidate.name,
         candidate.loss if math.isfinite(candidate.loss) else None,
         low,
