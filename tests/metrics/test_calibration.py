@@ -20,6 +20,8 @@ from tl_research.metrics.calibration import (
     reliability,
 )
 from tl_research.metrics.probabilities import softmax
+from tl_research.training.logistic_regression import solve
+from tl_research.training.optimizer import LBFGS
 
 
 def draw(seed: int, num: int = 2000, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -104,6 +106,21 @@ def test_cross_conformal_sets_cover_what_they_promise() -> None:
         covered.append(sets[np.arange(num), labels[num:]].mean())
     assert 1 - 2 * (1 - coverage) < np.mean(covered)
     assert np.mean(covered) == pytest.approx(0.956, abs=0.01)
+
+
+def test_scores_of_folds_cover_with_the_head_of_all_images() -> None:
+    """As runs do: scores from out-of-fold answers, sets from the head that was then solved on all images."""
+    rng, coverage, covered = np.random.default_rng(0), 0.9, []
+    for _ in range(12):
+        labels = np.resize(np.arange(3), 60 + 600)
+        features = rng.normal(size=(len(labels), 8)) + 1.2 * np.eye(3, 8)[labels]
+        solution = solve(features[:60], labels[:60], LBFGS(), seed=0)
+        assert solution.out_of_fold is not None
+        scores = conformal_scores(softmax(solution.out_of_fold[0]), solution.out_of_fold[1])
+        sets = prediction_sets(softmax(solution.logits(features[60:])), conformal_threshold(scores, coverage))
+        covered.append(sets[np.arange(600), labels[60:]].mean())
+    assert 1 - 2 * (1 - coverage) < np.mean(covered)
+    assert np.mean(covered) == pytest.approx(coverage, abs=0.03)
 
 
 class Prepared(ClassifierMixin, BaseEstimator):
