@@ -35,6 +35,8 @@ _IRRELEVANT = (
     "verbose",
     "backbone.chosen",
     "data.cache",
+    "data.check",
+    "data.ignore",
     "features.store",
     "features.max_gb",
     "trainer.checkpoint_minutes",
