@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tl_research.commands.arguments import RunArgument, open_run
+from tl_research.commands.arguments import RunArgument, folder_beside, open_run
 from tl_research.errors import InputError
 from tl_research.system.console import show, show_error
 
@@ -43,7 +43,7 @@ def serve_command(
     with bind(host, port) as listener:
         address, bound = listener.getsockname()[:2]
         start_backend()
-        answerer = Answerer(opened, round(max_megapixels * 1e6))
+        answerer = Answerer(opened, folder_beside(run).absolute().name, round(max_megapixels * 1e6))
         if not is_loopback(address):
             show_error(f"--host {host}: whoever reaches this machine may ask the model, there is no password")
             address = socket.gethostname() if address in ("0.0.0.0", "::") else address
