@@ -152,6 +152,13 @@ def test_the_page_fetches_and_inlines_nothing() -> None:
     assert not re.search(r"<style|\sstyle=|\son\w+=", page)
 
 
+def test_a_query_changes_nothing_of_the_page(site: Site) -> None:
+    for path in ("/", "/page.js", "/page.css"):
+        asked = [site.send("GET", path + query) for query in ("", "?content=alert(1)&kind=text/html&path=/etc/passwd")]
+        first, second = ((response.read(), response.headers["content-type"]) for response in asked)
+        assert first == second
+
+
 def test_openapi_describes_body_and_problems(site: Site) -> None:
     paths = json.load(site.send("GET", "/openapi.json"))["paths"]
     assert set(paths) == {"/model", "/predict", "/explain"}

@@ -139,10 +139,15 @@ def build_app(answerer: Answering, admission: Admission) -> FastAPI:
             return Response(await worker.run(answerer.explain, image, class_name), media_type="image/png")
 
     for path, (name, kind) in FILES.items():
-        content = (PAGE / name).read_bytes()
-        app.get(path, include_in_schema=False)(lambda content=content, kind=kind: Response(content, media_type=kind))
+        app.get(path, include_in_schema=False)(_sends(PAGE / name, kind))
     _add_problems(app)
     return app
+
+
+def _sends(path: Path, kind: str) -> Callable[[], Response]:
+    """Make a handler without parameters, which FastAPI would fill from the query."""
+    content = path.read_bytes()
+    return lambda: Response(content, media_type=kind)
 
 
 def _add_problems(app: FastAPI) -> None:
