@@ -20,7 +20,7 @@ def serve_command(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on, 0 for a free one")] = 8000,
     max_mb: Annotated[float, typer.Option(help="Largest file that is taken, in megabytes")] = 25,
-    max_megapixels: Annotated[float, typer.Option(help="Largest image that is decoded")] = 100,
+    max_megapixels: Annotated[float, typer.Option(help="Largest image that is decoded")] = 64,
 ) -> None:
     """Serve a run's model until Ctrl-C: a page to drop a photograph on, and JSON for programs (openapi.json says how).
     Nothing that is sent in is kept.
