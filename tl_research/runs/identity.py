@@ -37,6 +37,8 @@ _IRRELEVANT = (
     "backbone.chosen",
     "callbacks.mlflow",
     "data.cache",
+    "data.check",
+    "data.ignore",
     "features.store",
     "features.max_gb",
     "trainer.checkpoint_minutes",
