@@ -122,8 +122,9 @@ def test_healthy_images_are_decoded_once_and_no_file_in_a_warm_run(
     read_bytes = inspection.read_bytes
     monkeypatch.setattr(inspection, "read_bytes", lambda path: [read.append(path.name), read_bytes(path)][1])
     first = loaded(planted, FileIndex(tmp_path), allow_leaks=True)
-    again = sorted(name for name in read if read.count(name) > 1)
-    assert set(again) == {name for pair, (kind, *_) in EQUAL.items() if kind == "pixels" for name in pair}
+    assert {name for name in read if read.count(name) > 1} == {
+        name for pair, (kind, *_) in EQUAL.items() if kind == "pixels" for name in pair
+    }
     read.clear()
     assert loaded(planted, FileIndex(tmp_path), allow_leaks=True).found == first.found
     assert not read

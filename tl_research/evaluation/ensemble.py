@@ -73,11 +73,10 @@ def ensemble_config(members: Sequence[Run], image_size: int) -> dict[str, Any]:
     the best one's data."""
     common = reduce(_in_common, (member.config for member in members))
     name = f"ensemble of {len(members)}"
-    backbone = {"name": name, "image_size": image_size, "preprocessing": "each member's own"}
     return common | {
         "choices": common.get("choices", {}) | {"backbone": name},
         "ensemble": [str(member.directory.absolute()) for member in members],
-        "backbone": common.get("backbone", {}) | backbone,
+        "backbone": {"name": name, "image_size": image_size, "preprocessing": "each member's own"},
         "data": members[0].config.get("data", {}),
     }
 

@@ -81,7 +81,7 @@ class Experiment:
     @cached_property
     def falls_back(self) -> bool:
         """Return whether weights are random because the configured ones are missing and `missing_weights` allows it."""
-        if self.missing_weights == "skip":
+        if self.missing_weights == "skip" or self.backbone.weights is None:
             return False
         try:
             self.backbone.preflight()

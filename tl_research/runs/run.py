@@ -52,6 +52,7 @@ FILES = (
     ".unfinished.keras",
     "tensorboard",
     "export",
+    "check",
     "checkpoints",
 )
 """The files of a run. Others in its directory are never removed."""

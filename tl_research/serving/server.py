@@ -106,6 +106,8 @@ class Worker:
             raise RefusedError(503, f"no answer within {self._seconds:g} seconds; try again") from None
         except UndecodableError as error:
             raise RefusedError(422, f"cannot be read: {error}") from None
+        except InputError as error:
+            raise RefusedError(500, str(error)) from None
 
 
 def build_app(answerer: Answering, admission: Admission) -> FastAPI:

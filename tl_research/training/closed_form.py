@@ -43,7 +43,9 @@ def solve_linear(inputs: HeadInputs, options: LBFGS, seed: int, *, use_val: bool
 
     def fit(*splits: str) -> tuple[Solution, ToLogits]:
         features, labels = inputs.learned(*splits)
-        solution = solve(features, labels, options, seed, inputs.views, inputs.groups(*splits), inputs.features.widths)
+        solution = solve(
+            features, labels, options, seed, inputs.views, inputs.groups(*splits), inputs.features.source.widths
+        )
         return solution, solution.logits
 
     return _fitted(inputs, fit, use_val=use_val)
@@ -62,7 +64,7 @@ def fit_direct(inputs: HeadInputs, recipe: DirectHead, *, use_val: bool) -> Clos
 def fit_direct_head(inputs: HeadInputs, recipe: DirectHead, *splits: str) -> keras.Model:
     """Compute a head from the images of these splits."""
     features, labels = inputs.learned(*splits)
-    widths, classes = inputs.features.widths, len(inputs.data.class_names)
+    widths, classes = inputs.features.source.widths, len(inputs.data.class_names)
     if len(widths) == 1:
         return recipe.fit(features, labels, classes, inputs.views)
     scale = 1 / part_scales(features, widths)
