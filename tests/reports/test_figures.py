@@ -18,7 +18,7 @@ def test_every_name_can_be_drawn_without_a_warning() -> None:
     samples = [(pixels[0], label, np.eye(many)[label - 1]) for label in range(many)]
     bins = [{"confidence": 0.9, "accuracy": 0.5, "num": 3}]
     for page in (
-        figures.reliability({"plain": bins, "calibrated": bins}, 2.0),
+        figures.reliability_diagram({"plain": bins, "calibrated": bins}, 2.0),
         figures.confusion_matrix(np.arange(many), np.arange(many), NAMES),
         figures.predictions(samples, NAMES),
         figures.batch(pixels, np.eye(many), NAMES),

@@ -20,7 +20,7 @@ from tl_research.backend.strategy import Strategy, open_strategy
 from tl_research.data.summary import describe_data, show_data
 from tl_research.errors import DivergedError, InputError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
-from tl_research.experiment.outcome import record_outcome
+from tl_research.experiment.outcome import closing_callbacks, record_outcome
 from tl_research.experiment.scaling import compare_scaling
 from tl_research.experiment.selection import choose_backbone
 from tl_research.experiment.summary import show_done_before, show_metrics, show_small_classes, warn_of_the_majority
@@ -106,22 +106,17 @@ def _claimed(experiment: Experiment, directory: str | Path | None, existing: Exi
     chosen = Path(directory or start_folder() / Path(default).expanduser())
     run = Run.claim(chosen.expanduser().absolute(), "replace" if experiment.fresh else existing)
     began = time.time()
-    with silenced(not experiment.verbose), closing(run), _closing_callbacks(experiment, run), record_outcome(run):
+    with (
+        silenced(not experiment.verbose),
+        closing(run),
+        closing_callbacks(experiment.callbacks.values(), run),
+        record_outcome(run),
+    ):
         if not (run.kept or run.untouched):
             run.write_config(experiment.config)
         experiment.preflight()
         yield run
         experiment.features.prune(since=began)
-
-
-@contextmanager
-def _closing_callbacks(experiment: Experiment, run: Run) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for callback in filter(None, experiment.callbacks.values()):
-            with only_warning(f"callback {type(callback).__name__}"):
-                callback.close(run.directory, str(run.status["state"]))
 
 
 def _load(experiment: Experiment, run: Run, load: Callable[[FileIndex], DataModule]) -> DataModule:
