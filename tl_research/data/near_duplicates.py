@@ -128,7 +128,9 @@ def best_correlation(first: np.ndarray, second: np.ndarray, aspect: float = 1.0)
     masks = [_foreground(image) for image in (first, second)]
     if any(mask is None for mask in masks):
         return whole
-    target, other = (_details(image, mask).ravel() for image, mask in zip(images, masks, strict=True) if mask is not None)
+    target, other = (
+        _details(image, mask).ravel() for image, mask in zip(images, masks, strict=True) if mask is not None
+    )
     own, others = (mask.ravel().astype(np.float32) for mask in masks if mask is not None)
     warped = (warps @ others).reshape(shown.shape)
     both = shown * own * (warped > 0.99)

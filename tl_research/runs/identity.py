@@ -49,6 +49,8 @@ _LATER = {
     "data.allow_leaks": False,
     "data.repeat": 0,
     "data.bits": "auto",
+    "trainer.class_weights": None,
+    "trainer.logit_adjustment": 0.0,
     **dict.fromkeys(
         ("data.train_dir", "data.val_dir", "data.test_dir", "data.label_by", "data.split_by", "data.window")
     ),
