@@ -28,7 +28,15 @@ from tl_research.training.options import TrainOptions
 from tl_research.training.stage import Stage
 
 Monitor = Annotated[
-    Literal["val_accuracy", "val_loss", "val_macro_f1", "val_auroc", "cv_accuracy"],
+    Literal[
+        "val_accuracy",
+        "val_balanced_accuracy",
+        "val_loss",
+        "val_macro_f1",
+        "val_auroc",
+        "val_auprc",
+        "cv_accuracy",
+    ],
     BeforeValidator(test_images_choose_nothing),
 ]
 
@@ -101,8 +109,10 @@ class Experiment:
         return int(number), int(count)
 
     def preflight(self) -> None:
-        """Check that images and weights exist, else raise `MissingResourceError`, which names all that is missing.
-        Imports no TensorFlow."""
+        """Check that images and weights exist, else raise `MissingResourceError`, which names all that is missing, and
+        that callbacks have what they need. Imports no TensorFlow."""
+        for callback in filter(None, self.callbacks.values()):
+            callback.preflight()
         missing: dict[str, str] = {}
         for what, part in (("data", self.data), ("weights", self.start)):
             try:

@@ -20,7 +20,7 @@ from tl_research.backend.strategy import Strategy, open_strategy
 from tl_research.data.summary import describe_data, show_data
 from tl_research.errors import DivergedError, InputError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
-from tl_research.experiment.outcome import record_outcome
+from tl_research.experiment.outcome import closing_callbacks, record_outcome
 from tl_research.experiment.scaling import compare_scaling
 from tl_research.experiment.selection import choose_backbone
 from tl_research.experiment.summary import show_done_before, show_metrics, show_small_classes, warn_of_the_majority
@@ -37,6 +37,7 @@ from tl_research.reports.card import CARD, write_card
 from tl_research.runs.identity import compare, identity
 from tl_research.runs.run import Existing, Run
 from tl_research.system.console import only_warning, silenced
+from tl_research.system.process import start_folder
 from tl_research.system.versions import versions
 from tl_research.training.callbacks import Callback
 from tl_research.training.classifier_state import ClassifierState
@@ -101,10 +102,16 @@ def rehearse(experiment: Experiment, loops: Mapping[str, Callable[..., TrainLoop
 @contextmanager
 def _claimed(experiment: Experiment, directory: str | Path | None, existing: Existing) -> Iterator[Run]:
     """Claim the run directory and check for images and weights; at the end record the outcome."""
-    chosen = directory or experiment.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
-    run = Run.claim(Path(chosen).expanduser().absolute(), "replace" if experiment.fresh else existing)
+    default = experiment.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
+    chosen = Path(directory or start_folder() / Path(default).expanduser())
+    run = Run.claim(chosen.expanduser().absolute(), "replace" if experiment.fresh else existing)
     began = time.time()
-    with silenced(not experiment.verbose), closing(run), record_outcome(run):
+    with (
+        silenced(not experiment.verbose),
+        closing(run),
+        closing_callbacks(experiment.callbacks.values(), run),
+        record_outcome(run),
+    ):
         if not (run.kept or run.untouched):
             run.write_config(experiment.config)
         experiment.preflight()
@@ -131,6 +138,7 @@ def _is_done(experiment: Experiment, run: Run, data: DataModule) -> bool:
 
 def _begin(experiment: Experiment, run: Run, data: DataModule) -> int:
     """Start the backend, record seed, classes and unreadable images; return the number of threads."""
+    experiment.trainer.balance(data, "train")  # names classes that there are not, before anything is computed
     run.write_config(experiment.config)  # only now: an earlier run's stays until it is to be replaced
     with run.phase("start"):
         threads = start_backend(experiment.threads, experiment.deterministic)
@@ -188,7 +196,8 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
         run.write_json("metrics.json", run.metrics)  # with the seconds that showing took
         run.checkpoints.remove()
         show_metrics(run.metrics, run.directory, len(runner.history), data, logits)
-        warn_of_the_majority(run.metrics)
+        if experiment.trainer.class_weights is None and not experiment.trainer.logit_adjustment:
+            warn_of_the_majority(run.metrics)
 
 
 def _run_stages(experiment: Experiment, run: Run, runner: StageRunner) -> None:
@@ -287,6 +296,9 @@ def _feature_counts(table: FeatureTable) -> dict[str, int]:
     return {"features_computed": table.computed, "features_hit": table.hit}
 
 
+COUNT_AT_ONCE = ("class_weights", "logit_adjustment")
+
+
 def _warn_of_idle_keys(experiment: Experiment) -> None:
     """Warn of `trainer` keys without effect where no stage has epochs."""
     stages = experiment.transfer.values()
@@ -294,6 +306,6 @@ def _warn_of_idle_keys(experiment: Experiment) -> None:
         given = experiment.trainer
         limit = given.time_limit if isinstance(experiment.backbone, Auto) else None  # of choosing the backbone
         default = TrainOptions(distribution=given.distribution, time_limit=limit)
-        for key in (field.name for field in fields(default)):
+        for key in (field.name for field in fields(default) if field.name not in COUNT_AT_ONCE):
             if getattr(given, key) != getattr(default, key):
                 log.warning("trainer.%s changes nothing: the head is computed at once, and no stage has epochs", key)

@@ -169,7 +169,14 @@ class _Selection:
         options, seed, strengths = LBFGS(), self.experiment.seed, STRENGTHS[first:]
         with threadpool_limits(1, "blas"):
             validated = choose_l2(
-                coordinates, self._labels, options, seed, views, self.groups, strengths, 1 + (not first)
+                coordinates,
+                self._labels,
+                options,
+                seed,
+                views,
+                self.groups,
+                strengths=strengths,
+                patience=2 - bool(first),
             )
         self._last = int(np.argmin(np.abs(STRENGTHS - validated.l2)))
         return Candidate(networks, validated, seconds + time.perf_counter() - began)

@@ -130,11 +130,6 @@ class RunReader(RunCommand):
         """Read `calibration.json`; a run without one, as of version 0.1, has a temperature of 1 and no scores."""
         return {"temperature": 1.0, "scores": []} | _read_json(self.directory / "calibration.json")
 
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether the run has a temperature of its own."""
-        return bool(self.calibration["scores"])
-
     def model_file(self) -> Path:
         """Give the path of the classifier. Raises `InputError` if there is none."""
         path = self.directory / "model.keras"
