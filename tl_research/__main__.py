@@ -12,6 +12,7 @@ import typer
 from tl_research.commands.arguments import PASS_ON
 from tl_research.commands.blocks import blocks_command
 from tl_research.commands.card import card_command
+from tl_research.commands.check import check_command
 from tl_research.commands.compare import compare_command
 from tl_research.commands.ensemble import ensemble_command
 from tl_research.commands.evaluate import evaluate_command
@@ -40,6 +41,7 @@ app.command("serve")(serve_command)
 app.command("evaluate", context_settings=PASS_ON)(evaluate_command)
 app.command("blocks", context_settings=PASS_ON)(blocks_command)
 app.command("lr_find", context_settings=PASS_ON)(lr_find_command)
+app.command("check", context_settings=PASS_ON)(check_command)
 app.command("compare")(compare_command)
 app.command("ensemble")(ensemble_command)
 app.command("leaderboard")(leaderboard_command)

@@ -46,6 +46,7 @@ TARGETS = {
     "Features": "tl_research.features.table.Features",
     "BestWeights": "tl_research.training.callbacks.BestWeights",
     "EarlyStopping": "tl_research.training.callbacks.EarlyStopping",
+    "MLflow": "tl_research.reports.mlflow_tracker.MLflow",
     "TensorBoard": "tl_research.reports.tensorboard.TensorBoard",
 }
 """Where each class is defined; the module is imported on first access."""

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tl_research.metrics.probabilities import softmax
-from tl_research.models.ensemble import build_ensemble, mean_map, members_of
+from tl_research.models.ensemble import build_ensemble, members_of
 from tl_research.models.weights import load_model
 
 
@@ -48,11 +48,3 @@ def test_members_that_are_certain_do_not_overflow() -> None:
     ensemble = build_ensemble([classifier(8, np.eye(3) * [1, 0, -1], factor) for factor in (1000, 500)])
     logits = np.asarray(ensemble(pixels))
     assert logits[0] == pytest.approx([0, -500 - np.log(2), -1000 - np.log(2)], rel=1e-4)
-
-
-def test_a_mean_map_keeps_the_sum_and_the_place() -> None:
-    fine, coarse = np.zeros((8, 8)), np.zeros((4, 4))
-    fine[1, 6] = coarse[0, 3] = 8.0
-    mean = mean_map([coarse, fine])
-    assert mean.sum() == pytest.approx(8, rel=0.1)
-    assert np.unravel_index(mean.argmax(), mean.shape) == (1, 6)

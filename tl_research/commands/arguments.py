@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 import weakref
 from pathlib import Path
 from typing import Annotated
@@ -72,3 +73,15 @@ def _open_zip(path: Path) -> Run:
         raise InputError(message.replace("data.cache=", "TMPDIR=")) from None
     weakref.finalize(run, shutil.rmtree, folder, ignore_errors=True)
     return run
+
+
+def output_folder(output: Path | None, command: str) -> Path:
+    """Return the folder to write to, by default a new one below `outputs/COMMAND/`; it need not exist. Raises
+    `InputError` if it cannot be created."""
+    folder = (output or Path(time.strftime(f"outputs/{command}/%Y-%m-%d_%H-%M-%S"))).expanduser()
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise InputError(f"--output {folder}: cannot be written ({existing}: {error.strerror})") from None
+    return folder

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import override
@@ -37,7 +37,8 @@ class Source:
     `folds` uses that part of all images outside `test` for validation, and each `repeat` other parts. `fraction` or
     `per_class` limits the training images, and classes of fewer than `min_images` are left out. `group_by` is a regular
     expression for the part of a path that images of one group share, or a list of groups; `split_by` is a list of
-    splits. With `allow_leaks`, splits that the source has may share equal images. Of images with more than 8 bits a
+    splits. With `allow_leaks`, splits that the source has may share equal images. A `full` check looks for more before
+    training; `ignore` is a list of findings that are none. Of images with more than 8 bits a
     channel, `bits` is the number in use, or `window` the values that become black and white.
     """
 
@@ -52,6 +53,8 @@ class Source:
     group_by: Expression | None = None
     split_by: Annotated[str, Field(min_length=1)] | None = None
     allow_leaks: bool = False
+    check: Literal["quick", "full"] = "quick"
+    ignore: Annotated[str, Field(min_length=1)] | None = None
     min_images: Positive = 3
     max_bad: Share = 0.05
     resize: Resize = "squash"

@@ -73,11 +73,10 @@ def ensemble_config(members: Sequence[Run], image_size: int) -> dict[str, Any]:
     the best one's data."""
     common = reduce(_in_common, (member.config for member in members))
     name = f"ensemble of {len(members)}"
-    backbone = {"name": name, "image_size": image_size, "preprocessing": "each member's own"}
     return common | {
         "choices": common.get("choices", {}) | {"backbone": name},
         "ensemble": [str(member.directory.absolute()) for member in members],
-        "backbone": common.get("backbone", {}) | backbone,
+        "backbone": {"name": name, "image_size": image_size, "preprocessing": "each member's own"},
         "data": members[0].config.get("data", {}),
     }
 
@@ -110,13 +109,15 @@ def write_ensemble(run: Run, members: Sequence[Run], data: DataModule, threads: 
         "num_parameters": sum(int(classifier.count_params()) for classifier in classifiers),
         "num_members": len(members),
         **{f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")},
-        **{"num_classes": len(data.class_names), "num_quarantined": len(data.quarantined), "dataset": data.dataset},
+        **{"num_classes": len(data.class_names), "num_by_class": data.counts(), "dataset": data.dataset},
+        "num_quarantined": len(data.quarantined),
     }
     with run.phase("evaluate"):
         metrics, logits = evaluate_run(run, state, None)
     run.metrics |= metrics | versions()
     run.write_json("metrics.json", run.metrics)
-    show_results(run, state, (), config, logits["test"])
+    pictures = all(member.config.get("report", {}).get("thumbnails", True) for member in members)
+    show_results(run, state, (), config, logits["test"], pictures=pictures)
     run.write_json("metrics.json", run.metrics)
     return logits
 
@@ -139,4 +140,6 @@ def _held_out(members: Sequence[Run], data: DataModule) -> np.ndarray | None:
 def _joined(weights: Sequence[Mapping[str, str | None]]) -> dict[str, str | None]:
     """Describe the weights of all members as those of one model; what is not known of one is not known."""
     joined = {key: list(dict.fromkeys(one.get(key) for one in weights)) for key in ("backbone", "weights", "licence")}
+    if len(joined["weights"]) > 1:
+        joined["weights"] = [value or "random" for value in joined["weights"]]
     return {key: None if None in values else ", ".join(map(str, values)) for key, values in joined.items()}

@@ -15,6 +15,8 @@ from tl_research.models.backbone import Backbone
 from tl_research.training.logistic_regression import Solution
 
 DRAWS = 5000
+LEAST = 0.001
+"""The least difference of log losses that matters: where all answers are right, candidates still differ a little."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Row:
+class CandidateRow:
     """A candidate as the table and `selection.json` show it. `behind` is the cross-validated log loss above that of the
     best, with its 95 % interval, paired over images."""
 
@@ -78,13 +80,13 @@ class Row:
     note: str
 
 
-def judge(candidates: Sequence[Candidate], groups: np.ndarray | None) -> tuple[Candidate, list[Row], str]:
+def judge(candidates: Sequence[Candidate], groups: np.ndarray | None) -> tuple[Candidate, list[CandidateRow], str]:
     """Choose the cheapest candidate that the best is not better than beyond noise: the 95 % interval of the difference
-    of their losses on the same images includes 0."""
+    of their losses on the same images begins below `LEAST`."""
     eligible = sorted((each for each in candidates if each.eligible), key=lambda each: each.operations)
     best = min(eligible, key=lambda each: each.loss)
     behind = {each.name: _behind(each, best, groups) for each in candidates}
-    chosen = next(each for each in eligible if each is best or behind[each.name][1] <= 0)
+    chosen = next(each for each in eligible if each is best or behind[each.name][1] <= LEAST)
     rows = [_row(each, behind[each.name], groups) for each in sorted(candidates, key=lambda each: each.loss)]
     rows = [
         replace(row, note=", ".join(filter(None, ["chosen", row.note]))) if row.name == chosen.name else row
@@ -111,10 +113,10 @@ def _interval(values: np.ndarray, numbers: np.ndarray, groups: np.ndarray | None
     return bootstrap({"mean": mean_of(values)}, len(values), chosen, DRAWS)["mean"]
 
 
-def _row(candidate: Candidate, behind: tuple[float, float, float], groups: np.ndarray | None) -> Row:
+def _row(candidate: Candidate, behind: tuple[float, float, float], groups: np.ndarray | None) -> CandidateRow:
     numbers, losses = candidate.solution.image_losses
     low, high = _interval(losses, numbers, groups) if len(numbers) else (None, None)
-    return Row(
+    return CandidateRow(
         candidate.name,
         candidate.loss if math.isfinite(candidate.loss) else None,
         low,

@@ -89,7 +89,7 @@ class Experiment:
     @cached_property
     def falls_back(self) -> bool:
         """Return whether weights are random because the configured ones are missing and `missing_weights` allows it."""
-        if self.missing_weights == "skip":
+        if self.missing_weights == "skip" or self.backbone.weights is None:
             return False
         try:
             self.backbone.preflight()
@@ -109,8 +109,10 @@ class Experiment:
         return int(number), int(count)
 
     def preflight(self) -> None:
-        """Check that images and weights exist, else raise `MissingResourceError`, which names all that is missing.
-        Imports no TensorFlow."""
+        """Check that images and weights exist, else raise `MissingResourceError`, which names all that is missing, and
+        that callbacks have what they need. Imports no TensorFlow."""
+        for callback in filter(None, self.callbacks.values()):
+            callback.preflight()
         missing: dict[str, str] = {}
         for what, part in (("data", self.data), ("weights", self.start)):
             try:

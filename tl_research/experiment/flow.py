@@ -20,7 +20,7 @@ from tl_research.backend.strategy import Strategy, open_strategy
 from tl_research.data.summary import describe_data, show_data
 from tl_research.errors import DivergedError, InputError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
-from tl_research.experiment.outcome import record_outcome
+from tl_research.experiment.outcome import closing_callbacks, record_outcome
 from tl_research.experiment.scaling import compare_scaling
 from tl_research.experiment.selection import choose_backbone
 from tl_research.experiment.summary import show_done_before, show_metrics, show_small_classes, warn_of_the_majority
@@ -37,6 +37,7 @@ from tl_research.reports.card import CARD, write_card
 from tl_research.runs.identity import compare, identity
 from tl_research.runs.run import Existing, Run
 from tl_research.system.console import only_warning, silenced
+from tl_research.system.process import start_folder
 from tl_research.system.versions import versions
 from tl_research.training.callbacks import Callback
 from tl_research.training.classifier_state import ClassifierState
@@ -101,10 +102,16 @@ def rehearse(experiment: Experiment, loops: Mapping[str, Callable[..., TrainLoop
 @contextmanager
 def _claimed(experiment: Experiment, directory: str | Path | None, existing: Existing) -> Iterator[Run]:
     """Claim the run directory and check for images and weights; at the end record the outcome."""
-    chosen = directory or experiment.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
-    run = Run.claim(Path(chosen).expanduser().absolute(), "replace" if experiment.fresh else existing)
+    default = experiment.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
+    chosen = Path(directory or start_folder() / Path(default).expanduser())
+    run = Run.claim(chosen.expanduser().absolute(), "replace" if experiment.fresh else existing)
     began = time.time()
-    with silenced(not experiment.verbose), closing(run), record_outcome(run):
+    with (
+        silenced(not experiment.verbose),
+        closing(run),
+        closing_callbacks(experiment.callbacks.values(), run),
+        record_outcome(run),
+    ):
         if not (run.kept or run.untouched):
             run.write_config(experiment.config)
         experiment.preflight()
@@ -159,9 +166,10 @@ def _begin_and_choose(
 
 def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> None:
     _warn_of_idle_keys(experiment)
-    deadline = time.monotonic() + 60 * (experiment.trainer.time_limit or math.inf)
-    experiment, threads = _begin_and_choose(experiment, run, data, deadline)
-    with _stage_runner(experiment, run, data, threads, deadline) as runner:
+    began, seconds = time.monotonic(), 60 * (experiment.trainer.time_limit or math.inf)
+    trains = any(stage.trains_backbone for stage in experiment.transfer.values())  # which gets half of the time
+    experiment, threads = _begin_and_choose(experiment, run, data, began + seconds / (2 if trains else 1))
+    with _stage_runner(experiment, run, data, threads, began + seconds) as runner:
         _run_stages(experiment, run, runner)
         run.metrics |= runner.finish()
         run.metrics |= _refit_if_frozen_is_best(experiment, runner)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tl_research.experiment.candidates import Candidate, Network, Row, judge
+from tl_research.experiment.candidates import Candidate, CandidateRow, Network, judge
 from tl_research.experiment.summary import show_choice
 from tl_research.features.head_inputs import HeadInputs
 from tl_research.features.table import FeatureTable
@@ -25,6 +25,7 @@ from tl_research.models.backbone import Backbone
 from tl_research.models.blocks import multiply_accumulates
 from tl_research.models.combined import Auto, Combined
 from tl_research.runs.identity import identity
+from tl_research.runs.reader import read_selection
 from tl_research.runs.run import Run
 from tl_research.system.versions import versions
 from tl_research.training.logistic_regression import solve
@@ -50,7 +51,7 @@ def choose_backbone(experiment: Experiment, run: Run, data: DataModule, threads:
     if not isinstance(auto, Auto):
         return experiment
     selection = _Selection(experiment, auto, run, data, threads, deadline)
-    earlier = run.selection.get("chosen") if run.resumes else None
+    earlier = read_selection(run.directory).get("chosen") if run.resumes else None
     if earlier:
         return selection.with_backbone(*selection.known(earlier))
     with run.phase("selection"):
@@ -119,13 +120,13 @@ class _Selection:
 
     @cached_property
     def _size(self) -> int:
-        return max(each.image_size or 0 for each in self.auto.available)
+        return max(each.image_size or 0 for each in self.auto.among)
 
     @cached_property
     def _eligible(self) -> list[tuple[Backbone, dict[str, Any]]]:
         """The candidates in the common size, those with the smallest files first, and the default if it is one."""
-        configs: list[dict[str, Any]] = self.experiment.config["backbone"]["candidates"]
-        pairs = [(each, configs[self.auto.candidates.index(each)]) for each in self.auto.available]
+        configs: list[dict[str, Any]] = self.experiment.config["backbone"]["among"]
+        pairs = list(zip(self.auto.among, configs, strict=True))
         pairs.sort(key=lambda pair: sum(path.stat().st_size for path in pair[0].files()))
         resized = [_with_size(*pair, self._size) for pair in pairs if pair[0].image_size]
         return [*(pair for pair in pairs if pair[0] == self.auto.default and pair not in resized), *resized]
@@ -203,10 +204,15 @@ class _Selection:
 
 
 def _with_size(recipe: Backbone, config: dict[str, Any], size: int) -> tuple[Backbone, dict[str, Any]]:
+    """Return a candidate in another size; a vision transformer whose patches do not fit stays as it is."""
     if recipe.image_size == size:
         return recipe, config
-    name = f"{recipe.name.partition('@')[0]}@{size}"
-    return replace(recipe, image_size=size, name=name), config | {"image_size": size, "name": name}
+    option, *marks = recipe.name.split("@")
+    name = "@".join([option, str(size), *(mark for mark in marks if not mark.isdecimal())])
+    try:
+        return replace(recipe, image_size=size, name=name), config | {"image_size": size, "name": name}
+    except ValueError:
+        return recipe, config
 
 
 def _with_backbone(
@@ -220,6 +226,6 @@ def _with_backbone(
     return replace(experiment, backbone=backbone, config=experiment.config | {"backbone": config})
 
 
-def _record(run: Run, rows: Sequence[Row], chosen: Candidate, why: str) -> None:
+def _record(run: Run, rows: Sequence[CandidateRow], chosen: Candidate, why: str) -> None:
     names = [network.recipe.name for network in chosen.networks]
     run.write_json(FILE, {"chosen": names, "why": why, "candidates": [asdict(row) for row in rows]})

@@ -63,13 +63,3 @@ def members_of(model: keras.Model) -> list[Member]:
         return []
     count = sum(name.startswith("member") for name in layers)
     return [(layers.get(f"resize{number}"), layers[f"member{number}"]) for number in range(count)]
-
-
-def mean_map(maps: Sequence[np.ndarray]) -> np.ndarray:
-    """Average maps `(h, w)` of the same image at the size of the finest; each keeps its sum."""
-    height, width = max(one.shape for one in maps)
-    enlarged = [
-        np.asarray(Image.fromarray(one.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
-        for one in maps
-    ]
-    return np.mean([large * (one.size / large.size) for one, large in zip(maps, enlarged, strict=True)], axis=0)

@@ -64,7 +64,7 @@ class VisionTransformer(Backbone):
     def files(self) -> list[Path]:
         if self.weights != "imagenet":
             return super().files()
-        return [weights.published_file(f"{self.name}.safetensors", self.url, self.licence)]
+        return [weights.published_file(f"{self.name.partition('@')[0]}.safetensors", self.url, self.licence)]
 
     @override
     def _check_file(self, path: Path) -> None:
@@ -75,7 +75,7 @@ class VisionTransformer(Backbone):
 
     @override
     def network(self) -> keras.Model:
-        network = vision_transformer(self.sizes, self.pooling, self.name)
+        network = vision_transformer(self.sizes, self.pooling, self.name.partition("@")[0])
         for path in self.files():
             if path.suffix in weights.KERAS_SUFFIXES:
                 return self._load(network, path)

@@ -47,10 +47,10 @@ def heat_maps(run: Run, paths: Sequence[Path], seconds: float = MOST_SECONDS) ->
     maps: dict[str, str] = {}
     if not (paths and (run.directory / "model.keras").is_file()):
         return maps
-    began = time.monotonic()
     try:
         start_backend()
-        for one in Explainer(run).explain(paths):
+        explainer, began = Explainer(run), time.monotonic()
+        for one in explainer.explain(paths):
             if one.heat is not None and one.pixels is not None:
                 image = overlay(one.pixels, one.heat)
                 image.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -88,7 +88,7 @@ def batch(
     return _page(titled, columns)
 
 
-def reliability(bins: Mapping[str, Sequence[Mapping[str, float]]], temperature: float) -> np.ndarray:
+def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, float]]], temperature: float) -> np.ndarray:
     """Draw accuracy over confidence, `plain` and `calibrated` as `metrics.calibration.reliability` gives them; the area
     of a dot says how many images it stands for."""
     from matplotlib.figure import Figure

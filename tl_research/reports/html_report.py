@@ -36,9 +36,8 @@ from tl_research.system.files import write_atomically
 Content = dict[str, Any]
 
 TEMPLATES = Path(__file__).parent / "templates"
-SCRIPTS = ("charts.js", "table.js", "plots.js", "report.js")
+SCRIPTS = ("charts.js", "table.js", "plots.js", "answers.js", "report.js")
 MOST_MISTAKES = 12
-MOST_MAPS = 6
 MOST_CURVES = 6
 
 # More points of one curve cannot be told apart on the screen; all curves share the second number.
@@ -217,8 +216,8 @@ def _best(board: Leaderboard, entries: Sequence[Entry], maps: bool) -> Content |
     if isinstance(mistakes, list):
         found["mistakes"] = mistakes
     if maps and run.shows_pictures and answered:
-        worst = [answer for answer in found["mistakes"][:MOST_MAPS] if isinstance(answer, dict) and "path" in answer]
-        shown = [*worst, *found["unsure"][:MOST_MAPS]]
+        answers = [*found["mistakes"], *found["unsure"]]
+        shown = [answer for answer in answers if isinstance(answer, dict) and "path" in answer]
         heat = heat_maps(run, [Path(answer["path"]) for answer in shown])
         for answer in shown:
             answer["map"] = heat.get(answer["path"], "")

@@ -69,7 +69,7 @@ class TensorBoard(Callback):
             summaries.append(image("test/confusion_matrix", matrix))
         calibration = RunReader(directory).calibration
         if bins := calibration.get("reliability"):
-            summaries.append(image("test/reliability", figures.reliability(bins, calibration["temperature"])))
+            summaries.append(image("test/reliability", figures.reliability_diagram(bins, calibration["temperature"])))
         if self.samples and results.samples:
             page = figures.predictions(results.samples[: self.samples], results.class_names)
             summaries.append(image("test/predictions", page))

@@ -37,6 +37,8 @@ _IRRELEVANT = (
     "backbone.chosen",
     "callbacks.mlflow",
     "data.cache",
+    "data.check",
+    "data.ignore",
     "features.store",
     "features.max_gb",
     "trainer.checkpoint_minutes",
@@ -49,6 +51,7 @@ _LATER = {
     "data.allow_leaks": False,
     "data.repeat": 0,
     "data.bits": "auto",
+    "backbone.layer": None,
     "trainer.class_weights": None,
     "trainer.logit_adjustment": 0.0,
     **dict.fromkeys(

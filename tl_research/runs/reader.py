@@ -98,11 +98,6 @@ class RunReader(RunCommand):
         return self.config.get("data", {}).get("resize", "squash")
 
     @property
-    def selection(self) -> dict[str, Any]:
-        """Read `selection.json`, which `backbone=auto` writes: what was `chosen`, why, and the `candidates`."""
-        return _read_json(self.directory / "selection.json")
-
-    @property
     def weights(self) -> dict[str, str | None]:
         """Read `weights.json`, see `describe_weights`; of a run of version 0.1 made from its configuration."""
         return _read_json(self.directory / "weights.json") or describe_weights(self.config.get("backbone", {}))
@@ -135,11 +130,6 @@ class RunReader(RunCommand):
         """Read `calibration.json`; a run without one, as of version 0.1, has a temperature of 1 and no scores."""
         return {"temperature": 1.0, "scores": []} | _read_json(self.directory / "calibration.json")
 
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether the run has a temperature of its own."""
-        return bool(self.calibration["scores"])
-
     def model_file(self) -> Path:
         """Give the path of the classifier. Raises `InputError` if there is none."""
         path = self.directory / "model.keras"
@@ -158,6 +148,11 @@ class RunReader(RunCommand):
 def read_metrics(directory: Path) -> dict[str, Any]:
     """Read `metrics.json`; empty where it is missing or damaged, which must not hide the other runs of a folder."""
     return _read_json(directory / "metrics.json")
+
+
+def read_selection(directory: Path) -> dict[str, Any]:
+    """Read `selection.json`, which `backbone=auto` writes: what was `chosen`, why, and the `candidates`; else empty."""
+    return _read_json(directory / "selection.json")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

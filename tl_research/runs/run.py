@@ -47,10 +47,12 @@ FILES = (
     "calibration.json",
     "weights.json",
     "model_card.md",
+    "mlflow.json",
     "model.keras",
     ".unfinished.keras",
     "tensorboard",
     "export",
+    "check",
     "checkpoints",
 )
 """The files of a run. Others in its directory are never removed."""

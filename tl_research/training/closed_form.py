@@ -47,7 +47,8 @@ def solve_linear(
     def fit(*splits: str) -> tuple[Solution, ToLogits]:
         features, labels = inputs.learned(*splits)
         groups, balance = inputs.groups(*splits), trainer.balance(inputs.data, *splits)
-        solution = solve(features, labels, options, seed, inputs.views, groups, inputs.features.widths, balance)
+        widths = inputs.features.source.widths
+        solution = solve(features, labels, options, seed, inputs.views, groups, widths, balance)
         return solution, solution.logits
 
     return _fitted(inputs, fit, use_val=use_val)
@@ -66,7 +67,7 @@ def fit_direct(inputs: HeadInputs, recipe: DirectHead, *, use_val: bool) -> Clos
 def fit_direct_head(inputs: HeadInputs, recipe: DirectHead, *splits: str) -> keras.Model:
     """Compute a head from the images of these splits."""
     features, labels = inputs.learned(*splits)
-    widths, classes = inputs.features.widths, len(inputs.data.class_names)
+    widths, classes = inputs.features.source.widths, len(inputs.data.class_names)
     if len(widths) == 1:
         return recipe.fit(features, labels, classes, inputs.views)
     scale = 1 / part_scales(features, widths)

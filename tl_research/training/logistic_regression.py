@@ -208,6 +208,33 @@ def choose_l2(
     return Choice(best, losses, accuracies[best], (logits, labels) if whole else None, image_losses)
 
 
+def out_of_fold_probabilities(
+    features: np.ndarray, labels: np.ndarray, options: LBFGS, seed: int, groups: np.ndarray | None = None
+) -> np.ndarray:
+    """Compute the probabilities `(n, k)` of images by heads that learned from neither them nor images of their group;
+    NaN for images that cannot be held out, as the only one of a class. A head learns from `MOST_FOR_CHOOSING` at most.
+    """
+    from threadpoolctl import threadpool_limits
+
+    features = _span((features - features.mean(axis=0)) / (float(np.sqrt(features.var(axis=0).mean())) or 1.0))[0]
+    classes, counts = np.unique(labels, return_counts=True)
+    probabilities = np.full((len(labels), int(labels.max()) + 1), np.nan)
+    usable = np.flatnonzero(np.isin(labels, classes[counts > 1]))
+    if len(np.unique(labels[usable])) < 2:
+        return probabilities
+    with threadpool_limits(1 if features.size < SMALL else None, "blas"):
+        l2 = choose_l2(features, labels, options, seed, groups=groups).l2
+        within = None if groups is None else groups[usable]
+        for train, held in _folds(labels[usable], within, min(options.folds, int(counts[counts > 1].min())), seed):
+            chosen = usable[np.random.default_rng(seed).permutation(train)[:MOST_FOR_CHOOSING]]
+            known = np.unique(labels[chosen])
+            model = _regression(options, tol=1e-4).set_params(C=1 / (l2 * len(chosen)))
+            weights, intercept = _fit(model, features[chosen], labels[chosen])
+            probabilities[usable[held]] = 0.0
+            probabilities[np.ix_(usable[held], known)] = softmax(features[usable[held]] @ weights.T + intercept)
+    return probabilities
+
+
 def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Make stratified folds: indices to fit on and to hold out; with groups only those that fit on every class."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold

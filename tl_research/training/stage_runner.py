@@ -182,7 +182,7 @@ class StageRunner:
         self.state.head.get_layer("logits").set_weights([solution.kernel, solution.bias])
         metrics = {"l2": solution.l2, "iterations": solution.iterations}
         if solution.cv_accuracy is not None:
-            metrics["cv_accuracy"] = solution.cv_accuracy
+            metrics |= {"cv_accuracy": solution.cv_accuracy, "cv_loss": min(solution.log_losses.values())}
         return result.scores, metrics
 
     def _fit_direct(self, name: str, recipe: DirectHead, *, last: bool) -> Metrics:
