@@ -29,6 +29,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     for name, *options in (("0", "head=prototype", "backbone.image_size=48"), ("1", "backbone.image_size=32")):
         data = ["backbone=tiny", "data=folder", f"data.root={colours}", "callbacks=none"]
+        data += ["report.thumbnails=false"] if name == "1" else []
         compose([*data, *options]).run(folder / name)
     Run.record_death(folder / "2", "diverged", "its loss is no number")
     result = CliRunner().invoke(app, ["ensemble", str(folder)])
@@ -61,6 +62,7 @@ def test_an_ensemble_is_evaluated_as_it_is_saved(sweep: Path, joined: Run) -> No
     assert joined.metrics["test_accuracy"] > 0.9
     assert joined.metrics["num_members"] == 2
     assert joined.calibration["optimistic"]
+    assert not joined.shows_pictures, "as one member does not"
 
 
 def test_other_commands_take_an_ensemble_for_a_run(sweep: Path, joined: Run) -> None:
@@ -72,6 +74,7 @@ def test_other_commands_take_an_ensemble_for_a_run(sweep: Path, joined: Run) -> 
     assert "ensemble of 2" in [cell for line in board.table()[1] for cell in line]
     assert joined.weights["backbone"] == "tiny"
     assert len(best_runs(sweep)[0]) == 2  # and not the ensemble
+    assert f"joined the runs `{sweep}/" in (joined.directory / "model_card.md").read_text()
     paths = [Path(row["path"]) for row in table(joined.directory / "predictions.csv")][:2]
     for method in ("map", "occlusion"):
         for one in Explainer(joined, None, method).explain(paths):

@@ -31,6 +31,7 @@ def ensemble_command(
     from tl_research.experiment.outcome import record_outcome
     from tl_research.experiment.summary import show_metrics
     from tl_research.reports.best_runs import best_runs
+    from tl_research.reports.card import write_card
     from tl_research.runs.run import Run
 
     if best is not None and best < 2:
@@ -49,5 +50,6 @@ def ensemble_command(
     with closing(Run.claim(directory)) as run, record_outcome(run):
         threads = start_backend()
         logits = write_ensemble(run, members, data, threads)
+        write_card(Run.open(run.directory))
         show(f"the mean probability of {len(members)} runs:", *(f"  {member.directory}" for member in members))
         show_metrics(run.metrics, run.directory, 0, data, logits)

@@ -78,6 +78,7 @@ def ensemble_config(members: Sequence[Run], image_size: int) -> dict[str, Any]:
         "ensemble": [str(member.directory.absolute()) for member in members],
         "backbone": {"name": name, "image_size": image_size, "preprocessing": "each member's own"},
         "data": members[0].config.get("data", {}),
+        "report": {"thumbnails": all(member.shows_pictures for member in members)},
     }
 
 
@@ -115,7 +116,7 @@ def write_ensemble(run: Run, members: Sequence[Run], data: DataModule, threads: 
         metrics, logits = evaluate_run(run, state, None)
     run.metrics |= metrics | versions()
     run.write_json("metrics.json", run.metrics)
-    show_results(run, state, (), config, logits["test"])
+    show_results(run, state, (), config, logits["test"], pictures=config["report"]["thumbnails"])
     run.write_json("metrics.json", run.metrics)
     return logits
 

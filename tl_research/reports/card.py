@@ -230,6 +230,9 @@ def _licences(run: Run) -> str:
 
 
 def _repeat(run: Run) -> Iterable[str]:
+    if members := run.config.get("ensemble"):
+        yield f"`python -m tl_research ensemble` joined the runs {', '.join(map(_code, members))}."
+        return
     if run.command is None:
         yield "Started from Python; `config.yaml` beside this card holds every key."
         return
