@@ -15,6 +15,7 @@ from tests.conftest import draw_tree
 from tests.experiment.test_experiment import table
 from tl_research import InputError, Run, compose
 from tl_research.__main__ import app
+from tl_research.config.resume import resumed
 from tl_research.evaluation.explain import Explainer
 from tl_research.evaluation.predict import predict_images
 from tl_research.reports.best_runs import best_runs
@@ -74,7 +75,10 @@ def test_other_commands_take_an_ensemble_for_a_run(sweep: Path, joined: Run) -> 
     assert "ensemble of 2" in [cell for line in board.table()[1] for cell in line]
     assert joined.weights["backbone"] == "tiny"
     assert len(best_runs(sweep)[0]) == 2  # and not the ensemble
-    assert f"joined the runs `{sweep}/" in (joined.directory / "model_card.md").read_text()
+    card = (joined.directory / "model_card.md").read_text()
+    assert "joined 2 runs" in card
+    with pytest.raises(InputError, match="it is an ensemble, which is not trained"):
+        resumed([f"resume={joined.directory}"])
     paths = [Path(row["path"]) for row in table(joined.directory / "predictions.csv")][:2]
     for method in ("map", "occlusion"):
         for one in Explainer(joined, None, method).explain(paths):

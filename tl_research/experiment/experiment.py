@@ -28,7 +28,15 @@ from tl_research.training.options import TrainOptions
 from tl_research.training.stage import Stage
 
 Monitor = Annotated[
-    Literal["val_accuracy", "val_loss", "val_macro_f1", "val_auroc", "cv_accuracy"],
+    Literal[
+        "val_accuracy",
+        "val_balanced_accuracy",
+        "val_loss",
+        "val_macro_f1",
+        "val_auroc",
+        "val_auprc",
+        "cv_accuracy",
+    ],
     BeforeValidator(test_images_choose_nothing),
 ]
 

@@ -138,6 +138,7 @@ def _is_done(experiment: Experiment, run: Run, data: DataModule) -> bool:
 
 def _begin(experiment: Experiment, run: Run, data: DataModule) -> int:
     """Start the backend, record seed, classes and unreadable images; return the number of threads."""
+    experiment.trainer.balance(data, "train")  # names classes that there are not, before anything is computed
     run.write_config(experiment.config)  # only now: an earlier run's stays until it is to be replaced
     with run.phase("start"):
         threads = start_backend(experiment.threads, experiment.deterministic)
@@ -189,7 +190,8 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
         run.write_json("metrics.json", run.metrics)  # with the seconds that showing took
         run.checkpoints.remove()
         show_metrics(run.metrics, run.directory, len(runner.history), data, logits)
-        warn_of_the_majority(run.metrics)
+        if experiment.trainer.class_weights is None and not experiment.trainer.logit_adjustment:
+            warn_of_the_majority(run.metrics)
 
 
 def _run_stages(experiment: Experiment, run: Run, runner: StageRunner) -> None:
@@ -287,6 +289,9 @@ def _feature_counts(table: FeatureTable) -> dict[str, int]:
     return {"features_computed": table.computed, "features_hit": table.hit}
 
 
+COUNT_AT_ONCE = ("class_weights", "logit_adjustment")
+
+
 def _warn_of_idle_keys(experiment: Experiment) -> None:
     """Warn of `trainer` keys without effect where no stage has epochs."""
     stages = experiment.transfer.values()
@@ -294,6 +299,6 @@ def _warn_of_idle_keys(experiment: Experiment) -> None:
         given = experiment.trainer
         limit = given.time_limit if isinstance(experiment.backbone, Auto) else None  # of choosing the backbone
         default = TrainOptions(distribution=given.distribution, time_limit=limit)
-        for key in (field.name for field in fields(default)):
+        for key in (field.name for field in fields(default) if field.name not in COUNT_AT_ONCE):
             if getattr(given, key) != getattr(default, key):
                 log.warning("trainer.%s changes nothing: the head is computed at once, and no stage has epochs", key)

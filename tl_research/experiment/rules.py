@@ -73,6 +73,14 @@ def _direct_head_has_features(experiment: Experiment) -> None:
         raise ValueError("the head is made from features, and the first stage of transfer has none; add head=linear")
 
 
+def _direct_head_has_no_loss(experiment: Experiment) -> None:
+    trainer, stages = experiment.trainer, experiment.transfer.values()
+    if isinstance(experiment.head, DirectHead) and not any(stage.trains_backbone for stage in stages):
+        for key in ("class_weights", "logit_adjustment"):
+            if getattr(trainer, key):
+                raise ValueError(f"trainer.{key} counts in a loss, and this head is made without one; add head=linear")
+
+
 def _automatic_batch_size(experiment: Experiment) -> None:
     if experiment.trainer.batch_size != "auto":
         return
@@ -158,6 +166,7 @@ STAGE_RULES: tuple[Callable[[Experiment, str, Stage], None], ...] = (
 )
 RULES: tuple[Callable[[Experiment], None], ...] = (
     _direct_head_has_features,
+    _direct_head_has_no_loss,
     _automatic_batch_size,
     _mixing_has_images,
     _views_differ,

@@ -231,7 +231,7 @@ def _licences(run: Run) -> str:
 
 def _repeat(run: Run) -> Iterable[str]:
     if members := run.config.get("ensemble"):
-        yield f"`python -m tl_research ensemble` joined the runs {', '.join(map(_code, members))}."
+        yield f"`python -m tl_research ensemble` joined {len(members)} runs; `config.yaml` beside this card lists them."
         return
     if run.command is None:
         yield "Started from Python; `config.yaml` beside this card holds every key."

@@ -52,6 +52,8 @@ _LATER = {
     "data.repeat": 0,
     "data.bits": "auto",
     "backbone.layer": None,
+    "trainer.class_weights": None,
+    "trainer.logit_adjustment": 0.0,
     **dict.fromkeys(
         ("data.train_dir", "data.val_dir", "data.test_dir", "data.label_by", "data.split_by", "data.window")
     ),

@@ -35,7 +35,7 @@ class Answer(BaseModel):
 class ModelFacts(BaseModel):
     """The model that answers."""
 
-    name: str = Field(description="The name of the run's directory")
+    name: str = Field(description="The name of the run's directory, or of its zip")
     class_names: list[str]
     calibrated: bool = Field(description="Whether the run has a calibration.json: a temperature, scores for sets")
     max_bytes: int = Field(description="The largest file that is taken")
@@ -45,9 +45,9 @@ class Answerer:
     """A run's classifier, loaded and warm. All methods take the bytes of an image file at the network's mercy: they
     raise `UndecodableError` if these cannot be decoded."""
 
-    def __init__(self, run: Run, max_pixels: int):
+    def __init__(self, run: Run, name: str, max_pixels: int):
         limit_pixels(max_pixels)
-        self.name, self.class_names = run.directory.absolute().name, run.class_names()
+        self.name, self.class_names = name, run.class_names()
         self._temperature = float(run.calibration["temperature"])
         self._scores = np.asarray(run.calibration["scores"], float)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -138,10 +139,15 @@ def build_app(answerer: Answering, admission: Admission) -> FastAPI:
             return Response(await worker.run(answerer.explain, image, class_name), media_type="image/png")
 
     for path, (name, kind) in FILES.items():
-        content = (PAGE / name).read_bytes()
-        app.get(path, include_in_schema=False)(lambda content=content, kind=kind: Response(content, media_type=kind))
+        app.get(path, include_in_schema=False)(_sends(PAGE / name, kind))
     _add_problems(app)
     return app
+
+
+def _sends(path: Path, kind: str) -> Callable[[], Response]:
+    """Make a handler without parameters, which FastAPI would fill from the query."""
+    content = path.read_bytes()
+    return lambda: Response(content, media_type=kind)
 
 
 def _add_problems(app: FastAPI) -> None:
@@ -170,13 +176,11 @@ def bind(host: str, port: int) -> socket.socket:
     """Open the socket to listen on. Raises `InputError` if that is impossible."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (socket.gaierror, UnicodeError):
-        raise InputError(
-            f"--host {host}: no such address; 127.0.0.1 is this machine alone, 0.0.0.0 all its addresses"
-        ) from None
-    try:
         return socket.create_server(address[:2], family=family)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, UnicodeError | socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            here = "127.0.0.1 is this machine alone, 0.0.0.0 all of its addresses"
+            raise InputError(f"--host {host}: no address of this machine; {here}") from None
         reason = os.strerror(error.errno or 0).lower()
         raise InputError(f"--port {port} at {host}: {reason}; give another port, or 0 for a free one") from None
 

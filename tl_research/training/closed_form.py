@@ -13,6 +13,7 @@ from tl_research.metrics.classification import accuracy_and_loss
 from tl_research.models.head import DirectHead, Head, rescaled
 from tl_research.training.logistic_regression import Solution, part_scales, solve
 from tl_research.training.optimizer import LBFGS, Optimizer
+from tl_research.training.options import TrainOptions
 from tl_research.training.stage import Stage
 
 if TYPE_CHECKING:
@@ -38,14 +39,16 @@ def needs_no_epochs(stage: Stage, head: Head, optimizer: Optimizer) -> bool:
     return not stage.trains_backbone and (isinstance(head, DirectHead) or isinstance(optimizer, LBFGS))
 
 
-def solve_linear(inputs: HeadInputs, options: LBFGS, seed: int, *, use_val: bool) -> ClosedForm[Solution]:
+def solve_linear(
+    inputs: HeadInputs, options: LBFGS, trainer: TrainOptions, seed: int, *, use_val: bool
+) -> ClosedForm[Solution]:
     """Solve a linear head to its optimum."""
 
     def fit(*splits: str) -> tuple[Solution, ToLogits]:
         features, labels = inputs.learned(*splits)
-        solution = solve(
-            features, labels, options, seed, inputs.views, inputs.groups(*splits), inputs.features.source.widths
-        )
+        groups, balance = inputs.groups(*splits), trainer.balance(inputs.data, *splits)
+        widths = inputs.features.source.widths
+        solution = solve(features, labels, options, seed, inputs.views, groups, widths, balance)
         return solution, solution.logits
 
     return _fitted(inputs, fit, use_val=use_val)

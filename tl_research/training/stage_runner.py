@@ -176,7 +176,7 @@ class StageRunner:
     def _solved(self, optimizer: LBFGS, *, use_val: bool) -> tuple[EpochRow, Metrics]:
         """Solve the head; returns the scores of one fitted on the training images alone, and the metrics."""
         assert self.state.head is not None
-        result = solve_linear(self.state.inputs, optimizer, self.seed, use_val=use_val)
+        result = solve_linear(self.state.inputs, optimizer, self.trainer, self.seed, use_val=use_val)
         solution, self.state.held_out = result.fitted, result.held_out
         self.state.out_of_fold = solution.out_of_fold if use_val else None
         self.state.head.get_layer("logits").set_weights([solution.kernel, solution.bias])
@@ -236,6 +236,7 @@ class StageRunner:
                 lambda: optimizer.build(stage.learning_rate),
                 plan,
                 self.trainer,
+                self.trainer.balance(state.data, "train"),
                 self.strategy,
                 state.trained.variables(state.classifier),
                 loss_scale=policy == "mixed_float16",
