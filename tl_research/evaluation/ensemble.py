@@ -139,4 +139,6 @@ def _held_out(members: Sequence[Run], data: DataModule) -> np.ndarray | None:
 def _joined(weights: Sequence[Mapping[str, str | None]]) -> dict[str, str | None]:
     """Describe the weights of all members as those of one model; what is not known of one is not known."""
     joined = {key: list(dict.fromkeys(one.get(key) for one in weights)) for key in ("backbone", "weights", "licence")}
+    if len(joined["weights"]) > 1:
+        joined["weights"] = [value or "random" for value in joined["weights"]]
     return {key: None if None in values else ", ".join(map(str, values)) for key, values in joined.items()}
