@@ -184,15 +184,9 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
         run.metrics |= versions()
         run.write_json("metrics.json", run.metrics)  # before anything is drawn: the result stands
         with only_warning(CARD):
-            write_card(run)
-        show_results(
-            run,
-            state,
-            runner.callbacks.values(),
-            experiment.config,
-            logits["test"],
-            pictures=experiment.report.thumbnails,
-        )
+            write_card(Run.open(run.directory))
+        shown = experiment.report.thumbnails
+        show_results(run, state, runner.callbacks.values(), experiment.config, logits["test"], pictures=shown)
         run.write_json("metrics.json", run.metrics)  # with the seconds that showing took
         run.checkpoints.remove()
         show_metrics(run.metrics, run.directory, len(runner.history), data, logits)
@@ -242,7 +236,6 @@ def _stage_runner(
     with open_strategy(experiment.trainer.distribution, job) as strategy:
         state = _build(experiment, run, data, threads, strategy)
         run.metrics |= {f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")}
-        run.metrics["num_by_class"] = data.counts()
         run.metrics |= {"num_classes": len(data.class_names), "num_quarantined": len(data.quarantined)}
         run.metrics |= {"dataset": data.dataset} | ({"num_leaks": len(data.found.leaks)} if data.found.leaks else {})
         yield StageRunner(
