@@ -37,7 +37,7 @@ from tl_research.reports.card import CARD, write_card
 from tl_research.runs.identity import compare, identity
 from tl_research.runs.run import Existing, Run
 from tl_research.system.console import only_warning, silenced
-from tl_research.system.process import start_folder
+from tl_research.system.process import where_started
 from tl_research.system.versions import versions
 from tl_research.training.callbacks import Callback
 from tl_research.training.classifier_state import ClassifierState
@@ -102,9 +102,8 @@ def rehearse(experiment: Experiment, loops: Mapping[str, Callable[..., TrainLoop
 @contextmanager
 def _claimed(experiment: Experiment, directory: str | Path | None, existing: Existing) -> Iterator[Run]:
     """Claim the run directory and check for images and weights; at the end record the outcome."""
-    default = experiment.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
-    chosen = Path(directory or start_folder() / Path(default).expanduser())
-    run = Run.claim(chosen.expanduser().absolute(), "replace" if experiment.fresh else existing)
+    chosen = directory or where_started(experiment.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S"))
+    run = Run.claim(Path(chosen).expanduser().absolute(), "replace" if experiment.fresh else existing)
     began = time.time()
     with (
         silenced(not experiment.verbose),
