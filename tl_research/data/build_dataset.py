@@ -63,7 +63,7 @@ def split_dataset(
     found = DataCheck.of(tree.root, checked.inspections, labels, names, split_of)
     if not allow_leaks:
         found.demand_no_leaks()
-    first = _first_alike(found, labels)
+    first = _first_alike(found, labels, pooled=folds is not None)
     groups = _groups(tree, found, group_by, first, allow_leaks)
     split_of[first != np.arange(len(first))] = FOLLOWS
     keep = 1 if "val" in tree.files or not (val or folds) else 2
@@ -72,29 +72,27 @@ def split_dataset(
         pool = np.flatnonzero(~np.isin(split_of, ("test", FOLLOWS)))
         split_of[pool] = "train"
         within = None if groups is None else groups[pool]
-        split_of[pool[held_fold(labels[pool], fold, folds, split_seed, names=names, groups=within, repeat=repeat)]] = (
-            "val"
-        )
+        held = held_fold(labels[pool], fold, folds, split_seed, names=names, groups=within, repeat=repeat)
+        split_of[pool[held]] = "val"
     else:
         _cut(split_of, labels, "val", val, split_seed, names, keep=1, groups=groups)
     split_of[split_of == "all"] = "train"
     split_of = split_of[first]
-    pixel_range = choose_range(
-        bits, window, [checked.inspections[i].values for i in np.flatnonzero(split_of == "train").tolist()]
-    )
+    values = [checked.inspections[i].values for i in np.flatnonzero(split_of == "train").tolist()]
+    pixel_range = choose_range(bits, window, values)
     used = _used(split_of, labels, fraction, per_class, split_seed, names)
-    module = checked.module(tree, split_of, used, resize, augment, pixel_range, groups)
-    return replace(module, found=found)
+    return replace(checked.module(tree, split_of, used, resize, augment, pixel_range, groups), found=found)
 
 
-def _first_alike(found: DataCheck, labels: np.ndarray) -> np.ndarray:
+def _first_alike(found: DataCheck, labels: np.ndarray, pooled: bool) -> np.ndarray:
     """Return for each image the index of the first that is equal, or of its folder and stem, in the same given split:
-    where splits are cut, it goes where that one goes, `(n,)`."""
+    where splits are cut, it goes where that one goes, `(n,)`. `pooled`: folds are cut from all but the test."""
     alike = np.arange(len(found.paths))
     for each in found.equal:
         alike[list(each.members)] = each.members[0]
     columns = (first_of_stem(found.paths, labels), alike)
-    return join_equal(*([*zip(found.given, column.tolist(), strict=True)] for column in columns))
+    sides = [given == "test" if pooled else given for given in found.given]
+    return join_equal(*([*zip(sides, column.tolist(), strict=True)] for column in columns))
 
 
 def _groups(
