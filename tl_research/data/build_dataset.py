@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,8 +18,10 @@ from tl_research.data.file_index import FileIndex, Inspection
 from tl_research.data.inspection import find_equal_pixels, inspect_all, without_unscalable
 from tl_research.data.pixel_range import Bits, PixelRange, Window, choose_range
 from tl_research.data.quality import join_equal
-from tl_research.data.splits import demand_apart, first_of_stem, groups_of, held_fold, hold_out, hold_out_groups, subset
+from tl_research.data.splits import demand_apart, groups_of, held_fold, hold_out, hold_out_groups, subset
 from tl_research.errors import InputError
+
+log = logging.getLogger(__name__)
 
 FOLLOWS = "pair"  # stands, while splits are cut, for a file that goes where the first of its stem or an equal one goes
 
@@ -63,7 +66,7 @@ def split_dataset(
     found = DataCheck.of(tree.root, checked.inspections, labels, names, split_of)
     if not allow_leaks:
         found.demand_no_leaks()
-    first = _first_alike(found, labels, pooled=folds is not None)
+    first = found.first_alike(pooled=folds is not None)
     groups = _groups(tree, found, group_by, first, allow_leaks)
     split_of[first != np.arange(len(first))] = FOLLOWS
     keep = 1 if "val" in tree.files or not (val or folds) else 2
@@ -84,17 +87,6 @@ def split_dataset(
     return replace(checked.module(tree, split_of, used, resize, augment, pixel_range, groups), found=found)
 
 
-def _first_alike(found: DataCheck, labels: np.ndarray, pooled: bool) -> np.ndarray:
-    """Return for each image the index of the first that is equal, or of its folder and stem, in the same given split:
-    where splits are cut, it goes where that one goes, `(n,)`. `pooled`: folds are cut from all but the test."""
-    alike = np.arange(len(found.paths))
-    for each in found.equal:
-        alike[list(each.members)] = each.members[0]
-    columns = (first_of_stem(found.paths, labels), alike)
-    sides = [given == "test" if pooled else given for given in found.given]
-    return join_equal(*([*zip(sides, column.tolist(), strict=True)] for column in columns))
-
-
 def _groups(
     tree: ClassFolders, found: DataCheck, group_by: str | None, first: np.ndarray, allow_leaks: bool
 ) -> np.ndarray | None:
@@ -105,8 +97,12 @@ def _groups(
         groups = np.array([tree.groups[path] for path in found.paths])
     else:
         return None
-    if not allow_leaks:
+    try:
         demand_apart(np.array(found.given), groups)
+    except InputError as error:
+        if not allow_leaks:
+            raise
+        log.warning("%s", str(error).partition("; a result")[0])
     return groups[join_equal(groups.tolist(), first.tolist())]
 
 
