@@ -228,8 +228,7 @@ def out_of_fold_probabilities(
         for train, held in _folds(labels[usable], within, min(options.folds, int(counts[counts > 1].min())), seed):
             chosen = usable[np.random.default_rng(seed).permutation(train)[:MOST_FOR_CHOOSING]]
             known = np.unique(labels[chosen])
-            model = _regression(options, tol=1e-4).set_params(C=1 / (l2 * len(chosen)))
-            weights, intercept = _fit(model, features[chosen], labels[chosen])
+            weights, intercept = _fit(_regression(options, tol=1e-4), l2, features[chosen], labels[chosen], None)
             probabilities[usable[held]] = 0.0
             probabilities[np.ix_(usable[held], known)] = softmax(features[usable[held]] @ weights.T + intercept)
     return probabilities
