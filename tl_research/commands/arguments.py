@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import weakref
-import tempfile
 import time
+import weakref
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tl_research.data.kaggle.archive import BY_HAND, unpack
-from tl_research.errors import InputError
 from tl_research.errors import InputError
 from tl_research.runs.run import Run
 from tl_research.runs.status import STATUS

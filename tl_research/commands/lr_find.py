@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import shlex
 import signal
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
