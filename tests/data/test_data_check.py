@@ -1,4 +1,4 @@
-"""Test that a run's check names every planted fault and no healthy image, in what files and pixels say alone."""
+"""Test `data_check`: every planted fault is named and no healthy image, by what files and pixels say alone."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_equal_images_in_both_splits_are_refused_by_name(planted: Path) -> None:
         loaded(planted)
 
 
-def test_healthy_images_are_decoded_once_and_no_file_in_a_warm_run(
+def test_only_equal_images_are_decoded_twice_and_once_for_all(
     planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_index, "SETTLED_NS", -(10**9))
@@ -122,8 +122,9 @@ def test_healthy_images_are_decoded_once_and_no_file_in_a_warm_run(
     read_bytes = inspection.read_bytes
     monkeypatch.setattr(inspection, "read_bytes", lambda path: [read.append(path.name), read_bytes(path)][1])
     first = loaded(planted, FileIndex(tmp_path), allow_leaks=True)
-    again = sorted(name for name in read if read.count(name) > 1)
-    assert set(again) == {name for pair, (kind, *_) in EQUAL.items() if kind == "pixels" for name in pair}
+    assert {name for name in read if read.count(name) > 1} == {
+        name for pair, (kind, *_) in EQUAL.items() if kind == "pixels" for name in pair
+    }
     read.clear()
     assert loaded(planted, FileIndex(tmp_path), allow_leaks=True).found == first.found
     assert not read

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -19,16 +19,19 @@ CELLS = 4  # of a thumbnail, a side
 LEAST = 64  # pixels of a side; below, a JPEG's invented border weighs too much for a thumbnail
 DEEP = "deep"  # the way of images with more than 8 bits a channel
 ASIDE = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270, Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE)
-NEAR = 8
-"""Grey levels by which thumbnails of one image may differ; on photographs and noise, 5 were met."""
+NEAR = 24
+"""Grey levels by which thumbnails of one image may differ. Photographs differ by up to 12; drawings, whose white and
+black a JPEG oversteps, by up to 19."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """What one reading of a file tells of its pixels, as plain values: `format` by Pillow's name, the upright `(width,
-    height)`, how it was decoded, a digest and a grey thumbnail of that, and where it was asked for, of all pixels.
+    height)`, how it was decoded, a digest and a grey thumbnail of that.
 
-    Images of equal pixels have equal digests if they were decoded in the same way, else near thumbnails.
+    Images of equal pixels have equal digests if they were decoded in the same way, else near thumbnails. `averages` and
+    `pixels` are digests of the image decoded in full: of its averages, which most formats have at once, and of all,
+    which is computed where another file may be equal. Empty: not known.
     """
 
     format: str
@@ -36,6 +39,7 @@ class Fingerprint:
     way: str
     digest: str
     thumbnail: str = ""
+    averages: str = ""
     pixels: str = ""
 
     @classmethod
@@ -55,32 +59,44 @@ def fingerprint_of(decoded: Decoded) -> Fingerprint:
     if box:
         way = f"reduced, turned {turn}"
     else:
-        scale = REDUCED if min(size) >= REDUCED else 1
-        image, turn, box = image.reduce(scale), None, (0, 0, size[0] / scale, size[1] / scale)
+        image, turn = _averages(image), None
+        box = (0, 0, *((side / REDUCED for side in size) if min(size) >= REDUCED else size))
     thumbnail = _thumbnail(image, turn, box) if min(size) >= LEAST else ""
-    return Fingerprint(decoded.format, size, way, _hash(image.tobytes()), thumbnail)
+    digest = _hash(image.tobytes())
+    return Fingerprint(decoded.format, size, way, digest, thumbnail, averages="" if way else digest)
 
 
-def pixel_digest(decoded: Decoded) -> str:
-    """Return a digest of all pixels of an image that `decode_stored` decoded in full."""
+def with_averages(known: Fingerprint, decoded: Decoded) -> Fingerprint:
+    """Complete a fingerprint by the averages of an image that `decode_stored` decoded in full."""
+    return replace(known, averages=_hash(_averages(decoded.image).tobytes()))
+
+
+def with_pixels(known: Fingerprint, decoded: Decoded) -> Fingerprint:
+    """Complete a fingerprint by all pixels of an image that `decode_stored` decoded in full."""
     if decoded.deep is None:
-        return _hash(repr(decoded.image.size).encode(), decoded.image.tobytes())
+        return replace(known, pixels=_hash(repr(decoded.image.size).encode(), decoded.image.tobytes()))
     rows = (np.ascontiguousarray(row, np.float64).tobytes() for row in decoded.deep)
-    return _hash(repr((decoded.deep.shape, decoded.turn)).encode(), *rows)
+    return replace(known, pixels=_hash(repr((decoded.deep.shape, decoded.turn)).encode(), *rows))
+
+
+def average_candidates(prints: Sequence[Fingerprint]) -> list[int]:
+    """List the images without `averages` that may equal one that was decoded in another way, by index."""
+    by_size: dict[tuple[int, int], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for i, found in enumerate(prints):
+        if not found.way.startswith(DEEP):
+            by_size[found.size][found.way].append(i)
+    chosen = [i for ways in by_size.values() if len(ways) > 1 for i in _near_other_ways(ways, prints)]
+    return sorted(i for i in chosen if not prints[i].averages)
 
 
 def pixel_candidates(files: Sequence[bytes], prints: Sequence[Fingerprint]) -> list[int]:
-    """List the images whose pixels may equal those of another file, by index; `files` are digests of the content."""
+    """List the images without `pixels` that may equal another file, by index; `files` are digests of the content."""
     alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    by_size: dict[tuple[int, int], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for i, found in enumerate(prints):
-        alike[found.size, found.way, found.digest].append(i)
-        if not found.way.startswith(DEEP):
-            by_size[found.size][found.way].append(i)
+        for key in {(found.size, found.way, found.digest), (found.size, "averages", found.averages)}:
+            alike[key if key[-1] else (*key, i)].append(i)
     chosen = {i for members in alike.values() if len({files[i] for i in members}) > 1 for i in members}
-    for ways in by_size.values():
-        chosen.update(_near_other_ways(ways, prints) if len(ways) > 1 else ())
-    return sorted(chosen)
+    return sorted(i for i in chosen if not prints[i].pixels)
 
 
 def _near_other_ways(ways: dict[str, list[int]], prints: Sequence[Fingerprint]) -> Iterator[int]:
@@ -97,6 +113,10 @@ def _near_other_ways(ways: dict[str, list[int]], prints: Sequence[Fingerprint]) 
         others = np.unique(np.concatenate([rows for other, rows in thumbnails.items() if other != way]), axis=0)
         distances, _ = cKDTree(others).query(thumbnails[way], p=np.inf, distance_upper_bound=NEAR + 1)
         yield from (i for i, distance in zip(members, distances.tolist(), strict=True) if distance <= NEAR)
+
+
+def _averages(image: Image.Image) -> Image.Image:
+    return image.reduce(REDUCED if min(image.size) >= REDUCED else 1)
 
 
 def _thumbnail(image: Image.Image, turn: Image.Transpose | None, box: tuple[float, float, float, float]) -> str:

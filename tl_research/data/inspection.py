@@ -6,13 +6,21 @@ import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from tl_research.data.decode import UndecodableError, UnreadFormatError, decode_stored, read_bytes
+from tl_research.data.decode import Decoded, UndecodableError, UnreadFormatError, decode_stored, read_bytes
 from tl_research.data.file_index import FileIndex, Inspection
-from tl_research.data.fingerprint import fingerprint_of, pixel_candidates, pixel_digest
+from tl_research.data.fingerprint import (
+    Fingerprint,
+    average_candidates,
+    fingerprint_of,
+    pixel_candidates,
+    with_averages,
+    with_pixels,
+)
 from tl_research.data.formats import IMAGE_SUFFIXES, RAW_SUFFIXES, READ, is_backup, read_head, unread_format
 from tl_research.system.hardware import cores
 from tl_research.system.progress import track
@@ -62,19 +70,21 @@ def find_equal_pixels(inspections: Sequence[Inspection], index: FileIndex | None
             found[number] = fresh if fresh.digest == found[number].digest else found[number]
 
     renew([n for n, one in enumerate(found) if not one.fingerprint], lambda one: inspect(one.path))
-    known = [(n, one.fingerprint) for n, one in enumerate(found) if one.fingerprint]
-    chosen = pixel_candidates([found[n].digest for n, _ in known], [each for _, each in known])
-    renew([known[i][0] for i in chosen if not known[i][1].pixels], _with_all_pixels)
+    for step in ("averages", "pixels"):
+        known = [(n, one.digest, one.fingerprint) for n, one in enumerate(found) if one.fingerprint]
+        digests, prints = [digest for _, digest, _ in known], [each for *_, each in known]
+        chosen = average_candidates(prints) if step == "averages" else pixel_candidates(digests, prints)
+        complete = with_averages if step == "averages" else with_pixels
+        renew([known[i][0] for i in chosen], partial(_decoded_in_full, complete=complete))
     return found
 
 
-def _with_all_pixels(one: Inspection) -> Inspection:
-    """Decode an inspected file in full; return its inspection as it is if it has changed or does not fit in memory."""
+def _decoded_in_full(one: Inspection, complete: Callable[[Fingerprint, Decoded], Fingerprint]) -> Inspection:
+    """Complete an inspection's fingerprint; leave it as it is if the file has changed or does not fit in memory."""
     try:
         content = read_bytes(one.path)
         if one.fingerprint and hashlib.sha256(content).digest() == one.digest:
-            pixels = pixel_digest(decode_stored(content, in_full=True))
-            return replace(one, fingerprint=replace(one.fingerprint, pixels=pixels))
+            return replace(one, fingerprint=complete(one.fingerprint, decode_stored(content, in_full=True)))
     except (UndecodableError, MemoryError):
         pass
     return one

@@ -94,7 +94,7 @@ class _Places:
         for name, path in whole.items():
             stem = name.removesuffix(path.suffix)
             stems[stem] = None if stem in stems else path
-        self._found = stems | whole
+        self._found: dict[str, Path | None] = {**stems, **whole}
 
     def find(self, text: str) -> Path | None:
         path = PurePosixPath(text.replace("\\", "/"))
