@@ -20,6 +20,7 @@ from tl_research.backend.strategy import Strategy, open_strategy
 from tl_research.data.summary import describe_data, show_data
 from tl_research.errors import DivergedError, InputError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
+from tl_research.experiment.full_check import check_run, without_leaks
 from tl_research.experiment.outcome import closing_callbacks, record_outcome
 from tl_research.experiment.scaling import compare_scaling
 from tl_research.experiment.selection import choose_backbone
@@ -169,6 +170,9 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
     trains = any(stage.trains_backbone for stage in experiment.transfer.values())  # which gets half of the time
     experiment, threads = _begin_and_choose(experiment, run, data, began + seconds / (2 if trains else 1))
     with _stage_runner(experiment, run, data, threads, began + seconds) as runner:
+        if experiment.data.check == "full":
+            with run.phase("check"):
+                check_run(experiment, runner.state.features, run.directory / "check")
         _run_stages(experiment, run, runner)
         run.metrics |= runner.finish()
         run.metrics |= _refit_if_frozen_is_best(experiment, runner)
@@ -177,6 +181,7 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
         with run.phase("evaluate"):
             metrics, logits = evaluate_run(run, state, experiment.features.test_views)
         run.metrics |= metrics | _feature_counts(state.features)
+        run.metrics |= without_leaks(logits["test"], data, experiment.features.root)
         with run.phase("save"):
             run.write_model(state.classifier)
             run.write_json("weights.json", describe_weights(experiment.config.get("backbone", {})))

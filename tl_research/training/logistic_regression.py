@@ -208,6 +208,19 @@ def choose_l2(
     return Choice(best, losses, accuracies[best], (logits, labels) if whole else None, image_losses)
 
 
+def coordinates_of(features: np.ndarray) -> np.ndarray:
+    """Centre and scale features `(n, d)` as `solve` does, in coordinates of the space they span, `(n, min(n, d))`."""
+    scale = float(np.sqrt(features.var(axis=0, dtype=np.float64).mean())) or 1.0
+    return _span((features - features.mean(axis=0, dtype=np.float64)) / scale)[0]
+
+
+def logits_of_others(coordinates: np.ndarray, labels: np.ndarray, others: np.ndarray, l2: float) -> np.ndarray:
+    """Fit a head with one penalty on `coordinates` `(n, r)`; return its logits for `others` `(m, r)`, a column for each
+    class that occurs."""
+    weights, intercept = _fit(_regression(LBFGS(), tol=1e-4), l2, coordinates, labels, None)
+    return others @ weights.T + intercept
+
+
 def out_of_fold_probabilities(
     features: np.ndarray, labels: np.ndarray, options: LBFGS, seed: int, groups: np.ndarray | None = None
 ) -> np.ndarray:
@@ -216,7 +229,7 @@ def out_of_fold_probabilities(
     """
     from threadpoolctl import threadpool_limits
 
-    features = _span((features - features.mean(axis=0)) / (float(np.sqrt(features.var(axis=0).mean())) or 1.0))[0]
+    features = coordinates_of(features)
     classes, counts = np.unique(labels, return_counts=True)
     probabilities = np.full((len(labels), int(labels.max()) + 1), np.nan)
     usable = np.flatnonzero(np.isin(labels, classes[counts > 1]))
@@ -228,9 +241,9 @@ def out_of_fold_probabilities(
         for train, held in _folds(labels[usable], within, min(options.folds, int(counts[counts > 1].min())), seed):
             chosen = usable[np.random.default_rng(seed).permutation(train)[:MOST_FOR_CHOOSING]]
             known = np.unique(labels[chosen])
-            weights, intercept = _fit(_regression(options, tol=1e-4), l2, features[chosen], labels[chosen], None)
             probabilities[usable[held]] = 0.0
-            probabilities[np.ix_(usable[held], known)] = softmax(features[usable[held]] @ weights.T + intercept)
+            logits = logits_of_others(features[chosen], labels[chosen], features[usable[held]], l2)
+            probabilities[np.ix_(usable[held], known)] = softmax(logits)
     return probabilities
 
 
