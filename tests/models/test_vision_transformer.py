@@ -123,7 +123,7 @@ def test_positions_of_the_same_grid_stay_bit_for_bit() -> None:
     assert interpolate_positions(np.ones((49, 3), np.float32), 5) == pytest.approx(1.0)
 
 
-def test_without_weights_file_address_licence_and_place_are_named(monkeypatch: Any, tmp_path: Path) -> None:
+def test_the_error_names_file_address_licence_and_place(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     with pytest.raises(InputError) as error:
         compose(["backbone=vit_small_patch14_dinov2"]).preflight()
@@ -154,7 +154,7 @@ def run(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.slow
-def test_frozen_blocks_stay_bit_for_bit_and_lower_blocks_move_less(run: Run) -> None:
+def test_frozen_blocks_stay_and_lower_ones_move_less(run: Run) -> None:
     loaded, trained = compose(RUN).backbone.build(), run.model().get_layer("backbone")
     moved = {}
     for layer in loaded.layers:

@@ -38,6 +38,7 @@ from tl_research.system.versions import versions
 from tl_research.training.callbacks import Callback
 from tl_research.training.classifier_state import ClassifierState
 from tl_research.training.closed_form import needs_no_epochs
+from tl_research.training.fold_tuning import interpolate_by_validation, tune_by_folds
 from tl_research.training.optimizer import LBFGS, GradientOptimizer
 from tl_research.training.options import TrainOptions
 from tl_research.training.pruning import current_trial
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from tl_research.data.file_index import FileIndex
     from tl_research.experiment.experiment import Experiment
     from tl_research.training.loop import TrainLoop
+    from tl_research.training.stage import Stage
 
 log = logging.getLogger(__name__)
 
@@ -145,9 +147,14 @@ def _begin(experiment: Experiment, run: Run, data: DataModule) -> int:
 def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> None:
     _warn_of_idle_keys(experiment)
     with _stage_runner(experiment, run, data) as runner:
-        _run_stages(experiment, run, runner)
-        run.metrics |= runner.finish()
-        run.metrics |= _refit_if_frozen_is_best(experiment, runner)
+        if experiment.transfer.get("choose_by") == "folds":
+            stages = [(name, stage, _optimizer(experiment, stage)) for name, stage in experiment.stages.items()]
+            run.metrics |= tune_by_folds(runner, stages, interpolated=experiment.transfer.get("interpolate", False))
+        else:
+            _run_stages(experiment, run, runner)
+            run.metrics |= runner.finish()
+            run.metrics |= _refit_if_frozen_is_best(experiment, runner)
+            run.metrics |= _interpolate_if_tuned_is_best(experiment, runner)
         state = runner.state
         run.metrics["num_parameters"] = state.classifier.count_params()
         with run.phase("evaluate"):
@@ -171,24 +178,31 @@ def _run_stages(experiment: Experiment, run: Run, runner: StageRunner) -> None:
     first = runner.restore(checkpoint) if checkpoint else 0
     if checkpoint:
         log.info("%s: continued after epoch %d", run.directory, run.metrics["resumed_at_epoch"])
-    stages = list(experiment.transfer.items())
+    stages = list(experiment.stages.items())
     for number, (name, stage) in enumerate(stages[first:], first):
         if runner.is_late:
             break
-        optimizer = stage.optimizer_for(experiment.optimizer)
-        assert isinstance(optimizer, LBFGS | GradientOptimizer)
         try:
-            run.metrics |= runner.run_stage(number, name, stage, optimizer, last=number == len(stages) - 1)
+            optimizer, last = _optimizer(experiment, stage), number == len(stages) - 1
+            run.metrics |= runner.run_stage(number, name, stage, optimizer, last=last)
         except DivergedError:
             if runner.finish():
                 run.write_model(runner.state.classifier)
             raise
+        if not runner.state.backbone_changed:
+            runner.state.frozen = runner.state.trained.now(runner.state.classifier)
         runner.save(number + 1)
+
+
+def _optimizer(experiment: Experiment, stage: Stage) -> LBFGS | GradientOptimizer:
+    optimizer = stage.optimizer_for(experiment.optimizer)
+    assert isinstance(optimizer, LBFGS | GradientOptimizer)
+    return optimizer
 
 
 def _refit_if_frozen_is_best(experiment: Experiment, runner: StageRunner) -> dict[str, Any]:
     """If fine-tuning did not improve validation, refit the frozen head on train + val; return its metrics."""
-    name, stage = next(iter(experiment.transfer.items()))
+    name, stage = next(iter(experiment.stages.items()))
     optimizer = stage.optimizer_for(experiment.optimizer)
     is_best = runner.best.stage == name and not stage.trains_backbone
     is_solved = isinstance(optimizer, LBFGS) and isinstance(experiment.head, Linear)
@@ -196,6 +210,13 @@ def _refit_if_frozen_is_best(experiment: Experiment, runner: StageRunner) -> dic
         assert isinstance(optimizer, LBFGS)
         return runner.solve_again(name, optimizer)
     return {}
+
+
+def _interpolate_if_tuned_is_best(experiment: Experiment, runner: StageRunner) -> dict[str, Any]:
+    """Choose a share of the way from frozen to fine-tuned weights, if that is asked for; return it as a metric."""
+    if not experiment.transfer.get("interpolate") or runner.best.stage == next(iter(experiment.stages)):
+        return {}
+    return interpolate_by_validation(runner, runner.state.frozen)
 
 
 @contextmanager
@@ -260,7 +281,7 @@ def _feature_counts(table: FeatureTable) -> dict[str, int]:
 
 def _warn_of_idle_keys(experiment: Experiment) -> None:
     """Warn of `trainer` keys without effect where no stage has epochs."""
-    stages = experiment.transfer.values()
+    stages = experiment.stages.values()
     if all(needs_no_epochs(stage, experiment.head, stage.optimizer_for(experiment.optimizer)) for stage in stages):
         default, given = TrainOptions(distribution=experiment.trainer.distribution), experiment.trainer
         for key in (field.name for field in fields(default)):

@@ -44,6 +44,9 @@ _IRRELEVANT = (
 _LATER = {
     "data.min_images": 3,
     "data.bits": "auto",
+    **dict.fromkeys(("optimizer.average", "transfer.head.optimizer.average"), False),
+    "transfer.choose_by": "validation",
+    "transfer.interpolate": False,
     **dict.fromkeys(("data.train_dir", "data.val_dir", "data.test_dir", "data.label_by", "data.window")),
 }
 

@@ -75,8 +75,10 @@ def solve(
     # On small matrices BLAS threads wait for each other ten times longer than they work.
     with threadpool_limits(1 if coordinates.size < SMALL else None, "blas"):
         choice = Choice(l2=options.l2) if options.l2 else choose_l2(coordinates, labels, options, seed, views, groups)
-        model = _regression(options).set_params(C=1 / (choice.l2 * len(labels)))
-        weights, intercept = _fit(model, coordinates, labels)
+        model, weights, intercept = _regression(options), 0.0, 0.0
+        for l2, share in (choice.shares or {choice.l2: 1.0}).items():
+            fitted = _fit(model.set_params(C=1 / (l2 * len(labels))), coordinates, labels)
+            weights, intercept = weights + share * fitted[0], intercept + share * fitted[1]
     kernel = (basis @ weights.T) / scale
     return Solution(
         kernel=kernel.astype(np.float32),
@@ -101,12 +103,14 @@ def _span(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Choice:
-    """A penalty, and the cross-validated results of those tried."""
+    """A penalty, and the cross-validated results of those tried; `shares[l2]` is the part of each penalty's head in a
+    mean of heads, whose results `accuracy` and `out_of_fold` then are."""
 
     l2: float
     log_losses: dict[float, float] = field(default_factory=dict)
     accuracy: float | None = None
     out_of_fold: OutOfFold | None = None
+    shares: dict[float, float] = field(default_factory=dict)
 
 
 def choose_l2(
@@ -147,7 +151,6 @@ def choose_l2(
     folds = [(*(_rows(part, views) for part in fold), _regression(options, tol=1e-4)) for fold in image_folds]
     judged = np.sort(np.concatenate([held_out for _, held_out, _ in folds]))
     losses: dict[float, float] = {}
-    accuracies: dict[float, float] = {}
     kept: dict[float, np.ndarray] = {}
     for l2 in map(float, STRENGTHS):
         logits = np.empty((len(labels), len(classes)))
@@ -155,15 +158,26 @@ def choose_l2(
             weights, intercept = _fit(model.set_params(C=1 / (l2 * len(train))), features[train], labels[train])
             logits[held_out] = features[held_out] @ weights.T + intercept
         losses[l2] = float(log_loss(labels[judged], softmax(logits[judged]), labels=classes))
-        accuracies[l2] = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
         best = min(losses, key=losses.__getitem__)
-        kept = {best: kept.get(best, logits)}
+        kept = {**kept, l2: logits} if options.average else {best: kept.get(best, logits)}
         if best not in list(losses)[-3:]:
             break
     first_views = judged[judged % views == 0]
+    shares = _shares(losses, len(first_views)) if options.average else {best: 1.0}
+    logits = sum((share * kept[l2] for l2, share in shares.items()), np.zeros_like(logits))
+    accuracy = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
     whole = len(classes) == num_classes  # a class without rows has no logits
-    out_of_fold = (kept[best][first_views], labels[first_views]) if whole else None
-    return Choice(best, losses, accuracies[best], out_of_fold)
+    out_of_fold = (logits[first_views], labels[first_views]) if whole else None
+    return Choice(best, losses, accuracy, out_of_fold, shares)
+
+
+def _shares(losses: dict[float, float], count: int) -> dict[float, float]:
+    """Divide a mean among penalties by the likelihood of their out-of-fold answers to `count` images (pseudo-BMA,
+    Geisser and Eddy 1979): where few images can tell, many have a share. Shares below a hundredth are left out."""
+    lowest = min(losses.values())
+    likely = {l2: float(np.exp(count * (lowest - loss))) for l2, loss in losses.items()}
+    kept = {l2: value for l2, value in likely.items() if value >= 0.01 * sum(likely.values())}
+    return {l2: value / sum(kept.values()) for l2, value in kept.items()}
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
