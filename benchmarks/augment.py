@@ -9,7 +9,6 @@ look at the ratios. Keras' layers are given what comes nearest to ours and mappe
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ from benchmarks.frozen import draw
 from tl_research import compose
 from tl_research.backend.start import start_backend
 from tl_research.data.datamodule import DataModule
+from tl_research.system.hardware import cores
 
 SIZE, BATCH = 224, 32
 WORKS = ("none", "light", "strong")
@@ -120,7 +120,7 @@ def main(arguments: list[str]) -> None:
     start_backend()
     with tempfile.TemporaryDirectory() as folder:
         root = options.photos or draw(Path(folder), options.images, options.side)
-        print(f"python -m benchmarks augment {' '.join(arguments)}     ({len(os.sched_getaffinity(0))} cores)\n")
+        print(f"python -m benchmarks augment {' '.join(arguments)}     ({cores()} cores)\n")
         print("| data/augment | way | images/s | ours / this |\n|---|---|---|---|")
         for work in WORKS:
             race(root.absolute(), work, options.rounds)

@@ -22,6 +22,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.frozen import draw
+from tl_research.system.hardware import cores
 
 WHATS = ("all", "last block", "head")
 KERAS = {"mobilenet_v2": "MobileNetV2", "resnet50": "ResNet50"}
@@ -158,7 +159,7 @@ def measured(command: list[str]) -> list[float]:
 def race(name: str, what: str, root: Path, rounds: int, torch: str | None) -> None:
     """Runs the contestants in turn and prints their rows."""
     steps = {"all": 6, "last block": 12, "head": 12}[what]
-    words = {"root": root, "what": what, "steps": steps, "batches": 8, "cores": len(os.sched_getaffinity(0))}
+    words = {"root": root, "what": what, "steps": steps, "batches": 8, "cores": cores()}
     own = f"from benchmarks.finetune import ours; ours({name!r}, {what!r}, {str(root)!r}, {steps}, deterministic=%s)"
     commands = {
         "Keras' fit": [sys.executable, "-c", GUIDE.format(keras=KERAS[name], frozen=FROZEN[name], **words)],
@@ -188,7 +189,7 @@ def main(arguments: list[str]) -> None:
     torch = options.torch or (sys.executable if importlib.util.find_spec("timm") else None)
     with tempfile.TemporaryDirectory() as folder:
         root = draw(Path(folder), options.images * 3 // 2, 224).absolute()
-        print(f"python -m benchmarks finetune {' '.join(arguments)}     ({len(os.sched_getaffinity(0))} cores)\n")
+        print(f"python -m benchmarks finetune {' '.join(arguments)}     ({cores()} cores)\n")
         columns = ("network", "learns", "way", "first, s", "ours / this", "images/s", "ours / this")
         print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
         for name in options.networks.split(","):

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tl_research.system import hardware
+
 NETWORKS = {
     "resnet50": "keras.applications.ResNet50",
     "mobilenet_v2": "keras.applications.MobileNetV2",
@@ -163,7 +165,7 @@ def limit(name: str, root: Path) -> None:
     from tl_research.features.engines import BATCH, build_engine
     from tl_research.features.table import Features, FeatureTable
 
-    cores = len(os.sched_getaffinity(0))
+    cores = hardware.cores()
     experiment = compose([f"backbone={name}", "backbone.weights=null", "data=folder", f"data.root={root}"])
     data, network = experiment.data.load(), experiment.backbone.build()
     size = network.input_shape[1]

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from tl_research.system import hardware
 
 Scores = dict[tuple[str, str], dict[str, float]]
 
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> None:
     print(f"python -m benchmarks sweep {' '.join(arguments)}\n")
     print("| way | threads a job | seconds | separate commands / this | metrics that differ |")
     print("|---|---|---|---|---|")
-    cores = len(os.sched_getaffinity(0))
+    cores = hardware.cores()
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         run(place / "warm_up", *job, f"hydra.run.dir={place / 'warm_up_run'}")  # draws, and reads what is on the disk

@@ -11,7 +11,10 @@ import typer
 
 from tl_research.commands.arguments import PASS_ON
 from tl_research.commands.blocks import blocks_command
+from tl_research.commands.card import card_command
+from tl_research.commands.check import check_command
 from tl_research.commands.compare import compare_command
+from tl_research.commands.ensemble import ensemble_command
 from tl_research.commands.evaluate import evaluate_command
 from tl_research.commands.explain import explain_command
 from tl_research.commands.export import export_command
@@ -21,6 +24,7 @@ from tl_research.commands.leaderboard import leaderboard_command
 from tl_research.commands.lr_find import lr_find_command
 from tl_research.commands.predict import predict_command
 from tl_research.commands.report import report_command
+from tl_research.commands.serve import serve_command
 from tl_research.commands.train import train_command
 from tl_research.config.exit_status import INTERRUPTED, run_reporting_errors
 from tl_research.system.console import show_error
@@ -33,12 +37,16 @@ for name, command in (("train", train_command), ("extract", extract_command)):  
 app.command("predict")(predict_command)
 app.command("explain")(explain_command)
 app.command("export")(export_command)
+app.command("serve")(serve_command)
 app.command("evaluate", context_settings=PASS_ON)(evaluate_command)
 app.command("blocks", context_settings=PASS_ON)(blocks_command)
 app.command("lr_find", context_settings=PASS_ON)(lr_find_command)
+app.command("check", context_settings=PASS_ON)(check_command)
 app.command("compare")(compare_command)
+app.command("ensemble")(ensemble_command)
 app.command("leaderboard")(leaderboard_command)
 app.command("report")(report_command)
+app.command("card")(card_command)
 app.add_typer(features_app, name="features")
 
 

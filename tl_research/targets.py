@@ -18,6 +18,8 @@ from typing import Any
 TARGETS = {
     "Experiment": "tl_research.experiment.experiment.Experiment",
     "Application": "tl_research.models.backbone.Application",
+    "Auto": "tl_research.models.combined.Auto",
+    "Combined": "tl_research.models.combined.Combined",
     "Custom": "tl_research.models.custom_backbone.Custom",
     "Lite": "tl_research.models.backbone.Lite",
     "Saved": "tl_research.models.backbone.Saved",
@@ -39,10 +41,12 @@ TARGETS = {
     "RMSprop": "tl_research.training.optimizer.RMSprop",
     "SGD": "tl_research.training.optimizer.SGD",
     "Stage": "tl_research.training.stage.Stage",
+    "Report": "tl_research.experiment.experiment.ReportOptions",
     "Trainer": "tl_research.training.options.TrainOptions",
     "Features": "tl_research.features.table.Features",
     "BestWeights": "tl_research.training.callbacks.BestWeights",
     "EarlyStopping": "tl_research.training.callbacks.EarlyStopping",
+    "MLflow": "tl_research.reports.mlflow_tracker.MLflow",
     "TensorBoard": "tl_research.reports.tensorboard.TensorBoard",
 }
 """Where each class is defined; the module is imported on first access."""

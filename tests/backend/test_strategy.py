@@ -27,6 +27,8 @@ from tl_research import InputError, Run, compose
 from tl_research.backend import workers as cluster
 from tl_research.backend.workers import is_listening, wait_for_workers
 
+pytestmark = pytest.mark.alone
+
 CLOSE = 1e-5
 MULTI = "trainer.distribution=multi_worker"
 SMALL = ["backbone=tiny", "backbone.image_size=32", "data=folder", "optimizer=sgd", "transfer=finetune_all",

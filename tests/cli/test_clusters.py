@@ -27,6 +27,8 @@ from tl_research.runs.run import Run
 from tl_research.runs.status import RunState
 from tl_research.system.process import importable
 
+pytestmark = pytest.mark.alone
+
 EXTRA = {"ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 PLUGIN = {"ray": "hydra_ray_launcher", "slurm": "hydra_submitit_launcher"}
 

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageOps
 
 from tests.cli.test_train import Result, refused, train
 from tests.conftest import ROOT, draw_tree
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 FAULTS = '''
 """Networks some of which are no good, as long as there is no file `mended` here."""
@@ -76,7 +76,8 @@ def photos(tmp_path: Path) -> Path:
     for split, count in (("train", 5), ("test", 3)):
         for name, other in (("red", "blue"), ("blue", "red")):
             for number in range(count):
-                shutil.copy(root / split / other / f"{number:03d}.jpg", root / split / name / f"as_{number}.jpg")
+                with Image.open(root / split / other / f"{number:03d}.jpg") as image:  # not equal
+                    ImageOps.mirror(image).save(root / split / name / f"as_{number}.jpg")
     return root
 
 

@@ -159,6 +159,8 @@ def test_bad_input_met_later_leaves_nothing_either(cwd: Path, tmp_path: Path, ti
     assert train(cwd, *tiny[:3], f"data.root={mixed}", "data.max_bad=0.2", "callbacks=none").returncode == 0
     (kept,) = cwd.glob("outputs/*/*/set_aside.csv")
     assert kept.read_text() == f"path,reason\n{mixed / 'red' / 'torn.jpg'},truncated\n"
+    facts = json.loads(kept.with_name("data_check.json").read_text())
+    assert [facts["num_images"], facts["set_aside"][0]["reason"]] == [8, "truncated"]
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from tl_research.data.decode import (
     UndecodableError,
     decode_image,
     decode_pixels,
+    decode_stored,
     fit,
-    measure,
     open_image,
     read_bytes,
     read_pixels,
@@ -408,8 +408,8 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("name", BAD_FILES)
 @pytest.mark.parametrize(
     "read",
-    [lambda path: measure(read_bytes(path)), open_image, lambda path: read_pixels(path, 32)],
-    ids=["measure", "open", "read"],
+    [lambda path: decode_stored(read_bytes(path)), open_image, lambda path: read_pixels(path, 32)],
+    ids=["stored", "open", "read"],
 )
 def test_an_undecodable_file_has_a_reason(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
     data, reason = BAD_FILES[name]
@@ -458,7 +458,7 @@ def test_a_permission_error_is_reported_as_such(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Image, "open", refuse)
     with pytest.raises(UndecodableError, match="no permission to read it"):
-        measure(read_bytes(tmp_path / "mine.jpg"))
+        decode_stored(read_bytes(tmp_path / "mine.jpg"))
 
 
 def test_an_image_that_does_not_fit_in_memory_is_undecodable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,12 +469,12 @@ def test_an_image_that_does_not_fit_in_memory_is_undecodable(tmp_path: Path, mon
 
     monkeypatch.setattr(Image.Image, "convert", refuse)
     with pytest.raises(UndecodableError, match="does not fit in memory"):
-        measure(read_bytes(tmp_path / "huge.jpg"))
+        decode_stored(read_bytes(tmp_path / "huge.jpg"))
 
 
-def test_measure_returns_the_stored_size(tmp_path: Path) -> None:
+def test_the_stored_size_is_kept(tmp_path: Path) -> None:
     photo(1600, 1200).save(tmp_path / "image.jpg")
-    assert measure(read_bytes(tmp_path / "image.jpg")) == ((1600, 1200), None)
+    assert decode_stored(read_bytes(tmp_path / "image.jpg")).size == (1600, 1200)
 
 
 def is_pixels_or_undecodable(path: Path, data: bytes, resize: str = "squash") -> None:

@@ -329,7 +329,7 @@ def file(images: Images, paths: list[Path]) -> Path:
 def test_a_damaged_index_is_ignored(images: Images, paths: list[Path], file: Path) -> None:
     whole = file.read_bytes()
     damaged = [whole * 2, *(whole[:length] for length in range(len(whole)))]
-    for mask in (0x01, 0x02, 0x10, 0x20, 0x80, 0xFF):
+    for mask in (0x01, 0x10, 0x80, 0xFF):
         damaged += [whole[:i] + bytes([byte ^ mask]) + whole[i + 1 :] for i, byte in enumerate(whole)]
     for content in damaged:
         file.write_bytes(content)

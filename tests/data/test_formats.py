@@ -63,11 +63,11 @@ def test_heic_is_named_with_its_extra(tmp_path: Path, name: str) -> None:
 
 
 def classes(folder: Path, count: int = 6) -> Path:
-    for name in ("one", "two"):
-        (folder / name).mkdir(parents=True)
-        for number in range(count):
-            image = PICTURE.point(lambda value, number=number: (value + number) % 256)
-            (folder / name / f"IMG_{number}.jpg").write_bytes(encoded("JPEG", image))
+    for number in range(2 * count):  # no two are equal
+        path = folder / ("one", "two")[number // count] / f"IMG_{number % count}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = PICTURE.point(lambda value, number=number: (value + number) % 256)
+        path.write_bytes(encoded("JPEG", image))
     return folder
 
 
@@ -161,8 +161,9 @@ def test_numbered_files_without_a_suffix_are_no_pairs(tmp_path: Path) -> None:
 def test_files_of_one_stem_stay_in_one_split(tmp_path: Path, options: dict[str, int]) -> None:
     folder = classes(tmp_path / "photos", count=10)
     alone = split_dataset(read_class_folders(folder), **CUT, **options)
-    for path in sorted(folder.rglob("*[02468].jpg")):
-        path.with_suffix(".png").write_bytes(encoded("PNG"))
+    for number, path in enumerate(sorted(folder.rglob("*[02468].jpg")), 100):
+        image = PICTURE.point(lambda value, number=number: (value + number) % 256)
+        path.with_suffix(".png").write_bytes(encoded("PNG", image))
     both = split_dataset(read_class_folders(folder), **CUT, **options)
     split = dict(zip(both.paths, both.split_of, strict=True))
     assert {path: split[path] for path in alone.paths} == dict(zip(alone.paths, alone.split_of, strict=True))

@@ -16,7 +16,7 @@ from tests.data.test_decode import chunk
 from tl_research import InputError, compose
 from tl_research.data.build_dataset import split_dataset, unsplit_dataset
 from tl_research.data.class_folders import read_class_folders
-from tl_research.data.decode import UndecodableError, decode_image, measure
+from tl_research.data.decode import UndecodableError, decode_image, decode_stored
 from tl_research.data.file_index import FileIndex
 from tl_research.data.pixel_range import AS_STORED, DeepValues, PixelRange, choose_range
 from tl_research.evaluation.predict import predict_logits
@@ -45,9 +45,10 @@ def deep_tiff(values: np.ndarray, order: str = "<") -> bytes:
     ).tobytes()
 
 
-def float_tiff(*values: float) -> bytes:
+def tiff(*values: float) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.array([values], np.float32)).save(file, "TIFF")
+    dtype = np.int32 if isinstance(values[0], int) else np.float32
+    Image.fromarray(np.array([values], dtype)).save(file, "TIFF")
     return file.getvalue()
 
 
@@ -67,7 +68,7 @@ def twelve_bit(channels: int) -> np.ndarray:
 )
 def test_twelve_bits_become_eight(content: bytes, channels: int) -> None:
     values = twelve_bit(channels)[..., : 3 if channels > 2 else 1]
-    found = measure(content)[1]
+    found = decode_stored(content).values
     assert found is not None
     assert found.high == 4095
     bits = choose_range("auto", None, [found])
@@ -91,9 +92,9 @@ def test_without_deep_images_auto_changes_nothing() -> None:
     assert choose_range("auto", None, [None]) == AS_STORED
 
 
-@pytest.mark.parametrize("values", [(-1000.0, 3000.0), (0.0, 256.5), (-0.5, 1.0)])
-def test_floats_beyond_the_usual_need_a_window(values: tuple[float, float]) -> None:
-    content = float_tiff(*values)
+@pytest.mark.parametrize("values", [(-1000.0, 3000.0), (0.0, 256.5), (-0.5, 1.0), (-1000, 3000), (-1, 70000)])
+def test_values_beyond_the_usual_need_a_window(values: tuple[float, float]) -> None:
+    content = tiff(*values)
     with pytest.raises(UndecodableError, match=r"data\.window=\[LOW,HIGH\]"):
         decode_image(content)
     scaled = decode_image(content, None, PixelRange(window=values))
@@ -130,7 +131,7 @@ def test_a_shard_of_deep_images_wants_the_bits_given(tmp_path: Path) -> None:
 
 
 def test_floats_without_a_window_are_refused_by_name(tmp_path: Path) -> None:
-    tree = read_class_folders(images_of(tmp_path, lambda bright, number: float_tiff(-1000.0, 3000.0 * bright)))
+    tree = read_class_folders(images_of(tmp_path, lambda bright, number: tiff(-1000.0, 3000.0 * bright)))
     with pytest.raises(InputError, match=r"data\.window="):
         split_dataset(tree, **CUT)
     assert len(split_dataset(tree, **CUT, window=(-1000, 3000))) == 12

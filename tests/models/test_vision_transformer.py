@@ -54,6 +54,20 @@ def test_tokens_equal_those_of_timm_and_transformers(tmp_path: Path, name: str) 
     np.testing.assert_allclose(features, np.concatenate([tokens[0], patches.mean(axis=0)]), atol=1e-5)
 
 
+def test_a_lower_layer_gives_class_token_and_mean() -> None:
+    import keras
+
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    lower, network = replace(TINY, layer="block1").build(), TINY.network()
+    for layer in lower.layers[1:]:
+        network.get_layer(layer.name).set_weights(layer.get_weights())
+    expected = np.asarray(keras.Model(network.input, network.get_layer("block1").output)(images))
+    features = np.concatenate([expected[:, 0], expected[:, 1:].mean(axis=1)], axis=1)
+    np.testing.assert_allclose(np.asarray(lower(images)), features, rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="gives no tokens; give that of a block"):
+        replace(TINY, layer="patch_rows").build()
+
+
 def renamed(tensors: dict[str, np.ndarray], name: str, new: str) -> dict[str, np.ndarray]:
     return {new if key == name else key: value for key, value in tensors.items()}
 

@@ -24,7 +24,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from tl_research.reports.tensorboard import TensorBoard
 from tl_research.training.callbacks import Results
 
-SCALARS = {"loss/train", "loss/val", "stage/learning_rate", "final/val_accuracy"}
+SCALARS = {"loss/train", "loss/val", "stage/learning_rate", "final/val_accuracy", "final/cv_accuracy"}
 HPARAMS = "_hparams_/session_start_info"
 PICTURES = {"train/batch": 3, "test/confusion_matrix": 0, "test/predictions": 0}
 """Tags, and the epochs they are shown at."""
@@ -47,7 +47,7 @@ def test_event_files_hold_scalars_pictures_and_hyperparameters(tmp_path: Path) -
         for epoch in (first, first + 1):
             scalars.on_epoch_end(epoch, {"loss": 0.1 * epoch, "val_loss": np.float64(epoch), "learning_rate": 1e-3})
     logits = np.eye(2, dtype=np.float32)
-    metrics = {"val_accuracy": 0.5, "test_loss": None}
+    metrics = {"val_accuracy": 0.5, "cv_accuracy": 0.75, "test_loss": None}
     samples = [(pixels[0], 0, logits[0])]
     recipe.finish(tmp_path, Results(metrics, {"head": "mlp", "n": 2}, ["a", "b"], np.array([0, 1]), logits, samples))
     events = EventAccumulator(str(tmp_path / "tensorboard"), {TENSORS: 0})

@@ -34,6 +34,8 @@ from tl_research.errors import InputError
 from tl_research.sweeps.optuna_study import SearchStudy
 from tl_research.training.pruning import TRIAL_VARIABLE, PrunedError, Trial, current_trial, open_journal
 
+pytestmark = pytest.mark.alone
+
 optuna = pytest.importorskip("optuna")
 NO_LOADER: Any = None
 

@@ -35,6 +35,8 @@ from tl_research.sweeps.machine_slots import Slot
 from tl_research.sweeps.process_pool import Job, Limits, Outcome, ProcessPool
 from tl_research.system import progress
 
+pytestmark = pytest.mark.alone
+
 slow = pytest.mark.slow
 
 

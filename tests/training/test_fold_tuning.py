@@ -1,4 +1,4 @@
-"""Fine-tuning chosen by folds, and interpolated weights."""
+"""Fine-tuning chosen by folds (`fold_tuning`, `run_transfer`), and interpolated weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import draw_noise
+from tests.conftest import draw_noise, draw_tree
 from tl_research import InputError, Run, compose
 from tl_research.training.trained_weights import interpolate
 
 TUNED = [
-    "backbone=tiny", "data=folder", "callbacks=none", "transfer=finetune", "transfer.backbone.epochs=3",
+    "backbone=tiny", "data=folder", "callbacks=none", "transfer=finetune", "transfer.backbone.epochs=2",
     "transfer.backbone.learning_rate=0.003", "transfer.choose_by=folds", "deterministic=true",
 ]  # fmt: skip
 
@@ -59,7 +59,7 @@ def test_what_cannot_be_chosen_so_is_refused(overrides: list[str], message: str)
 def test_folds_choose_and_each_image_judges_once(tmp_path: Path, colours: Path) -> None:
     done = run(tmp_path / "run", colours, "transfer.interpolate=true", "data.val=0.25")
     metrics, tried = done.metrics, rows(tmp_path / "run", "folds.csv")
-    assert [len(tried), tried[0]["epochs"]] == [1 + 3 * 3 * 4, "0"]
+    assert [len(tried), tried[0]["epochs"]] == [1 + 3 * 2 * 4, "0"]
     best = min(tried, key=lambda row: float(row["loss"]))
     chosen = [float(best[key]) for key in ("rate", "epochs", "alpha", "loss")]
     keys = ("rate_factor", "tuned_epochs", "alpha", "fold_loss")
@@ -68,8 +68,6 @@ def test_folds_choose_and_each_image_judges_once(tmp_path: Path, colours: Path) 
     history = rows(tmp_path / "run", "history.csv")
     assert len(history) == 1 + metrics["tuned_epochs"]
     assert len(done.answers("validation.csv")) == metrics["num_val"]
-    again = run(tmp_path / "again", colours, "transfer.interpolate=true", "data.val=0.25")
-    assert again.metrics["test_loss"] == metrics["test_loss"]
 
 
 @pytest.mark.slow
@@ -83,15 +81,16 @@ def test_where_tuning_does_not_help_the_frozen_head_stays(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_without_time_one_epoch_at_one_rate_is_tried(tmp_path: Path, colours: Path) -> None:
-    run(tmp_path / "run", colours, "trainer.time_limit=0.0001")
-    assert {(row["rate"], row["epochs"]) for row in rows(tmp_path / "run", "folds.csv")} == {("1.0", "0"), ("1.0", "1")}
+def test_without_time_the_frozen_head_stays(tmp_path: Path, colours: Path) -> None:
+    assert run(tmp_path / "run", colours, "trainer.time_limit=0.0001").metrics["tuned_epochs"] == 0
+    assert len(rows(tmp_path / "run", "folds.csv")) == 1
 
 
 @pytest.mark.slow
-def test_a_class_smaller_than_the_folds_is_refused(tmp_path: Path, colours: Path) -> None:
+def test_a_class_smaller_than_the_folds_is_refused(tmp_path: Path) -> None:
+    few = draw_tree(tmp_path / "few", {"train/blue": 2, "train/red": 8, "test/blue": 2, "test/red": 2})
     with pytest.raises(InputError, match=r"choose_by=folds: class 'blue' has 2 image\(s\).*choose_by=validation"):
-        run(tmp_path / "run", colours, "data.per_class=1", "data.min_images=1")
+        run(tmp_path / "run", few, "data.min_images=1")
 
 
 @pytest.mark.slow

@@ -89,10 +89,12 @@ def test_metrics_of_known_logits() -> None:
     assert metrics["accuracy"] == 0.75
     assert metrics["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)
     assert metrics["auroc"] == pytest.approx(0.75)
+    assert metrics["balanced_accuracy"] == 0.75
+    assert metrics["auprc"] == pytest.approx((2 / 3 + 0.75) / 2)
     assert metrics["loss"] == pytest.approx((3 * np.log1p(np.exp(-2)) + np.log1p(np.exp(2))) / 4)
     assert metrics["accuracy_low"] == pytest.approx(0.3006, abs=1e-3)  # Wilson's interval for 3 of 4
     assert metrics["accuracy_high"] == pytest.approx(0.9544, abs=1e-3)
-    assert "auroc" not in classification_metrics(logits[:2], np.array([0, 0]))
+    assert not {"auroc", "auprc"} & classification_metrics(logits[:2], np.array([0, 0])).keys()
 
 
 def test_cross_validation_keeps_groups_together() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tl_research.commands.arguments import RunArgument, open_run
+from tl_research.commands.arguments import RunArgument, folder_beside, open_run
 from tl_research.errors import InputError
 from tl_research.system.console import show
 
@@ -36,11 +36,11 @@ def explain_command(
     opened = open_run(run)
     if method not in ("map", "occlusion"):
         raise InputError(f"--method {method}: give map or occlusion")
-    paths = images_in(path.expanduser() for path in images) if images else doubtful_images(opened)
+    paths = images_in(images) if images else doubtful_images(opened)
     start_backend()
     explainer = Explainer(opened, class_name, method)
-    folder = output.expanduser() if output else opened.directory / "explain"
-    page, failed = write_explanations(explainer.explain(paths), len(paths), folder)
+    folder = output.expanduser() if output else folder_beside(run, "explain")
+    page, failed = write_explanations(explainer.explain(paths), len(paths), folder, pictures=opened.shows_pictures)
     show(page)
     if failed:
         raise typer.Exit(1)  # the table says why

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import shlex
 import signal
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tl_research.commands.arguments import output_folder
 from tl_research.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def lr_find_command(
         raise InputError(f"{several.pop()}: lr_find tests one configuration; leave it out, and give single values")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the temporary folder is removed
     experiment = compose(context.args)
-    folder = _output_folder(output)
+    folder = output_folder(output, "lr_find")
     write_suggestion(experiment, context.args, *find_learning_rate(experiment, stage, steps), folder)
 
 
@@ -60,6 +59,7 @@ def find_learning_rate(experiment: Experiment, stage: str | None = None, steps: 
     Raises:
         InputError: there is no such stage or it has no learning rate, too few steps, or what a run raises.
     """
+    from tl_research.reports.mlflow_tracker import MLflow
     from tl_research.reports.tensorboard import TensorBoard
     from tl_research.training.lr_range_test import LEAST_STEPS, Curve, RangeTest
 
@@ -76,7 +76,7 @@ def find_learning_rate(experiment: Experiment, stage: str | None = None, steps: 
         experiment,
         transfer={name: experiment.stages[name] for name in names[: names.index(name) + 1]},
         trainer=replace(experiment.trainer, time_limit=None),
-        callbacks={k: v for k, v in experiment.callbacks.items() if not isinstance(v, TensorBoard)},  # nobody will look
+        callbacks={k: v for k, v in experiment.callbacks.items() if not isinstance(v, TensorBoard | MLflow)},
     )
     curve = Curve(steps)
     shortened.rehearse({name: partial(RangeTest, curve=curve)})
@@ -108,17 +108,6 @@ def _choose_stage(experiment: Experiment, stage: str | None) -> str:
     which = f"--stage {stage}" if stage else f"transfer.{next(iter(transfer))}"
     instead = f"give --stage {able[0]}" if able else "transfer=finetune"
     raise InputError(f"{which}: its head is not found by gradients; add head=linear optimizer=adam, or {instead}")
-
-
-def _output_folder(output: Path | None) -> Path:
-    """The folder to write to, which need not exist. Raises `InputError` if it cannot be created."""
-    folder = (output or Path(time.strftime("outputs/lr_find/%Y-%m-%d_%H-%M-%S"))).expanduser()
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    try:
-        tempfile.TemporaryFile(dir=existing).close()
-    except OSError as error:
-        raise InputError(f"--output {folder}: cannot be written ({existing}: {error.strerror})") from None
-    return folder
 
 
 def write_suggestion(experiment: Experiment, overrides: Sequence[str], stage: str, curve: Curve, folder: Path) -> None:

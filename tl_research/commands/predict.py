@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -10,32 +11,55 @@ import typer
 
 from tl_research.commands.arguments import RunArgument, open_run
 from tl_research.errors import InputError
+from tl_research.evaluation.answer_file import AnswerFile, AnswerPrinter, Format, begun_with, choose_format
+from tl_research.evaluation.answers import AnswerOptions, Answers
+from tl_research.features.engines import BATCH
+from tl_research.system.console import show_error
 
 
 def predict_command(
     run: RunArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of images")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the CSV here; default: print it")] = None,
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGES...", help="Files, folders, patterns such as 'a/**/*.jpg'; - is a list on stdin"),
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file; default: print")] = None,
+    format_: Annotated[
+        Format | None, typer.Option("--format", help="Default: by the suffix of --output, else csv")
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Add the K most probable classes and their probabilities")] = 0,
+    threshold: Annotated[
+        float | None, typer.Option(help="Abstain where the largest p_ is below this: an empty prediction")
+    ] = None,
+    coverage: Annotated[
+        float | None, typer.Option(help="Add sets of classes that hold the true one with this frequency, such as 0.9")
+    ] = None,
+    calibrated: Annotated[bool, typer.Option("--calibrated", help="Calibrate the p_ by the run's temperature")] = False,
+    continues: Annotated[bool, typer.Option("--continue", help="With --output: take up an interrupted one")] = False,
 ) -> None:
-    """Predict the class of each image, with probabilities, as CSV. An unreadable file gives a row with the reason.
+    """Predict the class of each image, with probabilities. An unreadable file gives a row with the reason, and the exit
+    status 1.
 
     Example: python -m tl_research predict outputs/2026-01-31/12-00-00-0 PHOTOS -o answers.csv
     """
-    from tl_research.backend.start import start_backend
-    from tl_research.evaluation.predict import images_in, predict_images
-    from tl_research.runs.run import as_csv
-    from tl_research.system.files import write_atomically
+    from tl_research.evaluation.predict import each_logits, images_in
 
-    opened = open_run(run)
-    if output is not None and not output.expanduser().absolute().parent.is_dir():
-        raise InputError(f"--output {output}: there is no folder {output.parent}")
-    paths = images_in(path.expanduser() for path in images)
-    start_backend()
-    header, rows = predict_images(opened, paths)
-    text = as_csv(header, rows)
+    opened, options = open_run(run), AnswerOptions(top_k, threshold, coverage, calibrated)
+    answers, chosen = Answers(opened, options), choose_format(format_, output)
+    if output is None and continues:
+        raise InputError("--continue: give the file to continue with --output")
     if output is None:
-        sys.stdout.write(text)
+        table = AnswerPrinter(chosen, answers.columns)
     else:
-        write_atomically(output.expanduser(), text)
-    if all(row[-1] for row in rows):
-        raise typer.Exit(1)  # no image could be read; each row says why
+        begun = begun_with(opened, chosen, options)
+        table = AnswerFile(output.expanduser(), chosen, answers.columns, begun, continues=continues)
+    with closing(table):
+        paths = table.missing(images_in(images))
+        for note in answers.notes:
+            show_error(note)
+        rows = map(answers.row, paths, each_logits(opened, paths)) if paths else iter(())
+        while batch := list(islice(rows, BATCH)):
+            table.write(batch)
+        table.finish()
+    if table.failed:
+        raise typer.Exit(1)  # the rows say why

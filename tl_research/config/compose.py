@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
+from tl_research.config.backbone_options import expand_backbones
 from tl_research.config.constraints import allowed, shown
 from tl_research.config.hydra_internals import Hydra, create_config_search_path
 from tl_research.config.suggestions import near
@@ -115,10 +116,12 @@ def _resolve(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, str], str | Non
         raise InputError(f"{key} is needed: add {key}=..., see conf/{key.split('.')[0]}/") from None
     except OmegaConfBaseException as error:
         raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    if isinstance(config.get("backbone"), dict):
+        expand_backbones(config["backbone"])
     for key in _PATHS:
         group, name = key.split(".")
         value = config.get(group, {}).get(name)
-        if isinstance(value, str | int) and value not in ("", "imagenet"):
+        if isinstance(value, str | int) and value not in ("", "imagenet", "parts"):
             config[group][name] = str(Path(str(value)).expanduser().absolute())
     return config, choices, directory
 

@@ -57,6 +57,8 @@ def resumed(overrides: Sequence[str]) -> Experiment:
     run = Run.open(directory)
     if not run.config:
         raise InputError(f"resume={directory}: the run has no config.yaml to go on from; give its command again")
+    if "ensemble" in run.config:
+        raise InputError(f"resume={directory}: it is an ensemble, which is not trained; make a new one from its sweep")
     given = {text for text in overrides if not text.startswith(KEY)} - {"fresh=true", "fresh=false"}
     config = _with_current_targets(run.config)
     code = [f"{key}={value}" for key, value in _code(config)]
@@ -102,7 +104,7 @@ def _code(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield key and value of the config's entries that name code other than ours."""
     if isinstance(config, Mapping):
         for key, value in config.items():
-            builds = f"{prefix}{key}" == "backbone.build" and not str(value).startswith(OUR_NETWORKS)
+            builds = key == "build" and prefix.startswith("backbone.") and not str(value).startswith(OUR_NETWORKS)
             if builds or (key == "_target_" and not _is_ours(value)):
                 yield f"{prefix}{key}", str(value)
             else:

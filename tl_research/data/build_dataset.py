@@ -10,15 +10,17 @@ import numpy as np
 
 from tl_research.data.augment.augment import Augment
 from tl_research.data.class_folders import ClassFolders
+from tl_research.data.data_check import DataCheck
 from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import Resize
 from tl_research.data.file_index import FileIndex, Inspection
-from tl_research.data.inspection import inspect_all, without_unscalable
+from tl_research.data.inspection import find_equal_pixels, inspect_all, without_unscalable
 from tl_research.data.pixel_range import Bits, PixelRange, Window, choose_range
+from tl_research.data.quality import join_equal
 from tl_research.data.splits import demand_apart, first_of_stem, groups_of, held_fold, hold_out, hold_out_groups, subset
 from tl_research.errors import InputError
 
-FOLLOWS = "pair"  # stands, while splits are cut, for a file that goes where the first of its stem goes
+FOLLOWS = "pair"  # stands, while splits are cut, for a file that goes where the first of its stem or an equal one goes
 
 
 def split_dataset(
@@ -30,9 +32,11 @@ def split_dataset(
     max_bad: float,
     fold: int | None = None,
     folds: int | None = None,
+    repeat: int = 0,
     fraction: float = 1.0,
     per_class: int | None = None,
     group_by: str | None = None,
+    allow_leaks: bool = False,
     min_images: int = 3,
     resize: Resize = "squash",
     augment: Augment | None = None,
@@ -43,26 +47,24 @@ def split_dataset(
     """Check every file that `index` does not know, set unreadable ones aside, and split the rest.
 
     Splits that exist as folders are kept. Otherwise `test` is cut from all images and `val` from the training images;
-    with `fold` of `folds`, `val` is that part of all images outside `test`. `fraction` or `per_class` then reduces the
-    training images. Groups, found by `group_by` in the paths, are never divided between splits. Classes of fewer than
-    `min_images` are left out; smaller ones that are kept stay whole.
+    with `fold` of `folds`, `val` is that part of all images outside `test`, divided anew for each `repeat`. `fraction`
+    or `per_class` then reduces the training images. Equal images, files of one stem, and groups, which `group_by` finds
+    in the paths or in a list, are never divided between splits that are cut. Classes of fewer than `min_images` are
+    left out; smaller ones that are kept stay whole.
 
     Raises:
         InputError: more than `max_bad` of the files are unreadable, fewer than two classes are left, or split folders
-            divide a group.
+            divide a group or, unless `allow_leaks`, share equal images.
     """
     checked, tree = _without_small(_check(tree, (0, 1), max_bad, index, window), tree, min_images)
+    checked = replace(checked, inspections=find_equal_pixels(checked.inspections, index))
     names = tree.class_names
     labels, split_of = checked.labels, checked.split_of
-    paths = [inspection.path for inspection in checked.inspections]
-    groups = None
-    if group_by is not None:
-        groups = groups_of(paths, tree.root, group_by)
-    elif tree.groups:
-        groups = np.array([tree.groups[path] for path in paths])
-    if groups is not None:
-        demand_apart(split_of, groups)
-    first = first_of_stem(paths, labels)
+    found = DataCheck.of(tree.root, checked.inspections, labels, names, split_of)
+    if not allow_leaks:
+        found.demand_no_leaks()
+    first = _first_alike(found, labels)
+    groups = _groups(tree, found, group_by, first, allow_leaks)
     split_of[first != np.arange(len(first))] = FOLLOWS
     keep = 1 if "val" in tree.files or not (val or folds) else 2
     _cut(split_of, labels, "test", test, split_seed, names, keep=keep, groups=groups)
@@ -70,7 +72,9 @@ def split_dataset(
         pool = np.flatnonzero(~np.isin(split_of, ("test", FOLLOWS)))
         split_of[pool] = "train"
         within = None if groups is None else groups[pool]
-        split_of[pool[held_fold(labels[pool], fold, folds, split_seed, names=names, groups=within)]] = "val"
+        split_of[pool[held_fold(labels[pool], fold, folds, split_seed, names=names, groups=within, repeat=repeat)]] = (
+            "val"
+        )
     else:
         _cut(split_of, labels, "val", val, split_seed, names, keep=1, groups=groups)
     split_of[split_of == "all"] = "train"
@@ -79,7 +83,33 @@ def split_dataset(
         bits, window, [checked.inspections[i].values for i in np.flatnonzero(split_of == "train").tolist()]
     )
     used = _used(split_of, labels, fraction, per_class, split_seed, names)
-    return checked.module(tree, split_of, used, resize, augment, pixel_range, groups)
+    module = checked.module(tree, split_of, used, resize, augment, pixel_range, groups)
+    return replace(module, found=found)
+
+
+def _first_alike(found: DataCheck, labels: np.ndarray) -> np.ndarray:
+    """Return for each image the index of the first that is equal, or of its folder and stem, in the same given split:
+    where splits are cut, it goes where that one goes, `(n,)`."""
+    alike = np.arange(len(found.paths))
+    for each in found.equal:
+        alike[list(each.members)] = each.members[0]
+    columns = (first_of_stem(found.paths, labels), alike)
+    return join_equal(*([*zip(found.given, column.tolist(), strict=True)] for column in columns))
+
+
+def _groups(
+    tree: ClassFolders, found: DataCheck, group_by: str | None, first: np.ndarray, allow_leaks: bool
+) -> np.ndarray | None:
+    """Return the group of each image, joined where images of two are alike; None if there are no groups."""
+    if group_by is not None:
+        groups = groups_of(found.paths, tree.root, group_by)
+    elif tree.groups:
+        groups = np.array([tree.groups[path] for path in found.paths])
+    else:
+        return None
+    if not allow_leaks:
+        demand_apart(np.array(found.given), groups)
+    return groups[join_equal(groups.tolist(), first.tolist())]
 
 
 def unsplit_dataset(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tl_research.data.augment.augment import Augment, augmented_pixels
+from tl_research.data.data_check import DataCheck
 from tl_research.data.decode import Resize, UndecodableError, decode_pixels, read_bytes
 from tl_research.data.file_index import Inspection
 from tl_research.data.loader import Batch, PixelCache, Prefetcher, numbered_batches, one_hot
@@ -47,6 +48,8 @@ class DataModule:
     """A digest of all readable images with classes and split folders, however they are then split and thinned."""
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
+    found: DataCheck = field(default_factory=DataCheck)
+    """What the one reading of each file tells, of all readable images."""
     _pixel_cache: PixelCache = field(default_factory=PixelCache, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:

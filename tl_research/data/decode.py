@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,9 +32,6 @@ BACKGROUND = (255, 255, 255)
 # Warnings about damaged EXIF blocks and odd palettes help no user; undecodable files raise an error.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# A file with more pixels (half a gigabyte uncompressed) is an attack or a mistake. Pillow checks on opening.
-MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
-
 # Larger images are decoded one at a time, or memory would grow with the number of threads.
 HUGE = 40_000_000
 _huge_lock = threading.Lock()
@@ -54,6 +52,12 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def limit_pixels(most: int) -> None:
+    """Let this process refuse images with more pixels than that. Pillow, which checks on opening, has a limit of its
+    own: 179 megapixels, half a gigabyte uncompressed, are an attack or a mistake."""
+    Image.MAX_IMAGE_PIXELS = most // 2
 
 
 class UndecodableError(Exception):
@@ -99,16 +103,30 @@ def decode_image(content: bytes, at_least: int | None = None, pixel_range: Pixel
     1/4 and 1/8 at a fraction of the cost). `pixel_range` scales images with more than 8 bits a channel. Of an animation
     the first frame is used. Raises `UndecodableError`.
     """
-    return _decoded(content, at_least, pixel_range)[0]
+    return _decoded(content, at_least, pixel_range).image
 
 
-def measure(content: bytes) -> tuple[tuple[int, int], DeepValues | None]:
-    """Return the stored `(width, height)`, and the values of an image with more than 8 bits, after decoding the whole
-    content: a JPEG at 1/8 scale, which detects damaged or truncated streams, too. Raises `UndecodableError`."""
-    return _decoded(content, at_least=1, pixel_range=None)[1:]
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An image decoded as it is stored: upright RGB, the stored `(width, height)`, and what the file tells of it."""
+
+    image: Image.Image
+    size: tuple[int, int]
+    format: str
+    """Pillow's name; empty for an array."""
+    turn: Image.Transpose | None
+    """What made it upright."""
+    box: tuple[float, float, float, float] | None
+    """Of a JPEG at reduced scale: the part of the pixels, before the turn, that the image fills."""
+    values: DeepValues | None
+    deep: np.ndarray | None
+    """The values of an image with more than 8 bits a channel, before the turn, and its alpha channel if it has one."""
 
 
-Decoded = tuple[Image.Image, tuple[int, int], DeepValues | None]
+def decode_stored(content: bytes, *, in_full: bool = False) -> Decoded:
+    """Decode the whole content, a JPEG at 1/8 scale unless `in_full`: this detects damaged or truncated streams, too.
+    Values of more than 8 bits are measured, and not scaled. Raises `UndecodableError`."""
+    return _decoded(content, None if in_full else 1, pixel_range=None)
 
 
 def _decoded(content: bytes, at_least: int | None, pixel_range: PixelRange | None) -> Decoded:
@@ -116,7 +134,7 @@ def _decoded(content: bytes, at_least: int | None, pixel_range: PixelRange | Non
         with _opened(content) as image:
             return _pixels(image, content, at_least, pixel_range)
     except Image.DecompressionBombError:
-        raise UndecodableError(f"more than {MAX_PIXELS // 1_000_000} megapixels") from None
+        raise UndecodableError(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000} megapixels") from None
     except UndecodableError:
         raise
     except Exception as error:  # Pillow's plugins raise whatever their parsers hit: OSError, SyntaxError, struct.error
@@ -149,21 +167,24 @@ def _pixels(image: Image.Image, content: bytes, at_least: int | None, pixel_rang
     """Load an opened image and make it upright RGB. Its values are determined where there is no `pixel_range`."""
     if image.format == "TIFF" and _is_raw(image):
         raise UnreadFormatError(NO_RAW)
-    size = image.size
-    if at_least:
-        image.draft("RGB", (at_least, at_least))
+    size, format_ = image.size, image.format or ""
+    reduced = image.draft("RGB", (at_least, at_least)) if at_least else None
     with _huge_lock if image.width * image.height > HUGE else nullcontext():
         image.load()
         turn = exif_turn(image)
         deep = _deep_values(image, content, pixel_range)
         values = None if deep is None else DeepValues.of(deep)
-        if deep is not None and pixel_range is not None:
+        if deep is not None:
             alpha = image.getchannel("A") if image.mode == "RGBA" else None
-            image = Image.fromarray(pixel_range.eight_bits(deep))
-            if alpha:
-                image.putalpha(alpha)
+            if pixel_range is not None:
+                image = Image.fromarray(pixel_range.eight_bits(deep))
+                if alpha:
+                    image.putalpha(alpha)
+            elif alpha:
+                deep = np.dstack([deep, np.asarray(alpha)])
         image = _rgb(image)
-        return image if turn is None else image.transpose(turn), size, values
+        upright = image if turn is None else image.transpose(turn)
+        return Decoded(upright, size, format_, turn, reduced[1] if reduced else None, values, deep)
 
 
 def _deep_values(image: Image.Image, content: bytes, pixel_range: PixelRange | None) -> np.ndarray | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_research.data import decode
+from tl_research.data.fingerprint import Fingerprint
 from tl_research.data.formats import is_plain
 from tl_research.data.pixel_range import DeepValues
 from tl_research.system.files import write_atomically
@@ -41,6 +42,8 @@ class Inspection:
     """Of an image with more than 8 bits a channel."""
     is_unread: bool = False
     """Whether its format is not read here; no damage then."""
+    fingerprint: Fingerprint | None = None
+    """None also where an older version checked the file."""
 
 
 class FileIndex:
@@ -63,11 +66,18 @@ class FileIndex:
         entry = self._of(str(path.parent)).get(path.name)
         if entry is None or entry[0] != self._status(path):
             return None
-        digest, size, reason, *values = entry[1:]
-        if not values and (reason or not is_plain(path)):  # version 0.1 read fewer files, and noted no values
+        digest, size, reason, *later = entry[1:]
+        if not later and (reason or not is_plain(path)):  # version 0.1 read fewer files, and noted no values
             return None
-        deep = DeepValues(*values[0]) if values and values[0] else None
-        return Inspection(path, bytes.fromhex(digest), tuple(size) if size else None, reason, deep)
+        values, found = later or (None, None)
+        return Inspection(
+            path,
+            bytes.fromhex(digest),
+            tuple(size) if size else None,
+            reason,
+            DeepValues(*values) if values else None,
+            fingerprint=Fingerprint.of(found) if found else None,
+        )
 
     def status(self, path: Path) -> list[int] | None:
         """Return a file's status for `put`; call it before reading. None if missing or modified too recently."""
@@ -79,8 +89,8 @@ class FileIndex:
         remembered."""
         if status is not None and inspection.digest:
             path, digest = inspection.path, inspection.digest.hex()
-            values = astuple(inspection.values) if inspection.values else None
-            self._of(str(path.parent))[path.name] = [status, digest, inspection.size, inspection.reason, values]
+            later = [astuple(each) if each else None for each in (inspection.values, inspection.fingerprint)]
+            self._of(str(path.parent))[path.name] = [status, digest, inspection.size, inspection.reason, *later]
             self._changed.setdefault(str(path.parent), set()).add(path.name)
 
     def save(self) -> None:
@@ -89,9 +99,10 @@ class FileIndex:
             file = self._file(folder)
             changed = {name: self._known[folder][name] for name in names}
             self._known[folder] |= self._read(folder) | changed  # another process may have added other files
-            files = {name: entry[:4] for name, entry in self._known[folder].items()}  # as version 0.1 reads them
-            values = {name: entry[4] for name, entry in self._known[folder].items() if len(entry) > 4}
-            facts = {"folder": folder, "version": self._version, "files": files, "values": values}
+            known = self._known[folder].items()
+            files = {name: entry[:4] for name, entry in known}  # as version 0.1 reads them
+            values, prints = ({name: entry[n] for name, entry in known if len(entry) > 4} for n in (4, 5))
+            facts = {"folder": folder, "version": self._version, "files": files, "values": values, "prints": prints}
             content = json.dumps(facts)
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -110,9 +121,11 @@ class FileIndex:
             checksum, _, content = self._file(folder).read_text().partition("\n")
             entries = json.loads(content) if checksum == _hash(content) else {}
             if (entries.get("folder"), entries.get("version")) == (folder, self._version):
-                values = entries.get("values", {})
-                files = entries["files"].items()
-                return {name: [*entry, values[name]] if name in values else entry for name, entry in files}
+                values, prints = entries.get("values", {}), entries.get("prints", {})
+                return {
+                    name: [*entry, values[name], prints.get(name)] if name in values else entry
+                    for name, entry in entries["files"].items()
+                }
         return {}
 
     def _file(self, folder: str) -> Path:

@@ -21,10 +21,20 @@ RAW_SUFFIXES = frozenset(
 )
 """Camera RAW. Most are TIFF files by their bytes, of which Pillow would read the thumbnail."""
 
-PHONE_SUFFIXES = frozenset({".heic", ".heif", ".hif", ".avif"})
-IMAGE_SUFFIXES = PHONE_SUFFIXES | {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"),
+SUFFIXES_OF = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "HEIF": (".heic", ".heif", ".hif"),
+    "AVIF": (".avif",),
 }
+"""Endings of files by the format that they promise; MPO, which phones write for several JPEGs in one, is JPEG."""
+
+PHONE_SUFFIXES = frozenset((*SUFFIXES_OF["HEIF"], *SUFFIXES_OF["AVIF"]))
+IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes)
 
 HEAD = 64  # bytes that tell the format
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
@@ -42,6 +52,12 @@ _BACKUP = re.compile(
 def is_backup(name: str) -> bool:
     """Recognize what editors, exiftool and unfinished downloads leave beside an image: `x.jpg~`, `x.jpg_original`."""
     return _BACKUP.fullmatch(name) is not None
+
+
+def belongs_to(suffix: str, format_: str) -> bool:
+    """Tell whether a suffix promises the format that a file has, by Pillow's name, or none that is known."""
+    promised = next((name for name, suffixes in SUFFIXES_OF.items() if suffix.lower() in suffixes), None)
+    return promised is None or not format_ or promised == {"MPO": "JPEG", "DIB": "BMP"}.get(format_, format_)
 
 
 def unread_format(head: bytes, suffix: str = "") -> str | None:

@@ -41,11 +41,12 @@ class DeepValues:
 
     @property
     def fault(self) -> str | None:
-        """Say why the image cannot be scaled without a window; None if it can. Floats may lie in 0 to 1 or 0 to 255; a
-        rounding error below 0 counts as 0."""
-        if not self.is_float or (self.high <= 255 and self.low >= -max(self.high, 1) / 510):
+        """Say why the image cannot be scaled without a window; None if it can. Floats may lie in 0 to 1 or 0 to 255, a
+        rounding error below 0 counts as 0; integers may not be negative, as those of a CT scan are."""
+        if self.high <= 255 and self.low >= -max(self.high, 1) / 510 if self.is_float else self.low >= 0:
             return None
-        return f"float values from {self.low:g} to {self.high:g}; data.window=[LOW,HIGH] says what is black and white"
+        kind = "float" if self.is_float else "integer"
+        return f"{kind} values from {self.low:g} to {self.high:g}; data.window=[LOW,HIGH] says what is black and white"
 
 
 @dataclass(frozen=True, slots=True)

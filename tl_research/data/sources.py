@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import override
@@ -18,6 +18,7 @@ from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import Resize
 from tl_research.data.file_index import FileIndex
 from tl_research.data.layout import LayoutOptions
+from tl_research.data.path_lists import is_list, split_by_list
 from tl_research.data.pixel_range import Bits, Window
 from tl_research.errors import InputError
 from tl_research.recipe import Count, Positive, Seed, Share, recipe
@@ -33,10 +34,12 @@ class Source:
     """Base class of sources: how images are split and resized, and how many unreadable files are tolerated.
 
     `val` and `test` are the shares cut out, by `split_seed`, where the folder has no such split; 0 cuts none. `fold` of
-    `folds` uses that part of all images outside `test` for validation. `fraction` or `per_class` limits the training
-    images, and classes of fewer than `min_images` are left out. `group_by` is a regular expression for the part of a
-    path that images of one group share. Of images with more than 8 bits a channel, `bits` is the number in use, or
-    `window` the values that become black and white.
+    `folds` uses that part of all images outside `test` for validation, and each `repeat` other parts. `fraction` or
+    `per_class` limits the training images, and classes of fewer than `min_images` are left out. `group_by` is a regular
+    expression for the part of a path that images of one group share, or a list of groups; `split_by` is a list of
+    splits. With `allow_leaks`, splits that the source has may share equal images. A `full` check looks for more before
+    training; `ignore` is a list of findings that are none. Of images with more than 8 bits a
+    channel, `bits` is the number in use, or `window` the values that become black and white.
     """
 
     val: Share = 0.2
@@ -44,9 +47,14 @@ class Source:
     split_seed: Seed = 0
     fold: Count | None = None
     folds: Annotated[int, Field(ge=2)] | None = None
+    repeat: Count = 0
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     per_class: Positive | None = None
     group_by: Expression | None = None
+    split_by: Annotated[str, Field(min_length=1)] | None = None
+    allow_leaks: bool = False
+    check: Literal["quick", "full"] = "quick"
+    ignore: Annotated[str, Field(min_length=1)] | None = None
     min_images: Positive = 3
     max_bad: Share = 0.05
     resize: Resize = "squash"
@@ -60,7 +68,10 @@ class Source:
             raise ValueError(f"folds={self.folds}: say which: data.fold=0 to data.fold={self.folds - 1}")
         if self.fold is not None and self.fold >= (self.folds or 0):
             raise ValueError(f"fold={self.fold}: give data.folds, more than it: data.folds=5 data.fold=0")
-        _demand_expression("group_by", self.group_by)
+        if self.repeat and self.folds is None:
+            raise ValueError(f"repeat={self.repeat}: it repeats folds; give them, too: data.folds=5 data.fold=0")
+        if not is_list(self.group_by or ""):
+            _demand_expression("group_by", self.group_by)
         if self.per_class is not None and self.fraction != 1:
             raise ValueError(f"per_class={self.per_class}: give it or data.fraction, not both")
         return self
@@ -94,16 +105,19 @@ class Source:
     def load(self, index: FileIndex | None = None) -> DataModule:
         """List, check and split the images; files that `index` knows are not opened. Raises `InputError` if the folder
         holds no classes."""
+        tree = self.tree()
         return split_dataset(
-            self.tree(),
+            split_by_list(tree, Path(self.split_by).expanduser()) if self.split_by else tree,
             val=self.val,
             test=self.test,
             split_seed=self.split_seed,
             fold=self.fold,
             folds=self.folds,
+            repeat=self.repeat,
             fraction=self.fraction,
             per_class=self.per_class,
             group_by=self.group_by,
+            allow_leaks=self.allow_leaks,
             min_images=self.min_images,
             index=index,
             **self._reading,

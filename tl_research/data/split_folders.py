@@ -48,6 +48,12 @@ class SplitName:
         return cls("train" if "train" in roles else roles.pop(), tuple(rest))
 
 
+def split_named(text: str) -> str | None:
+    """Return the split that a word names, in any case: train, val or test; None if it names none."""
+    found = SplitName.of(text)
+    return {"held out": "test"}.get(found.role, found.role) if found and not found.stem else None
+
+
 @dataclass
 class SplitFolders:
     """The folder that holds the classes of each split, and folders of splits whose images have no labels."""

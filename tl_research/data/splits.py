@@ -9,17 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from tl_research.data.formats import IMAGE_SUFFIXES
+from tl_research.data.path_lists import is_list, listed_groups
 from tl_research.errors import InputError
 
 
 def groups_of(paths: Sequence[Path], root: Path, pattern: str) -> np.ndarray:
     """Return each file's group, `(n,)` as text: the first match of `pattern` in its path below `root`, or that match's
-    first capture group. Images of one patient or series look alike; divided between splits they make results look
-    better than they are.
+    first capture group; or, if it names a file, what that list says. Images of one patient or series look alike;
+    divided between splits they make results look better than they are.
 
     Raises:
-        InputError: `pattern` matches nothing in a path.
+        InputError: `pattern` matches nothing in a path, or the list cannot be used.
     """
+    if is_list(pattern):
+        return listed_groups(paths, root, Path(pattern).expanduser())
     groups = []
     for path in paths:
         match = re.search(pattern, path.relative_to(root).as_posix())
@@ -52,18 +55,26 @@ def hold_out(labels: np.ndarray, share: float, seed: int, *, num_classes: int, k
 
 
 def held_fold(
-    labels: np.ndarray, fold: int, folds: int, seed: int, *, names: Sequence[str], groups: np.ndarray | None = None
+    labels: np.ndarray,
+    fold: int,
+    folds: int,
+    seed: int,
+    *,
+    names: Sequence[str],
+    groups: np.ndarray | None = None,
+    repeat: int = 0,
 ) -> np.ndarray:
-    """Return sorted indices of one of `folds` stratified parts; over all folds each example is held out once. `groups`
-    `(n,)` are not divided.
+    """Return sorted indices of one of `folds` stratified parts; over all folds each example is held out once, and each
+    `repeat` shuffles anew. `groups` `(n,)` are not divided.
 
     Raises:
         InputError: a class has fewer images, or groups, than folds.
     """
-    from sklearn.model_selection import StratifiedKFold
+    from sklearn.model_selection import RepeatedStratifiedKFold
 
     if groups is not None:
-        return grouped_parts(labels, groups, folds, seed, names=names, key=f"data.folds={folds}")[fold]
+        key = f"data.folds={folds}"
+        return grouped_parts(labels, groups, folds, seed, names=names, key=key, repeat=repeat)[fold]
     counts = np.bincount(labels, minlength=len(names))
     if counts.min() < folds:
         few = int(counts.argmin())
@@ -71,8 +82,8 @@ def held_fold(
             f"data.folds={folds}: class '{names[few]}' has {counts[few]} image(s) to split; give as many folds at "
             f"most, or add images of it"
         )
-    parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels)
-    return next(held for number, (_, held) in enumerate(parts) if number == fold)
+    parts = RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeat + 1, random_state=seed).split(labels, labels)
+    return next(held for number, (_, held) in enumerate(parts) if number == repeat * folds + fold)
 
 
 def hold_out_groups(
@@ -91,10 +102,10 @@ def hold_out_groups(
 
 
 def grouped_parts(
-    labels: np.ndarray, groups: np.ndarray, parts: int, seed: int, *, names: Sequence[str], key: str
+    labels: np.ndarray, groups: np.ndarray, parts: int, seed: int, *, names: Sequence[str], key: str, repeat: int = 0
 ) -> list[np.ndarray]:
     """Divide whole groups into `parts` parts, each with about its share of every class, by scikit-learn's
-    `StratifiedGroupKFold`; return each part's sorted indices.
+    `StratifiedGroupKFold`; return each part's sorted indices. `repeat` says how often they were shuffled before.
 
     Raises:
         InputError: a class has fewer groups than parts, or a part has no image of a class.
@@ -108,8 +119,9 @@ def grouped_parts(
                 f"{key}: it takes {parts} groups (data.group_by) of class '{name}', and there are {available}; ask for "
                 f"fewer parts, or add images of other groups"
             )
-    splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
-    held_out = [part for _, part in splitter.split(labels, labels, groups)]
+    splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=np.random.RandomState(seed))
+    for _ in range(repeat + 1):  # each goes on drawing where the one before ended, as in RepeatedStratifiedKFold
+        held_out = [part for _, part in splitter.split(labels, labels, groups)]
     for part in held_out:
         missing = set(range(len(names))) - set(labels[part].tolist())
         if missing:
@@ -127,7 +139,8 @@ def demand_apart(split_of: np.ndarray, groups: np.ndarray) -> None:
         if len(both):
             raise InputError(
                 f"data.group_by: {len(both)} group(s) lie both in {left}/ and in {right}/, such as '{both[0]}'; a "
-                f"result would look better than it is. Move their images to one side, or give one folder without splits"
+                f"result would look better than it is. Move their images to one side, give one folder without "
+                f"splits, or accept it with data.allow_leaks=true"
             )
 
 

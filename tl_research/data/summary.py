@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import astuple
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,8 +23,8 @@ MOST_FILES = 5
 def show_data(module: DataModule) -> None:
     """Show class counts per split, the distribution of image sizes, the files that were set aside or
     ignored, and what the folder was taken for."""
-    show(*module.notes)
-    for warning in module.warnings:
+    show(*module.notes, *module.found.notes())
+    for warning in (*module.warnings, *module.found.warnings()):
         log.warning("%s: %s", module.root, warning)
     counts = module.counts()
     table = make_table(f"{len(module)} images in {module.root}", "class", *counts)
@@ -46,6 +46,17 @@ def show_data(module: DataModule) -> None:
         _show_files("set aside, cannot be read", [f"{bad.path}: {bad.reason}" for bad in module.quarantined])
     if module.ignored:
         _show_files("passed over, not an image in a class folder", [str(path) for path in module.ignored])
+
+
+def describe_data(module: DataModule) -> dict[str, Any]:
+    """Return what was found out about the data as plain values, for `data_check.json`."""
+    low, middle, high = (np.percentile(module.sizes, share, axis=0).tolist() for share in (0, 50, 100))
+    return module.found.as_dict() | {
+        "images": module.counts(),
+        "sizes": {"smallest": low, "median": middle, "largest": high},
+        "set_aside": [{"path": str(bad.path), "reason": bad.reason} for bad in module.quarantined],
+        "passed_over": [str(path) for path in module.ignored],
+    }
 
 
 def _show_files(what: str, lines: Sequence[str]) -> None:

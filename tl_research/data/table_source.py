@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 from collections import defaultdict
@@ -20,7 +18,8 @@ from tl_research.data.class_folders import ClassFolders
 from tl_research.data.formats import IMAGE_SUFFIXES
 from tl_research.data.inspection import is_junk
 from tl_research.data.sources import Source
-from tl_research.data.split_folders import SplitName
+from tl_research.data.split_folders import split_named
+from tl_research.data.table_file import names_image, read_cells
 from tl_research.errors import InputError
 from tl_research.recipe import recipe
 
@@ -69,65 +68,11 @@ def read_table(
     """
     if root is not None and not root.is_dir():
         raise InputError(f"data.images={root}: no such folder; it is where the paths in {table.name} begin")
-    header, cells = _parquet(table) if _is_parquet(table) else _csv(table)
+    header, cells = read_cells(table, "data.table")
     rows = _label_rows(header, cells, table, columns or {})
     if not known:
         _demand_classes(rows, table)
     return _tree(rows, table, (root or table.parent).absolute())
-
-
-def _is_parquet(table: Path) -> bool:
-    try:
-        with table.open("rb") as file:
-            return file.read(4) == b"PAR1"
-    except (OSError, ValueError) as error:
-        raise InputError(f"data.table={table}: cannot be read ({getattr(error, 'strerror', error)})") from None
-
-
-Cells = tuple[list[str], list[Sequence[str]]]
-
-
-def _parquet(table: Path) -> Cells:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise InputError(
-            f"data.table={table}: Parquet needs pip install 'tl_research[parquet]'; or make it a CSV"
-        ) from None
-    try:
-        content = parquet.read_table(table)
-    except (ArrowException, OSError) as error:
-        raise InputError(f"data.table={table}: cannot be read ({str(error).splitlines()[0]})") from None
-    columns = [["" if value is None else str(value) for value in column.to_pylist()] for column in content.columns]
-    return list(content.column_names), list(zip(*columns, strict=True))
-
-
-def _csv(table: Path) -> Cells:
-    content = table.read_bytes()
-    if b"\0" in content and not content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"data.table={table}: not a table; save it as CSV or Parquet")
-    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError:
-        text = content.decode("latin-1")
-    first = text.partition("\n")[0]
-    separator = max(",;\t|", key=first.count)
-    try:
-        rows = [
-            row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if any(map(str.strip, row))
-        ]
-    except csv.Error as error:
-        raise InputError(f"data.table={table}: not a table ({error}); save it as CSV or Parquet") from None
-    if not rows:
-        raise InputError(f"data.table={table}: it is empty")
-    if any(_is_image(cell) for cell in rows[0]):  # there is no header
-        return [f"column {number}" for number in range(1, len(rows[0]) + 1)], list(rows)
-    return rows[0], list(rows[1:])
-
-
-def _is_image(cell: str) -> bool:
-    return PurePosixPath(cell.strip().lower()).suffix in IMAGE_SUFFIXES
 
 
 def _label_rows(
@@ -157,7 +102,7 @@ def _columns(
             raise InputError(f"data.{use}_column={name}: {table} has no such column; it has {', '.join(names)}")
         if name:
             chosen[use] = names.index(name)
-    with_images = {column for row in cells[:50] for column, cell in enumerate(row) if _is_image(cell)}
+    with_images = {column for row in cells[:50] for column, cell in enumerate(row) if names_image(cell)}
     for use, guesses in GUESSES.items():
         named = [plain.index(guess) for guess in guesses.split() if guess in plain]
         if use == "path" and with_images:  # what a column holds says more than its name
@@ -208,12 +153,6 @@ def _tree(rows: list[LabelRow], table: Path, root: Path) -> ClassFolders:
     outside = not all(path.is_relative_to(root) for path in labels)
     below = Path(os.path.commonpath([str(path.parent) for path in labels])) if outside else root
     return ClassFolders(below, files, [], groups=groups if any(row.group for row in rows) else {})
-
-
-def split_named(text: str) -> str | None:
-    """Return the split that a word names, in any case: train, val or test; None if it names none."""
-    found = SplitName.of(text)
-    return {"held out": "test"}.get(found.role, found.role) if found and not found.stem else None
 
 
 def _split(value: str, table: Path) -> str:

@@ -38,7 +38,7 @@ def calibrate_run(run: Run, state: ClassifierState, val: np.ndarray, test: np.nd
     content: dict[str, Any] = {
         "temperature": temperature,
         "fitted_on": "validation" if state.out_of_fold is None else "out-of-fold",
-        "optimistic": state.out_of_fold is None and state.held_out is None,
+        "optimistic": state.chosen_by_val or (state.out_of_fold is None and state.held_out is None),
         "num": len(labels),
         "scores": thinned(scores).tolist(),
     }

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from glob import has_magic, iglob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tl_research.backend.start import start_backend
 from tl_research.data.decode import UndecodableError, read_pixels
 from tl_research.data.folder_scan import scan
+from tl_research.data.inspection import is_image_name
 from tl_research.errors import InputError
-from tl_research.features.engines import keras_engine
+from tl_research.evaluation.answers import AnswerOptions, Answers
+from tl_research.features.engines import BATCH, Engine, choose_engine, keras_engine, openvino_engine
 from tl_research.features.extraction import in_batches, run_batches
 from tl_research.metrics.classification import classification_metrics as score
 from tl_research.metrics.classification import recall_by_class
@@ -21,6 +27,8 @@ from tl_research.runs.run import Run
 from tl_research.system.progress import bar
 
 if TYPE_CHECKING:
+    import keras
+
     from tl_research.data.datamodule import DataModule
 
 Table = tuple[list[str], list[list[Any]]]
@@ -39,57 +47,95 @@ def prediction_rows(data: DataModule, indices: np.ndarray, logits: np.ndarray) -
 
 
 def images_in(arguments: Iterable[Path]) -> list[Path]:
-    """List files as given, and all images below folders as training reads them, sorted. Raises `InputError` for a
-    folder without images."""
+    """List the images that arguments name, in their order.
+
+    Files are taken as given, even if missing: their row reports that. Folders are searched as training reads them, and
+    so are those that a pattern (`*`, `?`, `[...]`, `**`) matches, beside images. `-` is a list of files and folders on
+    standard input, a line each, or with a NUL behind each as of `find -print0`.
+
+    Raises:
+        InputError: there are no images in a folder, none that match a pattern, or none on standard input.
+    """
     paths: list[Path] = []
     for path in arguments:
-        if path.is_dir():
-            inside = scan(path, "IMAGES").tree.all_images()
-            if not inside:
-                raise InputError(f"{path}: no images in this folder")
-            paths += inside
+        if path == Path("-"):
+            paths += [image for line in _listed_paths() for image in _files_at(line)]
+        elif has_magic(str(path)) and not path.exists():
+            paths += _matching(path.expanduser())
         else:
-            paths.append(path)  # even if missing: its row reports that
+            paths += _files_at(path.expanduser())
     return paths
 
 
-def predict_images(run: Run, paths: Sequence[Path]) -> Table:
-    """Make a row per image: path, prediction, `p_<class>` per class, and the error of an unreadable file."""
-    names = run.class_names()
-    rows = predict_logits(run, paths)
-    header = ["path", "prediction", *(f"p_{name}" for name in names), "error"]
-    table: list[list[Any]] = []
-    for path, logits in zip(paths, rows, strict=True):
-        if isinstance(logits, str):
-            table.append([str(path), "", *[""] * len(names), logits])
-        else:
-            probabilities = softmax(logits[None])[0]
-            table.append([str(path), names[int(probabilities.argmax())], *map(float, probabilities), ""])
-    return header, table
+def _files_at(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    if images := scan(path, "IMAGES").tree.all_images():
+        return images
+    raise InputError(f"{path}: no images in this folder")
+
+
+def _matching(pattern: Path) -> list[Path]:
+    found = {Path(name) for name in iglob(str(pattern), recursive=True)}  # noqa: PTH207 - the pattern may be absolute
+    folders = [path for path in found if path.is_dir()]
+    images = {path for path in found.difference(folders) if is_image_name(path)}
+    images.update(image for folder in folders for image in scan(folder, "IMAGES").tree.all_images())
+    if not images:
+        raise InputError(f"{pattern}: no images match this pattern")
+    return sorted(images)
+
+
+def _listed_paths() -> list[Path]:
+    content = sys.stdin.buffer.read()
+    lines = content.split(b"\0") if b"\0" in content else content.splitlines()
+    if paths := [Path(os.fsdecode(line)) for line in lines if line.strip()]:
+        return paths
+    raise InputError("-: standard input lists no images")
+
+
+def predict_images(run: Run, paths: Sequence[Path], options: AnswerOptions | None = None) -> Table:
+    """Make a row per image: path, prediction, `p_<class>` per class, the error of an unreadable file, and the columns
+    of `options`, see `Answers`."""
+    answers = Answers(run, options)
+    return answers.header, list(map(answers.row, paths, each_logits(run, paths)))
 
 
 def predict_logits(run: Run, paths: Sequence[Path]) -> list[np.ndarray | str]:
     """Compute logits `(num_classes,)` for each image, or why it cannot be read, in the order of `paths`."""
+    return list(each_logits(run, paths))
+
+
+def each_logits(run: Run, paths: Sequence[Path]) -> Iterator[np.ndarray | str]:
+    """Yield what `predict_logits` lists as it is computed, by the run's own engine, in bounded memory."""
+    cores = start_backend()
     model = run.model()
     size, resize, pixel_range = int(model.input_shape[1]), run.resize, run.pixel_range
-    results: list[np.ndarray | str] = [""] * len(paths)
+    engine, threads = engine_of(run, model, cores)
+    reasons: dict[int, str] = {}
 
     def load(index: int) -> np.ndarray:
         try:
             return read_pixels(paths[index], size, resize, pixel_range)
         except UndecodableError as error:
-            results[index] = str(error)
+            reasons[index] = str(error)
             return np.zeros((size, size, 3), np.uint8)
 
-    batches = iter(in_batches(np.arange(len(paths))))
-    # One thread, for TensorFlow uses all cores for a batch; the loader decodes the next meanwhile.
-    with bar() as progress, closing(run_batches(keras_engine(model), load, batches, size, threads=1)) as done:
+    batches = in_batches(np.arange(len(paths)))
+    with bar() as progress, closing(run_batches(engine, load, batches, size, threads)) as done:
         task = progress.add_task("predicting", total=len(paths))
         for indices, logits in done:
-            for index, row in zip(indices, logits, strict=True):
-                results[index] = results[index] or row
+            for index, row in zip(indices.tolist(), logits, strict=True):
+                yield reasons.pop(index, row)
             progress.advance(task, len(indices))
-    return results
+
+
+def engine_of(run: Run, model: keras.Model, cores: int, batch_size: int = BATCH) -> tuple[Engine, int]:
+    """Build the run's engine and return the number of threads that feed it."""
+    with suppress(InputError):  # OpenVINO is not installed here, or cannot run a head
+        if choose_engine(run.config.get("engine", "auto")) == "openvino":
+            return openvino_engine(model, cores, batch_size), cores
+    # TensorFlow uses all cores for a batch; the loader decodes the next meanwhile.
+    return keras_engine(model, batch_size), 1
 
 
 def evaluate_on(run: Run, data: DataModule, split: str | None = None) -> dict[str, Any]:

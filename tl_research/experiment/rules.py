@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tl_research.errors import InputError
+from tl_research.models.combined import Auto
 from tl_research.models.head import KNN, DirectHead, Linear
 from tl_research.training.callbacks import BestWeights
 from tl_research.training.closed_form import needs_no_epochs
@@ -83,6 +84,14 @@ def _direct_head_has_features(experiment: Experiment) -> None:
         raise ValueError("the head is made from features, and the first stage of transfer has none; add head=linear")
 
 
+def _direct_head_has_no_loss(experiment: Experiment) -> None:
+    trainer, stages = experiment.trainer, experiment.transfer.values()
+    if isinstance(experiment.head, DirectHead) and not any(stage.trains_backbone for stage in stages):
+        for key in ("class_weights", "logit_adjustment"):
+            if getattr(trainer, key):
+                raise ValueError(f"trainer.{key} counts in a loss, and this head is made without one; add head=linear")
+
+
 def _automatic_batch_size(experiment: Experiment) -> None:
     if experiment.trainer.batch_size != "auto":
         return
@@ -155,6 +164,17 @@ def _tuning_starts_from_a_head(experiment: Experiment) -> None:
         raise ValueError(f"{key} compares with a head that is solved; add optimizer=lbfgs head=linear")
 
 
+def _auto_can_choose(experiment: Experiment) -> None:
+    if not isinstance(experiment.backbone, Auto):
+        return
+    if any(stage.random_weights for stage in experiment.stages.values()):
+        raise ValueError(
+            "backbone=auto chooses among pretrained weights, and transfer starts from random ones; name one"
+        )
+    if experiment.trainer.distribution == "multi_worker":
+        raise ValueError("backbone=auto chooses on one machine; with trainer.distribution=multi_worker name a backbone")
+
+
 def _shard_is_a_part(experiment: Experiment) -> None:
     shard = experiment.shard
     if shard and not (re.fullmatch(r"\d+/\d+", shard) and experiment.part[0] < experiment.part[1]):
@@ -169,6 +189,7 @@ STAGE_RULES: tuple[Callable[[Experiment, str, Stage], None], ...] = (
 )
 RULES: tuple[Callable[[Experiment], None], ...] = (
     _direct_head_has_features,
+    _direct_head_has_no_loss,
     _automatic_batch_size,
     _mixing_has_images,
     _views_differ,
@@ -176,4 +197,5 @@ RULES: tuple[Callable[[Experiment], None], ...] = (
     _something_is_validated,
     _tuning_starts_from_a_head,
     _shard_is_a_part,
+    _auto_can_choose,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from tl_research.system.console import make_table, show, show_table
 
 if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule
+    from tl_research.experiment.candidates import CandidateRow
 
 log = logging.getLogger(__name__)
 
@@ -87,3 +88,28 @@ def warn_of_the_majority(metrics: Mapping[str, Any]) -> None:
     if poor:
         values = ", ".join(f"{s} {metrics[f'{s}_accuracy']:.3f} ({metrics[f'{s}_majority']:.3f})" for s in poor)
         log.warning("accuracy is not clearly above that of always answering the commonest class: %s", values)
+
+
+def show_choice(rows: Sequence[CandidateRow], why: str) -> None:
+    """Show the candidates of `backbone=auto` from the lowest loss, and why one was chosen."""
+    columns = (
+        "backbone",
+        "log loss",
+        "95 % interval",
+        "above the best",
+        "accuracy",
+        "seconds",
+        "parameters",
+        "MACs",
+        "",
+    )
+    table = make_table("candidates, cross-validated on training and validation images", *columns)
+    for row in rows:
+        loss = "-" if row.loss is None else f"{row.loss:.3f}"
+        interval = "-" if row.low is None else f"{row.low:.3f} - {row.high:.3f}"
+        behind = f"{row.behind:.3f} ({row.behind_low:.3f} to {row.behind_high:.3f})" if row.behind else ""
+        accuracy = "-" if row.accuracy is None else f"{row.accuracy:.3f}"
+        numbers = f"{row.seconds:.1f}", f"{row.parameters:,}", f"{row.operations / 1e9:.2f} G"
+        table.add_row(row.name, loss, interval, behind, accuracy, *numbers, row.note)
+    show_table(table)
+    show(why)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,9 +65,9 @@ def in_batches(positions: np.ndarray) -> list[np.ndarray]:
 
 
 def run_batches(
-    engine: Engine, load: Callable[[int], np.ndarray], batches: Iterator[np.ndarray], image_size: int, threads: int
+    engine: Engine, load: Callable[[int], np.ndarray], batches: Iterable[np.ndarray], image_size: int, threads: int
 ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-    """Run batches of positions through an engine and yield `(positions, rows)` as they are done, in no fixed order.
+    """Run batches of positions through an engine and yield `(positions, rows)` in order.
 
     Each worker loads a batch (`load` returns uint8 `(s, s, 3)` for a position) and runs it, so that no core waits for
     another. There is one worker more than cores, so that no core idles while a worker waits for the engine, and at most
@@ -79,18 +80,16 @@ def run_batches(
             pixels[row] = load(int(position))
         return positions, engine(pixels)[: len(positions)]
 
-    running: set[Future[tuple[np.ndarray, np.ndarray]]] = set()
+    running: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque()
     workers = threads + 1
     with ThreadPoolExecutor(workers) as pool:
         try:
             for positions in batches:
-                running.add(pool.submit(run, positions))
+                running.append(pool.submit(run, positions))
                 if len(running) >= 2 * workers:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
+                    yield running.popleft().result()
             while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
+                yield running.popleft().result()
         finally:
             for future in running:
                 future.cancel()

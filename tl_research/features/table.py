@@ -17,9 +17,10 @@ from tl_research.data import decode
 from tl_research.data.file_index import FileIndex
 from tl_research.features.engines import BATCH, EngineName, describe_engine, lazy_engine
 from tl_research.features.extraction import ORIGINAL, ImageViews
-from tl_research.features.row_source import RowSource
+from tl_research.features.row_source import PartSources, RowSource
 from tl_research.features.store import FeatureStore
 from tl_research.features.store_admin import prune_store
+from tl_research.models.combined import parts_of
 from tl_research.recipe import Positive, recipe
 
 if TYPE_CHECKING:
@@ -97,11 +98,10 @@ class FeatureTable:
         self.image_size = int(self.network.input_shape[1])
 
     @cached_property
-    def source(self) -> RowSource:
-        """The store and the engine behind the table. The store is opened at the first use: a run that trains on images
-        alone has none."""
-        engine = lazy_engine(self.engine, self.network, self.threads)
-        return RowSource(_open_store(self), engine, self.data, self.image_size, self.row, self.threads)
+    def source(self) -> PartSources:
+        """The store and the engine behind the table, for each part of a combined network. The store is opened at the
+        first use: a run that trains on images alone has none."""
+        return PartSources([_open_source(self, part) for part in parts_of(self.network)])
 
     def after_training(self) -> FeatureTable:
         """Return a table of the same network with its present weights, and without a store: no other run will have
@@ -126,11 +126,10 @@ class FeatureTable:
         store that can be written they are kept in memory whatever their size: check `size_gb` before."""
         wanted = [(indices, view) for view in views if not self.in_memory(indices, view)]
         fits = self.size_gb(len(indices) * len(wanted)) <= HELD_GB
-        store = self.source.store
-        if not fits and store is not None and not store.broken:
+        if not fits and self.source.is_writable:
             self.ensure_stored(indices, [view for _, view in wanted])
-            if not store.broken:
-                store.refresh()
+            if self.source.is_writable:
+                self.source.refresh()
                 return
         self.ensure(wanted)
 
@@ -139,9 +138,7 @@ class FeatureTable:
         has lost since are computed again."""
         if self.in_memory(indices, view):
             return self._rows[view][indices]
-        store, items = self.source.store, ImageViews.of(self.data, indices, view)
-        rows = np.empty(len(items), self.row)
-        found = store.read(items.digests, rows) if store is not None else np.zeros(len(items), bool)
+        rows, found = self.source.look_up(ImageViews.of(self.data, indices, view))
         if not found.all():
             with self.source.filling(int(np.sum(~found))) as advance:
                 rows[~found] = self._read(ImageViews.of(self.data, indices[~found], view), advance)
@@ -183,21 +180,27 @@ class FeatureTable:
     def _read(self, items: ImageViews, advance: Callable[[int], None]) -> np.ndarray:
         rows, computed = self.source.read(items, advance)
         self.computed += computed
-        self.hit += len(items) - computed
+        self.hit += len(items) * len(self.source.parts) - computed
         return rows
 
 
-def _open_store(table: FeatureTable) -> FeatureStore | None:
+def _open_source(table: FeatureTable, part: keras.Model) -> RowSource:
+    row = np.dtype((table.row_type, tuple(part.output_shape[1:])))
+    engine = lazy_engine(table.engine, part, table.threads)
+    return RowSource(_open_store(table, part, row), engine, table.data, table.image_size, row, table.threads)
+
+
+def _open_store(table: FeatureTable, network: keras.Model, row: np.dtype) -> FeatureStore | None:
     if table.options.root is None:
         return None
     about = {
-        "network": network_digest(table.network),
+        "network": network_digest(network),
         "image_size": table.image_size,
         "resize": table.data.resize,
         "decoder": decode.version(),
         **describe_engine(table.engine, table.threads),
     }
-    return FeatureStore(table.options.root, about, table.row, {"note": table.note})
+    return FeatureStore(table.options.root, about, row, {"note": table.note})
 
 
 def _chunk_size(row: np.dtype) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -38,7 +39,8 @@ def naming_the_key() -> Iterator[None]:
 @recipe
 class Backbone:
     """Base class of backbones. `weights` is `imagenet`, a path (`.weights.h5`, `.h5`, `.keras`; of a whole classifier
-    only the backbone is loaded), or null for random weights drawn from `seed`, which is independent of the run's."""
+    only the backbone is loaded), or null for random weights drawn from `seed`, which is independent of the run's. The
+    features are those of `layer`, an operation's name, instead of the last."""
 
     name: str
     image_size: Positive | None
@@ -47,6 +49,7 @@ class Backbone:
     pooling: Pooling = "avg"
     min_size: Positive = 32
     seed: Seed = 0
+    layer: str | None = None
     has_own_size: ClassVar[bool] = False
     suffixes: ClassVar[tuple[str, ...]] = weights.SUFFIXES
 
@@ -73,6 +76,14 @@ class Backbone:
     def _check_file(self, path: Path) -> None:
         weights.check_file(path)
 
+    def is_there(self) -> bool:
+        """Return whether the network has weights and they are on this machine. Downloads nothing."""
+        try:
+            self.preflight()
+        except InputError:
+            return False
+        return self.weights is not None
+
     def files(self) -> list[Path]:
         """List the files that determine the network, beside our own code. Call `preflight` first."""
         return [Path(self.weights).expanduser()] if self.weights and self.weights != "imagenet" else []
@@ -97,7 +108,22 @@ class Backbone:
             keras.utils.clear_session(free_memory=False)
         keras.utils.set_random_seed(self.seed)
         with gc_paused():
-            return self._with_preprocessing(self.network())
+            return self._with_preprocessing(self._up_to_layer(self.network()))
+
+    def _up_to_layer(self, network: keras.Model) -> keras.Model:
+        """Cut off what is above `layer`, if one is given."""
+        import keras
+
+        if self.layer is None:
+            return network
+        outputs = {operation.name: operation.output for operation in network.operations}
+        if self.layer not in outputs:
+            close = ", ".join(get_close_matches(self.layer, outputs, 3)) or "none is near; see its blocks"
+            raise InputError(
+                f"backbone: {self.name} has no layer {self.layer}; nearest: {close} (python -m tl_research blocks "
+                f"lists those that blocks end with)"
+            )
+        return keras.Model(network.inputs, outputs[self.layer], name=network.name)
 
     def _with_preprocessing(self, network: keras.Model) -> keras.Model:
         """Join preprocessing, network and pooling in one graph."""
@@ -144,6 +170,12 @@ class Application(Backbone):
         super().preflight()
         if self.weights == "imagenet" and self.url:
             weights.imagenet(self.url)
+
+    @override
+    def is_there(self) -> bool:
+        if self.weights == "imagenet" and self.url:
+            return weights.cached_path(self.url).is_file()
+        return super().is_there()
 
     @override
     def files(self) -> list[Path]:

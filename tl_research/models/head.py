@@ -127,3 +127,12 @@ class KNN(DirectHead):
         bank.set_weights([nearest.unit(features).T])
         votes.set_weights([np.eye(num_classes, dtype=np.float32)[labels]])
         return model
+
+
+def rescaled(head: keras.Model, scale: np.ndarray) -> keras.Model:
+    """Return a head for features that are still to be multiplied by `scale`, `(d,)`, which become a layer of it."""
+    import keras
+
+    features = keras.Input((len(scale),), name="features")
+    scaled = keras.layers.Rescaling(scale.tolist(), name="scale", dtype="float32")(features)
+    return keras.Model(features, head(scaled), name="head")

@@ -13,7 +13,7 @@ from tl_research.runs.reader import read_noted_hydra
 from tl_research.runs.run import Run
 
 # Keys whose values are repetitions of one configuration, not configurations of their own.
-REPEATED = ("seed", "data.fold", "data.split_seed")
+REPEATED = ("seed", "data.fold", "data.repeat", "data.split_seed")
 
 NO_CHOICE = ("fresh", "missing_weights", "verbose")
 """Keys that change how a job runs, not what it computes."""

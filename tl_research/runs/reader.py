@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,6 +48,12 @@ class RunCommand:
     def _noted_overrides(self) -> list[str] | None:
         overrides = _read_yaml(self.directory / ".hydra" / "overrides.yaml")
         return [str(override) for override in overrides] if isinstance(overrides, list) else None
+
+    @property
+    def command(self) -> str | None:
+        """Give the command that repeats the run; None if a program began it."""
+        words = ["python", "train.py", *self.config_options, *without_fresh(self.overrides)]
+        return shlex.join(words) if self.from_command else None
 
     @property
     def config_options(self) -> list[str]:
@@ -95,6 +102,11 @@ class RunReader(RunCommand):
         """Read `weights.json`, see `describe_weights`; of a run of version 0.1 made from its configuration."""
         return _read_json(self.directory / "weights.json") or describe_weights(self.config.get("backbone", {}))
 
+    @property
+    def shows_pictures(self) -> bool:
+        """Return whether reports may show images of the run (`report.thumbnails`)."""
+        return bool((self.config.get("report") or {}).get("thumbnails", True))
+
     def answers(self, name: str) -> list[dict[str, str]]:
         """Read `predictions.csv` or `validation.csv`; empty if there is none."""
         return list(read_rows(self.directory / name))
@@ -136,6 +148,11 @@ class RunReader(RunCommand):
 def read_metrics(directory: Path) -> dict[str, Any]:
     """Read `metrics.json`; empty where it is missing or damaged, which must not hide the other runs of a folder."""
     return _read_json(directory / "metrics.json")
+
+
+def read_selection(directory: Path) -> dict[str, Any]:
+    """Read `selection.json`, which `backbone=auto` writes: what was `chosen`, why, and the `candidates`; else empty."""
+    return _read_json(directory / "selection.json")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

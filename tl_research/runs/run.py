@@ -40,23 +40,33 @@ FILES = (
     "predictions.csv",
     "validation.csv",
     "set_aside.csv",
+    "data_check.json",
+    "selection.json",
+    "candidates",
     "mistakes.json",
     "calibration.json",
     "weights.json",
+    "model_card.md",
+    "mlflow.json",
     "model.keras",
     ".unfinished.keras",
     "tensorboard",
     "export",
+    "check",
     "checkpoints",
 )
 """The files of a run. Others in its directory are never removed."""
 
 
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Format a table as CSV, see `csv_lines`."""
+    return csv_lines([header]) + csv_lines(rows)
+
+
+def csv_lines(rows: Iterable[Sequence[Any]]) -> str:
     """Format rows as CSV, floats to 8 significant digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
     writer.writerows([[f"{cell:.8g}" if isinstance(cell, float) else cell for cell in row] for row in rows])
     return text.getvalue()
 

@@ -12,6 +12,7 @@ from tl_research.runs.run import Run
 def facts_of(run: Run) -> dict[str, Any]:
     """Collect what a user of a run's model must know. Raises `InputError` if the run lacks it."""
     names, backbone = run.class_names(), run.config.get("backbone", {})
+    backbone = backbone.get("chosen") or backbone
     size = backbone.get("image_size")
     if not isinstance(size, int):
         raise InputError(f"{run.directory}: its config.yaml does not say backbone.image_size; copy the run again")

@@ -28,7 +28,7 @@ class ClassifierState:
 
     `head` is None before the stage that computes a `DirectHead`. `held_out` is set where the head was fitted on the
     validation images too: logits `(n, num_classes)` for them from a head that was not. `out_of_fold` is set where the
-    head was solved with cross-validation, on any images.
+    head was solved with cross-validation, on any images. `chosen_by_val`: the validation images chose the classifier.
     """
 
     data: DataModule
@@ -42,11 +42,18 @@ class ClassifierState:
     out_of_fold: OutOfFold | None = None
     frozen: Weights = field(default_factory=dict)
     """The weights that had changed before a stage trained the backbone."""
+    chosen_by_val: bool = False
     backbone_changed: bool = False
     _classifier: keras.Model | None = None
 
     def __post_init__(self) -> None:
         self._loaded_features = self.features
+
+    @classmethod
+    def of_model(cls, classifier: keras.Model, data: DataModule, threads: int, phase: Phase) -> ClassifierState:
+        """Make the state of a whole classifier, pixels -> logits, which is trained no further."""
+        table = FeatureTable(classifier, data, Features(), "keras", threads)
+        return cls(data, classifier, None, table, threads, phase, backbone_changed=True, _classifier=classifier)
 
     @property
     def classifier(self) -> keras.Model:

@@ -8,12 +8,14 @@ al. 2019, arXiv 1805.08974, use the same protocol).
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tl_research.metrics.probabilities import softmax
+from tl_research.training.class_balance import UNIFORM, ClassBalance
 from tl_research.training.optimizer import LBFGS
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ SMALL = 4_000_000
 OutOfFold = tuple[np.ndarray, np.ndarray]
 """Logits `(n, k)` of images by heads that did not learn from them, and their labels `(n,)`."""
 
+NO_LOSSES = np.empty(0, int), np.empty(0)
+
 MOST_FOR_CHOOSING = 5000
 """Examples at most for cross-validation, a stratified sample: the best penalty depends little on their number."""
 
@@ -35,7 +39,8 @@ MOST_FOR_CHOOSING = 5000
 class Solution:
     """A solved head: logits = features @ kernel + bias. `log_losses[l2]` is the cross-validated loss of each penalty
     tried, `cv_accuracy` the out-of-fold accuracy at the one chosen, and `out_of_fold` the logits and labels behind it,
-    a row an image."""
+    a row an image. `image_losses` are the numbers of these images among those given and the log loss of each, by heads
+    that did not learn from it; empty where none could be held out."""
 
     kernel: np.ndarray
     bias: np.ndarray
@@ -44,6 +49,7 @@ class Solution:
     log_losses: dict[float, float]
     cv_accuracy: float | None
     out_of_fold: OutOfFold | None = None
+    image_losses: tuple[np.ndarray, np.ndarray] = NO_LOSSES
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Compute the logits `(n, k)` of features `(n, d)`."""
@@ -57,29 +63,38 @@ def solve(
     seed: int,
     views: int = 1,
     groups: np.ndarray | None = None,
+    widths: Sequence[int] = (),
+    balance: ClassBalance = UNIFORM,
 ) -> Solution:
     """Fit on features `(n, d)` and labels `(n,)`; every class must occur. Features are centred and divided by one
-    number, their root mean variance; both are folded into kernel `(d, k)` and bias `(k,)` of a plain dense layer.
+    number, their root mean variance; both are folded into kernel `(d, k)` and bias `(k,)` of a plain dense layer. With
+    `widths`, the numbers of features of several networks side by side, those of each have a number of their own.
 
     The rows are `views` of each image, one after the other; cross-validation keeps them together, as it does images of
     one group (`groups`, one for each image).
+
+    `balance` weights the images, for means and scales as well, as if each were there so often. Its offsets need no fit
+    of their own: the bias, which has no penalty, takes them up.
 
     One number, not one per feature: a few dozen images estimate the spread of a rarely active feature badly, and
     dividing by it would amplify noise (0.875 against 0.95 test accuracy on 73 photographs).
     """
     from threadpoolctl import threadpool_limits
 
-    mean = features.mean(axis=0, dtype=np.float64)
-    scale = float(np.sqrt(features.var(axis=0, dtype=np.float64).mean())) or 1.0
+    sample = balance.of_images(labels)
+    mean, scale = _mean(features, sample), part_scales(features, widths or [features.shape[1]], sample)
     coordinates, basis = _span((features - mean) / scale)
     # On small matrices BLAS threads wait for each other ten times longer than they work.
     with threadpool_limits(1 if coordinates.size < SMALL else None, "blas"):
-        choice = Choice(l2=options.l2) if options.l2 else choose_l2(coordinates, labels, options, seed, views, groups)
+        choice = Choice(l2=options.l2 or 0.0)
+        if not options.l2:
+            choice = choose_l2(coordinates, labels, options, seed, views, groups, balance)
         model, weights, intercept = _regression(options), 0.0, 0.0
         for l2, share in (choice.shares or {choice.l2: 1.0}).items():
-            fitted = _fit(model.set_params(C=1 / (l2 * len(labels))), coordinates, labels)
+            fitted = _fit(model, l2, coordinates, labels, sample)
             weights, intercept = weights + share * fitted[0], intercept + share * fitted[1]
-    kernel = (basis @ weights.T) / scale
+    intercept = intercept if balance.offsets is None else intercept - balance.offsets
+    kernel = (basis @ weights.T) / scale[:, None]
     return Solution(
         kernel=kernel.astype(np.float32),
         bias=(intercept - mean @ kernel).astype(np.float32),
@@ -88,7 +103,22 @@ def solve(
         log_losses=choice.log_losses,
         cv_accuracy=choice.accuracy,
         out_of_fold=choice.out_of_fold,
+        image_losses=choice.image_losses,
     )
+
+
+def part_scales(features: np.ndarray, widths: Sequence[int], sample: np.ndarray | None = None) -> np.ndarray:
+    """Return the root mean variance of each network's features, once for each feature, `(d,)`; 1 where none varies."""
+    if sample is None:
+        variance = features.var(axis=0, dtype=np.float64)
+    else:
+        variance = _mean((features - _mean(features, sample)) ** 2, sample)
+    variances = np.split(variance, np.cumsum(widths)[:-1])
+    return np.repeat([float(np.sqrt(part.mean())) or 1.0 for part in variances], widths)
+
+
+def _mean(features: np.ndarray, sample: np.ndarray | None) -> np.ndarray:
+    return features.mean(axis=0, dtype=np.float64) if sample is None else np.average(features, axis=0, weights=sample)
 
 
 def _span(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -110,6 +140,7 @@ class Choice:
     log_losses: dict[float, float] = field(default_factory=dict)
     accuracy: float | None = None
     out_of_fold: OutOfFold | None = None
+    image_losses: tuple[np.ndarray, np.ndarray] = NO_LOSSES
     shares: dict[float, float] = field(default_factory=dict)
 
 
@@ -120,12 +151,15 @@ def choose_l2(
     seed: int,
     views: int = 1,
     groups: np.ndarray | None = None,
+    balance: ClassBalance = UNIFORM,
 ) -> Choice:
     """Choose the penalty with the least out-of-fold log loss, not the best accuracy: on a hundred images many are
-    equally accurate. Goes from strong to weak, each fit starting from the last, until three in a row were worse."""
+    equally accurate. Goes from strong to weak, each fit starting from the last, until three in a row were worse.
+    `balance` counts in the loss, too."""
     from sklearn.metrics import log_loss
     from sklearn.utils import resample
 
+    numbers = np.arange(len(labels) // views)
     if len(labels) > MOST_FOR_CHOOSING:
         images = resample(
             np.arange(len(labels) // views),
@@ -136,7 +170,7 @@ def choose_l2(
         )
         part = _rows(images, views)
         features, labels = features[part], labels[part]
-        groups = None if groups is None else groups[images]
+        numbers, groups = images, None if groups is None else groups[images]
     classes, counts = np.unique(labels[::views], return_counts=True)
     num_classes = len(classes)
     classes, counts = classes[counts > 1], counts[counts > 1]  # a single image cannot be held out
@@ -144,20 +178,26 @@ def choose_l2(
         return Choice(l2=1.0)  # the middle of the range, which little data tends to choose
     usable = np.isin(labels, classes)
     groups = None if groups is None else groups[usable[::views]]
-    features, labels = features[usable], labels[usable]
+    features, labels, numbers = features[usable], labels[usable], numbers[usable[::views]]
     image_folds = _folds(labels[::views], groups, min(options.folds, int(counts.min())), seed)
     if not image_folds:
         return Choice(l2=1.0)
     folds = [(*(_rows(part, views) for part in fold), _regression(options, tol=1e-4)) for fold in image_folds]
     judged = np.sort(np.concatenate([held_out for _, held_out, _ in folds]))
+    sample = balance.of_images(labels)
+    weights_judged = None if sample is None else sample[judged]
+    offsets = 0.0 if balance.offsets is None else balance.offsets[classes]
     losses: dict[float, float] = {}
     kept: dict[float, np.ndarray] = {}
     for l2 in map(float, STRENGTHS):
         logits = np.empty((len(labels), len(classes)))
         for train, held_out, model in folds:
-            weights, intercept = _fit(model.set_params(C=1 / (l2 * len(train))), features[train], labels[train])
+            own_sample = None if sample is None else sample[train]
+            weights, intercept = _fit(model, l2, features[train], labels[train], own_sample)
             logits[held_out] = features[held_out] @ weights.T + intercept
-        losses[l2] = float(log_loss(labels[judged], softmax(logits[judged]), labels=classes))
+        probabilities = softmax(logits[judged])
+        losses[l2] = float(log_loss(labels[judged], probabilities, labels=classes, sample_weight=weights_judged))
+        logits -= offsets  # the loss above has added them
         best = min(losses, key=losses.__getitem__)
         kept = {**kept, l2: logits} if options.average else {best: kept.get(best, logits)}
         if best not in list(losses)[-3:]:
@@ -167,8 +207,36 @@ def choose_l2(
     logits = sum((share * kept[l2] for l2, share in shares.items()), np.zeros_like(logits))
     accuracy = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
     whole = len(classes) == num_classes  # a class without rows has no logits
-    out_of_fold = (logits[first_views], labels[first_views]) if whole else None
-    return Choice(best, losses, accuracy, out_of_fold, shares)
+    logits, labels = logits[first_views], labels[first_views]
+    own = softmax(logits)[np.arange(len(labels)), np.searchsorted(classes, labels)]
+    image_losses = numbers[first_views // views], -np.log(np.maximum(own, np.finfo(float).tiny))
+    return Choice(best, losses, accuracy, (logits, labels) if whole else None, image_losses, shares)
+
+
+def out_of_fold_probabilities(
+    features: np.ndarray, labels: np.ndarray, options: LBFGS, seed: int, groups: np.ndarray | None = None
+) -> np.ndarray:
+    """Compute the probabilities `(n, k)` of images by heads that learned from neither them nor images of their group;
+    NaN for images that cannot be held out, as the only one of a class. A head learns from `MOST_FOR_CHOOSING` at most.
+    """
+    from threadpoolctl import threadpool_limits
+
+    features = _span((features - features.mean(axis=0)) / (float(np.sqrt(features.var(axis=0).mean())) or 1.0))[0]
+    classes, counts = np.unique(labels, return_counts=True)
+    probabilities = np.full((len(labels), int(labels.max()) + 1), np.nan)
+    usable = np.flatnonzero(np.isin(labels, classes[counts > 1]))
+    if len(np.unique(labels[usable])) < 2:
+        return probabilities
+    with threadpool_limits(1 if features.size < SMALL else None, "blas"):
+        l2 = choose_l2(features, labels, options, seed, groups=groups).l2
+        within = None if groups is None else groups[usable]
+        for train, held in _folds(labels[usable], within, min(options.folds, int(counts[counts > 1].min())), seed):
+            chosen = usable[np.random.default_rng(seed).permutation(train)[:MOST_FOR_CHOOSING]]
+            known = np.unique(labels[chosen])
+            weights, intercept = _fit(_regression(options, tol=1e-4), l2, features[chosen], labels[chosen], None)
+            probabilities[usable[held]] = 0.0
+            probabilities[np.ix_(usable[held], known)] = softmax(features[usable[held]] @ weights.T + intercept)
+    return probabilities
 
 
 def _shares(losses: dict[float, float], count: int) -> dict[float, float]:
@@ -205,7 +273,9 @@ def _regression(options: LBFGS, tol: float = 1e-6) -> LogisticRegression:
     return LogisticRegression(max_iter=options.max_iterations, tol=tol, warm_start=True)
 
 
-def _fit(model: LogisticRegression, features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _fit(
+    model: LogisticRegression, l2: float, features: np.ndarray, labels: np.ndarray, sample: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Fit weights `(k, d)` and intercepts `(k,)`, also of two classes, where scikit-learn returns one difference."""
     from sklearn import config_context
     from sklearn.exceptions import ConvergenceWarning
@@ -213,7 +283,8 @@ def _fit(model: LogisticRegression, features: np.ndarray, labels: np.ndarray) ->
     # Over a hundred small fits, checking the same finite numbers would take as long as fitting.
     with warnings.catch_warnings(), config_context(assume_finite=True, skip_parameter_validation=True):
         warnings.simplefilter("ignore", ConvergenceWarning)  # the user sets max_iterations; the run records them
-        model.fit(features, labels)
+        model.set_params(C=1 / (l2 * (len(labels) if sample is None else sample.sum())))
+        model.fit(features, labels, sample)
     weights, intercept = model.coef_, model.intercept_
     if len(weights) == 1:
         return np.vstack([-weights, weights]) / 2, np.concatenate([-intercept, intercept]) / 2

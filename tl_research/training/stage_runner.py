@@ -64,6 +64,7 @@ class StageRunner:
     strategy: Strategy | None = None
     trial: Trial | None = None
     deadline: float = math.inf
+    shows_images: bool = True
     loops: Mapping[str, Callable[..., TrainLoop]] = field(default_factory=dict)
     history: list[EpochRow] = field(default_factory=list)
     best: BestEpoch = field(default_factory=BestEpoch)
@@ -177,13 +178,13 @@ class StageRunner:
     def _solved(self, optimizer: LBFGS, *, use_val: bool) -> tuple[EpochRow, Metrics]:
         """Solve the head; returns the scores of one fitted on the training images alone, and the metrics."""
         assert self.state.head is not None
-        result = solve_linear(self.state.inputs, optimizer, self.seed, use_val=use_val)
+        result = solve_linear(self.state.inputs, optimizer, self.trainer, self.seed, use_val=use_val)
         solution, self.state.held_out = result.fitted, result.held_out
         self.state.out_of_fold = solution.out_of_fold if use_val else None
         self.state.head.get_layer("logits").set_weights([solution.kernel, solution.bias])
         metrics = {"l2": solution.l2, "iterations": solution.iterations}
         if solution.cv_accuracy is not None:
-            metrics["cv_accuracy"] = solution.cv_accuracy
+            metrics |= {"cv_accuracy": solution.cv_accuracy, "cv_loss": min(solution.log_losses.values())}
         return result.scores, metrics
 
     def _fit_direct(self, name: str, recipe: DirectHead, *, last: bool) -> Metrics:
@@ -237,6 +238,7 @@ class StageRunner:
                 lambda: optimizer.build(stage.learning_rate),
                 plan,
                 self.trainer,
+                self.trainer.balance(state.data, "train"),
                 self.strategy,
                 state.trained.variables(state.classifier),
                 loss_scale=policy == "mixed_float16",
@@ -244,7 +246,7 @@ class StageRunner:
             rate = float(step.optimizer.learning_rate.numpy())
             how = f"{stage.epochs} epochs at most on {WHAT[inputs.kind]}, {type(optimizer).__name__}"
             self._describe(name, how, plan.parts, rate)
-            if inputs.kind == "images":
+            if inputs.kind == "images" and self.shows_images:
                 classes = state.data.class_names
                 show_batches(self.callbacks.values(), self.run.directory, len(self.history), inputs, classes)
             state.backbone_changed = state.backbone_changed or stage.trains_backbone

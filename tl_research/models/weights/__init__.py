@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import keras
 
 __all__ = [
+    "cached_path",
     "check_file",
     "check_layers",
     "count_layers",
@@ -74,6 +75,11 @@ def package_file(distribution: str) -> Path:
     return paths[0]
 
 
+def cached_path(url: str) -> Path:
+    """Return the path in Keras' cache of a published weights file, which need not be there."""
+    return _models_folder() / url.rpartition("/")[2]
+
+
 def imagenet(url: str, file_hash: str | None = None) -> Path:
     """Return the path of a published weights file in Keras' cache (`$KERAS_HOME/models` or `~/.keras/models`),
     downloading it if necessary.
@@ -81,7 +87,7 @@ def imagenet(url: str, file_hash: str | None = None) -> Path:
     `file_hash` is a sha256 or md5, as Keras records it; a file with another hash is downloaded again. If that fails,
     the InputError says where to put the file by hand and what works without it.
     """
-    target = _models_folder() / url.rpartition("/")[2]
+    target = cached_path(url)
     algorithm = "md5" if file_hash and len(file_hash) == 32 else "sha256"
     if target.is_file():
         with target.open("rb") as file:
@@ -104,7 +110,7 @@ def _models_folder() -> Path:
 
 def published_file(name: str, url: str, licence: str) -> Path:
     """Find published weights that are fetched by hand, in Keras' cache; raises InputError that says from where."""
-    target = _models_folder() / name
+    target = cached_path(name)
     if not target.is_file():
         raise InputError(
             f"{name} is needed and not there: fetch {url} (licence: {licence}) and put it at {target}, or say where it "

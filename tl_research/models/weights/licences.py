@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -22,6 +22,10 @@ _APPLICATIONS = {
 def describe_weights(backbone: Mapping[str, Any]) -> dict[str, str | None]:
     """Describe the weights that a backbone's configuration names, for `weights.json`: `backbone`, `weights` (a file
     without its folder) and `licence`, null where it is not known or, with random weights, needs none."""
+    backbone = backbone.get("chosen") or backbone
+    parts = [describe_weights(part) for part in backbone.get("parts", ())]
+    if parts and backbone.get("weights"):
+        return {key: _joined([part[key] for part in parts]) for key in parts[0]}
     weights = backbone.get("weights")
     licence = None
     if weights == "imagenet":
@@ -30,3 +34,8 @@ def describe_weights(backbone: Mapping[str, Any]) -> dict[str, str | None]:
         licence = "Apache-2.0" if is_lite else known
     source = None if weights is None else PurePath(str(weights)).name
     return {"backbone": backbone.get("name"), "weights": source, "licence": licence}
+
+
+def _joined(texts: Sequence[str | None]) -> str | None:
+    """Join what differs; None if one is not known."""
+    return None if None in texts else " + ".join(dict.fromkeys(map(str, texts)))

@@ -1,0 +1,130 @@
+"""The candidates among which `backbone=auto` chooses, and the rule by which it does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tl_research.metrics.bootstrap import bootstrap, mean_of
+from tl_research.models.backbone import Backbone
+from tl_research.training.logistic_regression import Solution
+
+DRAWS = 5000
+LEAST = 0.001
+"""The least difference of log losses that matters: where all answers are right, candidates still differ a little."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that was looked at: its recipe and configuration, and its features of the images, `(n, d)`."""
+
+    recipe: Backbone
+    config: dict[str, Any]
+    features: np.ndarray
+    parameters: int
+    operations: int
+    """Multiply-accumulates for one image."""
+    seconds: float
+    computed: int
+    hit: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One network or several side by side, and the solved head on their features."""
+
+    networks: tuple[Network, ...]
+    solution: Solution
+    seconds: float
+    """Of its features, where they were computed for it, and its head."""
+    eligible: bool = True
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its networks, joined by plus signs."""
+        return " + ".join(network.recipe.name for network in self.networks)
+
+    @cached_property
+    def loss(self) -> float:
+        """The cross-validated log loss."""
+        return min(self.solution.log_losses.values(), default=math.inf)
+
+    @property
+    def operations(self) -> int:
+        """Multiply-accumulates for one image, by which candidates are cheap or dear."""
+        return sum(network.operations for network in self.networks)
+
+
+@dataclass(frozen=True)
+class CandidateRow:
+    """A candidate as the table and `selection.json` show it. `behind` is the cross-validated log loss above that of the
+    best, with its 95 % interval, paired over images."""
+
+    name: str
+    loss: float | None
+    low: float | None
+    high: float | None
+    accuracy: float | None
+    behind: float
+    behind_low: float
+    behind_high: float
+    seconds: float
+    parameters: int
+    operations: int
+    note: str
+
+
+def judge(candidates: Sequence[Candidate], groups: np.ndarray | None) -> tuple[Candidate, list[CandidateRow], str]:
+    """Choose the cheapest candidate that the best is not better than beyond noise: the 95 % interval of the difference
+    of their losses on the same images begins below `LEAST`."""
+    eligible = sorted((each for each in candidates if each.eligible), key=lambda each: each.operations)
+    best = min(eligible, key=lambda each: each.loss)
+    behind = {each.name: _behind(each, best, groups) for each in candidates}
+    chosen = next(each for each in eligible if each is best or behind[each.name][1] <= LEAST)
+    rows = [_row(each, behind[each.name], groups) for each in sorted(candidates, key=lambda each: each.loss)]
+    rows = [
+        replace(row, note=", ".join(filter(None, ["chosen", row.note]))) if row.name == chosen.name else row
+        for row in rows
+    ]
+    if chosen is best:
+        return chosen, rows, f"chosen: {chosen.name}, whose cross-validated log loss is the lowest"
+    gap, low, high = behind[chosen.name]
+    why = f"{best.name} is better by {gap:.3g} only, and that is noise ({low:.3g} to {high:.3g})"
+    return chosen, rows, f"chosen: {chosen.name}, the cheapest of those that are as good; {why}"
+
+
+def _behind(one: Candidate, best: Candidate, groups: np.ndarray | None) -> tuple[float, float, float]:
+    """Return the loss above that of the best and its interval; both were cross-validated in the same folds."""
+    numbers, losses = one.solution.image_losses
+    if not len(numbers) or one is best:
+        return 0.0, 0.0, 0.0
+    difference = losses - best.solution.image_losses[1]
+    return float(difference.mean()), *_interval(difference, numbers, groups)
+
+
+def _interval(values: np.ndarray, numbers: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
+    chosen = None if groups is None else groups[numbers]
+    return bootstrap({"mean": mean_of(values)}, len(values), chosen, DRAWS)["mean"]
+
+
+def _row(candidate: Candidate, behind: tuple[float, float, float], groups: np.ndarray | None) -> CandidateRow:
+    numbers, losses = candidate.solution.image_losses
+    low, high = _interval(losses, numbers, groups) if len(numbers) else (None, None)
+    return CandidateRow(
+        candidate.name,
+        candidate.loss if math.isfinite(candidate.loss) else None,
+        low,
+        high,
+        candidate.solution.cv_accuracy,
+        *behind,
+        round(candidate.seconds, 1),
+        sum(network.parameters for network in candidate.networks),
+        candidate.operations,
+        candidate.note,
+    )

@@ -1,0 +1,231 @@
+"""Choose the backbone of a run, or a combination of several, by cross-validation on its training and validation images.
+
+No backbone is best everywhere where there is little data (arXiv 2410.08592), and features computed once cost nothing to
+look at again: each network passes over the images once, and combinations are made of the rows. The parts of one are fed
+from images of one size; all candidates are looked at in that size, the largest of their own, so that the rows of a part
+are those of the network alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tl_research.experiment.candidates import Candidate, CandidateRow, Network, judge
+from tl_research.experiment.summary import show_choice
+from tl_research.features.head_inputs import HeadInputs
+from tl_research.features.table import FeatureTable
+from tl_research.models.backbone import Backbone
+from tl_research.models.blocks import multiply_accumulates
+from tl_research.models.combined import Auto, Combined
+from tl_research.runs.identity import identity
+from tl_research.runs.reader import read_selection
+from tl_research.runs.run import Run
+from tl_research.system.versions import versions
+from tl_research.training.logistic_regression import solve
+from tl_research.training.optimizer import LBFGS
+
+if TYPE_CHECKING:
+    from tl_research.data.datamodule import DataModule
+    from tl_research.experiment.experiment import Experiment
+
+log = logging.getLogger(__name__)
+
+FILE = "selection.json"
+
+
+def choose_backbone(experiment: Experiment, run: Run, data: DataModule, threads: int, deadline: float) -> Experiment:
+    """Return the experiment with the backbone that is best for its images in place of `backbone=auto`; any other
+    experiment as it is. The choice is recorded in the run's `config.yaml`, `metrics.json` and `selection.json`, each
+    candidate as a run below `candidates/`. No candidate is begun after `deadline` (`time.monotonic`) but the first.
+
+    A run that continues from a checkpoint keeps its choice.
+    """
+    auto = experiment.backbone
+    if not isinstance(auto, Auto):
+        return experiment
+    selection = _Selection(experiment, auto, run, data, threads, deadline)
+    earlier = read_selection(run.directory).get("chosen") if run.resumes else None
+    if earlier:
+        return selection.with_backbone(*selection.known(earlier))
+    with run.phase("selection"):
+        candidates = list(selection.look())
+        chosen, rows, why = judge(candidates, selection.groups)
+        _record(run, rows, chosen, why)
+        for candidate in candidates:
+            selection.write_run(candidate)
+    show_choice(rows, why)
+    networks = {network.recipe.name: network for candidate in candidates for network in candidate.networks}.values()
+    run.metrics |= {"backbone": "auto", "chosen": chosen.name, "candidates": len(candidates)}
+    run.metrics |= {f"selection_{key}": sum(getattr(each, key) for each in networks) for key in ("computed", "hit")}
+    parts = chosen.networks
+    return selection.with_backbone([part.recipe for part in parts], [part.config for part in parts])
+
+
+@dataclass
+class _Selection:
+    """What candidates are looked at with."""
+
+    experiment: Experiment
+    auto: Auto
+    run: Run
+    data: DataModule
+    threads: int
+    deadline: float
+
+    @property
+    def splits(self) -> tuple[str, str]:
+        """Test images choose nothing."""
+        return "train", "val"
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """The group of each image that chooses."""
+        return None if self.data.groups is None else self.data.groups[self.data.indices(*self.splits)]
+
+    def look(self) -> Iterator[Candidate]:
+        """Yield the default, then single networks from the smallest file of weights, then the best with others beside
+        it, for as long as that lowers the loss and there is time."""
+        singles = []
+        for recipe, config in self._singles():
+            if singles and time.monotonic() > self.deadline:
+                log.warning("trainer.time_limit: %s and what follows were not looked at", recipe.name)
+                break
+            network = self._network(recipe, config)
+            candidate = self._candidate((network,), network.seconds)
+            eligible = recipe in [each for each, _ in self._eligible]
+            note = ", ".join(["default"] * (recipe == self.auto.default) + ["not among"] * (not eligible))
+            singles.append(replace(candidate, eligible=eligible, note=note))
+            yield singles[-1]
+        of_one_size = [each for each in singles if each.networks[0].recipe.image_size == self._size]
+        best = min((each for each in of_one_size if each.eligible), key=lambda each: each.loss, default=None)
+        rest = [each.networks[0] for each in of_one_size if each is not best and each.eligible]
+        while best is not None and rest and time.monotonic() < self.deadline:
+            tried = []
+            for network in rest:
+                tried.append(self._candidate((*best.networks, network), 0.0))
+                yield tried[-1]
+                if time.monotonic() > self.deadline:
+                    break
+            better = min(tried, key=lambda each: each.loss)
+            if better.loss >= best.loss:
+                return
+            best, rest = better, [network for network in rest if network is not better.networks[-1]]
+
+    @cached_property
+    def _size(self) -> int:
+        return max(each.image_size or 0 for each in self.auto.among)
+
+    @cached_property
+    def _eligible(self) -> list[tuple[Backbone, dict[str, Any]]]:
+        """The candidates in the common size, those with the smallest files first, and the default if it is one."""
+        configs: list[dict[str, Any]] = self.experiment.config["backbone"]["among"]
+        pairs = list(zip(self.auto.among, configs, strict=True))
+        pairs.sort(key=lambda pair: sum(path.stat().st_size for path in pair[0].files()))
+        resized = [_with_size(*pair, self._size) for pair in pairs if pair[0].image_size]
+        return [*(pair for pair in pairs if pair[0] == self.auto.default and pair not in resized), *resized]
+
+    def _singles(self) -> list[tuple[Backbone, dict[str, Any]]]:
+        default = self.auto.default
+        if default is None or not default.is_there() or default in [each for each, _ in self._eligible]:
+            return self._eligible
+        return [(default, self.experiment.config["backbone"]["default"]), *self._eligible]
+
+    def _network(self, recipe: Backbone, config: dict[str, Any]) -> Network:
+        began = time.perf_counter()
+        backbone = recipe.build()
+        note = {"backbone": recipe.name, "weights": str(recipe.weights)}
+        table = FeatureTable(backbone, self.data, self.experiment.features, self.experiment.engine, self.threads, note)
+        inputs = HeadInputs(self.run.phase, self.data, table)
+        inputs.ensure(validation=True)
+        return Network(
+            recipe=recipe,
+            config=config,
+            features=inputs.learned(*self.splits)[0],
+            parameters=backbone.count_params(),
+            operations=sum(multiply_accumulates(backbone)),
+            seconds=time.perf_counter() - began,
+            computed=table.computed,
+            hit=table.hit,
+        )
+
+    def _candidate(self, networks: tuple[Network, ...], seconds: float) -> Candidate:
+        began = time.perf_counter()
+        views = self.experiment.features.views or 1
+        labels = self.data.labels[self.data.indices(*self.splits)].repeat(views)
+        features = np.concatenate([network.features for network in networks], axis=1)
+        widths = [network.features.shape[1] for network in networks]
+        solution = solve(features, labels, LBFGS(), self.experiment.seed, views, self.groups, widths)
+        return Candidate(networks, solution, seconds + time.perf_counter() - began)
+
+    def write_run(self, candidate: Candidate) -> None:
+        """Record a candidate as a run of its own: `python train.py resume=DIRECTORY fresh=true` makes all of it."""
+        recipes, configs = zip(*((each.recipe, each.config) for each in candidate.networks), strict=True)
+        experiment = _with_backbone(self.experiment, recipes, configs)
+        folder = self.run.directory / "candidates" / candidate.name.replace(" ", "")
+        run = Run.claim(folder, "replace")
+        run.write_config(experiment.config)
+        run.write_json("classes.json", list(self.data.class_names))
+        solution = candidate.solution
+        run.metrics = {"cv_accuracy": solution.cv_accuracy, "cv_loss": candidate.loss, "l2": solution.l2}
+        run.metrics |= {f"num_{split}": len(self.data.indices(split)) for split in self.splits}
+        run.metrics |= {
+            "seed": experiment.seed,
+            "num_classes": len(self.data.class_names),
+            "num_parameters": sum(each.parameters for each in candidate.networks),
+            "seconds_selection": round(candidate.seconds, 3),
+            "features_computed": sum(each.computed for each in candidate.networks),
+            "features_hit": sum(each.hit for each in candidate.networks),
+            "dataset": self.data.dataset,
+            **versions(),
+        }
+        run.write_json("metrics.json", run.metrics)
+        run.set_status("done", identity=identity(experiment.config, self.data, experiment.start.files()).as_dict())
+        run.close()
+
+    def known(self, names: Sequence[str]) -> tuple[list[Backbone], list[dict[str, Any]]]:
+        """Find the networks that were chosen before by their names."""
+        pairs = {recipe.name: (recipe, config) for recipe, config in self._singles()}
+        return [pairs[name][0] for name in names], [pairs[name][1] for name in names]
+
+    def with_backbone(self, recipes: Sequence[Backbone], configs: Sequence[dict[str, Any]]) -> Experiment:
+        """Return the experiment with this backbone, and its configuration, also in the run, with what was chosen."""
+        chosen = _with_backbone(self.experiment, recipes, configs)
+        backbone = self.experiment.config["backbone"] | {"chosen": chosen.config["backbone"]}
+        config = self.experiment.config | {"backbone": backbone}
+        self.run.write_config(config)
+        return replace(chosen, config=config)
+
+
+def _with_size(recipe: Backbone, config: dict[str, Any], size: int) -> tuple[Backbone, dict[str, Any]]:
+    """Return a candidate in another size; a vision transformer whose patches do not fit stays as it is."""
+    if recipe.image_size == size:
+        return recipe, config
+    option, *marks = recipe.name.split("@")
+    name = "@".join([option, str(size), *(mark for mark in marks if not mark.isdecimal())])
+    try:
+        return replace(recipe, image_size=size, name=name), config | {"image_size": size, "name": name}
+    except ValueError:
+        return recipe, config
+
+
+def _with_backbone(
+    experiment: Experiment, recipes: Sequence[Backbone], configs: Sequence[dict[str, Any]]
+) -> Experiment:
+    backbone, config = recipes[0], dict(configs[0])
+    if len(recipes) > 1:
+        backbone = Combined(parts=list(recipes), image_size=recipes[0].image_size)
+        config = {"_target_": "tl_research.targets.Combined", "name": backbone.name, "parts": list(map(dict, configs))}
+        config |= {"image_size": backbone.image_size, "weights": "parts", "seed": 0}
+    return replace(experiment, backbone=backbone, config=experiment.config | {"backbone": config})
+
+
+def _record(run: Run, rows: Sequence[CandidateRow], chosen: Candidate, why: str) -> None:
+    names = [network.recipe.name for network in chosen.networks]
+    run.write_json(FILE, {"chosen": names, "why": why, "candidates": [asdict(row) for row in rows]})

@@ -1,0 +1,54 @@
+"""Measure how accuracy grows with the number of images: heads solved on parts of the features."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tl_research.training.logistic_regression import choose_l2, solve
+from tl_research.training.optimizer import LBFGS
+
+REPEATS = 4
+FOLDS = 5
+STEPS = 6
+LEAST = 4  # images of a class, on average, that the first head learns from
+MOST = 2000  # images at most
+
+
+def measure_curve(
+    features: np.ndarray, labels: np.ndarray, seed: int, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return mean images of a class, ascending `(s,)`, and how often heads of each size answered an image that they did
+    not learn from correctly, `(n, s)`; None for too few images. Groups are not divided."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(labels))[:MOST]
+    features, labels = features[chosen], labels[chosen]
+    groups = chosen if groups is None else groups[chosen]
+    classes = np.unique(labels)
+    per_class = len(labels) / len(classes)
+    if np.bincount(labels)[classes].min() < 2 * FOLDS or len(classes) < 2:
+        return None
+    largest = per_class * (FOLDS - 1) / FOLDS
+    sizes = np.unique(np.geomspace(max(LEAST, largest / 16), largest, STEPS).round())
+    correct = np.zeros((len(labels), len(sizes)))
+    options = LBFGS(l2=choose_l2(*_scaled(features), labels, LBFGS(), seed).l2)
+    for repeat in range(REPEATS):
+        folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed + repeat)
+        for train, held in folds.split(features, labels, groups):
+            order = rng.permutation(train)
+            for step, size in enumerate(sizes.tolist()):
+                part = _first_of_each(order, labels, classes, size / largest)
+                logits = solve(features[part], labels[part], options, seed).logits(features[held])
+                correct[held, step] += np.unique(labels[part])[logits.argmax(axis=1)] == labels[held]
+    return sizes, correct / REPEATS
+
+
+def _scaled(features: np.ndarray) -> tuple[np.ndarray]:
+    return ((features - features.mean(axis=0)) / (float(np.sqrt(features.var(axis=0).mean())) or 1.0),)
+
+
+def _first_of_each(order: np.ndarray, labels: np.ndarray, classes: np.ndarray, share: float) -> np.ndarray:
+    """Return the first examples of each class in an order, a share of them, at least one."""
+    members = [order[labels[order] == label] for label in classes]
+    return np.concatenate([each[: max(round(share * len(each)), 1)] for each in members])
