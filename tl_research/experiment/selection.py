@@ -164,17 +164,17 @@ class _Selection:
 
         began = time.perf_counter()
         coordinates = gram_coordinates(sum(network.gram for network in networks))
-        views, first = self.experiment.features.views or 1, max(self._last - 1, 0)
-        options, seed, strengths = LBFGS(), self.experiment.seed, STRENGTHS[first:]
+        experiment, first = self.experiment, max(self._last - 1, 0)
         with threadpool_limits(1, "blas"):
             validated = choose_l2(
                 coordinates,
                 self._labels,
-                options,
-                seed,
-                views,
+                LBFGS(),
+                experiment.seed,
+                experiment.features.views or 1,
                 self.groups,
-                strengths=strengths,
+                experiment.trainer.balance(self.data, *SPLITS),
+                strengths=STRENGTHS[first:],
                 patience=2 - bool(first),
             )
         self._last = int(np.argmin(np.abs(STRENGTHS - validated.l2)))
