@@ -152,7 +152,6 @@ def choose_l2(
     """Choose the penalty with the least out-of-fold log loss, not the best accuracy: on a hundred images many are
     equally accurate. Goes from strong to weak, each fit starting from the last, until three in a row were worse.
     `balance` counts in the loss, too."""
-    from sklearn.metrics import log_loss
     from sklearn.utils import resample
 
     numbers = np.arange(len(labels) // views)
@@ -180,12 +179,31 @@ def choose_l2(
         return Choice(l2=1.0)
     folds = [(*(_rows(part, views) for part in fold), _regression(options, tol=1e-4)) for fold in image_folds]
     judged = np.sort(np.concatenate([held_out for _, held_out, _ in folds]))
-    sample = balance.of_images(labels)
+    losses, accuracy, logits = _try_penalties(features, labels, folds, judged, balance)
+    first_views = judged[judged % views == 0]
+    whole = len(classes) == num_classes  # a class without rows has no logits
+    logits, labels = logits[first_views], labels[first_views]
+    own = softmax(logits)[np.arange(len(labels)), np.searchsorted(classes, labels)]
+    image_losses = numbers[first_views // views], -np.log(np.maximum(own, np.finfo(float).tiny))
+    best = min(losses, key=losses.__getitem__)
+    return Choice(best, losses, accuracy, (logits, labels) if whole else None, image_losses)
+
+
+def _try_penalties(
+    features: np.ndarray,
+    labels: np.ndarray,
+    folds: Sequence[tuple[np.ndarray, np.ndarray, LogisticRegression]],
+    judged: np.ndarray,
+    balance: ClassBalance,
+) -> tuple[dict[float, float], float, np.ndarray]:
+    """Return the out-of-fold log loss of each penalty tried, and the accuracy and logits `(n, k)` of the best one."""
+    from sklearn.metrics import log_loss
+
+    classes, sample = np.unique(labels), balance.of_images(labels)
     weights_judged = None if sample is None else sample[judged]
     offsets = 0.0 if balance.offsets is None else balance.offsets[classes]
     losses: dict[float, float] = {}
-    accuracies: dict[float, float] = {}
-    kept: dict[float, np.ndarray] = {}
+    kept: dict[float, tuple[float, np.ndarray]] = {}
     for l2 in map(float, STRENGTHS):
         logits = np.empty((len(labels), len(classes)))
         for train, held_out, model in folds:
@@ -195,17 +213,12 @@ def choose_l2(
         probabilities = softmax(logits[judged])
         losses[l2] = float(log_loss(labels[judged], probabilities, labels=classes, sample_weight=weights_judged))
         logits -= offsets  # the loss above has added them
-        accuracies[l2] = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
+        accuracy = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
         best = min(losses, key=losses.__getitem__)
-        kept = {best: kept.get(best, logits)}
+        kept = {best: kept.get(best, (accuracy, logits))}
         if best not in list(losses)[-3:]:
             break
-    first_views = judged[judged % views == 0]
-    whole = len(classes) == num_classes  # a class without rows has no logits
-    logits, labels = kept[best][first_views], labels[first_views]
-    own = softmax(logits)[np.arange(len(labels)), np.searchsorted(classes, labels)]
-    image_losses = numbers[first_views // views], -np.log(np.maximum(own, np.finfo(float).tiny))
-    return Choice(best, losses, accuracies[best], (logits, labels) if whole else None, image_losses)
+    return losses, *kept[best]
 
 
 def out_of_fold_probabilities(
@@ -228,8 +241,7 @@ def out_of_fold_probabilities(
         for train, held in _folds(labels[usable], within, min(options.folds, int(counts[counts > 1].min())), seed):
             chosen = usable[np.random.default_rng(seed).permutation(train)[:MOST_FOR_CHOOSING]]
             known = np.unique(labels[chosen])
-            model = _regression(options, tol=1e-4).set_params(C=1 / (l2 * len(chosen)))
-            weights, intercept = _fit(model, features[chosen], labels[chosen])
+            weights, intercept = _fit(_regression(options, tol=1e-4), l2, features[chosen], labels[chosen])
             probabilities[usable[held]] = 0.0
             probabilities[np.ix_(usable[held], known)] = softmax(features[usable[held]] @ weights.T + intercept)
     return probabilities
@@ -261,7 +273,7 @@ def _regression(options: LBFGS, tol: float = 1e-6) -> LogisticRegression:
 
 
 def _fit(
-    model: LogisticRegression, l2: float, features: np.ndarray, labels: np.ndarray, sample: np.ndarray | None
+    model: LogisticRegression, l2: float, features: np.ndarray, labels: np.ndarray, sample: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit weights `(k, d)` and intercepts `(k,)`, also of two classes, where scikit-learn returns one difference."""
     from sklearn import config_context
