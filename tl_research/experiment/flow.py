@@ -20,6 +20,7 @@ from tl_research.backend.strategy import Strategy, open_strategy
 from tl_research.data.summary import describe_data, show_data
 from tl_research.errors import DivergedError, InputError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
+from tl_research.experiment.full_check import check_run, without_leaks
 from tl_research.experiment.outcome import closing_callbacks, record_outcome
 from tl_research.experiment.scaling import compare_scaling
 from tl_research.experiment.selection import choose_backbone
@@ -37,7 +38,7 @@ from tl_research.reports.card import CARD, write_card
 from tl_research.runs.identity import compare, identity
 from tl_research.runs.run import Existing, Run
 from tl_research.system.console import only_warning, silenced
-from tl_research.system.process import start_folder
+from tl_research.system.process import where_started
 from tl_research.system.versions import versions
 from tl_research.training.callbacks import Callback
 from tl_research.training.classifier_state import ClassifierState
@@ -102,9 +103,8 @@ def rehearse(experiment: Experiment, loops: Mapping[str, Callable[..., TrainLoop
 @contextmanager
 def _claimed(experiment: Experiment, directory: str | Path | None, existing: Existing) -> Iterator[Run]:
     """Claim the run directory and check for images and weights; at the end record the outcome."""
-    default = experiment.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
-    chosen = Path(directory or start_folder() / Path(default).expanduser())
-    run = Run.claim(chosen.expanduser().absolute(), "replace" if experiment.fresh else existing)
+    chosen = directory or where_started(experiment.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S"))
+    run = Run.claim(Path(chosen).expanduser().absolute(), "replace" if experiment.fresh else existing)
     began = time.time()
     with (
         silenced(not experiment.verbose),
@@ -170,6 +170,9 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
     trains = any(stage.trains_backbone for stage in experiment.transfer.values())  # which gets half of the time
     experiment, threads = _begin_and_choose(experiment, run, data, began + seconds / (2 if trains else 1))
     with _stage_runner(experiment, run, data, threads, began + seconds) as runner:
+        if experiment.data.check == "full":
+            with run.phase("check"):
+                check_run(experiment, runner.state.features, run.directory / "check")
         _run_stages(experiment, run, runner)
         run.metrics |= runner.finish()
         run.metrics |= _refit_if_frozen_is_best(experiment, runner)
@@ -178,21 +181,16 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
         with run.phase("evaluate"):
             metrics, logits = evaluate_run(run, state, experiment.features.test_views)
         run.metrics |= metrics | _feature_counts(state.features)
+        run.metrics |= without_leaks(logits["test"], data, experiment.features.root)
         with run.phase("save"):
             run.write_model(state.classifier)
             run.write_json("weights.json", describe_weights(experiment.config.get("backbone", {})))
         run.metrics |= versions()
         run.write_json("metrics.json", run.metrics)  # before anything is drawn: the result stands
         with only_warning(CARD):
-            write_card(run)
-        show_results(
-            run,
-            state,
-            runner.callbacks.values(),
-            experiment.config,
-            logits["test"],
-            pictures=experiment.report.thumbnails,
-        )
+            write_card(Run.open(run.directory))
+        shown = experiment.report.thumbnails
+        show_results(run, state, runner.callbacks.values(), experiment.config, logits["test"], pictures=shown)
         run.write_json("metrics.json", run.metrics)  # with the seconds that showing took
         run.checkpoints.remove()
         show_metrics(run.metrics, run.directory, len(runner.history), data, logits)
@@ -242,7 +240,6 @@ def _stage_runner(
     with open_strategy(experiment.trainer.distribution, job) as strategy:
         state = _build(experiment, run, data, threads, strategy)
         run.metrics |= {f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")}
-        run.metrics["num_by_class"] = data.counts()
         run.metrics |= {"num_classes": len(data.class_names), "num_quarantined": len(data.quarantined)}
         run.metrics |= {"dataset": data.dataset} | ({"num_leaks": len(data.found.leaks)} if data.found.leaks else {})
         yield StageRunner(

@@ -105,6 +105,20 @@ def solve(
     )
 
 
+def gram_matrix(features: np.ndarray) -> np.ndarray:
+    """Return the products of all pairs of rows, `(n, n)`, of features that are centred and divided as `solve` does. For
+    networks side by side they add up."""
+    scaled = (features - features.mean(axis=0, dtype=np.float64)) / part_scales(features, [features.shape[1]])
+    return scaled @ scaled.T
+
+
+def gram_coordinates(gram: np.ndarray) -> np.ndarray:
+    """Return coordinates `(n, n)`, float32, of the rows behind a Gram matrix: its Cholesky factor. Penalties are chosen
+    by them as by the features, at a tenth of the cost of `_span`."""
+    ridge = 1e-6 * np.trace(gram) / len(gram)  # for what is centred has no full rank
+    return np.linalg.cholesky(gram + ridge * np.eye(len(gram))).astype(np.float32)
+
+
 def part_scales(features: np.ndarray, widths: Sequence[int], sample: np.ndarray | None = None) -> np.ndarray:
     """Return the root mean variance of each network's features, once for each feature, `(d,)`; 1 where none varies."""
     if sample is None:
@@ -148,10 +162,13 @@ def choose_l2(
     views: int = 1,
     groups: np.ndarray | None = None,
     balance: ClassBalance = UNIFORM,
+    strengths: Sequence[float] | np.ndarray = STRENGTHS,
+    patience: int = 3,
 ) -> Choice:
     """Choose the penalty with the least out-of-fold log loss, not the best accuracy: on a hundred images many are
-    equally accurate. Goes from strong to weak, each fit starting from the last, until three in a row were worse.
-    `balance` counts in the loss, too."""
+    equally accurate. Goes through `strengths`, from strong to weak, each fit starting from the last, until `patience`
+    in a row were worse. `balance` counts in the loss, too."""
+    from sklearn.metrics import log_loss
     from sklearn.utils import resample
 
     numbers = np.arange(len(labels) // views)
@@ -179,32 +196,13 @@ def choose_l2(
         return Choice(l2=1.0)
     folds = [(*(_rows(part, views) for part in fold), _regression(options, tol=1e-4)) for fold in image_folds]
     judged = np.sort(np.concatenate([held_out for _, held_out, _ in folds]))
-    losses, accuracy, logits = _try_penalties(features, labels, folds, judged, balance)
-    first_views = judged[judged % views == 0]
-    whole = len(classes) == num_classes  # a class without rows has no logits
-    logits, labels = logits[first_views], labels[first_views]
-    own = softmax(logits)[np.arange(len(labels)), np.searchsorted(classes, labels)]
-    image_losses = numbers[first_views // views], -np.log(np.maximum(own, np.finfo(float).tiny))
-    best = min(losses, key=losses.__getitem__)
-    return Choice(best, losses, accuracy, (logits, labels) if whole else None, image_losses)
-
-
-def _try_penalties(
-    features: np.ndarray,
-    labels: np.ndarray,
-    folds: Sequence[tuple[np.ndarray, np.ndarray, LogisticRegression]],
-    judged: np.ndarray,
-    balance: ClassBalance,
-) -> tuple[dict[float, float], float, np.ndarray]:
-    """Return the out-of-fold log loss of each penalty tried, and the accuracy and logits `(n, k)` of the best one."""
-    from sklearn.metrics import log_loss
-
-    classes, sample = np.unique(labels), balance.of_images(labels)
+    sample = balance.of_images(labels)
     weights_judged = None if sample is None else sample[judged]
     offsets = 0.0 if balance.offsets is None else balance.offsets[classes]
     losses: dict[float, float] = {}
-    kept: dict[float, tuple[float, np.ndarray]] = {}
-    for l2 in map(float, STRENGTHS):
+    accuracies: dict[float, float] = {}
+    kept: dict[float, np.ndarray] = {}
+    for l2 in map(float, strengths):
         logits = np.empty((len(labels), len(classes)))
         for train, held_out, model in folds:
             own_sample = None if sample is None else sample[train]
@@ -213,12 +211,30 @@ def _try_penalties(
         probabilities = softmax(logits[judged])
         losses[l2] = float(log_loss(labels[judged], probabilities, labels=classes, sample_weight=weights_judged))
         logits -= offsets  # the loss above has added them
-        accuracy = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
+        accuracies[l2] = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
         best = min(losses, key=losses.__getitem__)
-        kept = {best: kept.get(best, (accuracy, logits))}
-        if best not in list(losses)[-3:]:
+        kept = {best: kept.get(best, logits)}
+        if best not in list(losses)[-patience:]:
             break
-    return losses, *kept[best]
+    first_views = judged[judged % views == 0]
+    whole = len(classes) == num_classes  # a class without rows has no logits
+    logits, labels = kept[best][first_views], labels[first_views]
+    own = softmax(logits)[np.arange(len(labels)), np.searchsorted(classes, labels)]
+    image_losses = numbers[first_views // views], -np.log(np.maximum(own, np.finfo(float).tiny))
+    return Choice(best, losses, accuracies[best], (logits, labels) if whole else None, image_losses)
+
+
+def coordinates_of(features: np.ndarray) -> np.ndarray:
+    """Centre and scale features `(n, d)` as `solve` does, in coordinates of the space they span, `(n, min(n, d))`."""
+    scale = float(np.sqrt(features.var(axis=0, dtype=np.float64).mean())) or 1.0
+    return _span((features - features.mean(axis=0, dtype=np.float64)) / scale)[0]
+
+
+def logits_of_others(coordinates: np.ndarray, labels: np.ndarray, others: np.ndarray, l2: float) -> np.ndarray:
+    """Fit a head with one penalty on `coordinates` `(n, r)`; return its logits for `others` `(m, r)`, a column for each
+    class that occurs."""
+    weights, intercept = _fit(_regression(LBFGS(), tol=1e-4), l2, coordinates, labels, None)
+    return others @ weights.T + intercept
 
 
 def out_of_fold_probabilities(
@@ -229,7 +245,7 @@ def out_of_fold_probabilities(
     """
     from threadpoolctl import threadpool_limits
 
-    features = _span((features - features.mean(axis=0)) / (float(np.sqrt(features.var(axis=0).mean())) or 1.0))[0]
+    features = coordinates_of(features)
     classes, counts = np.unique(labels, return_counts=True)
     probabilities = np.full((len(labels), int(labels.max()) + 1), np.nan)
     usable = np.flatnonzero(np.isin(labels, classes[counts > 1]))
@@ -241,9 +257,9 @@ def out_of_fold_probabilities(
         for train, held in _folds(labels[usable], within, min(options.folds, int(counts[counts > 1].min())), seed):
             chosen = usable[np.random.default_rng(seed).permutation(train)[:MOST_FOR_CHOOSING]]
             known = np.unique(labels[chosen])
-            weights, intercept = _fit(_regression(options, tol=1e-4), l2, features[chosen], labels[chosen])
             probabilities[usable[held]] = 0.0
-            probabilities[np.ix_(usable[held], known)] = softmax(features[usable[held]] @ weights.T + intercept)
+            logits = logits_of_others(features[chosen], labels[chosen], features[usable[held]], l2)
+            probabilities[np.ix_(usable[held], known)] = softmax(logits)
     return probabilities
 
 
@@ -273,7 +289,7 @@ def _regression(options: LBFGS, tol: float = 1e-6) -> LogisticRegression:
 
 
 def _fit(
-    model: LogisticRegression, l2: float, features: np.ndarray, labels: np.ndarray, sample: np.ndarray | None = None
+    model: LogisticRegression, l2: float, features: np.ndarray, labels: np.ndarray, sample: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit weights `(k, d)` and intercepts `(k,)`, also of two classes, where scikit-learn returns one difference."""
     from sklearn import config_context
