@@ -89,8 +89,10 @@ def solve(
         choice = Choice(l2=options.l2 or 0.0)
         if not options.l2:
             choice = choose_l2(coordinates, labels, options, seed, views, groups, balance)
-        model = _regression(options)
-        weights, intercept = _fit(model, choice.l2, coordinates, labels, sample)
+        model, weights, intercept = _regression(options), 0.0, 0.0
+        for l2, share in (choice.shares or {choice.l2: 1.0}).items():
+            fitted = _fit(model, l2, coordinates, labels, sample)
+            weights, intercept = weights + share * fitted[0], intercept + share * fitted[1]
     intercept = intercept if balance.offsets is None else intercept - balance.offsets
     kernel = (basis @ weights.T) / scale[:, None]
     return Solution(
@@ -145,13 +147,15 @@ def _span(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Choice:
-    """A penalty, and the cross-validated results of those tried."""
+    """A penalty, and the cross-validated results of those tried; `shares[l2]` is the part of each penalty's head in a
+    mean of heads, whose results `accuracy` and `out_of_fold` then are."""
 
     l2: float
     log_losses: dict[float, float] = field(default_factory=dict)
     accuracy: float | None = None
     out_of_fold: OutOfFold | None = None
     image_losses: tuple[np.ndarray, np.ndarray] = NO_LOSSES
+    shares: dict[float, float] = field(default_factory=dict)
 
 
 def choose_l2(
@@ -200,7 +204,6 @@ def choose_l2(
     weights_judged = None if sample is None else sample[judged]
     offsets = 0.0 if balance.offsets is None else balance.offsets[classes]
     losses: dict[float, float] = {}
-    accuracies: dict[float, float] = {}
     kept: dict[float, np.ndarray] = {}
     for l2 in map(float, strengths):
         logits = np.empty((len(labels), len(classes)))
@@ -211,17 +214,19 @@ def choose_l2(
         probabilities = softmax(logits[judged])
         losses[l2] = float(log_loss(labels[judged], probabilities, labels=classes, sample_weight=weights_judged))
         logits -= offsets  # the loss above has added them
-        accuracies[l2] = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
         best = min(losses, key=losses.__getitem__)
-        kept = {best: kept.get(best, logits)}
+        kept = {**kept, l2: logits} if options.average else {best: kept.get(best, logits)}
         if best not in list(losses)[-patience:]:
             break
     first_views = judged[judged % views == 0]
+    shares = _shares(losses, len(first_views)) if options.average else {best: 1.0}
+    logits = sum((share * kept[l2] for l2, share in shares.items()), np.zeros_like(logits))
+    accuracy = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
     whole = len(classes) == num_classes  # a class without rows has no logits
-    logits, labels = kept[best][first_views], labels[first_views]
+    logits, labels = logits[first_views], labels[first_views]
     own = softmax(logits)[np.arange(len(labels)), np.searchsorted(classes, labels)]
     image_losses = numbers[first_views // views], -np.log(np.maximum(own, np.finfo(float).tiny))
-    return Choice(best, losses, accuracies[best], (logits, labels) if whole else None, image_losses)
+    return Choice(best, losses, accuracy, (logits, labels) if whole else None, image_losses, shares)
 
 
 def coordinates_of(features: np.ndarray) -> np.ndarray:
@@ -261,6 +266,15 @@ def out_of_fold_probabilities(
             logits = logits_of_others(features[chosen], labels[chosen], features[usable[held]], l2)
             probabilities[np.ix_(usable[held], known)] = softmax(logits)
     return probabilities
+
+
+def _shares(losses: dict[float, float], count: int) -> dict[float, float]:
+    """Divide a mean among penalties by the likelihood of their out-of-fold answers to `count` images (pseudo-BMA,
+    Geisser and Eddy 1979): where few images can tell, many have a share. Shares below a hundredth are left out."""
+    lowest = min(losses.values())
+    likely = {l2: float(np.exp(count * (lowest - loss))) for l2, loss in losses.items()}
+    kept = {l2: value for l2, value in likely.items() if value >= 0.01 * sum(likely.values())}
+    return {l2: value / sum(kept.values()) for l2, value in kept.items()}
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
