@@ -172,7 +172,6 @@ def choose_l2(
     """Choose the penalty with the least out-of-fold log loss, not the best accuracy: on a hundred images many are
     equally accurate. Goes through `strengths`, from strong to weak, each fit starting from the last, until `patience`
     in a row were worse. `balance` counts in the loss, too."""
-    from sklearn.metrics import log_loss
     from sklearn.utils import resample
 
     numbers = np.arange(len(labels) // views)
@@ -200,8 +199,37 @@ def choose_l2(
         return Choice(l2=1.0)
     folds = [(*(_rows(part, views) for part in fold), _regression(options, tol=1e-4)) for fold in image_folds]
     judged = np.sort(np.concatenate([held_out for _, held_out, _ in folds]))
-    sample = balance.of_images(labels)
-    weights_judged = None if sample is None else sample[judged]
+    losses, kept = _try_penalties(
+        features, labels, folds, judged, balance, strengths, patience, keep_all=options.average
+    )
+    best = min(losses, key=losses.__getitem__)
+    first_views = judged[judged % views == 0]
+    shares = _shares(losses, len(first_views)) if options.average else {best: 1.0}
+    logits = sum((share * kept[l2] for l2, share in shares.items()), np.zeros_like(kept[best]))
+    accuracy = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
+    whole = len(classes) == num_classes  # a class without rows has no logits
+    logits, labels = logits[first_views], labels[first_views]
+    own = softmax(logits)[np.arange(len(labels)), np.searchsorted(classes, labels)]
+    image_losses = numbers[first_views // views], -np.log(np.maximum(own, np.finfo(float).tiny))
+    return Choice(best, losses, accuracy, (logits, labels) if whole else None, image_losses, shares)
+
+
+def _try_penalties(
+    features: np.ndarray,
+    labels: np.ndarray,
+    folds: Sequence[tuple[np.ndarray, np.ndarray, LogisticRegression]],
+    judged: np.ndarray,
+    balance: ClassBalance,
+    strengths: Sequence[float] | np.ndarray,
+    patience: int,
+    *,
+    keep_all: bool,
+) -> tuple[dict[float, float], dict[float, np.ndarray]]:
+    """Return the out-of-fold loss of each penalty tried, and the logits `(n, k)` of the best one, or of all."""
+    from sklearn.metrics import log_loss
+
+    classes, sample = np.unique(labels), balance.of_images(labels)
+    judged_sample = None if sample is None else sample[judged]
     offsets = 0.0 if balance.offsets is None else balance.offsets[classes]
     losses: dict[float, float] = {}
     kept: dict[float, np.ndarray] = {}
@@ -212,21 +240,13 @@ def choose_l2(
             weights, intercept = _fit(model, l2, features[train], labels[train], own_sample)
             logits[held_out] = features[held_out] @ weights.T + intercept
         probabilities = softmax(logits[judged])
-        losses[l2] = float(log_loss(labels[judged], probabilities, labels=classes, sample_weight=weights_judged))
+        losses[l2] = float(log_loss(labels[judged], probabilities, labels=classes, sample_weight=judged_sample))
         logits -= offsets  # the loss above has added them
         best = min(losses, key=losses.__getitem__)
-        kept = {**kept, l2: logits} if options.average else {best: kept.get(best, logits)}
+        kept = {**kept, l2: logits} if keep_all else {best: kept.get(best, logits)}
         if best not in list(losses)[-patience:]:
             break
-    first_views = judged[judged % views == 0]
-    shares = _shares(losses, len(first_views)) if options.average else {best: 1.0}
-    logits = sum((share * kept[l2] for l2, share in shares.items()), np.zeros_like(logits))
-    accuracy = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
-    whole = len(classes) == num_classes  # a class without rows has no logits
-    logits, labels = logits[first_views], labels[first_views]
-    own = softmax(logits)[np.arange(len(labels)), np.searchsorted(classes, labels)]
-    image_losses = numbers[first_views // views], -np.log(np.maximum(own, np.finfo(float).tiny))
-    return Choice(best, losses, accuracy, (logits, labels) if whole else None, image_losses, shares)
+    return losses, kept
 
 
 def coordinates_of(features: np.ndarray) -> np.ndarray:
