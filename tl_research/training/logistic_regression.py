@@ -16,6 +16,7 @@ import numpy as np
 
 from tl_research.metrics.probabilities import softmax
 from tl_research.training.class_balance import UNIFORM, ClassBalance
+from tl_research.training.head_coordinates import coordinates_of, mean_feature, part_scales, span
 from tl_research.training.optimizer import LBFGS
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ def solve(
     from threadpoolctl import threadpool_limits
 
     sample = balance.of_images(labels)
-    mean, scale = _mean(features, sample), part_scales(features, widths or [features.shape[1]], sample)
-    coordinates, basis = _span((features - mean) / scale)
+    mean, scale = mean_feature(features, sample), part_scales(features, widths or [features.shape[1]], sample)
+    coordinates, basis = span((features - mean) / scale)
     # On small matrices BLAS threads wait for each other ten times longer than they work.
     with threadpool_limits(1 if coordinates.size < SMALL else None, "blas"):
         choice = Choice(l2=options.l2 or 0.0)
@@ -105,44 +106,6 @@ def solve(
         out_of_fold=choice.out_of_fold,
         image_losses=choice.image_losses,
     )
-
-
-def gram_matrix(features: np.ndarray) -> np.ndarray:
-    """Return the products of all pairs of rows, `(n, n)`, of features that are centred and divided as `solve` does. For
-    networks side by side they add up."""
-    scaled = (features - features.mean(axis=0, dtype=np.float64)) / part_scales(features, [features.shape[1]])
-    return scaled @ scaled.T
-
-
-def gram_coordinates(gram: np.ndarray) -> np.ndarray:
-    """Return coordinates `(n, n)`, float32, of the rows behind a Gram matrix: its Cholesky factor. Penalties are chosen
-    by them as by the features, at a tenth of the cost of `_span`."""
-    ridge = 1e-6 * np.trace(gram) / len(gram)  # for what is centred has no full rank
-    return np.linalg.cholesky(gram + ridge * np.eye(len(gram))).astype(np.float32)
-
-
-def part_scales(features: np.ndarray, widths: Sequence[int], sample: np.ndarray | None = None) -> np.ndarray:
-    """Return the root mean variance of each network's features, once for each feature, `(d,)`; 1 where none varies."""
-    if sample is None:
-        variance = features.var(axis=0, dtype=np.float64)
-    else:
-        variance = _mean((features - _mean(features, sample)) ** 2, sample)
-    variances = np.split(variance, np.cumsum(widths)[:-1])
-    return np.repeat([float(np.sqrt(part.mean())) or 1.0 for part in variances], widths)
-
-
-def _mean(features: np.ndarray, sample: np.ndarray | None) -> np.ndarray:
-    return features.mean(axis=0, dtype=np.float64) if sample is None else np.average(features, axis=0, weights=sample)
-
-
-def _span(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Express features in coordinates of the space they span; return these and its orthonormal basis `(d, r)`. The
-    optimum lies in it, and with fewer images than dimensions, the usual case, the problem becomes smaller."""
-    n, d = features.shape
-    if n >= d:
-        return features, np.eye(d)
-    basis, coordinates = np.linalg.qr(features.T)  # features = coordinates.T @ basis.T
-    return np.ascontiguousarray(coordinates.T), basis
 
 
 @dataclass(frozen=True)
@@ -172,64 +135,22 @@ def choose_l2(
     """Choose the penalty with the least out-of-fold log loss, not the best accuracy: on a hundred images many are
     equally accurate. Goes through `strengths`, from strong to weak, each fit starting from the last, until `patience`
     in a row were worse. `balance` counts in the loss, too."""
-    from sklearn.utils import resample
-
-    numbers = np.arange(len(labels) // views)
-    if len(labels) > MOST_FOR_CHOOSING:
-        images = resample(
-            np.arange(len(labels) // views),
-            replace=False,
-            n_samples=MOST_FOR_CHOOSING // views,
-            stratify=labels[::views],
-            random_state=seed,
-        )
-        part = _rows(images, views)
-        features, labels = features[part], labels[part]
-        numbers, groups = images, None if groups is None else groups[images]
-    classes, counts = np.unique(labels[::views], return_counts=True)
-    num_classes = len(classes)
-    classes, counts = classes[counts > 1], counts[counts > 1]  # a single image cannot be held out
-    if len(classes) < 2:
-        return Choice(l2=1.0)  # the middle of the range, which little data tends to choose
-    usable = np.isin(labels, classes)
-    groups = None if groups is None else groups[usable[::views]]
-    features, labels, numbers = features[usable], labels[usable], numbers[usable[::views]]
-    image_folds = _folds(labels[::views], groups, min(options.folds, int(counts.min())), seed)
-    if not image_folds:
-        return Choice(l2=1.0)
-    folds = [(*(_rows(part, views) for part in fold), _regression(options, tol=1e-4)) for fold in image_folds]
-    judged = np.sort(np.concatenate([held_out for _, held_out, _ in folds]))
-    losses, kept = _try_penalties(
-        features, labels, folds, judged, balance, strengths, patience, keep_all=options.average
-    )
-    best = min(losses, key=losses.__getitem__)
-    first_views = judged[judged % views == 0]
-    shares = _shares(losses, len(first_views)) if options.average else {best: 1.0}
-    logits = sum((share * kept[l2] for l2, share in shares.items()), np.zeros_like(kept[best]))
-    accuracy = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
-    whole = len(classes) == num_classes  # a class without rows has no logits
-    logits, labels = logits[first_views], labels[first_views]
-    own = softmax(logits)[np.arange(len(labels)), np.searchsorted(classes, labels)]
-    image_losses = numbers[first_views // views], -np.log(np.maximum(own, np.finfo(float).tiny))
-    return Choice(best, losses, accuracy, (logits, labels) if whole else None, image_losses, shares)
-
-
-def _try_penalties(
-    features: np.ndarray,
-    labels: np.ndarray,
-    folds: Sequence[tuple[np.ndarray, np.ndarray, LogisticRegression]],
-    judged: np.ndarray,
-    balance: ClassBalance,
-    strengths: Sequence[float] | np.ndarray,
-    patience: int,
-    *,
-    keep_all: bool,
-) -> tuple[dict[float, float], dict[float, np.ndarray]]:
-    """Return the out-of-fold loss of each penalty tried, and the logits `(n, k)` of the best one, or of all."""
     from sklearn.metrics import log_loss
 
-    classes, sample = np.unique(labels), balance.of_images(labels)
-    judged_sample = None if sample is None else sample[judged]
+    num_classes = len(np.unique(labels))
+    images = _choosing_images(labels[::views], MOST_FOR_CHOOSING // views, seed)
+    rows = _rows(images, views)
+    features, labels, groups = features[rows], labels[rows], None if groups is None else groups[images]
+    classes, counts = np.unique(labels[::views], return_counts=True)
+    image_folds = []
+    if len(classes) > 1:
+        image_folds = _folds(labels[::views], groups, min(options.folds, int(counts.min())), seed)
+    if not image_folds:
+        return Choice(l2=1.0)  # the middle of the range, which little data tends to choose
+    folds = [(*(_rows(part, views) for part in fold), _regression(options, tol=1e-4)) for fold in image_folds]
+    judged = np.sort(np.concatenate([held_out for _, held_out, _ in folds]))
+    sample = balance.of_images(labels)
+    weights_judged = None if sample is None else sample[judged]
     offsets = 0.0 if balance.offsets is None else balance.offsets[classes]
     losses: dict[float, float] = {}
     kept: dict[float, np.ndarray] = {}
@@ -240,19 +161,33 @@ def _try_penalties(
             weights, intercept = _fit(model, l2, features[train], labels[train], own_sample)
             logits[held_out] = features[held_out] @ weights.T + intercept
         probabilities = softmax(logits[judged])
-        losses[l2] = float(log_loss(labels[judged], probabilities, labels=classes, sample_weight=judged_sample))
+        losses[l2] = float(log_loss(labels[judged], probabilities, labels=classes, sample_weight=weights_judged))
         logits -= offsets  # the loss above has added them
         best = min(losses, key=losses.__getitem__)
-        kept = {**kept, l2: logits} if keep_all else {best: kept.get(best, logits)}
+        kept = {**kept, l2: logits} if options.average else {best: kept.get(best, logits)}
         if best not in list(losses)[-patience:]:
             break
-    return losses, kept
+    first_views = judged[judged % views == 0]
+    shares = _shares(losses, len(first_views)) if options.average else {best: 1.0}
+    logits = sum((share * kept[l2] for l2, share in shares.items()), np.zeros_like(logits))
+    accuracy = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
+    whole = len(classes) == num_classes  # a class without rows has no logits
+    logits, labels = logits[first_views], labels[first_views]
+    own = softmax(logits)[np.arange(len(labels)), np.searchsorted(classes, labels)]
+    image_losses = images[first_views // views], -np.log(np.maximum(own, np.finfo(float).tiny))
+    return Choice(best, losses, accuracy, (logits, labels) if whole else None, image_losses, shares)
 
 
-def coordinates_of(features: np.ndarray) -> np.ndarray:
-    """Centre and scale features `(n, d)` as `solve` does, in coordinates of the space they span, `(n, min(n, d))`."""
-    scale = float(np.sqrt(features.var(axis=0, dtype=np.float64).mean())) or 1.0
-    return _span((features - features.mean(axis=0, dtype=np.float64)) / scale)[0]
+def _choosing_images(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Choose the images to choose a penalty by: a stratified sample of at most `most` if there are more, without those
+    that are alone in their class, which cannot be held out."""
+    from sklearn.utils import resample
+
+    images = np.arange(len(labels))
+    if len(labels) > most:
+        images = resample(images, replace=False, n_samples=most, stratify=labels, random_state=seed)
+    classes, counts = np.unique(labels[images], return_counts=True)
+    return images[np.isin(labels[images], classes[counts > 1])]
 
 
 def logits_of_others(coordinates: np.ndarray, labels: np.ndarray, others: np.ndarray, l2: float) -> np.ndarray:

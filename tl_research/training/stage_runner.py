@@ -231,8 +231,7 @@ class StageRunner:
         factory = InputFactory(state.inputs, self.seed, state.threads)
         maps = None if only_head else factory.cache_maps(plan, state.has_changed)
         policy = "float32" if only_head else choose_policy(self.trainer.precision)
-        whole = sync_batch_norm(self.strategy, state.classifier)
-        with self.run.phase(name), compute_in(policy, state.backbone), whole:
+        with self.run.phase(name), compute_in(policy, state.backbone), sync_batch_norm(self.strategy, state.classifier):
             inputs, step, metrics = make_step(
                 lambda size: factory.build(plan, only_head, maps, size),
                 lambda: optimizer.build(stage.learning_rate),
