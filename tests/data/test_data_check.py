@@ -114,6 +114,15 @@ def test_equal_images_in_both_splits_are_refused_by_name(planted: Path) -> None:
         loaded(planted)
 
 
+def test_groups_that_the_splits_divide_are_warned_of(
+    planted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = tmp_path / "groups.csv"
+    table.write_text("path,group\ntrain/a/0.jpg,one\ntest/a/2.jpg,one\n")
+    loaded(planted, allow_leaks=True, group_by=str(table))
+    assert "1 group(s) lie both in train/ and in test/, such as 'one'" in caplog.text
+
+
 def test_only_equal_images_are_decoded_twice_and_once_for_all(
     planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,13 +80,11 @@ class CheckFindings:
         sets = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
         return sorted(members.tolist() for members in sets if len(members) > 1)
 
-    def _given(self, index: int) -> str:
-        return str(self.data.found.given[index])
-
     @cached_property
     def leaks(self) -> list[DuplicatePair]:
         """The pairs that lie in two of the splits that the source has."""
-        return [pair for pair in self.pairs if self._given(pair.first) != self._given(pair.second)]
+        given = self.data.found.given
+        return [pair for pair in self.pairs if given[pair.first] != given[pair.second]]
 
     @cached_property
     def conflicts(self) -> list[DuplicatePair]:
@@ -109,19 +107,18 @@ class CheckFindings:
 
     def manifest(self) -> Table:
         """List every file: used, set aside, or passed over."""
-        group_of = {index: name for name, members in self._named_groups() for index in members}
+        group_of = {index: name for name, members in _named(self.groups) for index in members}
         data, facts, header = self.data, self.facts, ["path", "digest", "format", "size"]
         rows: list[list[Any]] = [
-            [name, data.digests[i].hex(), facts.formats[i], f"{facts.widths[i]}x{facts.heights[i]}", self.class_of(i)]
-            + [group_of.get(i, ""), data.split_of[i], "used", self.odd.get(i, "")]
+            [
+                *(name, data.digests[i].hex(), facts.formats[i], f"{facts.widths[i]}x{facts.heights[i]}"),
+                *(self.class_of(i), group_of.get(i, ""), data.split_of[i], "used", self.odd.get(i, "")),
+            ]
             for i, name in enumerate(self.names)
         ]
         rows += [[str(bad.path), bad.digest.hex(), *[""] * 5, "set aside", bad.reason] for bad in data.quarantined]
         rows += [[str(path), *[""] * 6, "passed over", "not an image in a class folder"] for path in data.ignored]
         return [*header, "class", "group", "split", "status", "reason"], rows
-
-    def _named_groups(self) -> list[tuple[str, list[int]]]:
-        return [(f"duplicates-{number:04}", members) for number, members in enumerate(self.groups, 1)]
 
     def duplicates(self) -> Table:
         """List the images of each set of duplicates, as `data.group_by` takes it."""
@@ -132,7 +129,7 @@ class CheckFindings:
                     best[index] = pair
         rows = [
             [self.names[index], name, best[index].kind, best[index].score]
-            for name, members in self._named_groups()
+            for name, members in _named(self.groups)
             for index in members
         ]
         return ["path", "group", "kind", "score"], rows
@@ -147,10 +144,11 @@ class CheckFindings:
 
     def leaks_table(self) -> Table:
         """List the pairs that lie in two of the source's splits."""
+        names, given = self.names, self.data.found.given
         rows = [
-            [self.names[pair.first], self._given(pair.first), self.names[pair.second], self._given(pair.second)]
-            + [pair.kind, pair.score]
+            [names[one], str(given[one]), names[other], str(given[other]), pair.kind, pair.score]
             for pair in self.leaks
+            for one, other in [(pair.first, pair.second)]
         ]
         return ["path", "split", "other", "other_split", "kind", "score"], rows
 
@@ -177,3 +175,7 @@ class CheckFindings:
             "shortcuts": [asdict(each) | {"is_found": each.is_found} for each in self.shortcuts],
             "learning_curve": None if growth is None else asdict(growth),
         }
+
+
+def _named(groups: Sequence[list[int]]) -> list[tuple[str, list[int]]]:
+    return [(f"duplicates-{number:04}", members) for number, members in enumerate(groups, 1)]

@@ -40,7 +40,7 @@ def check_members(members: Sequence[Run]) -> None:
         _demand_same(_judged(first), _judged(other), str(first.directory), str(other.directory))
 
 
-def check_images(member: Run, data: DataModule) -> None:
+def check_data(member: Run, data: DataModule) -> None:
     """Raise `InputError` unless the validation and test images are still those of a run."""
     indices = data.indices("val", "test").tolist()
     paths = [data.paths[i] for i in indices]

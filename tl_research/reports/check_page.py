@@ -101,29 +101,22 @@ def check_page(findings: CheckFindings, *, pictures: bool = True) -> str:
         rows = [[str(size), f"{accuracy:.3f}"] for size, accuracy in findings.growth.measured.items()]
         growth.append(html_table(["images of a class learned from", "accuracy on others"], rows))
     tested = [
-        [each.fact, f"{each.balanced_accuracy:.2f}", f"{each.chance:.2f}", f"{each.p_value:.3f}"]
-        + ["yes" if each.is_found else ""]
+        [each.fact, *(f"{number:.3f}" for number in (each.balanced_accuracy, each.chance, each.p_value))]
         for each in findings.shortcuts
     ]
     kinds = {index: pair for pair in reversed(findings.pairs) for index in (pair.first, pair.second)}
     duplicates = [index for members in findings.groups for index in members]
-    doubted = {doubt.index: doubt for doubt in findings.doubts if doubt.is_confident}
+    names = findings.data.class_names
+    doubted = {each.index: (names[each.suggested], each.score) for each in findings.doubts if each.is_confident}
     crossing = [index for pair in findings.leaks for index in (pair.first, pair.second)]
     return static_page(
         f"Check of {findings.data.root.name}",
         section("Summary", html_table(["checked", "found"], summary)),
-        images(
-            "Doubtful labels",
-            list(doubted),
-            lambda i: (
-                [f"{findings.class_of(i)}; or {findings.data.class_names[doubted[i].suggested]}?"]
-                + [f"doubt {doubted[i].score:.2f}"]
-            ),
-        ),
+        images("Doubtful labels", list(doubted), lambda i: [f"or {doubted[i][0]}? {doubted[i][1]:.2f}"]),
         images("Leaks across the folder's own splits", crossing, lambda i: [findings.data.split_of[i]]),
         images("Duplicates", duplicates, lambda i: [f"{kinds[i].kind}, {kinds[i].score:.2f}"]),
         images("Odd images", list(findings.odd), lambda i: [findings.odd[i]]),
-        section("Shortcuts", html_table(["fact", "balanced accuracy", "chance", "p (Holm)", "shortcut"], tested)),
+        section("Shortcuts", html_table(["fact alone", "balanced accuracy", "chance", "p (Holm)"], tested)),
         section("How many more images", *growth),
         _ignore_lines(findings),
     )
