@@ -97,7 +97,7 @@ def write_ensemble(run: Run, members: Sequence[Run], data: DataModule, threads: 
         config = ensemble_config(members, ensemble.input_shape[1])
         run.write_config(config)
         run.write_json("classes.json", list(data.class_names))
-        for name in ("pixel_range.json", "set_aside.csv"):
+        for name in ("data_check.json", "pixel_range.json", "set_aside.csv"):
             if (members[0].directory / name).is_file():
                 (run.directory / name).write_bytes((members[0].directory / name).read_bytes())
         run.write_json("weights.json", _joined([member.weights for member in members]))

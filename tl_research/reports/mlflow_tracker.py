@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import re
@@ -128,6 +129,7 @@ def _open(recipe: MLflow, directory: Path) -> tuple[Any, str]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # or a server that is gone holds up every run
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of each try
     from mlflow import MlflowClient
     from mlflow.entities import Param
 
