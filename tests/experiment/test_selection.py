@@ -14,7 +14,7 @@ from tl_research.experiment.candidates import Candidate, judge
 from tl_research.reports.leaderboard import collect
 from tl_research.runs.reader import read_selection
 from tl_research.serving.facts import facts_of
-from tl_research.training.logistic_regression import solve
+from tl_research.training.logistic_regression import Choice, choose_l2, gram_coordinates, gram_matrix, solve
 from tl_research.training.optimizer import LBFGS
 
 AMONG = "backbone.among=[tiny,{name: tiny@32,seed: 1}]"
@@ -23,8 +23,8 @@ AMONG = "backbone.among=[tiny,{name: tiny@32,seed: 1}]"
 def candidate(name: str, losses: np.ndarray, operations: int, **options: Any) -> Candidate:
     network: Any = SimpleNamespace(recipe=SimpleNamespace(name=name), operations=operations, parameters=operations)
     image_losses = np.arange(len(losses)), losses
-    solution: Any = SimpleNamespace(log_losses={1.0: losses.mean()}, cv_accuracy=0.5, image_losses=image_losses)
-    return Candidate((network,), solution, 1.0, **options)
+    validated = Choice(1.0, {1.0: losses.mean()}, 0.5, image_losses=image_losses)
+    return Candidate((network,), validated, 1.0, **options)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,17 @@ def test_images_without_a_fold_of_their_own_choose_nothing() -> None:
     numbers, losses = solve(features, labels, LBFGS(), seed=0).image_losses
     assert sorted(numbers) == list(range(16))
     assert np.isfinite(losses).all()
+
+
+def test_gram_matrices_compare_networks_as_their_features_do() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    parts = [rng.normal(size=(60, 8)) * scale + np.eye(3)[labels] @ rng.normal(size=(3, 8)) for scale in (1, 30)]
+    solution = solve(np.concatenate(parts, axis=1), labels, LBFGS(), seed=0, widths=[8, 8])
+    coordinates = gram_coordinates(sum(map(gram_matrix, parts)))
+    choice = choose_l2(coordinates, labels, LBFGS(), seed=0)
+    assert choice.l2 == solution.l2
+    assert choice.log_losses[choice.l2] == pytest.approx(min(solution.log_losses.values()), abs=2e-3)
 
 
 @pytest.mark.parametrize(

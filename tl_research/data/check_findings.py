@@ -112,8 +112,10 @@ class CheckFindings:
         group_of = {index: name for name, members in self._named_groups() for index in members}
         data, facts, header = self.data, self.facts, ["path", "digest", "format", "size"]
         rows: list[list[Any]] = [
-            [name, data.digests[i].hex(), facts.formats[i], f"{facts.widths[i]}x{facts.heights[i]}", self.class_of(i)]
-            + [group_of.get(i, ""), data.split_of[i], "used", self.odd.get(i, "")]
+            [
+                *(name, data.digests[i].hex(), facts.formats[i], f"{facts.widths[i]}x{facts.heights[i]}"),
+                *(self.class_of(i), group_of.get(i, ""), data.split_of[i], "used", self.odd.get(i, "")),
+            ]
             for i, name in enumerate(self.names)
         ]
         rows += [[str(bad.path), bad.digest.hex(), *[""] * 5, "set aside", bad.reason] for bad in data.quarantined]
@@ -148,8 +150,10 @@ class CheckFindings:
     def leaks_table(self) -> Table:
         """List the pairs that lie in two of the source's splits."""
         rows = [
-            [self.names[pair.first], self._given(pair.first), self.names[pair.second], self._given(pair.second)]
-            + [pair.kind, pair.score]
+            [
+                *(self.names[pair.first], self._given(pair.first), self.names[pair.second], self._given(pair.second)),
+                *(pair.kind, pair.score),
+            ]
             for pair in self.leaks
         ]
         return ["path", "split", "other", "other_split", "kind", "score"], rows

@@ -44,7 +44,7 @@ def evaluate_run(
     `(n, num_classes)` of each. Without test images there are no `test_...`, and `tested` is false. With `test_views`
     there are also `test_tta_...`, of the average over augmented views."""
     data = state.data
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = {"num_by_class": data.counts()}
     none = np.empty((0, len(data.class_names)), np.float32)
     logits = {split: state.logits(split) if len(data.indices(split)) else none for split in ("val", "test")}
     indices = np.concatenate([data.indices(split) for split in logits])

@@ -12,7 +12,7 @@ import numpy as np
 
 from tl_research.metrics.bootstrap import bootstrap, mean_of
 from tl_research.models.backbone import Backbone
-from tl_research.training.logistic_regression import Solution
+from tl_research.training.logistic_regression import Choice
 
 DRAWS = 5000
 LEAST = 0.001
@@ -21,11 +21,11 @@ LEAST = 0.001
 
 @dataclass(frozen=True)
 class Network:
-    """A network that was looked at: its recipe and configuration, and its features of the images, `(n, d)`."""
+    """A network that was looked at: its recipe and configuration, and the Gram matrix of its features, `(n, n)`."""
 
     recipe: Backbone
     config: dict[str, Any]
-    features: np.ndarray
+    gram: np.ndarray
     parameters: int
     operations: int
     """Multiply-accumulates for one image."""
@@ -36,10 +36,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One network or several side by side, and the solved head on their features."""
+    """One network or several side by side, and the cross-validation of heads on their features."""
 
     networks: tuple[Network, ...]
-    solution: Solution
+    validated: Choice
     seconds: float
     """Of its features, where they were computed for it, and its head."""
     eligible: bool = True
@@ -53,7 +53,7 @@ class Candidate:
     @cached_property
     def loss(self) -> float:
         """The cross-validated log loss."""
-        return min(self.solution.log_losses.values(), default=math.inf)
+        return min(self.validated.log_losses.values(), default=math.inf)
 
     @property
     def operations(self) -> int:
@@ -101,10 +101,10 @@ def judge(candidates: Sequence[Candidate], groups: np.ndarray | None) -> tuple[C
 
 def _behind(one: Candidate, best: Candidate, groups: np.ndarray | None) -> tuple[float, float, float]:
     """Return the loss above that of the best and its interval; both were cross-validated in the same folds."""
-    numbers, losses = one.solution.image_losses
+    numbers, losses = one.validated.image_losses
     if not len(numbers) or one is best:
         return 0.0, 0.0, 0.0
-    difference = losses - best.solution.image_losses[1]
+    difference = losses - best.validated.image_losses[1]
     return float(difference.mean()), *_interval(difference, numbers, groups)
 
 
@@ -114,14 +114,14 @@ def _interval(values: np.ndarray, numbers: np.ndarray, groups: np.ndarray | None
 
 
 def _row(candidate: Candidate, behind: tuple[float, float, float], groups: np.ndarray | None) -> CandidateRow:
-    numbers, losses = candidate.solution.image_losses
+    numbers, losses = candidate.validated.image_losses
     low, high = _interval(losses, numbers, groups) if len(numbers) else (None, None)
     return CandidateRow(
         candidate.name,
         candidate.loss if math.isfinite(candidate.loss) else None,
         low,
         high,
-        candidate.solution.cv_accuracy,
+        candidate.validated.accuracy,
         *behind,
         round(candidate.seconds, 1),
         sum(network.parameters for network in candidate.networks),

@@ -28,7 +28,7 @@ from tl_research.runs.identity import identity
 from tl_research.runs.reader import read_selection
 from tl_research.runs.run import Run
 from tl_research.system.versions import versions
-from tl_research.training.logistic_regression import solve
+from tl_research.training.logistic_regression import STRENGTHS, choose_l2, gram_coordinates, gram_matrix
 from tl_research.training.optimizer import LBFGS
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FILE = "selection.json"
+MOST_IMAGES = 2000
+"""Images at most that choose: the memory and time of a candidate grow with their square and cube."""
 
 
 def choose_backbone(experiment: Experiment, run: Run, data: DataModule, threads: int, deadline: float) -> Experiment:
@@ -78,6 +80,8 @@ class _Selection:
     data: DataModule
     threads: int
     deadline: float
+    _last: int = 0
+    """The penalty of the last candidate, as a number of `STRENGTHS`: the next one's is rarely much stronger."""
 
     @property
     def splits(self) -> tuple[str, str]:
@@ -87,7 +91,7 @@ class _Selection:
     @property
     def groups(self) -> np.ndarray | None:
         """The group of each image that chooses."""
-        return None if self.data.groups is None else self.data.groups[self.data.indices(*self.splits)]
+        return None if self.data.groups is None else self.data.groups[self.data.indices(*self.splits)][self._images]
 
     def look(self) -> Iterator[Candidate]:
         """Yield the default, then single networks from the smallest file of weights, then the best with others beside
@@ -144,10 +148,11 @@ class _Selection:
         table = FeatureTable(backbone, self.data, self.experiment.features, self.experiment.engine, self.threads, note)
         inputs = HeadInputs(self.run.phase, self.data, table)
         inputs.ensure(validation=True)
+        rows = inputs.learned(*self.splits)[0].reshape(-1, inputs.views, table.row.shape[-1])[self._images]
         return Network(
             recipe=recipe,
             config=config,
-            features=inputs.learned(*self.splits)[0],
+            gram=gram_matrix(rows.reshape(-1, rows.shape[-1])),
             parameters=backbone.count_params(),
             operations=sum(multiply_accumulates(backbone)),
             seconds=time.perf_counter() - began,
@@ -156,13 +161,45 @@ class _Selection:
         )
 
     def _candidate(self, networks: tuple[Network, ...], seconds: float) -> Candidate:
+        from threadpoolctl import threadpool_limits
+
         began = time.perf_counter()
-        views = self.experiment.features.views or 1
-        labels = self.data.labels[self.data.indices(*self.splits)].repeat(views)
-        features = np.concatenate([network.features for network in networks], axis=1)
-        widths = [network.features.shape[1] for network in networks]
-        solution = solve(features, labels, LBFGS(), self.experiment.seed, views, self.groups, widths)
-        return Candidate(networks, solution, seconds + time.perf_counter() - began)
+        coordinates = gram_coordinates(sum(network.gram for network in networks))
+        views, first = self.experiment.features.views or 1, max(self._last - 1, 0)
+        options, seed, strengths = LBFGS(), self.experiment.seed, STRENGTHS[first:]
+        with threadpool_limits(1, "blas"):
+            validated = choose_l2(
+                coordinates,
+                self._labels,
+                options,
+                seed,
+                views,
+                self.groups,
+                strengths=strengths,
+                patience=2 - bool(first),
+            )
+        self._last = int(np.argmin(np.abs(STRENGTHS - validated.l2)))
+        return Candidate(networks, validated, seconds + time.perf_counter() - began)
+
+    @cached_property
+    def _images(self) -> np.ndarray:
+        """The images that choose, among those of the splits: all, or a stratified sample of `MOST_IMAGES`."""
+        labels = self.data.labels[self.data.indices(*self.splits)]
+        if len(labels) <= MOST_IMAGES:
+            return np.arange(len(labels))
+        rank = np.empty(
+            len(labels)
+        )  # each image's place in its class, from 0 to 1, so that all classes are thinned alike
+        order = np.random.default_rng(self.experiment.seed).permutation(len(labels))
+        for label in np.unique(labels):
+            members = order[labels[order] == label]
+            rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+        return np.sort(np.argsort(rank, kind="stable")[:MOST_IMAGES])
+
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        labels = self.data.labels[self.data.indices(*self.splits)][self._images]
+        return labels.repeat(self.experiment.features.views or 1)
 
     def write_run(self, candidate: Candidate) -> None:
         """Record a candidate as a run of its own: `python train.py resume=DIRECTORY fresh=true` makes all of it."""
@@ -172,8 +209,8 @@ class _Selection:
         run = Run.claim(folder, "replace")
         run.write_config(experiment.config)
         run.write_json("classes.json", list(self.data.class_names))
-        solution = candidate.solution
-        run.metrics = {"cv_accuracy": solution.cv_accuracy, "cv_loss": candidate.loss, "l2": solution.l2}
+        validated = candidate.validated
+        run.metrics = {"cv_accuracy": validated.accuracy, "cv_loss": candidate.loss, "l2": validated.l2}
         run.metrics |= {f"num_{split}": len(self.data.indices(split)) for split in self.splits}
         run.metrics |= {
             "seed": experiment.seed,

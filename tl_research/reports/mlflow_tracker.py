@@ -78,8 +78,8 @@ class MLflow(Callback):
         final = {key: value for key, value in results.metrics.items() if not key.startswith("version_")}
         session.send(lambda client, run: client.log_batch(run, metrics=_metrics(final, step)))
         for name in (*ARTIFACTS, *(("model.keras",) if self.model else ())):
-            if (directory / name).is_file():
-                session.send(lambda client, run, path=directory / name: client.log_artifact(run, str(path)))
+            if (path := directory / name).is_file():
+                session.send(lambda client, run: client.log_artifact(run, str(path)))
 
     @override
     def close(self, directory: Path, state: str) -> None:

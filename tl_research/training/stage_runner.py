@@ -68,6 +68,8 @@ class StageRunner:
     loops: Mapping[str, Callable[..., TrainLoop]] = field(default_factory=dict)
     history: list[EpochRow] = field(default_factory=list)
     best: BestEpoch = field(default_factory=BestEpoch)
+    validated: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """The logits of the last validation."""
     _most_trainable: int = 0
     _pending: CheckpointState | None = None
     """The training loop that a checkpoint was saved in, until its stage continues."""
@@ -277,8 +279,8 @@ class StageRunner:
     def _validate(self, inputs: StageInputs) -> dict[str, float]:
         data = self.state.data
         with closing(inputs.validation()) as batches:
-            logits = np.concatenate([inputs.logits(batch) for batch, _ in batches])
-        scores = accuracy_and_loss(logits, data.labels[data.indices("val")])
+            self.validated = np.concatenate([inputs.logits(batch) for batch, _ in batches])
+        scores = accuracy_and_loss(self.validated, data.labels[data.indices("val")])
         return {f"val_{key}": value for key, value in scores.items()}
 
     def _build_callbacks(self, *, last: bool) -> list[keras.callbacks.Callback]:
