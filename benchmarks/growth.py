@@ -33,13 +33,16 @@ def draw(job: tuple[Path, int, int]) -> None:
 def measure(root: Path, store: Path, run: Path) -> tuple[float, float]:
     """Wall-clock seconds and peak memory (MB) of one `extract`, whole process."""
     command = [sys.executable, "-m", "tl_research", "extract", "backbone=tiny", "data=folder", f"data.root={root}"]
+    return measure_process([*command, f"features.store={store}", f"hydra.run.dir={run}"])
+
+
+def measure_process(command: list[str]) -> tuple[float, float]:
+    """Wall-clock seconds and peak memory (MB) of a command."""
     began = time.perf_counter()
-    process = subprocess.Popen(
-        [*command, f"features.store={store}", f"hydra.run.dir={run}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(process.stderr.read().decode() if process.stderr else "extract failed")
+        raise SystemExit(process.stderr.read().decode() if process.stderr else f"{command[3]} failed")
     return time.perf_counter() - began, usage.ru_maxrss / 1024
 
 

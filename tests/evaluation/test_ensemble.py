@@ -30,6 +30,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     for name, *options in (("0", "head=prototype", "backbone.image_size=48"), ("1", "backbone.image_size=32")):
         data = ["backbone=tiny", "data=folder", f"data.root={colours}", "callbacks=none"]
+        data += ["report.thumbnails=false"] if name == "1" else []
         compose([*data, *options]).run(folder / name)
     Run.record_death(folder / "2", "diverged", "its loss is no number")
     result = CliRunner().invoke(app, ["ensemble", str(folder)])
@@ -62,6 +63,7 @@ def test_an_ensemble_is_evaluated_as_it_is_saved(sweep: Path, joined: Run) -> No
     assert joined.metrics["test_accuracy"] > 0.9
     assert joined.metrics["num_members"] == 2
     assert joined.calibration["optimistic"]
+    assert not joined.shows_pictures, "as one member does not"
 
 
 def test_other_commands_take_an_ensemble_for_a_run(sweep: Path, joined: Run) -> None:

@@ -20,7 +20,8 @@ from tl_research.experiment.candidates import Candidate, judge
 from tl_research.reports.leaderboard import collect
 from tl_research.runs.reader import read_selection
 from tl_research.serving.facts import facts_of
-from tl_research.training.logistic_regression import Choice, choose_l2, gram_coordinates, gram_matrix, solve
+from tl_research.training.head_coordinates import gram_coordinates, gram_matrix
+from tl_research.training.logistic_regression import Choice, choose_l2, solve
 from tl_research.training.optimizer import LBFGS
 from tl_research.training.stage_runner import StageRunner
 

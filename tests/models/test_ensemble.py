@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tl_research.metrics.probabilities import softmax
-from tl_research.models.ensemble import build_ensemble, members_of
+from tl_research.models.ensemble import build_ensemble, ensemble_members
 from tl_research.models.weights import load_model
 
 
@@ -36,11 +36,11 @@ def test_an_ensemble_answers_with_the_mean_probability(tmp_path: Path) -> None:
     ]
     assert softmax(np.asarray(ensemble(pixels))) == pytest.approx(np.mean(each, axis=0), abs=2e-3)
     assert ensemble.input_shape == (None, 20, 20, 3)
-    (no_resize, _), (resize, member) = members_of(ensemble)
+    (no_resize, _), (resize, member) = ensemble_members(ensemble)
     assert no_resize is None
     assert np.abs(np.asarray(resize(pixels)) - smaller).max() <= 1.5  # Pillow rounds twice
     assert np.asarray(member(np.asarray(smaller))) == pytest.approx(np.asarray(members[1](np.asarray(smaller))))
-    assert not members_of(members[0])
+    assert not ensemble_members(members[0])
 
 
 def test_members_that_are_certain_do_not_overflow() -> None:

@@ -53,12 +53,12 @@ def cells(card: str) -> list[list[str]]:
     return rows
 
 
-def draw_card(folder: Path, names: list[str], **metrics: Any) -> Run:
+def draw_card(folder: Path, names: list[str], check: dict[str, Any] | None = None, **metrics: Any) -> Run:
     draw_run(folder, ["head=mlp"], test_accuracy=0.9, test_accuracy_low=0.8, test_accuracy_high=0.95, **metrics)
     counts = {split: dict.fromkeys(names, 40) for split in ("train", "val", "test")}
     known = json.loads((folder / "metrics.json").read_text())
-    known = {"num_by_class": counts, "num_train": 40, "num_test": 400} | known
-    (folder / "metrics.json").write_text(json.dumps(known))
+    (folder / "metrics.json").write_text(json.dumps({"num_train": 40, "num_test": 400} | known))
+    (folder / "data_check.json").write_text(json.dumps({"images": counts} | (check or {})))
     (folder / "classes.json").write_text(json.dumps(names))
     lines = [["x.jpg", "test", name, name, *(float(name == other) for other in names)] for name in names]
     header = ["path", "split", "label", "prediction", *(f"p_{name}" for name in names)]
@@ -97,8 +97,9 @@ def test_names_of_classes_break_neither_yaml_nor_tables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        ({"num_by_class": {"train": {"a": 90, "b": 40}}}, "not balanced: 90 training images of a, 40 of b"),
-        ({"num_by_class": {"train": {"a": 9, "b": 10}}}, "learned a from 9"),
+        ({"check": {"images": {"train": {"a": 90, "b": 40}}}}, "not balanced: 90 training images of a, 40 of b"),
+        ({"check": {"images": {"train": {"a": 9, "b": 10}}}}, "learned a from 9"),
+        ({"check": {"num_leaks": 2}}, "2 set(s) of equal images lie in more than one split"),
         ({"num_test": 20}, "With 20 test images"),
         ({"test_majority": 0.85}, "not clearly better"),
         ({"random_weights": True}, "random ones replaced them"),

@@ -73,7 +73,7 @@ def test_the_penalty_is_chosen_by_the_weighted_loss() -> None:
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Draw two classes of colours that overlap, of 90 and 10 training images."""
     root, rng = tmp_path_factory.mktemp("uneven"), np.random.default_rng(0)
-    for folder, count, red in (("train/a", 90, 0), ("train/b", 10, 30), ("test/a", 40, 0), ("test/b", 40, 30)):
+    for folder, count, red in (("train/a", 90, 0), ("train/b", 10, 40), ("test/a", 60, 0), ("test/b", 60, 40)):
         (root / folder).mkdir(parents=True)
         for number in range(count):
             pixels = 128 + rng.normal(0, 28, 3) + [red, 0, -red / 3] + rng.normal(0, 30, (32, 32, 3))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tl_research.commands.arguments import RunArgument
+from tl_research.errors import InputError
 from tl_research.runs.run import Run
 from tl_research.system.console import show
 
@@ -24,4 +25,6 @@ def card_command(
     """
     from tl_research.reports.card import write_card
 
+    if output and not output.expanduser().parent.is_dir():
+        raise InputError(f"--output {output}: there is no folder {output.parent}")
     show(write_card(Run.open(run), output.expanduser() if output else None))

@@ -27,7 +27,7 @@ def ensemble_command(
     """
     from tl_research.backend.start import start_backend
     from tl_research.config.resume import source_of
-    from tl_research.evaluation.ensemble import check_images, check_members, write_ensemble
+    from tl_research.evaluation.ensemble import check_data, check_members, write_ensemble
     from tl_research.experiment.outcome import record_outcome
     from tl_research.experiment.summary import show_metrics
     from tl_research.reports.best_runs import best_runs
@@ -46,7 +46,7 @@ def ensemble_command(
     source = source_of(members[0])
     source.preflight()
     data = source.load()
-    check_images(members[0], data)
+    check_data(members[0], data)
     with closing(Run.claim(directory)) as run, record_outcome(run):
         threads = start_backend()
         logits = write_ensemble(run, members, data, threads)

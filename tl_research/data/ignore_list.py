@@ -42,9 +42,8 @@ def read_ignore_list(table: Path, known: Collection[str]) -> IgnoreList:
         elif finding == LABEL_IS_RIGHT and path:
             labels.add(path)
         else:
-            raise InputError(
-                f"{key}: row {number} is '{','.join(row)}'; write '{NO_DUPLICATE},PATH,OTHER' or '{LABEL_IS_RIGHT},PATH'"
-            )
+            right = f"'{NO_DUPLICATE},PATH,OTHER' or '{LABEL_IS_RIGHT},PATH'"
+            raise InputError(f"{key}: row {number} is '{','.join(row)}'; write {right}")
         unknown += [name for name in (path, other) if name and name not in known]
     if unknown:
         log.warning("%s: %d of its files are not in the data, such as %s", key, len(unknown), unknown[0])

@@ -16,7 +16,7 @@ from tl_research.metrics.paired import holm
 FOLDS = 5
 BINS = 8
 INNER = slice(SIDE // 8, -SIDE // 8)
-PERMUTATIONS = 1999
+PERMUTATIONS = 999
 ENOUGH = 20  # permutations as good as the truth, after which there is no more doubt (Besag and Clifford 1991)
 SURE = 0.01
 """A fact is a shortcut if its p value, corrected for the number of facts, is smaller."""

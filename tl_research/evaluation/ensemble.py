@@ -40,7 +40,7 @@ def check_members(members: Sequence[Run]) -> None:
         _demand_same(_judged(first), _judged(other), str(first.directory), str(other.directory))
 
 
-def check_images(member: Run, data: DataModule) -> None:
+def check_data(member: Run, data: DataModule) -> None:
     """Raise `InputError` unless the validation and test images are still those of a run."""
     indices = data.indices("val", "test").tolist()
     paths = [data.paths[i] for i in indices]
@@ -61,10 +61,10 @@ def _by_path(paths: Sequence[Path], rows: Sequence[T]) -> dict[str, T]:
 def _demand_same(one: Judged, other: Judged, name: str, other_name: str) -> None:
     differ = [path for path in {**one, **other} if one.get(path) != other.get(path)]
     if differ:
-        here, there = (" with the label ".join(images.get(differ[0], ("neither",))) for images in (one, other))
+        here, there = (", labelled ".join(images.get(differ[0], ("training",))) for images in (other, one))
         raise InputError(
             f"{other_name}: {len(differ)} validation and test images are not those of {name}, such as {differ[0]}: "
-            f"{there} here, {here} there; an ensemble needs one data set, data.split_seed and data.fold"
+            f"{here}, there {there}; an ensemble needs one data set, data.split_seed and data.fold"
         )
 
 
@@ -78,6 +78,7 @@ def ensemble_config(members: Sequence[Run], image_size: int) -> dict[str, Any]:
         "ensemble": [str(member.directory.absolute()) for member in members],
         "backbone": {"name": name, "image_size": image_size, "preprocessing": "each member's own"},
         "data": members[0].config.get("data", {}),
+        "report": {"thumbnails": all(member.shows_pictures for member in members)},
     }
 
 
@@ -96,7 +97,7 @@ def write_ensemble(run: Run, members: Sequence[Run], data: DataModule, threads: 
         config = ensemble_config(members, ensemble.input_shape[1])
         run.write_config(config)
         run.write_json("classes.json", list(data.class_names))
-        for name in ("pixel_range.json", "set_aside.csv"):
+        for name in ("data_check.json", "pixel_range.json", "set_aside.csv"):
             if (members[0].directory / name).is_file():
                 (run.directory / name).write_bytes((members[0].directory / name).read_bytes())
         run.write_json("weights.json", _joined([member.weights for member in members]))
@@ -109,15 +110,13 @@ def write_ensemble(run: Run, members: Sequence[Run], data: DataModule, threads: 
         "num_parameters": sum(int(classifier.count_params()) for classifier in classifiers),
         "num_members": len(members),
         **{f"num_{split}": len(data.indices(split)) for split in ("train", "val", "test")},
-        **{"num_classes": len(data.class_names), "num_by_class": data.counts(), "dataset": data.dataset},
-        "num_quarantined": len(data.quarantined),
+        **{"num_classes": len(data.class_names), "num_quarantined": len(data.quarantined), "dataset": data.dataset},
     }
     with run.phase("evaluate"):
         metrics, logits = evaluate_run(run, state, None)
     run.metrics |= metrics | versions()
     run.write_json("metrics.json", run.metrics)
-    pictures = all(member.config.get("report", {}).get("thumbnails", True) for member in members)
-    show_results(run, state, (), config, logits["test"], pictures=pictures)
+    show_results(run, state, (), config, logits["test"], pictures=config["report"]["thumbnails"])
     run.write_json("metrics.json", run.metrics)
     return logits
 

@@ -17,7 +17,7 @@ from tl_research.features.engines import BATCH
 from tl_research.metrics.probabilities import softmax
 from tl_research.models.blocks import split_at_last_map
 from tl_research.models.combined import parts_of
-from tl_research.models.ensemble import members_of
+from tl_research.models.ensemble import ensemble_members
 from tl_research.runs.run import Run
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _by_map(model: keras.Model, directory: Path, resize: keras.Model | None = No
     et al. 2017, arXiv 1610.02391). For a linear head on averaged features that is the exact class activation map (Zhou
     et al. 2016, arXiv 1512.04150). The maps of a combined network's parts are added; that of an ensemble is the mean of
     its members' maps."""
-    if members := members_of(model):
+    if members := ensemble_members(model):
         return _by_mean_map(model, [_by_map(member, directory, resize) for resize, member in members])
     import keras
 

@@ -56,7 +56,7 @@ class Experiment:
     head: Head
     data: Source
     optimizer: Optimizer
-    transfer: dict[str, Stage]
+    transfer: dict[str, Any]
     trainer: TrainOptions
     callbacks: dict[str, Callback | None]
     seed: Seed = 0
@@ -81,9 +81,14 @@ class Experiment:
         return self
 
     @property
+    def stages(self) -> dict[str, Stage]:
+        """Give the stages of `transfer`, in order, which also says how they are chosen."""
+        return {name: each for name, each in self.transfer.items() if isinstance(each, Stage)}
+
+    @property
     def start(self) -> Backbone:
         """Give the backbone that training starts from: with random weights if a stage requires them."""
-        random = any(stage.random_weights for stage in self.transfer.values())
+        random = any(stage.random_weights for stage in self.stages.values())
         return replace(self.backbone, weights=None) if random or self.falls_back else self.backbone
 
     @cached_property

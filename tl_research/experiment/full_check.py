@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from tl_research.data.check_findings import CheckFindings, Growth, names_below
 from tl_research.data.datamodule import DataModule
 from tl_research.data.ignore_list import IgnoreList, read_ignore_list
 from tl_research.data.image_facts import ImageFacts, measure_images
-from tl_research.data.known_duplicates import remember_duplicates
+from tl_research.data.known_duplicates import leaking, remember_duplicates
 from tl_research.data.label_doubts import LabelDoubt, rank_labels
 from tl_research.data.near_duplicates import NearPair, near_pairs
 from tl_research.data.shortcuts import describe_facts, find_shortcuts
@@ -24,11 +25,14 @@ from tl_research.experiment.experiment import Experiment
 from tl_research.features.table import FeatureTable
 from tl_research.metrics.learning_curve import extrapolate
 from tl_research.models.combined import Auto
+from tl_research.reports.check_page import show_check, write_check
 from tl_research.system.console import silenced
 from tl_research.system.progress import bar
 from tl_research.training.learning_curve import measure_curve
 from tl_research.training.logistic_regression import out_of_fold_probabilities
 from tl_research.training.optimizer import LBFGS
+
+log = logging.getLogger(__name__)
 
 MORE = (50, 100, 200)
 """Images of each class whose worth is estimated."""
@@ -55,6 +59,28 @@ def check_experiment(experiment: Experiment) -> CheckFindings:
         findings = check_images(experiment, table)
         features.prune(since=began)
     return findings
+
+
+def check_run(experiment: Experiment, table: FeatureTable, folder: Path) -> None:
+    """Check the images of a run before it trains, by the table of its features; write what is found to `folder`."""
+    findings = check_images(experiment, replace(table, data=load_everything(experiment.data, experiment)))
+    write_check(findings, folder)
+    show_check(findings, folder)
+
+
+def without_leaks(logits: np.ndarray, data: DataModule, folder: Path | None) -> dict[str, float | int]:
+    """Return the accuracy on the test images, whose logits are `(n, k)`, without those that a check has found to have a
+    duplicate among the others; nothing, and no warning, if there are none."""
+    spoilt = leaking(folder, data)
+    if not spoilt.any():
+        return {}
+    count = int(spoilt.sum())
+    log.warning("%d of %d test images have a duplicate among the others, by the last check", count, len(spoilt))
+    metrics: dict[str, float | int] = {"num_test_leaks": count}
+    if not spoilt.all():
+        right = logits.argmax(axis=1) == data.labels[data.indices("test")]
+        metrics["test_accuracy_without_leaks"] = float(right[~spoilt].mean())
+    return metrics
 
 
 def load_everything(source: Source, experiment: Experiment) -> DataModule:

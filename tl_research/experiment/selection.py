@@ -28,7 +28,8 @@ from tl_research.runs.identity import identity
 from tl_research.runs.reader import read_selection
 from tl_research.runs.run import Run
 from tl_research.system.versions import versions
-from tl_research.training.logistic_regression import STRENGTHS, choose_l2, gram_coordinates, gram_matrix
+from tl_research.training.head_coordinates import gram_coordinates, gram_matrix
+from tl_research.training.logistic_regression import STRENGTHS, choose_l2
 from tl_research.training.optimizer import LBFGS
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FILE = "selection.json"
+
+SPLITS = "train", "val"
+"""The images that choose: never those of the test."""
 MOST_IMAGES = 2000
 """Images at most that choose: the memory and time of a candidate grow with their square and cube."""
 
@@ -84,14 +88,9 @@ class _Selection:
     """The penalty of the last candidate, as a number of `STRENGTHS`: the next one's is rarely much stronger."""
 
     @property
-    def splits(self) -> tuple[str, str]:
-        """Test images choose nothing."""
-        return "train", "val"
-
-    @property
     def groups(self) -> np.ndarray | None:
         """The group of each image that chooses."""
-        return None if self.data.groups is None else self.data.groups[self.data.indices(*self.splits)][self._images]
+        return None if self.data.groups is None else self.data.groups[self.data.indices(*SPLITS)][self._images]
 
     def look(self) -> Iterator[Candidate]:
         """Yield the default, then single networks from the smallest file of weights, then the best with others beside
@@ -148,7 +147,7 @@ class _Selection:
         table = FeatureTable(backbone, self.data, self.experiment.features, self.experiment.engine, self.threads, note)
         inputs = HeadInputs(self.run.phase, self.data, table)
         inputs.ensure(validation=True)
-        rows = inputs.learned(*self.splits)[0].reshape(-1, inputs.views, table.row.shape[-1])[self._images]
+        rows = inputs.learned(*SPLITS)[0].reshape(-1, inputs.views, table.row.shape[-1])[self._images]
         return Network(
             recipe=recipe,
             config=config,
@@ -165,17 +164,17 @@ class _Selection:
 
         began = time.perf_counter()
         coordinates = gram_coordinates(sum(network.gram for network in networks))
-        views, first = self.experiment.features.views or 1, max(self._last - 1, 0)
-        options, seed, strengths = LBFGS(), self.experiment.seed, STRENGTHS[first:]
+        experiment, first = self.experiment, max(self._last - 1, 0)
         with threadpool_limits(1, "blas"):
             validated = choose_l2(
                 coordinates,
                 self._labels,
-                options,
-                seed,
-                views,
+                LBFGS(),
+                experiment.seed,
+                experiment.features.views or 1,
                 self.groups,
-                strengths=strengths,
+                experiment.trainer.balance(self.data, *SPLITS),
+                strengths=STRENGTHS[first:],
                 patience=2 - bool(first),
             )
         self._last = int(np.argmin(np.abs(STRENGTHS - validated.l2)))
@@ -184,12 +183,11 @@ class _Selection:
     @cached_property
     def _images(self) -> np.ndarray:
         """The images that choose, among those of the splits: all, or a stratified sample of `MOST_IMAGES`."""
-        labels = self.data.labels[self.data.indices(*self.splits)]
+        labels = self.data.labels[self.data.indices(*SPLITS)]
         if len(labels) <= MOST_IMAGES:
             return np.arange(len(labels))
-        rank = np.empty(
-            len(labels)
-        )  # each image's place in its class, from 0 to 1, so that all classes are thinned alike
+        # Each image's place in its class, from 0 to 1, so that all classes are thinned alike.
+        rank = np.empty(len(labels))
         order = np.random.default_rng(self.experiment.seed).permutation(len(labels))
         for label in np.unique(labels):
             members = order[labels[order] == label]
@@ -198,7 +196,7 @@ class _Selection:
 
     @cached_property
     def _labels(self) -> np.ndarray:
-        labels = self.data.labels[self.data.indices(*self.splits)][self._images]
+        labels = self.data.labels[self.data.indices(*SPLITS)][self._images]
         return labels.repeat(self.experiment.features.views or 1)
 
     def write_run(self, candidate: Candidate) -> None:
@@ -211,7 +209,7 @@ class _Selection:
         run.write_json("classes.json", list(self.data.class_names))
         validated = candidate.validated
         run.metrics = {"cv_accuracy": validated.accuracy, "cv_loss": candidate.loss, "l2": validated.l2}
-        run.metrics |= {f"num_{split}": len(self.data.indices(split)) for split in self.splits}
+        run.metrics |= {f"num_{split}": len(self.data.indices(split)) for split in SPLITS}
         run.metrics |= {
             "seed": experiment.seed,
             "num_classes": len(self.data.class_names),

@@ -56,7 +56,7 @@ def _resize(size: int, smaller: int, name: str) -> keras.Model:
     return model
 
 
-def members_of(model: keras.Model) -> list[Member]:
+def ensemble_members(model: keras.Model) -> list[Member]:
     """List the classifiers of an ensemble; none for another model."""
     layers = {layer.name: layer for layer in model.layers}
     if model.name != "ensemble":

@@ -54,7 +54,8 @@ def read_answered(directory: Path) -> Answered | None:
             return Answered(
                 names,
                 [row["path"] for row in rows],
-                *(np.array([numbers[row[column]] for row in rows]) for column in ("label", "prediction")),
+                np.array([numbers[row["label"]] for row in rows]),
+                np.array([numbers[row["prediction"]] for row in rows]),
                 np.array([[float(row[column]) for column in columns] for row in rows]),
             )
     return None

@@ -16,6 +16,7 @@ from tl_research.metrics.by_class import scores_by_class
 from tl_research.metrics.calibration import conformal_threshold
 from tl_research.reports.answered import read_answered
 from tl_research.reports.entries import Entry
+from tl_research.runs.reader import read_json
 from tl_research.runs.run import Run
 from tl_research.system.console import printable
 from tl_research.system.files import write_atomically
@@ -111,7 +112,8 @@ def limits(run: Run) -> list[str]:
     m, state, found = run.metrics, run.status["state"], []
     if state not in ("done", "running"):
         found.append(f"The run's status is '{state}': it did not end as planned.")
-    train: dict[str, int] = m.get("num_by_class", {}).get("train", {})
+    check = read_json(run.directory / "data_check.json")
+    train: dict[str, int] = check.get("images", {}).get("train", {})
     if train:
         rarest, commonest = min(train, key=train.__getitem__), max(train, key=train.__getitem__)
         if train[rarest] < FEW_TRAIN:
@@ -124,6 +126,9 @@ def limits(run: Run) -> list[str]:
                 f"The classes are not balanced: {train[commonest]} training images of {plain_markdown(commonest)}, "
                 f"{train[rarest]} of {plain_markdown(rarest)}. Read the results of each class, not accuracy alone."
             )
+    for key, words in {"num_leaks": "lie in more than one split", "num_conflicts": "have different labels"}.items():
+        if check.get(key):
+            found.append(f"{check[key]} set(s) of equal images {words}: the results do not say how good it is.")
     if "test_accuracy" not in m:
         found.append("No images were held out for testing: nothing is known of its accuracy on new images.")
     elif m.get("num_test", FEW_TEST) < FEW_TEST:
@@ -148,7 +153,7 @@ def limits(run: Run) -> list[str]:
 
 def _data(run: Run) -> Iterable[str]:
     m = run.metrics
-    counts: Mapping[str, Mapping[str, int]] = m.get("num_by_class", {})
+    counts: Mapping[str, Mapping[str, int]] = read_json(run.directory / "data_check.json").get("images", {})
     learned = (run.directory / "validation.csv").is_file()
     also = " In the end it learned from the validation images, too." if learned else ""
     digest = f", with the digest `{m['dataset']}`" if m.get("dataset") else ""

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from html import escape
 from pathlib import Path
 
 from tl_research.data.check_findings import CheckFindings, DuplicatePair, Growth
 from tl_research.data.ignore_list import HEADER, LABEL_IS_RIGHT, NO_DUPLICATE
 from tl_research.errors import InputError
+from tl_research.reports.check_tables import (
+    duplicates_table,
+    findings_as_dict,
+    labels_table,
+    leaks_table,
+    manifest_table,
+)
 from tl_research.reports.static_page import html_table, image_cards, paragraph, section, static_page
 from tl_research.runs.run import as_csv
 from tl_research.system.console import make_table, show, show_table
@@ -20,18 +28,18 @@ MOST_LINES = 5
 NOTHING = "None found."
 
 
-def write_check(findings: CheckFindings, folder: Path) -> None:
+def write_check(findings: CheckFindings, folder: Path, *, pictures: bool = True) -> None:
     """Write `manifest.csv`, `duplicates.csv`, `labels.csv`, `leaks.csv` where the source has splits, `check.json` and
-    `check.html`. Raises `InputError` if the folder cannot be written."""
+    `check.html`, which may show `pictures`. Raises `InputError` if the folder cannot be written."""
     tables = {
-        "manifest": findings.manifest(),
-        "duplicates": findings.duplicates(),
-        "labels": findings.labels(),
-        "leaks": findings.leaks_table(),
+        "manifest": manifest_table(findings),
+        "duplicates": duplicates_table(findings),
+        "labels": labels_table(findings),
+        "leaks": leaks_table(findings),
     }
     contents = {f"{name}.csv": as_csv(*table) for name, table in tables.items()}
-    contents["check.json"] = json.dumps(findings.as_dict(), indent=2) + "\n"
-    contents["check.html"] = check_page(findings)
+    contents["check.json"] = json.dumps(findings_as_dict(findings), indent=2) + "\n"
+    contents["check.html"] = check_page(findings, pictures=pictures)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
@@ -91,51 +99,48 @@ def _growth_lines(growth: Growth | None) -> list[str]:
     return [f"expected accuracy of a solved head: {'; '.join(lines)}"]
 
 
-def check_page(findings: CheckFindings) -> str:
-    """Make the page: what was found, with small pictures, and the lines to paste into `data.ignore`."""
+def check_page(findings: CheckFindings, *, pictures: bool = True) -> str:
+    """Make the page: what was found, with small `pictures`, and the lines to paste into `data.ignore`."""
+    images = partial(_images, findings, pictures)
     summary = [[what, str(len(examples))] for what, examples in _summary(findings).items()]
     growth = [paragraph(line) for line in _growth_lines(findings.growth)]
     if findings.growth:
         rows = [[str(size), f"{accuracy:.3f}"] for size, accuracy in findings.growth.measured.items()]
         growth.append(html_table(["images of a class learned from", "accuracy on others"], rows))
     tested = [
-        [each.fact, f"{each.balanced_accuracy:.2f}", f"{each.chance:.2f}", f"{each.p_value:.3f}"]
-        + ["yes" if each.is_found else ""]
+        [each.fact, *(f"{number:.3f}" for number in (each.balanced_accuracy, each.chance, each.p_value))]
         for each in findings.shortcuts
     ]
     kinds = {index: pair for pair in reversed(findings.pairs) for index in (pair.first, pair.second)}
     duplicates = [index for members in findings.groups for index in members]
-    doubted = {doubt.index: doubt for doubt in findings.doubts if doubt.is_confident}
+    names = findings.data.class_names
+    doubted = {each.index: (names[each.suggested], each.score) for each in findings.doubts if each.is_confident}
     crossing = [index for pair in findings.leaks for index in (pair.first, pair.second)]
     return static_page(
         f"Check of {findings.data.root.name}",
         section("Summary", html_table(["checked", "found"], summary)),
-        _pictures(
-            findings,
-            "Doubtful labels",
-            list(doubted),
-            lambda i: (
-                [f"{findings.class_of(i)}; or {findings.data.class_names[doubted[i].suggested]}?"]
-                + [f"doubt {doubted[i].score:.2f}"]
-            ),
-        ),
-        _pictures(findings, "Leaks across the folder's own splits", crossing, lambda i: [findings.data.split_of[i]]),
-        _pictures(findings, "Duplicates", duplicates, lambda i: [f"{kinds[i].kind}, {kinds[i].score:.2f}"]),
-        _pictures(findings, "Odd images", list(findings.odd), lambda i: [findings.odd[i]]),
-        section("Shortcuts", html_table(["fact", "balanced accuracy", "chance", "p (Holm)", "shortcut"], tested)),
+        images("Doubtful labels", list(doubted), lambda i: [f"or {doubted[i][0]}? {doubted[i][1]:.2f}"]),
+        images("Leaks across the folder's own splits", crossing, lambda i: [findings.data.split_of[i]]),
+        images("Duplicates", duplicates, lambda i: [f"{kinds[i].kind}, {kinds[i].score:.2f}"]),
+        images("Odd images", list(findings.odd), lambda i: [findings.odd[i]]),
+        section("Shortcuts", html_table(["fact alone", "balanced accuracy", "chance", "p (Holm)"], tested)),
         section("How many more images", *growth),
         _ignore_lines(findings),
     )
 
 
-def _pictures(findings: CheckFindings, title: str, indices: list[int], lines: Callable[[int], list[str]]) -> str:
+def _images(
+    findings: CheckFindings, pictures: bool, title: str, indices: list[int], lines: Callable[[int], list[str]]
+) -> str:
     cards = (
         (findings.data.paths[i], [findings.names[i], f"class {findings.class_of(i)}", *lines(i)])
         for i in indices[:MOST_CARDS]
     )
     left_out = len(indices) - MOST_CARDS
     more = [paragraph(f"{left_out} more are in the tables.")] if left_out > 0 else []
-    shown = image_cards(cards, pixel_range=findings.data.pixel_range) if indices else paragraph(NOTHING)
+    shown = (
+        image_cards(cards, pictures=pictures, pixel_range=findings.data.pixel_range) if indices else paragraph(NOTHING)
+    )
     return section(f"{title} ({len(indices)} images)", shown, *more)
 
 

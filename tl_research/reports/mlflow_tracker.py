@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import re
@@ -78,8 +79,8 @@ class MLflow(Callback):
         final = {key: value for key, value in results.metrics.items() if not key.startswith("version_")}
         session.send(lambda client, run: client.log_batch(run, metrics=_metrics(final, step)))
         for name in (*ARTIFACTS, *(("model.keras",) if self.model else ())):
-            if (directory / name).is_file():
-                session.send(lambda client, run, path=directory / name: client.log_artifact(run, str(path)))
+            if (path := directory / name).is_file():
+                session.send(lambda client, run: client.log_artifact(run, str(path)))
 
     @override
     def close(self, directory: Path, state: str) -> None:
@@ -128,6 +129,7 @@ def _open(recipe: MLflow, directory: Path) -> tuple[Any, str]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # or a server that is gone holds up every run
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of each try
     from mlflow import MlflowClient
     from mlflow.entities import Param
 

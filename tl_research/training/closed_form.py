@@ -11,7 +11,8 @@ import numpy as np
 from tl_research.features.head_inputs import HeadInputs
 from tl_research.metrics.classification import accuracy_and_loss
 from tl_research.models.head import DirectHead, Head, rescaled
-from tl_research.training.logistic_regression import Solution, part_scales, solve
+from tl_research.training.head_coordinates import part_scales
+from tl_research.training.logistic_regression import Solution, solve
 from tl_research.training.optimizer import LBFGS, Optimizer
 from tl_research.training.options import TrainOptions
 from tl_research.training.stage import Stage

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tl_research.training.logistic_regression import choose_l2, solve
+from tl_research.training.head_coordinates import coordinates_of
+from tl_research.training.logistic_regression import SMALL, choose_l2, logits_of_others
 from tl_research.training.optimizer import LBFGS
 
 REPEATS = 4
@@ -20,32 +21,29 @@ def measure_curve(
     """Return mean images of a class, ascending `(s,)`, and how often heads of each size answered an image that they did
     not learn from correctly, `(n, s)`; None for too few images. Groups are not divided."""
     from sklearn.model_selection import StratifiedGroupKFold
+    from threadpoolctl import threadpool_limits
 
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(labels))[:MOST]
-    features, labels = features[chosen], labels[chosen]
+    coordinates, labels = coordinates_of(features[chosen]), labels[chosen]
     groups = chosen if groups is None else groups[chosen]
     classes = np.unique(labels)
-    per_class = len(labels) / len(classes)
-    if np.bincount(labels)[classes].min() < 2 * FOLDS or len(classes) < 2:
+    if len(classes) < 2 or np.bincount(labels)[classes].min() < 2 * FOLDS:
         return None
-    largest = per_class * (FOLDS - 1) / FOLDS
+    largest = len(labels) / len(classes) * (FOLDS - 1) / FOLDS
     sizes = np.unique(np.geomspace(max(LEAST, largest / 16), largest, STEPS).round())
     correct = np.zeros((len(labels), len(sizes)))
-    options = LBFGS(l2=choose_l2(*_scaled(features), labels, LBFGS(), seed).l2)
-    for repeat in range(REPEATS):
-        folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed + repeat)
-        for train, held in folds.split(features, labels, groups):
-            order = rng.permutation(train)
-            for step, size in enumerate(sizes.tolist()):
-                part = _first_of_each(order, labels, classes, size / largest)
-                logits = solve(features[part], labels[part], options, seed).logits(features[held])
-                correct[held, step] += np.unique(labels[part])[logits.argmax(axis=1)] == labels[held]
+    with threadpool_limits(1 if coordinates.size < SMALL else None, "blas"):
+        l2 = choose_l2(coordinates, labels, LBFGS(), seed, groups=groups).l2
+        for repeat in range(REPEATS):
+            folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed + repeat)
+            for train, held in folds.split(coordinates, labels, groups):
+                order = rng.permutation(train)
+                for step, size in enumerate(sizes.tolist()):
+                    part = _first_of_each(order, labels, classes, size / largest)
+                    logits = logits_of_others(coordinates[part], labels[part], coordinates[held], l2)
+                    correct[held, step] += np.unique(labels[part])[logits.argmax(axis=1)] == labels[held]
     return sizes, correct / REPEATS
-
-
-def _scaled(features: np.ndarray) -> tuple[np.ndarray]:
-    return ((features - features.mean(axis=0)) / (float(np.sqrt(features.var(axis=0).mean())) or 1.0),)
 
 
 def _first_of_each(order: np.ndarray, labels: np.ndarray, classes: np.ndarray, share: float) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 
 from tl_research.metrics.probabilities import softmax
 from tl_research.training.class_balance import UNIFORM, ClassBalance
+from tl_research.training.head_coordinates import coordinates_of, mean_feature, part_scales, span
 from tl_research.training.optimizer import LBFGS
 
 if TYPE_CHECKING:
@@ -82,15 +83,17 @@ def solve(
     from threadpoolctl import threadpool_limits
 
     sample = balance.of_images(labels)
-    mean, scale = _mean(features, sample), part_scales(features, widths or [features.shape[1]], sample)
-    coordinates, basis = _span((features - mean) / scale)
+    mean, scale = mean_feature(features, sample), part_scales(features, widths or [features.shape[1]], sample)
+    coordinates, basis = span((features - mean) / scale)
     # On small matrices BLAS threads wait for each other ten times longer than they work.
     with threadpool_limits(1 if coordinates.size < SMALL else None, "blas"):
         choice = Choice(l2=options.l2 or 0.0)
         if not options.l2:
             choice = choose_l2(coordinates, labels, options, seed, views, groups, balance)
-        model = _regression(options)
-        weights, intercept = _fit(model, choice.l2, coordinates, labels, sample)
+        model, weights, intercept = _regression(options), 0.0, 0.0
+        for l2, share in (choice.shares or {choice.l2: 1.0}).items():
+            fitted = _fit(model, l2, coordinates, labels, sample)
+            weights, intercept = weights + share * fitted[0], intercept + share * fitted[1]
     intercept = intercept if balance.offsets is None else intercept - balance.offsets
     kernel = (basis @ weights.T) / scale[:, None]
     return Solution(
@@ -105,53 +108,17 @@ def solve(
     )
 
 
-def gram_matrix(features: np.ndarray) -> np.ndarray:
-    """Return the products of all pairs of rows, `(n, n)`, of features that are centred and divided as `solve` does. For
-    networks side by side they add up."""
-    scaled = (features - features.mean(axis=0, dtype=np.float64)) / part_scales(features, [features.shape[1]])
-    return scaled @ scaled.T
-
-
-def gram_coordinates(gram: np.ndarray) -> np.ndarray:
-    """Return coordinates `(n, n)`, float32, of the rows behind a Gram matrix: its Cholesky factor. Penalties are chosen
-    by them as by the features, at a tenth of the cost of `_span`."""
-    ridge = 1e-6 * np.trace(gram) / len(gram)  # for what is centred has no full rank
-    return np.linalg.cholesky(gram + ridge * np.eye(len(gram))).astype(np.float32)
-
-
-def part_scales(features: np.ndarray, widths: Sequence[int], sample: np.ndarray | None = None) -> np.ndarray:
-    """Return the root mean variance of each network's features, once for each feature, `(d,)`; 1 where none varies."""
-    if sample is None:
-        variance = features.var(axis=0, dtype=np.float64)
-    else:
-        variance = _mean((features - _mean(features, sample)) ** 2, sample)
-    variances = np.split(variance, np.cumsum(widths)[:-1])
-    return np.repeat([float(np.sqrt(part.mean())) or 1.0 for part in variances], widths)
-
-
-def _mean(features: np.ndarray, sample: np.ndarray | None) -> np.ndarray:
-    return features.mean(axis=0, dtype=np.float64) if sample is None else np.average(features, axis=0, weights=sample)
-
-
-def _span(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Express features in coordinates of the space they span; return these and its orthonormal basis `(d, r)`. The
-    optimum lies in it, and with fewer images than dimensions, the usual case, the problem becomes smaller."""
-    n, d = features.shape
-    if n >= d:
-        return features, np.eye(d)
-    basis, coordinates = np.linalg.qr(features.T)  # features = coordinates.T @ basis.T
-    return np.ascontiguousarray(coordinates.T), basis
-
-
 @dataclass(frozen=True)
 class Choice:
-    """A penalty, and the cross-validated results of those tried."""
+    """A penalty, and the cross-validated results of those tried; `shares[l2]` is the part of each penalty's head in a
+    mean of heads, whose results `accuracy` and `out_of_fold` then are."""
 
     l2: float
     log_losses: dict[float, float] = field(default_factory=dict)
     accuracy: float | None = None
     out_of_fold: OutOfFold | None = None
     image_losses: tuple[np.ndarray, np.ndarray] = NO_LOSSES
+    shares: dict[float, float] = field(default_factory=dict)
 
 
 def choose_l2(
@@ -169,38 +136,23 @@ def choose_l2(
     equally accurate. Goes through `strengths`, from strong to weak, each fit starting from the last, until `patience`
     in a row were worse. `balance` counts in the loss, too."""
     from sklearn.metrics import log_loss
-    from sklearn.utils import resample
 
-    numbers = np.arange(len(labels) // views)
-    if len(labels) > MOST_FOR_CHOOSING:
-        images = resample(
-            np.arange(len(labels) // views),
-            replace=False,
-            n_samples=MOST_FOR_CHOOSING // views,
-            stratify=labels[::views],
-            random_state=seed,
-        )
-        part = _rows(images, views)
-        features, labels = features[part], labels[part]
-        numbers, groups = images, None if groups is None else groups[images]
+    num_classes = len(np.unique(labels))
+    images = _choosing_images(labels[::views], MOST_FOR_CHOOSING // views, seed)
+    rows = _rows(images, views)
+    features, labels, groups = features[rows], labels[rows], None if groups is None else groups[images]
     classes, counts = np.unique(labels[::views], return_counts=True)
-    num_classes = len(classes)
-    classes, counts = classes[counts > 1], counts[counts > 1]  # a single image cannot be held out
-    if len(classes) < 2:
-        return Choice(l2=1.0)  # the middle of the range, which little data tends to choose
-    usable = np.isin(labels, classes)
-    groups = None if groups is None else groups[usable[::views]]
-    features, labels, numbers = features[usable], labels[usable], numbers[usable[::views]]
-    image_folds = _folds(labels[::views], groups, min(options.folds, int(counts.min())), seed)
+    image_folds = []
+    if len(classes) > 1:
+        image_folds = _folds(labels[::views], groups, min(options.folds, int(counts.min())), seed)
     if not image_folds:
-        return Choice(l2=1.0)
+        return Choice(l2=1.0)  # the middle of the range, which little data tends to choose
     folds = [(*(_rows(part, views) for part in fold), _regression(options, tol=1e-4)) for fold in image_folds]
     judged = np.sort(np.concatenate([held_out for _, held_out, _ in folds]))
     sample = balance.of_images(labels)
     weights_judged = None if sample is None else sample[judged]
     offsets = 0.0 if balance.offsets is None else balance.offsets[classes]
     losses: dict[float, float] = {}
-    accuracies: dict[float, float] = {}
     kept: dict[float, np.ndarray] = {}
     for l2 in map(float, strengths):
         logits = np.empty((len(labels), len(classes)))
@@ -211,17 +163,38 @@ def choose_l2(
         probabilities = softmax(logits[judged])
         losses[l2] = float(log_loss(labels[judged], probabilities, labels=classes, sample_weight=weights_judged))
         logits -= offsets  # the loss above has added them
-        accuracies[l2] = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
         best = min(losses, key=losses.__getitem__)
-        kept = {best: kept.get(best, logits)}
+        kept = {**kept, l2: logits} if options.average else {best: kept.get(best, logits)}
         if best not in list(losses)[-patience:]:
             break
     first_views = judged[judged % views == 0]
+    shares = _shares(losses, len(first_views)) if options.average else {best: 1.0}
+    logits = sum((share * kept[l2] for l2, share in shares.items()), np.zeros_like(logits))
+    accuracy = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
     whole = len(classes) == num_classes  # a class without rows has no logits
-    logits, labels = kept[best][first_views], labels[first_views]
+    logits, labels = logits[first_views], labels[first_views]
     own = softmax(logits)[np.arange(len(labels)), np.searchsorted(classes, labels)]
-    image_losses = numbers[first_views // views], -np.log(np.maximum(own, np.finfo(float).tiny))
-    return Choice(best, losses, accuracies[best], (logits, labels) if whole else None, image_losses)
+    image_losses = images[first_views // views], -np.log(np.maximum(own, np.finfo(float).tiny))
+    return Choice(best, losses, accuracy, (logits, labels) if whole else None, image_losses, shares)
+
+
+def _choosing_images(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Choose the images to choose a penalty by: a stratified sample of at most `most` if there are more, without those
+    that are alone in their class, which cannot be held out."""
+    from sklearn.utils import resample
+
+    images = np.arange(len(labels))
+    if len(labels) > most:
+        images = resample(images, replace=False, n_samples=most, stratify=labels, random_state=seed)
+    classes, counts = np.unique(labels[images], return_counts=True)
+    return images[np.isin(labels[images], classes[counts > 1])]
+
+
+def logits_of_others(coordinates: np.ndarray, labels: np.ndarray, others: np.ndarray, l2: float) -> np.ndarray:
+    """Fit a head with one penalty on `coordinates` `(n, r)`; return its logits for `others` `(m, r)`, a column for each
+    class that occurs."""
+    weights, intercept = _fit(_regression(LBFGS(), tol=1e-4), l2, coordinates, labels, None)
+    return others @ weights.T + intercept
 
 
 def out_of_fold_probabilities(
@@ -232,7 +205,7 @@ def out_of_fold_probabilities(
     """
     from threadpoolctl import threadpool_limits
 
-    features = _span((features - features.mean(axis=0)) / (float(np.sqrt(features.var(axis=0).mean())) or 1.0))[0]
+    features = coordinates_of(features)
     classes, counts = np.unique(labels, return_counts=True)
     probabilities = np.full((len(labels), int(labels.max()) + 1), np.nan)
     usable = np.flatnonzero(np.isin(labels, classes[counts > 1]))
@@ -244,11 +217,19 @@ def out_of_fold_probabilities(
         for train, held in _folds(labels[usable], within, min(options.folds, int(counts[counts > 1].min())), seed):
             chosen = usable[np.random.default_rng(seed).permutation(train)[:MOST_FOR_CHOOSING]]
             known = np.unique(labels[chosen])
-            model = _regression(options, tol=1e-4).set_params(C=1 / (l2 * len(chosen)))
-            weights, intercept = _fit(model, features[chosen], labels[chosen])
             probabilities[usable[held]] = 0.0
-            probabilities[np.ix_(usable[held], known)] = softmax(features[usable[held]] @ weights.T + intercept)
+            logits = logits_of_others(features[chosen], labels[chosen], features[usable[held]], l2)
+            probabilities[np.ix_(usable[held], known)] = softmax(logits)
     return probabilities
+
+
+def _shares(losses: dict[float, float], count: int) -> dict[float, float]:
+    """Divide a mean among penalties by the likelihood of their out-of-fold answers to `count` images (pseudo-BMA,
+    Geisser and Eddy 1979): where few images can tell, many have a share. Shares below a hundredth are left out."""
+    lowest = min(losses.values())
+    likely = {l2: float(np.exp(count * (lowest - loss))) for l2, loss in losses.items()}
+    kept = {l2: value for l2, value in likely.items() if value >= 0.01 * sum(likely.values())}
+    return {l2: value / sum(kept.values()) for l2, value in kept.items()}
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -68,6 +68,8 @@ class StageRunner:
     loops: Mapping[str, Callable[..., TrainLoop]] = field(default_factory=dict)
     history: list[EpochRow] = field(default_factory=list)
     best: BestEpoch = field(default_factory=BestEpoch)
+    validated: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """The logits of the last validation."""
     _most_trainable: int = 0
     _pending: CheckpointState | None = None
     """The training loop that a checkpoint was saved in, until its stage continues."""
@@ -229,8 +231,7 @@ class StageRunner:
         factory = InputFactory(state.inputs, self.seed, state.threads)
         maps = None if only_head else factory.cache_maps(plan, state.has_changed)
         policy = "float32" if only_head else choose_policy(self.trainer.precision)
-        whole = sync_batch_norm(self.strategy, state.classifier)
-        with self.run.phase(name), compute_in(policy, state.backbone), whole:
+        with self.run.phase(name), compute_in(policy, state.backbone), sync_batch_norm(self.strategy, state.classifier):
             inputs, step, metrics = make_step(
                 lambda size: factory.build(plan, only_head, maps, size),
                 lambda: optimizer.build(stage.learning_rate),
@@ -241,9 +242,8 @@ class StageRunner:
                 state.trained.variables(state.classifier),
                 loss_scale=policy == "mixed_float16",
             )
-            rate = float(step.optimizer.learning_rate.numpy())
             how = f"{stage.epochs} epochs at most on {WHAT[inputs.kind]}, {type(optimizer).__name__}"
-            self._describe(name, how, plan.parts, rate)
+            self._describe(name, how, plan.parts, rate := float(step.optimizer.learning_rate.numpy()))
             if inputs.kind == "images" and self.shows_images:
                 classes = state.data.class_names
                 show_batches(self.callbacks.values(), self.run.directory, len(self.history), inputs, classes)
@@ -277,8 +277,8 @@ class StageRunner:
     def _validate(self, inputs: StageInputs) -> dict[str, float]:
         data = self.state.data
         with closing(inputs.validation()) as batches:
-            logits = np.concatenate([inputs.logits(batch) for batch, _ in batches])
-        scores = accuracy_and_loss(logits, data.labels[data.indices("val")])
+            self.validated = np.concatenate([inputs.logits(batch) for batch, _ in batches])
+        scores = accuracy_and_loss(self.validated, data.labels[data.indices("val")])
         return {f"val_{key}": value for key, value in scores.items()}
 
     def _build_callbacks(self, *, last: bool) -> list[keras.callbacks.Callback]:
