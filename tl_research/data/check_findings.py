@@ -1,11 +1,10 @@
-"""What a full check has found about a data set, and the tables that tell it."""
+"""What a full check has found about a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -17,9 +16,6 @@ from tl_research.data.shortcuts import Shortcut
 
 EXACT = 2.0
 """The score of equal images: cosine and correlation are 1 each."""
-
-Table = tuple[list[str], list[list[Any]]]
-"""A header and rows."""
 
 
 def names_below(data: DataModule) -> list[str]:
@@ -104,78 +100,3 @@ class CheckFindings:
     def class_of(self, index: int) -> str:
         """Return the name of an image's class."""
         return self.data.class_names[self.data.labels[index]]
-
-    def manifest(self) -> Table:
-        """List every file: used, set aside, or passed over."""
-        group_of = {index: name for name, members in _named(self.groups) for index in members}
-        data, facts, header = self.data, self.facts, ["path", "digest", "format", "size"]
-        rows: list[list[Any]] = [
-            [
-                *(name, data.digests[i].hex(), facts.formats[i], f"{facts.widths[i]}x{facts.heights[i]}"),
-                *(self.class_of(i), group_of.get(i, ""), data.split_of[i], "used", self.odd.get(i, "")),
-            ]
-            for i, name in enumerate(self.names)
-        ]
-        rows += [[str(bad.path), bad.digest.hex(), *[""] * 5, "set aside", bad.reason] for bad in data.quarantined]
-        rows += [[str(path), *[""] * 6, "passed over", "not an image in a class folder"] for path in data.ignored]
-        return [*header, "class", "group", "split", "status", "reason"], rows
-
-    def duplicates(self) -> Table:
-        """List the images of each set of duplicates, as `data.group_by` takes it."""
-        best: dict[int, DuplicatePair] = {}
-        for pair in self.pairs:
-            for index in (pair.first, pair.second):
-                if index not in best or pair.score > best[index].score:
-                    best[index] = pair
-        rows = [
-            [self.names[index], name, best[index].kind, best[index].score]
-            for name, members in _named(self.groups)
-            for index in members
-        ]
-        return ["path", "group", "kind", "score"], rows
-
-    def labels(self) -> Table:
-        """List the labels, the most doubtful first."""
-        rows = [
-            [self.names[each.index], self.class_of(each.index), self.data.class_names[each.suggested], each.score]
-            for each in self.doubts
-        ]
-        return ["path", "label", "suggested", "score"], rows
-
-    def leaks_table(self) -> Table:
-        """List the pairs that lie in two of the source's splits."""
-        names, given = self.names, self.data.found.given
-        rows = [
-            [names[one], str(given[one]), names[other], str(given[other]), pair.kind, pair.score]
-            for pair in self.leaks
-            for one, other in [(pair.first, pair.second)]
-        ]
-        return ["path", "split", "other", "other_split", "kind", "score"], rows
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data for `check.json`."""
-        growth = self.growth
-        return {
-            "dataset": self.data.dataset,
-            "root": str(self.data.root),
-            "num_images": len(self.data),
-            "num_set_aside": len(self.data.quarantined),
-            "num_passed_over": len(self.data.ignored),
-            "num_duplicate_groups": len(self.groups),
-            "num_near_pairs": len(self.near),
-            "num_conflicts": len(self.conflicts),
-            "num_leaks": len(self.leaks),
-            "num_label_doubts": sum(doubt.is_confident for doubt in self.doubts),
-            "near_duplicates": [
-                {"path": self.names[pair.first], "other": self.names[pair.second], "score": pair.score}
-                for pair in self.near
-            ],
-            "equal_images": self.data.found.as_dict()["equal_images"],
-            "odd_images": [{"path": self.names[index], "what": what} for index, what in self.odd.items()],
-            "shortcuts": [asdict(each) | {"is_found": each.is_found} for each in self.shortcuts],
-            "learning_curve": None if growth is None else asdict(growth),
-        }
-
-
-def _named(groups: Sequence[list[int]]) -> list[tuple[str, list[int]]]:
-    return [(f"duplicates-{number:04}", members) for number, members in enumerate(groups, 1)]

@@ -61,10 +61,10 @@ def _by_path(paths: Sequence[Path], rows: Sequence[T]) -> dict[str, T]:
 def _demand_same(one: Judged, other: Judged, name: str, other_name: str) -> None:
     differ = [path for path in {**one, **other} if one.get(path) != other.get(path)]
     if differ:
-        here, there = (" with the label ".join(images.get(differ[0], ("neither",))) for images in (one, other))
+        here, there = (", labelled ".join(images.get(differ[0], ("training",))) for images in (other, one))
         raise InputError(
             f"{other_name}: {len(differ)} validation and test images are not those of {name}, such as {differ[0]}: "
-            f"{there} here, {here} there; an ensemble needs one data set, data.split_seed and data.fold"
+            f"{here}, there {there}; an ensemble needs one data set, data.split_seed and data.fold"
         )
 
 

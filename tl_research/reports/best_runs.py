@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from tl_research.errors import InputError
@@ -39,13 +40,16 @@ def best_runs(folder: Path, count: int | None = None) -> tuple[list[Run], list[s
         names = ", ".join(board.data for board in boards)
         raise InputError(f"{folder}: its runs are of {len(boards)} data sets ({names}); give a folder with runs of one")
     (board,) = boards
-    ranked = sorted(
-        (entry for row in board.rows for entry in row.done),
-        key=lambda entry: order(board.monitor, entry.metrics.get(board.monitor, float("nan")), entry.number),
-    )
+    done = [entry for row in board.rows for entry in row.done]
+    ranked = sorted(done, key=lambda entry: order(board.monitor, _value(entry, board.monitor), entry.number))
     if count is not None and count > len(ranked):
         raise InputError(f"--best {count}: there are {len(ranked)} runs below {folder} to choose from")
     return [Run.open(entry.directory) for entry in ranked[: count or MOST]], passed
+
+
+def _value(entry: Entry, monitor: str) -> float:
+    value = entry.metrics.get(monitor)
+    return math.nan if value is None else float(value)
 
 
 def _is_random(entry: Entry) -> bool:

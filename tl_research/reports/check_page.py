@@ -11,6 +11,13 @@ from pathlib import Path
 from tl_research.data.check_findings import CheckFindings, DuplicatePair, Growth
 from tl_research.data.ignore_list import HEADER, LABEL_IS_RIGHT, NO_DUPLICATE
 from tl_research.errors import InputError
+from tl_research.reports.check_tables import (
+    duplicates_table,
+    findings_as_dict,
+    labels_table,
+    leaks_table,
+    manifest_table,
+)
 from tl_research.reports.static_page import html_table, image_cards, paragraph, section, static_page
 from tl_research.runs.run import as_csv
 from tl_research.system.console import make_table, show, show_table
@@ -25,13 +32,13 @@ def write_check(findings: CheckFindings, folder: Path, *, pictures: bool = True)
     """Write `manifest.csv`, `duplicates.csv`, `labels.csv`, `leaks.csv` where the source has splits, `check.json` and
     `check.html`, which may show `pictures`. Raises `InputError` if the folder cannot be written."""
     tables = {
-        "manifest": findings.manifest(),
-        "duplicates": findings.duplicates(),
-        "labels": findings.labels(),
-        "leaks": findings.leaks_table(),
+        "manifest": manifest_table(findings),
+        "duplicates": duplicates_table(findings),
+        "labels": labels_table(findings),
+        "leaks": leaks_table(findings),
     }
     contents = {f"{name}.csv": as_csv(*table) for name, table in tables.items()}
-    contents["check.json"] = json.dumps(findings.as_dict(), indent=2) + "\n"
+    contents["check.json"] = json.dumps(findings_as_dict(findings), indent=2) + "\n"
     contents["check.html"] = check_page(findings, pictures=pictures)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -242,9 +242,8 @@ class StageRunner:
                 state.trained.variables(state.classifier),
                 loss_scale=policy == "mixed_float16",
             )
-            rate = float(step.optimizer.learning_rate.numpy())
             how = f"{stage.epochs} epochs at most on {WHAT[inputs.kind]}, {type(optimizer).__name__}"
-            self._describe(name, how, plan.parts, rate)
+            self._describe(name, how, plan.parts, rate := float(step.optimizer.learning_rate.numpy()))
             if inputs.kind == "images" and self.shows_images:
                 classes = state.data.class_names
                 show_batches(self.callbacks.values(), self.run.directory, len(self.history), inputs, classes)
