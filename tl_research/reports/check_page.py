@@ -28,8 +28,7 @@ NOTHING = "None found."
 
 
 def write_check(findings: CheckFindings, folder: Path) -> None:
-    """Write `manifest.csv`, `duplicates.csv`, `labels.csv`, `leaks.csv` where the source has splits, `check.json` and
-    `check.html`. Raises `InputError` if the folder cannot be written."""
+    """Write `manifest.csv`, `duplicates.csv`, `labels.csv`, `leaks.csv`, `check.json` and `check.html`, atomically. Raises `InputError` if the folder cannot be written."""
     tables = {
         "manifest": manifest_table(findings),
         "duplicates": duplicates_table(findings),
