@@ -11,6 +11,7 @@ import typer
 
 from tl_research.commands.arguments import PASS_ON
 from tl_research.commands.blocks import blocks_command
+from tl_research.commands.card import card_command
 from tl_research.commands.check import check_command
 from tl_research.commands.compare import compare_command
 from tl_research.commands.ensemble import ensemble_command
@@ -45,6 +46,7 @@ app.command("compare")(compare_command)
 app.command("ensemble")(ensemble_command)
 app.command("leaderboard")(leaderboard_command)
 app.command("report")(report_command)
+app.command("card")(card_command)
 app.add_typer(features_app, name="features")
 
 

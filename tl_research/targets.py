@@ -41,10 +41,12 @@ TARGETS = {
     "RMSprop": "tl_research.training.optimizer.RMSprop",
     "SGD": "tl_research.training.optimizer.SGD",
     "Stage": "tl_research.training.stage.Stage",
+    "Report": "tl_research.experiment.experiment.ReportOptions",
     "Trainer": "tl_research.training.options.TrainOptions",
     "Features": "tl_research.features.table.Features",
     "BestWeights": "tl_research.training.callbacks.BestWeights",
     "EarlyStopping": "tl_research.training.callbacks.EarlyStopping",
+    "MLflow": "tl_research.reports.mlflow_tracker.MLflow",
     "TensorBoard": "tl_research.reports.tensorboard.TensorBoard",
 }
 """Where each class is defined; the module is imported on first access."""

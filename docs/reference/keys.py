@@ -23,6 +23,7 @@ RANGES = {
     "setup": "a list of lines, or null",
     "additional_parameters": "names and values",
     "params": "names and values",
+    "choose_by": "'validation' or 'folds'",
     "sampler": "'tpe' or 'random'",
     "pruner": "'median' or 'none'",
     "batch": "a whole number of at least 1 or null",

@@ -8,6 +8,7 @@ from tl_research.config.constraints import allowed, shown
 from tl_research.config.suggestions import near
 from tl_research.data.sources import Folder
 from tl_research.training.optimizer import SGD
+from tl_research.training.options import TrainOptions
 from tl_research.training.stage import Stage
 
 
@@ -22,6 +23,7 @@ from tl_research.training.stage import Stage
         (Folder, "root", "text that is not empty"),
         (Folder, "resize", "'squash', 'crop' or 'pad'"),
         (Folder, "split_seed", "a whole number of at least 0 and less than 4294967296"),
+        (TrainOptions, "class_weights", "'balanced' or {NAME: a number greater than 0} or null"),
         (Stage, "optimizer", None),
         (Stage, "nothing", None),
         (int, "real", None),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,15 @@ def test_equal_images_in_both_splits_are_refused_by_name(planted: Path) -> None:
         loaded(planted)
 
 
+def test_groups_that_the_splits_divide_are_warned_of(
+    planted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = tmp_path / "groups.csv"
+    table.write_text("path,group\ntrain/a/0.jpg,one\ntest/a/2.jpg,one\n")
+    loaded(planted, allow_leaks=True, group_by=str(table))
+    assert "1 group(s) lie both in train/ and in test/, such as 'one'" in caplog.text
+
+
 def test_only_equal_images_are_decoded_twice_and_once_for_all(
     planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +139,12 @@ def test_only_equal_images_are_decoded_twice_and_once_for_all(
     read.clear()
     assert loaded(planted, FileIndex(tmp_path), allow_leaks=True).found == first.found
     assert not read
+    for file in tmp_path.iterdir():  # as an older version left it
+        facts = json.loads(file.read_text().partition("\n")[2])
+        content = json.dumps({key: value for key, value in facts.items() if key != "prints"})
+        file.write_text(f"{hashlib.sha256(content.encode()).hexdigest()}\n{content}")
+    assert loaded(planted, FileIndex(tmp_path), allow_leaks=True).found == first.found
+    assert set(read) == {path.name for path in first.found.paths}
 
 
 @pytest.mark.parametrize("options", [{}, {"folds": 3, "fold": 1}, {"test": 0}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import unicodedata
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -263,3 +264,12 @@ def test_training_predict_and_evaluate_see_the_same_files(
     trained, judged = source.load(), source.load_labelled(["a", "b"])
     assert set(trained.paths) == set(judged.paths) == set(images_in([root]))
     assert dict(zip(trained.paths, trained.labels, strict=True)) == dict(zip(judged.paths, judged.labels, strict=True))
+
+
+@pytest.mark.parametrize(("header", "refused"), [("path,prediction,p_a,error", False), ("path,label,p_a,error", True)])
+def test_answers_of_predict_are_no_labels(tmp_path: Path, header: str, refused: bool) -> None:
+    root = grow(tmp_path / "photos", "cat:6 dog:6")
+    rows = [f"{path},{('x', 'y')[number % 2]},0.5," for number, path in enumerate(images_in([root]))]
+    (tmp_path / "answers.csv").write_text("\n".join([header, *rows]))
+    with pytest.raises(InputError, match="none of its columns agrees") if refused else nullcontext():
+        assert summary(read(root)) == "all cat6 dog6"

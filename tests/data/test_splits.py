@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedGroupKFold, StratifiedKFold
 
 from tl_research.data.splits import (
     demand_apart,
@@ -178,3 +179,19 @@ def test_three_groups_of_a_class_suffice() -> None:
     held = hold_out_groups(labels, groups, 0.2, 0, names=["x", "y"], key="data.test")
     assert len(held) == 8
     assert np.bincount(labels[held]).tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(24) // 2], ids=["images", "groups"])
+def test_each_repeat_divides_anew_as_scikit_learn_does(groups: np.ndarray | None) -> None:
+    labels = np.repeat([0, 1], 12)
+    held = [
+        [held_fold(labels, fold, 3, 7, names=["a", "b"], groups=groups, repeat=repeat).tolist() for fold in range(3)]
+        for repeat in range(3)
+    ]
+    assert all(sorted(np.concatenate(parts).tolist()) == list(range(24)) for parts in held)
+    assert len({str(parts) for parts in held}) == 3
+    first = (StratifiedKFold if groups is None else StratifiedGroupKFold)(3, shuffle=True, random_state=7)
+    assert held[0] == [part.tolist() for _, part in first.split(labels, labels, groups)], "as without repeats"
+    if groups is None:
+        parts = RepeatedStratifiedKFold(n_splits=3, n_repeats=3, random_state=7).split(labels, labels)
+        assert [part for each in held for part in each] == [part.tolist() for _, part in parts]

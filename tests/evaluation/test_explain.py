@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import spearmanr
 
 from tests.experiment.test_experiment import run, table
+from tl_research import compose
 from tl_research.commands.explain import explain_command
+from tl_research.data.decode import read_pixels
 from tl_research.errors import InputError
-from tl_research.evaluation.explain import Explainer, overlay
-from tl_research.reports.explanations import doubtful_images, write_explanations
+from tl_research.evaluation.explain import Explainer, add_maps, overlay
+from tl_research.reports.explanations import doubtful_images, heat_maps, write_explanations
 from tl_research.runs.run import Run
 
 
@@ -51,6 +55,14 @@ def test_the_map_of_a_linear_head_sums_to_its_logit(tmp_path: Path, trained: Cal
         assert one.heat.sum() + bias[names.index(name)] == pytest.approx(one.logit, abs=1e-3)
 
 
+def test_added_maps_keep_the_sum_and_the_place() -> None:
+    fine, coarse = np.zeros((8, 8)), np.zeros((4, 4))
+    fine[1, 6] = coarse[0, 3] = 8.0
+    both = add_maps([coarse, fine])
+    assert both.sum() == pytest.approx(16)
+    assert np.unravel_index(both.argmax(), both.shape) == (1, 6)
+
+
 @pytest.mark.parametrize("head", ["linear", "knn"])
 @pytest.mark.parametrize("method", ["map", "occlusion"])
 def test_heat_is_where_the_object_is(tmp_path: Path, trained: Callable[[str], Run], head: str, method: str) -> None:
@@ -63,6 +75,39 @@ def test_heat_is_where_the_object_is(tmp_path: Path, trained: Callable[[str], Ru
         half = len(positive) // 2
         shares.append(positive[row * half :, column * half :][:half, :half].sum() / positive.sum())
     assert np.mean(shares) > 0.375  # 1.5 times the share of its area
+
+
+def pasted(photos: Path) -> Iterator[tuple[np.ndarray, tuple[slice, slice]]]:
+    """Put 60 photographs at half the network's size into a random quarter of a plain canvas; yield it and the place."""
+    rng = np.random.default_rng(0)
+    for path in sorted(photos.rglob("*.jpg"))[:60]:
+        top, left = rng.integers(0, 2, 2) * 112
+        canvas, place = np.full((224, 224, 3), 128, np.uint8), (slice(top, top + 112), slice(left, left + 112))
+        canvas[place] = read_pixels(path, 112, "squash")
+        yield canvas, place
+
+
+@pytest.mark.slow
+def test_maps_find_the_object_and_need_the_weights(tmp_path: Path, photos: Path) -> None:
+    """At least 1.5 times the weight of a centred square of the same area; with random weights nothing of that is left
+    (Adebayo et al. 2018, arXiv 1810.03292). docs/benchmarks.md has the numbers."""
+    done = compose(["data=folder", f"data.root={photos}", "callbacks=none", "features.store=null"]).run(
+        tmp_path / "run"
+    )
+    explainer, shares, maps, centre = Explainer(done), [], [], (slice(56, 168), slice(56, 168))
+    for canvas, place in pasted(photos):
+        logits, heat = explainer.explain_pixels(canvas, None)
+        large = Image.fromarray(heat.astype(np.float32)).resize((224, 224), Image.Resampling.BILINEAR)
+        positive = np.maximum(np.asarray(large), 0)
+        shares.append([positive[part].sum() / positive.sum() for part in (place, centre)])
+        maps.append((canvas, int(logits.argmax()), heat))
+    inside, centred = np.mean(shares, axis=0)
+    assert inside >= 1.5 * centred
+    random = compose(["backbone.weights=null"]).backbone.build()
+    explainer.model.get_layer("backbone").set_weights(random.get_weights())
+    alike = [spearmanr(heat.ravel(), explainer.explain_pixels(*what)[1].ravel())[0] for *what, heat in maps]
+    assert np.mean(alike) < 0.3
+    sys.stdout.write(f"{len(maps)} images: {inside:.3f} in the object, {centred:.3f} centred; {np.mean(alike):.2f}")
 
 
 def test_each_image_has_a_row_and_a_picture(tmp_path: Path, trained: Callable[[str], Run]) -> None:
@@ -88,6 +133,13 @@ def test_the_most_doubtful_images_are_explained_by_default(trained: Callable[[st
     tested = [row["path"] for row in table(done.directory / "predictions.csv") if row["split"] == "test"]
     assert paths
     assert {str(path) for path in paths} <= set(tested)
+
+
+def test_maps_end_when_their_time_is_up(trained: Callable[[str], Run]) -> None:
+    done = trained("linear")
+    paths = doubtful_images(done)
+    assert len(heat_maps(done, paths, 0.0)) == 1
+    assert list(heat_maps(done, paths)) == [str(path) for path in paths]
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
+import math
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from tests.conftest import ROOT, draw_tree
+from tests.experiment.test_experiment import table
 from tl_research import InputError, Run, compose
-from tl_research.commands.arguments import open_run
+from tl_research.commands.arguments import folder_beside, open_run
+from tl_research.commands.predict import predict_command
+from tl_research.evaluation import predict
 from tl_research.evaluation.predict import evaluate_on, images_in, predict_images
+from tl_research.system.process import importable
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +59,7 @@ def test_a_bad_file_gets_a_row_with_its_error(run: Run, colours: Path, tmp_path:
     bad.write_text("no image")
     paths = [bad, colours / "test" / "red" / "000.jpg", tmp_path / "missing.png"]
     result = command("predict", str(run.directory), *map(str, paths), cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 1, result.stderr
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     assert [bool(row["error"]) for row in rows] == [True, False, True]
     assert rows[1]["prediction"] == "red"
@@ -62,6 +74,160 @@ def test_folders_are_searched_and_a_csv_is_written(run: Run, colours: Path, tmp_
     assert len((tmp_path / "answers.csv").read_text().splitlines()) == 13
     with pytest.raises(InputError, match="no images"):
         images_in([tmp_path])
+
+
+def answer(run: Run, *options: Any, **more: Any) -> tuple[int, list[dict[str, str]]]:
+    """Predict into a CSV file; return the exit status and the rows."""
+    output = run.directory.parent / "answers.csv"
+    try:
+        predict_command(run.directory, *options, output=output, **more)
+    except typer.Exit as end:
+        return end.exit_code, table(output)
+    return 0, table(output)
+
+
+def test_each_option_adds_its_columns(run: Run, colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = answer(run, [colours / "test"])[1]
+    cut = sorted(max(float(row["p_red"]), float(row["p_blue"])) for row in plain)[6]
+    status, rows = answer(run, [colours / "test"], top_k=2, threshold=cut, coverage=0.9)
+    assert "not calibrated" in capsys.readouterr().err
+    assert status == 0
+    new = ["top_1", "top_1_p", "top_2", "top_2_p", "abstained", "prediction_set"]
+    assert list(rows[0]) == [*plain[0], *new]
+    for row, before in zip(rows, plain, strict=True):
+        assert (row["p_red"], row["top_1"]) == (before["p_red"], before["prediction"])
+        assert row["top_1_p"] == row[f"p_{row['top_1']}"]
+        is_unsure = float(row["top_1_p"]) < cut
+        assert (row["abstained"], row["prediction"]) == (("true", "") if is_unsure else ("false", row["top_1"]))
+        assert row["top_1"] in row["prediction_set"].split("|")
+    assert {row["abstained"] for row in rows} == {"true", "false"}
+
+
+def test_calibrated_probabilities_say_so(run: Run, colours: Path) -> None:
+    plain, calibrated = (answer(run, [colours / "test"], calibrated=value)[1] for value in (False, True))
+    temperature = run.calibration["temperature"]
+    for before, row in zip(plain, calibrated, strict=True):
+        odds = [math.log(float(one["p_red"]) / float(one["p_blue"])) for one in (before, row)]
+        assert odds[0] / odds[1] == pytest.approx(temperature, rel=1e-3)
+        assert float(row["temperature"]) == pytest.approx(temperature)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 3}, "--top-k 3: give 1 to 2"),
+        ({"top_k": -1}, "--top-k -1"),
+        ({"threshold": 1.5}, "--threshold 1.5"),
+        ({"threshold": math.nan}, "--threshold nan"),
+        ({"coverage": 1}, "--coverage 1"),
+        ({"continues": True}, "--continue: give the file"),
+        ({"output": Path()}, "--output .: it is a folder"),
+        ({"output": Path("nowhere/a.csv")}, "there is no folder nowhere"),
+    ],
+)
+def test_options_out_of_range_are_refused(run: Run, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        predict_command(run.directory, [Path("x.jpg")], **options)
+
+
+@pytest.mark.parametrize("options", [{"coverage": 0.9}, {"calibrated": True}])
+def test_options_that_need_a_calibration_say_so(run: Run, tmp_path: Path, options: dict[str, Any]) -> None:
+    older = shutil.copytree(run.directory, tmp_path / "older")
+    (older / "calibration.json").unlink()
+    with pytest.raises(InputError, match=f"--{next(iter(options))}: the run has no calibration.json"):
+        predict_command(older, [Path("x.jpg")], **options)
+
+
+def test_patterns_and_lists_name_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = draw_tree(tmp_path / "photos", {"red": 2, "deep/blue": 1})
+    (root / "notes.txt").write_text("no image")
+    (root / "odd[1].jpg").write_bytes((root / "red" / "000.jpg").read_bytes())
+    red, blue, odd = sorted((root / "red").iterdir()), root / "deep" / "blue" / "000.jpg", root / "odd[1].jpg"
+    monkeypatch.chdir(root)
+    assert images_in([root / "red" / "*1.jpg"]) == red[1:]
+    assert images_in([Path("**/*.jpg")]) == [path.relative_to(root) for path in (blue, odd, *red)]
+    assert images_in([Path("*"), odd]) == [*(path.relative_to(root) for path in (blue, odd, *red)), odd]
+    for content in (f"{odd}\n\nred\r\nmissing.jpg\n", f"{odd}\0red\0missing.jpg\0"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+        listed = images_in([Path("-")])
+        assert listed == [odd, *(path.relative_to(root) for path in red), Path("missing.jpg")]
+    for argument, message in (("*.png", r"\*.png: no images match"), ("-", "lists no images")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+        with pytest.raises(InputError, match=message):
+            images_in([Path(argument)])
+
+
+@pytest.mark.parametrize("name", ["openvino", "keras"])
+def test_the_runs_own_engine_answers(run: Run, colours: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    for engine in ("openvino", "keras"):
+        build = getattr(predict, f"{engine}_engine")
+        monkeypatch.setattr(predict, f"{engine}_engine", lambda *a, n=engine, b=build: (used.append(n), b(*a))[1])
+    again = Run.open(run.directory)
+    again.config["engine"] = name
+    predict_images(again, [colours / "test" / "red" / "000.jpg"])
+    assert used == [name]
+
+
+def test_a_zipped_run_answers_and_leaves_nothing(
+    run: Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    zipped = Path(shutil.make_archive(str(tmp_path / "moved"), "zip", run.directory.parent, run.directory.name))
+    paths = [colours / "test" / "red" / "000.jpg"]
+    opened = open_run(zipped)
+    assert predict_images(opened, paths) == predict_images(run, paths)
+    assert folder_beside(zipped, "export", "onnx") == tmp_path / "moved" / "export" / "onnx"
+    del opened
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a.txt": b""}, "holds no runs"),
+        ({"a/status.json": b"{}", "b/status.json": b"{}"}, "holds 2 runs"),
+        ({"../status.json": b"{}"}, "would leave the folder. If you trust it, unpack it yourself and give the folder"),
+        ({"status.json": b"0" * 20_000_000}, "looks like a bomb"),
+        ({"a/status.json": b'{"state": "failed"}'}, "bad.zip: the run has no classes.json; its status is 'failed'"),
+    ],
+)
+def test_a_zip_without_one_run_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes], message: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    with pytest.raises(InputError, match=message):
+        open_run(tmp_path / "bad.zip")
+    gc.collect()
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_killed_prediction_is_continued(run: Run, colours: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no image")
+    images = [*sorted(colours.rglob("*.jpg")) * 30, bad]
+    images_list, output = tmp_path / "images.txt", tmp_path / "answers.csv"
+    images_list.write_text("\n".join(map(str, images)))
+    whole = [sys.executable, "-m", "tl_research", "predict", str(run.directory), "-", "-o", str(output), "--continue"]
+    with importable(), images_list.open() as stdin:
+        process = subprocess.Popen(whole, stdin=stdin)
+        while not (output.exists() and output.stat().st_size > 5000):
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+    assert len(output.read_text().splitlines()) < len(images)
+    with importable(), images_list.open() as stdin:
+        assert subprocess.run(whole, stdin=stdin, check=False).returncode == 1
+    rows = table(output)
+    assert [row["path"] for row in rows] == list(map(str, images))
+    assert [row["path"] for row in rows if row["error"]] == [str(bad)]
 
 
 def test_evaluate_prints_the_metrics_of_other_data(run: Run, tmp_path: Path) -> None:

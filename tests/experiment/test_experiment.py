@@ -24,6 +24,7 @@ FILES = {
     ".lock",
     "classes.json",
     "mistakes.json",
+    "model_card.md",
     "model.keras",
     "status.json",
     "tensorboard",

@@ -15,6 +15,8 @@ from tl_research import InputError, compose
          r"^transfer\.backbone\.optimizer: lbfgs solves heads, and this stage trains"),
         (["head=knn", "transfer=finetune"], "head=knn does not learn, .*; add transfer=frozen"),
         (["head=prototype", "transfer=scratch"], "the first stage of transfer has none; add head=linear"),
+        (["head=knn", "trainer.class_weights=balanced"], "^trainer.class_weights counts in a loss, .*; add head="),
+        (["head=prototype", "trainer.logit_adjustment=1"], "^trainer.logit_adjustment counts in a loss"),
         (["features.views=2"], "features.views: all views would be equal; add data/augment=light"),
         (["monitor=test_auroc"], "^monitor=test_auroc: test images choose nothing; give monitor=val_auroc$"),
         (["monitor=test_tta_accuracy"], "^monitor=test_tta_accuracy: test images choose nothing"),

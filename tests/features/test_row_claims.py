@@ -30,7 +30,7 @@ from tl_research.features import shared_fill
 from tl_research.features import store as feature_store
 from tl_research.features.engines import BATCH
 from tl_research.features.row_claims import RowClaims
-from tl_research.features.row_source import RowSource
+from tl_research.features.row_source import PartSources, RowSource
 from tl_research.features.shared_fill import SharedFill
 from tl_research.features.store import FeatureStore
 from tl_research.features.table import Features, FeatureTable
@@ -67,7 +67,7 @@ class Filler:
         data: Any = Images(numbers)
         self.table = FeatureTable(network, data, Features(), "auto", threads)
         source = RowSource(self.store, lambda pixels: self.engine(pixels), data, 1, self.table.row, threads)
-        self.table.sources = [source]
+        self.table.source = PartSources([source])
 
     def engine(self, pixels: np.ndarray) -> np.ndarray:
         time.sleep(self.seconds)

@@ -297,7 +297,7 @@ def test_batches_come_from_memory_or_from_the_store(
         assert (one.computed, one.hit) == counted
     assert [one.in_memory(EVERYTHING) for one in tables] == [True, False, False, True]
     assert [(one.computed, one.hit) for one in tables] == [(36, 0), (0, 36), (36, 0), (36, 0)]
-    shutil.rmtree(tables[2].sources[0].store.folder)
+    shutil.rmtree(tables[2].source.parts[0].store.folder)
     np.testing.assert_array_equal(tables[2].get_batch(some), expected[some])
     assert tables[2].computed == 39, "lost rows are computed again"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tl_research.metrics.bootstrap import DRAWS, bootstrap_intervals
+from tl_research.metrics.bootstrap import bootstrap_intervals
 from tl_research.metrics.classification import classification_metrics
 
 
@@ -17,18 +17,21 @@ def draw(num: int, seed: int = 0, classes: int = 3) -> tuple[np.ndarray, np.ndar
     ), labels  # rounded: some scores are equal
 
 
+METRICS = ("loss", "macro_f1", "balanced_accuracy", "auroc", "auprc")
+
+
 @pytest.mark.parametrize("groups", [None, np.arange(80) // 4], ids=["images", "groups"])
 def test_intervals_equal_those_of_direct_resampling(groups: np.ndarray | None) -> None:
     logits, labels = draw(80)
     rng, rows = np.random.default_rng(0), []
     number = np.arange(80) if groups is None else groups
-    for _ in range(DRAWS):
+    for _ in range(300):
         drawn = np.concatenate(
             [np.flatnonzero(number == unit) for unit in rng.integers(0, number.max() + 1, number.max() + 1)]
         )
         rows.append(classification_metrics(logits[drawn], labels[drawn], intervals=False))
     found = bootstrap_intervals(logits, labels, groups)
-    for name in ("loss", "macro_f1", "auroc"):
+    for name in METRICS:
         low, high = np.quantile([row[name] for row in rows], [0.025, 0.975])
         width = high - low
         assert found[f"{name}_low"] == pytest.approx(low, abs=0.15 * width)
@@ -38,7 +41,7 @@ def test_intervals_equal_those_of_direct_resampling(groups: np.ndarray | None) -
 def test_images_that_come_in_groups_give_wider_intervals() -> None:
     logits, labels = (values.repeat(10, axis=0) for values in draw(20))
     alone, grouped = (bootstrap_intervals(logits, labels, groups) for groups in (None, np.arange(200) // 10))
-    for name in ("loss", "macro_f1", "auroc"):
+    for name in METRICS:
         widths = [found[f"{name}_high"] - found[f"{name}_low"] for found in (alone, grouped)]
         assert widths[1] > 2 * widths[0]
 
@@ -50,7 +53,7 @@ def test_intervals_surround_their_metric_whatever_the_number() -> None:
         assert "auroc_low" not in metrics
         assert metrics["loss_low"] - 1e-9 <= metrics["loss"] <= metrics["loss_high"] + 1e-9
     metrics = classification_metrics(*draw(400))
-    assert all(metrics[f"{n}_low"] < metrics[n] < metrics[f"{n}_high"] for n in ("loss", "macro_f1", "auroc"))
+    assert all(metrics[f"{n}_low"] < metrics[n] < metrics[f"{n}_high"] for n in METRICS)
 
 
 def test_equal_scores_count_half() -> None:

@@ -7,15 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta, kstest
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import PredefinedSplit
 
 from tl_research.metrics.calibration import (
     calibration_metrics,
+    conformal_scores,
     conformal_threshold,
+    cross_conformal_sets,
     fit_temperature,
     prediction_sets,
     reliability,
 )
 from tl_research.metrics.probabilities import softmax
+from tl_research.training.logistic_regression import solve
+from tl_research.training.optimizer import LBFGS
 
 
 def draw(seed: int, num: int = 2000, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -34,6 +40,17 @@ def test_a_temperature_makes_logits_as_sure_as_they_are_right(factor: float) -> 
     assert after["loss"] <= before["loss"]
     assert after["ece"] < 0.04
     assert (before["ece"] > 0.05) == (factor != 1)
+
+
+@pytest.mark.parametrize(("factor", "least", "most"), [(3.0, 0.02, np.inf), (1.0, -0.005, 0.005)])
+def test_calibrating_helps_where_needed_and_never_hurts_much(factor: float, least: float, most: float) -> None:
+    (logits, labels), falls = draw(0, 1000), []
+    for seed in range(20):
+        known, new = np.split(np.random.default_rng(seed).permutation(1000), 2)
+        temperature = fit_temperature(factor * logits[known], labels[known])
+        before, after = (calibration_metrics(softmax(factor * logits[new] / t), labels[new]) for t in (1, temperature))
+        falls.append(before["loss"] - after["loss"])
+    assert least <= np.mean(falls) <= most
 
 
 def test_few_correct_answers_do_not_make_a_classifier_certain() -> None:
@@ -64,3 +81,88 @@ def test_prediction_sets_are_never_empty_and_grow(seed: int, threshold: float) -
     assert small.any(axis=1).all()
     assert (large >= small).all()
     assert prediction_sets(probabilities, np.inf).all()
+
+
+FOLDS = 5
+
+
+def cross_draw(seed: int, num: int = 100) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw labels, the fold that each of `num` images was held out of, and the probabilities `(folds, n, k)` of
+    classifiers that learned different things, for these images and as many new ones."""
+    rng = np.random.default_rng(seed)
+    logits, labels = draw(seed, 2 * num)
+    answers = np.stack([softmax(logits + rng.normal(size=logits.shape)) for _ in range(FOLDS)])
+    return labels, np.resize(np.arange(FOLDS), num), answers
+
+
+def test_cross_conformal_sets_cover_what_they_promise() -> None:
+    """At least 1 - 2 alpha; more than 1 - alpha where the fits differ as much as here."""
+    coverage, covered = 0.9, []
+    for seed in range(100):
+        labels, folds, answers = cross_draw(seed)
+        num = len(folds)
+        scores = conformal_scores(answers[folds, np.arange(num)], labels[:num])
+        sets = cross_conformal_sets(scores, folds, answers[:, num:], coverage)
+        covered.append(sets[np.arange(num), labels[num:]].mean())
+    assert 1 - 2 * (1 - coverage) < np.mean(covered)
+    assert np.mean(covered) == pytest.approx(0.956, abs=0.01)
+
+
+def test_scores_of_folds_cover_with_the_head_of_all_images() -> None:
+    """As runs do: scores from out-of-fold answers, sets from the head that was then solved on all images."""
+    rng, coverage, covered = np.random.default_rng(0), 0.9, []
+    for _ in range(12):
+        labels = np.resize(np.arange(3), 60 + 600)
+        features = rng.normal(size=(len(labels), 8)) + 1.2 * np.eye(3, 8)[labels]
+        solution = solve(features[:60], labels[:60], LBFGS(), seed=0)
+        assert solution.out_of_fold is not None
+        scores = conformal_scores(softmax(solution.out_of_fold[0]), solution.out_of_fold[1])
+        sets = prediction_sets(softmax(solution.logits(features[60:])), conformal_threshold(scores, coverage))
+        covered.append(sets[np.arange(600), labels[60:]].mean())
+    assert 1 - 2 * (1 - coverage) < np.mean(covered)
+    assert np.mean(covered) == pytest.approx(coverage, abs=0.03)
+
+
+class Prepared(ClassifierMixin, BaseEstimator):
+    """A classifier for MAPIE whose "features" are numbers of images, with the answers of one fit to each."""
+
+    def __init__(self, answers: np.ndarray, folds: np.ndarray):
+        self.answers, self.folds = answers, folds
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> Prepared:
+        held_out = set(range(FOLDS)) - set(self.folds[x[:, 0]].tolist())
+        self.number_ = held_out.pop() if held_out else 0
+        self.classes_ = np.arange(self.answers.shape[2])
+        return self
+
+    def predict_proba(self, x: np.ndarray) -> np.ndarray:
+        return self.answers[self.number_, x[:, 0]]
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return self.predict_proba(x).argmax(axis=1)
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
+def test_mapie_makes_the_same_sets(coverage: float) -> None:
+    mapie = pytest.importorskip("mapie.classification", reason="needs tl_research[test]")
+    labels, folds, answers = cross_draw(0)
+    num = len(folds)
+    known, new = np.arange(num)[:, None], np.arange(num, 2 * num)[:, None]
+    prepared = Prepared(answers, folds)
+
+    split = mapie.SplitConformalClassifier(prepared.fit(known, labels), coverage, "lac", prefit=True)
+    split.conformalize(known, labels[:num])
+    threshold = conformal_threshold(conformal_scores(answers[0, :num], labels[:num]), coverage)
+    assert (same_sets(split.predict_set(new)[1], prediction_sets(answers[0, num:], threshold))).all()
+
+    cross = mapie.CrossConformalClassifier(prepared, coverage, "lac", cv=PredefinedSplit(folds))
+    cross.fit_conformalize(known, labels[:num])
+    scores = conformal_scores(answers[folds, np.arange(num)], labels[:num])
+    ours = cross_conformal_sets(scores, folds, answers[:, num:], coverage)
+    assert (same_sets(cross.predict_set(new, agg_scores="crossval")[1], ours)).all()
+
+
+def same_sets(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray:
+    """Compare sets, but for the most probable class, which is always in ours."""
+    differ = theirs[:, :, 0] != ours
+    return ~differ | (ours & (ours.sum(axis=1) == 1)[:, None])

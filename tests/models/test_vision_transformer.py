@@ -54,6 +54,20 @@ def test_tokens_equal_those_of_timm_and_transformers(tmp_path: Path, name: str) 
     np.testing.assert_allclose(features, np.concatenate([tokens[0], patches.mean(axis=0)]), atol=1e-5)
 
 
+def test_a_lower_layer_gives_class_token_and_mean() -> None:
+    import keras
+
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    lower, network = replace(TINY, layer="block1").build(), TINY.network()
+    for layer in lower.layers[1:]:
+        network.get_layer(layer.name).set_weights(layer.get_weights())
+    expected = np.asarray(keras.Model(network.input, network.get_layer("block1").output)(images))
+    features = np.concatenate([expected[:, 0], expected[:, 1:].mean(axis=1)], axis=1)
+    np.testing.assert_allclose(np.asarray(lower(images)), features, rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="gives no tokens; give that of a block"):
+        replace(TINY, layer="patch_rows").build()
+
+
 def renamed(tensors: dict[str, np.ndarray], name: str, new: str) -> dict[str, np.ndarray]:
     return {new if key == name else key: value for key, value in tensors.items()}
 
@@ -123,7 +137,7 @@ def test_positions_of_the_same_grid_stay_bit_for_bit() -> None:
     assert interpolate_positions(np.ones((49, 3), np.float32), 5) == pytest.approx(1.0)
 
 
-def test_without_weights_file_address_licence_and_place_are_named(monkeypatch: Any, tmp_path: Path) -> None:
+def test_the_error_names_file_address_licence_and_place(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     with pytest.raises(InputError) as error:
         compose(["backbone=vit_small_patch14_dinov2"]).preflight()
@@ -154,7 +168,7 @@ def run(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.slow
-def test_frozen_blocks_stay_bit_for_bit_and_lower_blocks_move_less(run: Run) -> None:
+def test_frozen_blocks_stay_and_lower_ones_move_less(run: Run) -> None:
     loaded, trained = compose(RUN).backbone.build(), run.model().get_layer("backbone")
     moved = {}
     for layer in loaded.layers:

@@ -16,7 +16,9 @@ def test_every_name_can_be_drawn_without_a_warning() -> None:
     assert all(name in (NAMES[number], f"#{number}") for number, name in enumerate(drawn[5:], 5))
     pixels = np.full((many, 8, 8, 3), 7, np.uint8)
     samples = [(pixels[0], label, np.eye(many)[label - 1]) for label in range(many)]
+    bins = [{"confidence": 0.9, "accuracy": 0.5, "num": 3}]
     for page in (
+        figures.reliability_diagram({"plain": bins, "calibrated": bins}, 2.0),
         figures.confusion_matrix(np.arange(many), np.arange(many), NAMES),
         figures.predictions(samples, NAMES),
         figures.batch(pixels, np.eye(many), NAMES),

@@ -243,6 +243,32 @@ def test_mistakes_of_an_older_run_have_no_pictures(tmp_path: Path) -> None:
     ], "the surest first; the validation image is not among them"
 
 
+def test_the_best_run_shows_each_class_and_how_far_to_trust_it(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bins = [{"low": 0.9, "high": 1, "num": 5, "confidence": 0.95, "accuracy": 0.6}]
+    known = {"temperature": 2.0, "reliability": {"plain": bins, "calibrated": bins}}
+    (sweep / "mlp-1.0-1" / "calibration.json").write_text(json.dumps(known))
+    monkeypatch.setattr(html_report, "heat_maps", lambda run, paths: {"/photos/2.jpg": "map", "/photos/1.jpg": "map"})
+    best = shown_by(html_report.write_report(sweep, maps=True).read_text())["best"]
+    assert [(one["count"], one["precision"], one["recall"]) for one in best["scores"]] == [
+        (2, 0.5, 0.5),
+        (3, pytest.approx(2 / 3), pytest.approx(2 / 3)),
+    ]
+    for kind in ("roc", "precision_recall"):
+        first, *others = (curve["name"] for curve in best["curves"][kind])
+        assert (first, set(others)) == ("mean", {"cat", "dog"})
+    assert (best["temperature"], best["reliability"]) == (2.0, known["reliability"])
+    assert [one["path"] for one in best["unsure"]][:2] == ["/photos/1.jpg", "/photos/3.jpg"]
+    assert [one["map"] for one in (*best["mistakes"], *best["unsure"][:2])] == ["map", "map", ""]
+
+
+def test_a_network_that_cannot_be_explained_only_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    draw_run(tmp_path / "run", ["head=mlp"], val_accuracy=0.9)
+    draw_answers(tmp_path / "run")
+    (tmp_path / "run" / "model.keras").write_bytes(b"nothing")
+    assert "map" in shown_by(html_report.write_report(tmp_path / "run", maps=True).read_text())["best"]["unsure"][0]
+    assert "no maps in the report" in caplog.text
+
+
 def test_a_single_run_is_reported_in_its_own_directory(tmp_path: Path) -> None:
     draw_run(tmp_path / "12-00-00", ["head=mlp"], val_accuracy=0.9, val_accuracy_low=0.8, val_accuracy_high=0.95)
     result = CliRunner().invoke(app, ["report", str(tmp_path / "12-00-00")])

@@ -54,6 +54,13 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_run_in_the_current_folder_is_found(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(sweep)
+    assert len(collect(Path("a0"))) == 1
+    monkeypatch.chdir("a0")
+    assert len(collect(Path())) == 1
+
+
 def test_the_validation_metric_ranks_and_failures_come_last(sweep: Path) -> None:
     board = Leaderboard.of(collect(sweep))
     assert list(board.keys) == ["head"], "the seed repeats, and data=folder is everywhere"

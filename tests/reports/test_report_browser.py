@@ -83,6 +83,8 @@ def test_the_page_is_complete(page: Page) -> None:
     labels = page.locator("#effects-charts text.label").evaluate_all("all => all.map(one => one.lastChild.textContent)")
     assert labels == ["mlp", "linear"]
     assert page.locator(".matrix tbody td:not(.recall)").all_inner_texts() == ["1", "1", "1", "2"]
+    assert page.locator("table.scores tbody tr").all_inner_texts()[0].split()[:3] == ["cat", "2", "0.500"]
+    assert page.locator("#trust figure").count() == 2, "ROC, precision and recall; nothing was calibrated"
     assert page.locator(".mistakes img").evaluate("image => image.naturalWidth") == 128
     assert "InputError: no weights" in page.locator("#failures").inner_text()
 

@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def answerer(run: Run) -> Iterator[Answerer]:
     before = Image.MAX_IMAGE_PIXELS
-    yield Answerer(run, max_pixels=10_000)
+    yield Answerer(run, "run", max_pixels=10_000)
     Image.MAX_IMAGE_PIXELS = before
 
 
@@ -56,7 +56,7 @@ def test_the_answer_is_the_runs_calibrated(run: Run, answerer: Answerer) -> None
 
 
 def test_a_run_without_scores_gives_no_set() -> None:
-    answerer = Answerer(Run.open(OLDER / "finished"), max_pixels=10_000)
+    answerer = Answerer(Run.open(OLDER / "finished"), "run", max_pixels=10_000)
     assert answerer.answer(PHOTO.read_bytes(), 0.9).prediction_set is None
     assert not answerer.facts(1).calibrated
 

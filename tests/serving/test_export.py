@@ -4,6 +4,7 @@ Modules: snippets, facts, check_images, converters, runtimes, quantization, lite
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -175,26 +176,35 @@ def command(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def lite0(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Run:
+def lite0(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> dict[str, Run]:
+    """A frozen run, a fine-tuned one, and the ensemble of the two."""
+    sweep = tmp_path_factory.mktemp("lite0")
     options = ["backbone=efficientnet_lite0", "data=folder", f"data.root={photos}", "callbacks=none"]
-    return compose([*options, "data.resize=crop"]).run(tmp_path_factory.mktemp("lite0") / "run")
+    tuned = ["transfer=finetune", "transfer.backbone.epochs=1", "backbone.image_size=128"]
+    for name, more in (("frozen", []), ("tuned", tuned)):
+        compose([*options, "data.resize=crop", *more]).run(sweep / name)
+    CliRunner().invoke(app, ["ensemble", str(sweep), "-o", str(sweep / "both")], catch_exceptions=False)
+    return {name: Run.open(sweep / name) for name in ("frozen", "tuned", "both")}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format_", FORMATS)
-def test_lite0_answers_in_ten_lines_as_the_run_does(format_: str, lite0: Run, tmp_path: Path) -> None:
+def test_lite0_answers_in_ten_lines_as_the_run_does(format_: str, lite0: dict[str, Run], tmp_path: Path) -> None:
     needs_extra(format_)
-    result = command("-m", "tl_research", "export", lite0.directory, "--to", format_, cwd=tmp_path)
+    for name in ("frozen", "tuned"):
+        export_run(lite0[name], format_)
+    run = lite0["both"]
+    result = command("-m", "tl_research", "export", run.directory, "--to", format_, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "the same class for all" in result.stdout
-    folder = lite0.directory / "export" / format_
-    photo = Path(lite0.answers("predictions.csv")[-1]["path"])
+    folder = run.directory / "export" / format_
+    photo = Path(run.answers("predictions.csv")[-1]["path"])
     answer = subprocess.run(
         [sys.executable, "-I", folder / "use.py", photo], capture_output=True, text=True, check=True, timeout=120
     )
-    (logits,) = predict_logits(lite0, [photo])
-    expected = softmax(np.asarray(logits)[None] / lite0.calibration["temperature"])[0]
-    assert json.loads(answer.stdout) == pytest.approx(dict(zip(lite0.class_names(), expected, strict=True)), abs=1e-4)
+    (logits,) = predict_logits(run, [photo])
+    expected = softmax(np.asarray(logits)[None] / run.calibration["temperature"])[0]
+    assert json.loads(answer.stdout) == pytest.approx(dict(zip(run.class_names(), expected, strict=True)), abs=1e-4)
 
 
 def int8_convolutions(folder: Path) -> int:
@@ -207,13 +217,15 @@ def int8_convolutions(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_openvino_in_int8_computes_convolutions_in_int8(lite0: Run, tmp_path: Path) -> None:
+def test_openvino_in_int8_computes_convolutions_in_int8(lite0: dict[str, Run], tmp_path: Path) -> None:
     needs_extra("openvino")
-    arguments = ["--to", "openvino", "--int8", "--max-drop", 0.05, "-o", tmp_path / "int8"]
-    result = command("-m", "tl_research", "export", lite0.directory, *arguments, cwd=tmp_path)
+    folder = lite0["frozen"].directory
+    arguments = ["--to", "openvino", "--int8", "--max-drop", 0.05]
+    result = command("-m", "tl_research", "export", folder, *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert int8_convolutions(tmp_path / "int8") > 20
+    assert int8_convolutions(folder / "export" / "openvino-int8") > 20
     assert "get another class" in result.stdout
+    assert re.search(r"^  float32: [\d.]+ MB, [\d.]+ ms for one image", result.stdout, re.M)
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from tl_research.serving.server import bind, build_server
 
 LIMITS = Admission(
     max_bytes=1000,
-    max_bytes_at_once=3000,
+    max_held=3,
     max_waiting=2,
     max_connections=8,
     header_seconds=0.5,
@@ -66,6 +66,13 @@ class Stub:
 
     def explain(self, content: bytes, class_name: str | None) -> bytes:
         return f"map of {class_name}".encode()
+
+
+class Idle:
+    """A server that ends at once."""
+
+    def __init__(self, *_: object) -> None:
+        self.run = list
 
 
 class Site:
@@ -145,6 +152,13 @@ def test_the_page_fetches_and_inlines_nothing() -> None:
     assert not re.search(r"<style|\sstyle=|\son\w+=", page)
 
 
+def test_a_query_changes_nothing_of_the_page(site: Site) -> None:
+    for path in ("/", "/page.js", "/page.css"):
+        asked = [site.send("GET", path + query) for query in ("", "?content=alert(1)&kind=text/html&path=/etc/passwd")]
+        first, second = ((response.read(), response.headers["content-type"]) for response in asked)
+        assert first == second
+
+
 def test_openapi_describes_body_and_problems(site: Site) -> None:
     paths = json.load(site.send("GET", "/openapi.json"))["paths"]
     assert set(paths) == {"/model", "/predict", "/explain"}
@@ -222,6 +236,14 @@ def test_connections_are_limited(site: Site) -> None:
         assert all(connection.recv(100).startswith(b"HTTP/1.1 408") for connection in opened[:-1])
 
 
+def test_images_in_memory_are_limited(site: Site) -> None:
+    request = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n" + 999 * "x"
+    with ExitStack() as stack:
+        opened = [stack.enter_context(site.connect(request)) for _ in range(LIMITS.max_held + 1)]
+        (late,), _, _ = select.select(opened, [], [], 20)
+        assert late.recv(100).startswith(b"HTTP/1.1 503")
+
+
 def test_off_loopback_any_name_may_be_asked() -> None:
     opened = Site(loopback=False)
     try:
@@ -242,8 +264,9 @@ def test_loopback_is_recognized(host: str, expected: bool) -> None:
 def test_an_address_that_cannot_be_had_is_named(site: Site) -> None:
     with pytest.raises(InputError, match=f"--port {site.port} at 127.0.0.1: .*in use; give another port"):
         bind("127.0.0.1", site.port)
-    with pytest.raises(InputError, match=r"--host a\.\.b: no such address"):
-        bind("a..b", 0)
+    for host in ("a..b", "192.0.2.1"):
+        with pytest.raises(InputError, match=f"--host {host}: no address of this machine"):
+            bind(host, 0)
 
 
 @pytest.mark.parametrize(
@@ -254,3 +277,19 @@ def test_bad_options_are_named(options: list[str], words: str, tmp_path: Path) -
     error = CliRunner().invoke(app, ["serve", str(tmp_path), *options]).exception
     assert isinstance(error, InputError)
     assert words in str(error)
+
+
+def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tl_research.commands.serve.find_spec", lambda name: None)
+    error = CliRunner().invoke(app, ["serve", str(tmp_path)]).exception
+    assert str(error) == 'serve needs fastapi, uvicorn: pip install "tl_research[serve]"'
+
+
+def test_who_may_ask_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, stand_in in (("answerer.Answerer", lambda *_: Stub()), ("server.build_server", Idle)):
+        monkeypatch.setattr(f"tl_research.serving.{name}", stand_in)
+    run = ROOT / "tests" / "fixtures" / "aeace94" / "finished"
+    for host, words in (("127.0.0.1", ""), ("0.0.0.0", "there is no password")):
+        result = CliRunner().invoke(app, ["serve", str(run), "--host", host, "--port", "0"])
+        assert (result.exit_code, words in result.stderr, bool(result.stderr)) == (0, True, bool(words))
+        assert re.match(r"http://[^:]+:\d+/ ", capsys.readouterr().out or result.stdout)

@@ -35,6 +35,25 @@ def test_the_gradient_is_zero_at_the_solution(n: int, d: int, k: int, l2: float)
     assert np.abs(gradient).max() < 1e-3
 
 
+def test_the_mean_over_penalties_is_a_mean_of_heads() -> None:
+    features, labels = blobs(45, 60, 3, spread=3.0)
+    mean = solve(features, labels, LBFGS(average=True), seed=0)
+    losses = np.array(list(mean.log_losses.values()))
+    likely = np.exp(45 * (losses.min() - losses))
+    likely[likely < 0.01 * likely.sum()] = 0
+    assert sum(likely > 0) > 2
+    heads = [solve(features, labels, LBFGS(l2=l2), seed=0).kernel for l2 in mean.log_losses]
+    expected = np.tensordot(likely / likely.sum(), heads, 1)
+    np.testing.assert_allclose(mean.kernel, expected, atol=1e-3 * np.abs(expected).max())
+    assert mean.out_of_fold is not None
+    assert mean.cv_accuracy == np.mean(mean.out_of_fold[0].argmax(axis=1) == labels)
+
+
+def test_one_penalty_leaves_nothing_to_average() -> None:
+    with pytest.raises(ValueError, match="average=true is a mean over penalties, and l2 gives one"):
+        LBFGS(average=True, l2=1.0)
+
+
 def test_weak_signal_leads_to_a_strong_penalty() -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(80, 200)).astype(np.float32)
@@ -70,10 +89,12 @@ def test_metrics_of_known_logits() -> None:
     assert metrics["accuracy"] == 0.75
     assert metrics["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)
     assert metrics["auroc"] == pytest.approx(0.75)
+    assert metrics["balanced_accuracy"] == 0.75
+    assert metrics["auprc"] == pytest.approx((2 / 3 + 0.75) / 2)
     assert metrics["loss"] == pytest.approx((3 * np.log1p(np.exp(-2)) + np.log1p(np.exp(2))) / 4)
     assert metrics["accuracy_low"] == pytest.approx(0.3006, abs=1e-3)  # Wilson's interval for 3 of 4
     assert metrics["accuracy_high"] == pytest.approx(0.9544, abs=1e-3)
-    assert "auroc" not in classification_metrics(logits[:2], np.array([0, 0]))
+    assert not {"auroc", "auprc"} & classification_metrics(logits[:2], np.array([0, 0])).keys()
 
 
 def test_cross_validation_keeps_groups_together() -> None:

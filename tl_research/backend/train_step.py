@@ -46,12 +46,15 @@ class Learning:
 class StepOptions:
     """`clip_norm` bounds the length of the whole gradient, `label_smoothing` is the share of a target that all classes
     divide (Szegedy et al. 2016, arXiv 1512.00567), `ema` the decay of an average of the weights, `loss_scale` whether
-    the loss is scaled up so that small gradients do not vanish in float16."""
+    the loss is scaled up so that small gradients do not vanish in float16. The loss weights each image by its class's
+    `class_weights` `(k,)`, and adds `logit_offsets` `(k,)` to the logits."""
 
     clip_norm: float | None = None
     label_smoothing: float = 0.0
     ema: float | None = None
     loss_scale: bool = False
+    class_weights: tuple[float, ...] | None = None
+    logit_offsets: tuple[float, ...] | None = None
 
 
 class TrainStep:
@@ -162,7 +165,9 @@ class TrainStep:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
             logits = tf.cast(self._forward(inputs), tf.float32)
-            losses = tf.nn.softmax_cross_entropy_with_logits(smooth, logits)
+            offsets, weights = self.options.logit_offsets, self.options.class_weights
+            losses = tf.nn.softmax_cross_entropy_with_logits(smooth, logits if offsets is None else logits + offsets)
+            losses = losses if weights is None else losses * tf.linalg.matvec(targets, weights)
             total = tf.reduce_sum(losses) * weight
             scaled = self._scaling.scale(total * share)
         gradients = tape.gradient(scaled, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)

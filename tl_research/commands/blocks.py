@@ -16,10 +16,11 @@ def blocks_command(context: typer.Context) -> None:
     from tl_research import compose
     from tl_research.backend.start import start_backend
     from tl_research.models.backbone import Saved
+    from tl_research.models.combined import Auto
     from tl_research.models.summary import show_blocks
 
     recipe = compose(context.args).backbone
-    if not isinstance(recipe, Saved):
+    if not isinstance(recipe, Saved | Auto):
         recipe = replace(recipe, weights=None)  # the structure is the same, and no file is needed
     recipe.preflight()
     start_backend()

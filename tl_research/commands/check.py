@@ -38,7 +38,7 @@ def check_command(
     from tl_research.reports.check_page import show_check, write_check
 
     findings = check_experiment(experiment)
-    write_check(findings, folder)
+    write_check(findings, folder, pictures=experiment.report.thumbnails)
     show_check(findings, folder)
     if strict and (findings.leaks or findings.conflicts):
         raise typer.Exit(1)

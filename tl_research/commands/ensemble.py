@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tl_research.errors import InputError
-from tl_research.system.console import show, show_error
+from tl_research.system.console import only_warning, show, show_error
 
 
 def ensemble_command(
@@ -27,10 +27,11 @@ def ensemble_command(
     """
     from tl_research.backend.start import start_backend
     from tl_research.config.resume import source_of
-    from tl_research.evaluation.ensemble import check_images, check_members, write_ensemble
+    from tl_research.evaluation.ensemble import check_data, check_members, write_ensemble
     from tl_research.experiment.outcome import record_outcome
     from tl_research.experiment.summary import show_metrics
     from tl_research.reports.best_runs import best_runs
+    from tl_research.reports.card import CARD, write_card
     from tl_research.runs.run import Run
 
     if best is not None and best < 2:
@@ -45,9 +46,11 @@ def ensemble_command(
     source = source_of(members[0])
     source.preflight()
     data = source.load()
-    check_images(members[0], data)
+    check_data(members[0], data)
     with closing(Run.claim(directory)) as run, record_outcome(run):
         threads = start_backend()
         logits = write_ensemble(run, members, data, threads)
+        with only_warning(CARD):
+            write_card(run)
         show(f"the mean probability of {len(members)} runs:", *(f"  {member.directory}" for member in members))
         show_metrics(run.metrics, run.directory, 0, data, logits)

@@ -40,7 +40,7 @@ def explain_command(
     start_backend()
     explainer = Explainer(opened, class_name, method)
     folder = output.expanduser() if output else folder_beside(run, "explain")
-    page, failed = write_explanations(explainer.explain(paths), len(paths), folder)
+    page, failed = write_explanations(explainer.explain(paths), len(paths), folder, pictures=opened.shows_pictures)
     show(page)
     if failed:
         raise typer.Exit(1)  # the table says why

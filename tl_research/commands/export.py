@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +22,8 @@ def export_command(
         float, typer.Option(help="With --int8: largest loss of accuracy, on training and validation images")
     ] = 0.01,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to write to; default: RUN/export/FORMAT")
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to write to; default: RUN/export/FORMAT, or FORMAT-int8"),
     ] = None,
 ) -> None:
     """Export a run's model: uint8 RGB pixels in, calibrated probabilities out, class names inside. It is checked
@@ -29,6 +31,7 @@ def export_command(
 
     Example: python -m tl_research export outputs/2026-01-31/12-00-00-0 --to onnx
     """
+    from tl_research.config.resume import source_of
     from tl_research.serving.export import INT8_FORMATS, export_run
     from tl_research.serving.summary import show_export
 
@@ -39,12 +42,13 @@ def export_command(
     if output is not None and not output.expanduser().absolute().parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.parent}")
     opened = open_run(run)
-    data = None
-    if int8:
-        from tl_research.config.resume import source_of
-
-        source = source_of(opened)
-        source.preflight()
-        data = source.load()
-    target = output.expanduser() if output else folder_beside(run, "export", to)
-    show_export(export_run(opened, to, target.absolute(), data, max_drop))
+    target = output.expanduser() if output else folder_beside(run, "export", f"{to}-int8" if int8 else to)
+    if not int8:
+        show_export(export_run(opened, to, target.absolute()))
+        return
+    source = source_of(opened)
+    source.preflight()
+    data = source.load()
+    with tempfile.TemporaryDirectory() as folder:
+        float32 = export_run(opened, to, Path(folder, to))
+    show_export(export_run(opened, to, target.absolute(), data, max_drop), float32)

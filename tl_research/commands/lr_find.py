@@ -59,6 +59,7 @@ def find_learning_rate(experiment: Experiment, stage: str | None = None, steps: 
     Raises:
         InputError: there is no such stage or it has no learning rate, too few steps, or what a run raises.
     """
+    from tl_research.reports.mlflow_tracker import MLflow
     from tl_research.reports.tensorboard import TensorBoard
     from tl_research.training.lr_range_test import LEAST_STEPS, Curve, RangeTest
 
@@ -70,12 +71,12 @@ def find_learning_rate(experiment: Experiment, stage: str | None = None, steps: 
             raise InputError(f"{key}={value}: lr_find takes the overrides of a whole run; leave it out")
     if experiment.trainer.distribution == "multi_worker":
         raise InputError("trainer.distribution=multi_worker: lr_find runs on one machine; leave it out")
-    names = list(experiment.transfer)
+    names = list(experiment.stages)
     shortened = replace(
         experiment,
-        transfer={name: experiment.transfer[name] for name in names[: names.index(name) + 1]},
+        transfer={name: experiment.stages[name] for name in names[: names.index(name) + 1]},
         trainer=replace(experiment.trainer, time_limit=None),
-        callbacks={k: v for k, v in experiment.callbacks.items() if not isinstance(v, TensorBoard)},  # nobody will look
+        callbacks={k: v for k, v in experiment.callbacks.items() if not isinstance(v, TensorBoard | MLflow)},
     )
     curve = Curve(steps)
     shortened.rehearse({name: partial(RangeTest, curve=curve)})
@@ -91,7 +92,7 @@ def _choose_stage(experiment: Experiment, stage: str | None) -> str:
     from tl_research.models.head import DirectHead
     from tl_research.training.optimizer import GradientOptimizer
 
-    transfer = experiment.transfer
+    transfer = experiment.stages
     if stage is not None and stage not in transfer:
         raise InputError(f"--stage {stage}: there is no such stage; those of transfer are {', '.join(transfer)}")
     able = [

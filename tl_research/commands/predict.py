@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -41,7 +42,6 @@ def predict_command(
 
     Example: python -m tl_research predict outputs/2026-01-31/12-00-00-0 PHOTOS -o answers.csv
     """
-    from tl_research.backend.start import start_backend
     from tl_research.evaluation.predict import each_logits, images_in
 
     opened, options = open_run(run), AnswerOptions(top_k, threshold, coverage, calibrated)
@@ -53,14 +53,13 @@ def predict_command(
     else:
         begun = begun_with(opened, chosen, options)
         table = AnswerFile(output.expanduser(), chosen, answers.columns, begun, continues=continues)
-    paths = table.missing(images_in(images))
-    for note in answers.notes:
-        show_error(note)
-    if paths:
-        start_backend()
-        rows = map(answers.row, paths, each_logits(opened, paths))
+    with closing(table):
+        paths = table.missing(images_in(images))
+        for note in answers.notes:
+            show_error(note)
+        rows = map(answers.row, paths, each_logits(opened, paths)) if paths else iter(())
         while batch := list(islice(rows, BATCH)):
             table.write(batch)
-    table.finish()
+        table.finish()
     if table.failed:
         raise typer.Exit(1)  # the rows say why

@@ -12,6 +12,7 @@ from tl_research.system.console import show
 
 def report_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with runs, or the directory of one run")],
+    maps: Annotated[bool, typer.Option(help="Show which parts of the worst mistakes speak for the answer")] = True,
 ) -> None:
     """Write report.html, one page that opens offline: leaderboard, curves, costs, effects of keys, worst mistakes.
 
@@ -19,4 +20,4 @@ def report_command(
     """
     from tl_research.reports.html_report import write_report
 
-    show(write_report(folder.expanduser()))
+    show(write_report(folder.expanduser(), maps=maps))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tl_research.commands.arguments import RunArgument, open_run
+from tl_research.commands.arguments import RunArgument, folder_beside, open_run
 from tl_research.errors import InputError
 from tl_research.system.console import show, show_error
 
@@ -20,7 +20,7 @@ def serve_command(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on, 0 for a free one")] = 8000,
     max_mb: Annotated[float, typer.Option(help="Largest file that is taken, in megabytes")] = 25,
-    max_megapixels: Annotated[float, typer.Option(help="Largest image that is decoded")] = 100,
+    max_megapixels: Annotated[float, typer.Option(help="Largest image that is decoded")] = 64,
 ) -> None:
     """Serve a run's model until Ctrl-C: a page to drop a photograph on, and JSON for programs (openapi.json says how).
     Nothing that is sent in is kept.
@@ -43,7 +43,7 @@ def serve_command(
     with bind(host, port) as listener:
         address, bound = listener.getsockname()[:2]
         start_backend()
-        answerer = Answerer(opened, round(max_megapixels * 1e6))
+        answerer = Answerer(opened, folder_beside(run).absolute().name, round(max_megapixels * 1e6))
         if not is_loopback(address):
             show_error(f"--host {host}: whoever reaches this machine may ask the model, there is no password")
             address = socket.gethostname() if address in ("0.0.0.0", "::") else address

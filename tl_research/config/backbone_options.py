@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from tl_research.config.suggestions import near
@@ -22,16 +23,19 @@ NO_WEIGHTS = ("custom", "saved", "tiny")  # options that have none of their own
 
 
 def expand_backbones(backbone: dict[str, Any]) -> None:
-    """Replace the names in `parts` and fill `candidates`, in place; what is expanded already stays."""
+    """Replace the names in `parts` and `among`, in place; what is expanded already stays. None stands for all backbones
+    whose weights are on this machine."""
     if isinstance(backbone.get("parts"), Sequence):
         backbone["parts"] = _expanded("backbone.parts", backbone["parts"])
         sizes = [part.get("image_size") for part in backbone["parts"]]
         if backbone.get("image_size") is None and all(isinstance(size, int) for size in sizes):
             backbone["image_size"] = max(sizes, default=None)
-    if "among" in backbone and "candidates" not in backbone:
-        default = [backbone["default"]] if backbone["default"] else []
-        backbone["candidates"] = _expanded("backbone.among", backbone["among"])
-        backbone["default"] = next(iter(_expanded("backbone.default", default)), None)
+    if "among" in backbone:
+        found = _expanded("backbone.among", backbone["among"])
+        is_named = backbone["among"] is not None
+        backbone["among"] = [each for each in found if is_named or instantiate(each).is_there()]
+        if isinstance(backbone["default"], str):
+            backbone["default"] = _expanded("backbone.default", [backbone["default"]])[0]
 
 
 def _expanded(key: str, given: Any) -> list[dict[str, Any]]:
@@ -67,15 +71,16 @@ def _parsed(key: str, each: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _changed(key: str, config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Change keys of a backbone, and name it by its option, size and layer."""
+    """Change keys of a backbone, and name it by its option and the changes."""
     for name in changes:
-        if name not in (*config, "layer"):
+        if name not in config:
             raise InputError(f"{key}: {config['name']} has no key {name}; {near(name, [*config, 'layer'])}")
     path = changes.get("weights")
     if path not in (None, "imagenet"):
         changes = changes | {"weights": str(Path(str(path)).expanduser().absolute())}
     marks = [str(changes[mark]) for mark in ("image_size", "layer") if mark in changes]
-    return config | changes | {"name": "@".join([config["name"], *marks])}
+    others = [f"{k}={Path(str(v)).name}" for k, v in changes.items() if k not in ("image_size", "layer")]
+    return config | changes | {"name": "@".join([config["name"], *marks, *others])}
 
 
 @contextmanager

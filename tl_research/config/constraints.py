@@ -40,6 +40,8 @@ def _words(schema: dict[str, Any]) -> str | None:
         return f"{', '.join(first)} or {last}" if first else last
     if "prefixItems" in schema:
         return f"[{', '.join(_words(part) or 'a value' for part in schema['prefixItems'])}]"
+    if isinstance(values := schema.get("additionalProperties"), dict):
+        return f"{{NAME: {_words(values) or 'a value'}}}"
     kind = _KINDS.get(schema.get("type", ""))
     if schema.get("minLength"):
         return "text that is not empty"

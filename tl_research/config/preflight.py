@@ -78,7 +78,8 @@ class _Findings:
     def check(self, experiment: Experiment) -> None:
         """Check that a job's data and weights are available; each distinct source is checked once for all jobs."""
         data = replace(experiment.data, split_seed=0, fold=None, folds=None, repeat=0, fraction=1.0, per_class=None)
-        errors = [self._check(part) for part in (data, experiment.start)]
+        parts = (data, experiment.start, *filter(None, experiment.callbacks.values()))
+        errors = [self._check(part) for part in parts]
         self.healthy += not any(errors)
         for error in errors:
             if error:

@@ -57,6 +57,8 @@ def resumed(overrides: Sequence[str]) -> Experiment:
     run = Run.open(directory)
     if not run.config:
         raise InputError(f"resume={directory}: the run has no config.yaml to go on from; give its command again")
+    if "ensemble" in run.config:
+        raise InputError(f"resume={directory}: it is an ensemble, which is not trained; make a new one from its sweep")
     given = {text for text in overrides if not text.startswith(KEY)} - {"fresh=true", "fresh=false"}
     config = _with_current_targets(run.config)
     code = [f"{key}={value}" for key, value in _code(config)]

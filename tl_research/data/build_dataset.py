@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,8 +18,10 @@ from tl_research.data.file_index import FileIndex, Inspection
 from tl_research.data.inspection import find_equal_pixels, inspect_all, without_unscalable
 from tl_research.data.pixel_range import Bits, PixelRange, Window, choose_range
 from tl_research.data.quality import join_equal
-from tl_research.data.splits import demand_apart, first_of_stem, groups_of, held_fold, hold_out, hold_out_groups, subset
+from tl_research.data.splits import demand_apart, groups_of, held_fold, hold_out, hold_out_groups, subset
 from tl_research.errors import InputError
+
+log = logging.getLogger(__name__)
 
 FOLLOWS = "pair"  # stands, while splits are cut, for a file that goes where the first of its stem or an equal one goes
 
@@ -63,7 +66,7 @@ def split_dataset(
     found = DataCheck.of(tree.root, checked.inspections, labels, names, split_of)
     if not allow_leaks:
         found.demand_no_leaks()
-    first = _first_alike(found, labels)
+    first = found.first_alike(pooled=folds is not None)
     groups = _groups(tree, found, group_by, first, allow_leaks)
     split_of[first != np.arange(len(first))] = FOLLOWS
     keep = 1 if "val" in tree.files or not (val or folds) else 2
@@ -72,29 +75,16 @@ def split_dataset(
         pool = np.flatnonzero(~np.isin(split_of, ("test", FOLLOWS)))
         split_of[pool] = "train"
         within = None if groups is None else groups[pool]
-        split_of[pool[held_fold(labels[pool], fold, folds, split_seed, names=names, groups=within, repeat=repeat)]] = (
-            "val"
-        )
+        held = held_fold(labels[pool], fold, folds, split_seed, names=names, groups=within, repeat=repeat)
+        split_of[pool[held]] = "val"
     else:
         _cut(split_of, labels, "val", val, split_seed, names, keep=1, groups=groups)
     split_of[split_of == "all"] = "train"
     split_of = split_of[first]
-    pixel_range = choose_range(
-        bits, window, [checked.inspections[i].values for i in np.flatnonzero(split_of == "train").tolist()]
-    )
+    values = [checked.inspections[i].values for i in np.flatnonzero(split_of == "train").tolist()]
+    pixel_range = choose_range(bits, window, values)
     used = _used(split_of, labels, fraction, per_class, split_seed, names)
-    module = checked.module(tree, split_of, used, resize, augment, pixel_range, groups)
-    return replace(module, found=found)
-
-
-def _first_alike(found: DataCheck, labels: np.ndarray) -> np.ndarray:
-    """Return for each image the index of the first that is equal, or of its folder and stem, in the same given split:
-    where splits are cut, it goes where that one goes, `(n,)`."""
-    alike = np.arange(len(found.paths))
-    for each in found.equal:
-        alike[list(each.members)] = each.members[0]
-    columns = (first_of_stem(found.paths, labels), alike)
-    return join_equal(*([*zip(found.given, column.tolist(), strict=True)] for column in columns))
+    return replace(checked.module(tree, split_of, used, resize, augment, pixel_range, groups), found=found)
 
 
 def _groups(
@@ -107,8 +97,12 @@ def _groups(
         groups = np.array([tree.groups[path] for path in found.paths])
     else:
         return None
-    if not allow_leaks:
+    try:
         demand_apart(np.array(found.given), groups)
+    except InputError as error:
+        if not allow_leaks:
+            raise
+        log.warning("%s", str(error).partition("; a result")[0])
     return groups[join_equal(groups.tolist(), first.tolist())]
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from tl_research.data.file_index import Inspection
 from tl_research.data.formats import belongs_to
-from tl_research.data.quality import EqualImages, exact_duplicates
+from tl_research.data.quality import EqualImages, exact_duplicates, join_equal
+from tl_research.data.splits import first_of_stem
 from tl_research.errors import InputError
 
 SHOWN = 3
@@ -68,6 +69,17 @@ class DataCheck:
                 f"look better than it is: {self._listed(self.leaks)}. Remove all but one of each, or accept it with "
                 f"data.allow_leaks=true"
             )
+
+    def first_alike(self, pooled: bool) -> np.ndarray:
+        """Return for each image the index of the first that is equal, or of its folder, stem and class, in the same
+        given split: where splits are cut, it goes where that one goes, `(n,)`. `pooled`: they are cut from all but the
+        test."""
+        alike = np.arange(len(self.paths))
+        for each in self.equal:
+            alike[list(each.members)] = each.members[0]
+        sides = [given == "test" if pooled else given for given in self.given]
+        columns = (first_of_stem(self.paths, np.unique(self.classes, return_inverse=True)[1]), alike)
+        return join_equal(*([*zip(sides, column.tolist(), strict=True)] for column in columns))
 
     def notes(self) -> list[str]:
         """Say in one line each what was found that changes no result."""

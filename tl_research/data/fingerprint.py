@@ -86,7 +86,7 @@ def average_candidates(prints: Sequence[Fingerprint]) -> list[int]:
         if not found.way.startswith(DEEP):
             by_size[found.size][found.way].append(i)
     chosen = [i for ways in by_size.values() if len(ways) > 1 for i in _near_other_ways(ways, prints)]
-    return sorted(i for i in chosen if not prints[i].averages)
+    return sorted(chosen)
 
 
 def pixel_candidates(files: Sequence[bytes], prints: Sequence[Fingerprint]) -> list[int]:
@@ -100,19 +100,19 @@ def pixel_candidates(files: Sequence[bytes], prints: Sequence[Fingerprint]) -> l
 
 
 def _near_other_ways(ways: dict[str, list[int]], prints: Sequence[Fingerprint]) -> Iterator[int]:
-    """Yield images of one size whose thumbnail is near one of an image that was decoded in another way."""
-    thumbnails = {
-        way: np.array([[*bytes.fromhex(prints[i].thumbnail)] for i in members], float) for way, members in ways.items()
-    }
-    for way, members in ways.items():
-        if not thumbnails[way].size:  # too small for one
-            yield from members
-            continue
-        from scipy.spatial import cKDTree
+    """Yield images of one size, without averages, whose thumbnail is near one that was decoded in another way."""
+    from scipy.spatial import cKDTree
 
-        others = np.unique(np.concatenate([rows for other, rows in thumbnails.items() if other != way]), axis=0)
-        distances, _ = cKDTree(others).query(thumbnails[way], p=np.inf, distance_upper_bound=NEAR + 1)
-        yield from (i for i, distance in zip(members, distances.tolist(), strict=True) if distance <= NEAR)
+    rows = {way: np.array([[*bytes.fromhex(prints[i].thumbnail)] for i in each], float) for way, each in ways.items()}
+    for way, members in ways.items():
+        asked = [n for n, i in enumerate(members) if not prints[i].averages]
+        near = np.ones(len(asked), bool)  # where all are too small for a thumbnail
+        if asked and rows[way].size:
+            others = np.unique(np.concatenate([each for other, each in rows.items() if other != way]), axis=0)
+            near = (
+                cKDTree(others).query(rows[way][asked], p=np.inf, distance_upper_bound=NEAR + 1, workers=-1)[0] <= NEAR
+            )
+        yield from (members[n] for n, is_near in zip(asked, near.tolist(), strict=True) if is_near)
 
 
 def _averages(image: Image.Image) -> Image.Image:

@@ -15,6 +15,8 @@ from tl_research.data.split_folders import SplitName
 from tl_research.errors import InputError
 
 DELIMITERS = {".csv": ",;\t|", ".tsv": "\t", ".txt": " ,;\t|"}
+ANSWERS = ["path", "prediction"]
+"""The first columns of what `predict` writes, which are answers of a model and no labels."""
 MOST_ROWS = 200_000
 MOST_TABLES = 20
 NAMED = 0.5
@@ -52,6 +54,8 @@ def _tables(tree: FolderNode, images: Sequence[Path]) -> Iterator[tuple[Path, li
     places = _places(images) if paths else {}
     for path in paths:
         rows = _read(path)
+        if rows and rows[0][: len(ANSWERS)] == ANSWERS:
+            continue
         named = [_named(rows, column, places) for column in range(max(map(len, rows), default=0))]
         best = max(range(len(named)), key=lambda column: len(named[column]), default=None)
         if best is not None and len(named[best]) >= NAMED * len(images) > 0:

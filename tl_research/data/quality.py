@@ -41,7 +41,7 @@ def join_equal(*columns: Sequence[Hashable | None]) -> np.ndarray:
     return np.array([first(item) for item in range(len(parent))], int)
 
 
-def members_of(first: np.ndarray) -> list[tuple[int, ...]]:
+def equal_sets(first: np.ndarray) -> list[tuple[int, ...]]:
     """List the sets of two or more items that `join_equal` made, each by ascending index."""
     sets: dict[int, list[int]] = defaultdict(list)
     for item, leader in enumerate(first.tolist()):
@@ -67,5 +67,5 @@ def exact_duplicates(
             is_conflict=len({int(labels[i]) for i in members}) > 1,
             is_leak=len({str(splits[i]) for i in members}) > 1,
         )
-        for members in members_of(join_equal(files, pixels))
+        for members in equal_sets(join_equal(files, pixels))
     ]

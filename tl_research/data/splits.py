@@ -79,8 +79,8 @@ def held_fold(
     if counts.min() < folds:
         few = int(counts.argmin())
         raise InputError(
-            f"data.folds={folds}: class '{names[few]}' has {counts[few]} image(s) to split; give as many folds at "
-            f"most, or add images of it"
+            f"data.folds={folds}: class '{names[few]}' has {counts[few]} image(s) to split, equal ones counted once; "
+            f"give as many folds at most, or add images of it"
         )
     parts = RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeat + 1, random_state=seed).split(labels, labels)
     return next(held for number, (_, held) in enumerate(parts) if number == repeat * folds + fold)

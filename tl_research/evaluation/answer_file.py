@@ -78,14 +78,17 @@ class AnswerPrinter:
     def write(self, rows: Sequence[Sequence[Any]]) -> None:
         """Write rows; they can be read at once."""
         if not self._begun:
-            self._begun = True
             self._begin()
+            self._begun = True
         self._put(format_lines(self._format, list(self._columns), rows))
         error = list(self._columns).index("error")
         self.failed += sum(bool(row[error]) for row in rows)
 
     def finish(self) -> None:
         """Complete the table."""
+
+    def close(self) -> None:
+        """Let go of it, complete or not."""
 
     def _begin(self) -> None:
         if self._format == "csv":
@@ -146,15 +149,19 @@ class AnswerFile(AnswerPrinter):
     @override
     def finish(self) -> None:
         """Complete the table and put it in its place."""
-        if not self._begun:
-            self._begin()
+        self.write([])
         if self._is_parquet:
             _pack(self._path, self._output, self._columns)
             self._path.unlink()
         elif self._path != self._output:
             self._path.replace(self._output)
-        self._file.close()
-        self._lock.close()
+
+    @override
+    def close(self) -> None:
+        """Let another process write it, complete or not."""
+        if self._begun:
+            self._file.close()
+            self._lock.close()
 
     @override
     def _begin(self) -> None:
@@ -188,7 +195,7 @@ class AnswerFile(AnswerPrinter):
             if self._format == "csv":
                 yield from _csv_rows(file, list(self._columns), self._output)
             else:
-                yield from _json_rows(file)
+                yield from _json_rows(file, self._output)
 
     def _refuse_other(self) -> None:
         begun: dict[str, Any] = {}
@@ -238,17 +245,25 @@ def _csv_rows(file: BinaryIO, header: list[str], output: Path) -> Iterator[tuple
     with suppress(csv.Error):  # the file ends within quotes
         for number, cells in enumerate(csv.reader(lines(), strict=True)):
             if len(cells) != len(header) or (number == 0 and cells != header):
-                raise InputError(f"--continue: {output}: it has been changed; leave out --continue to begin anew")
-            yield dict(zip(header, cells, strict=True)), end
+                raise _changed(output)
+            if number:
+                yield dict(zip(header, cells, strict=True)), end
 
 
-def _json_rows(file: BinaryIO) -> Iterator[tuple[dict[str, Any], int]]:
+def _json_rows(file: BinaryIO, output: Path) -> Iterator[tuple[dict[str, Any], int]]:
     end = 0
     for line in file:
         if not line.endswith(b"\n"):
             return
         end += len(line)
-        yield json.loads(line), end
+        try:
+            yield {"path": None, "error": None} | json.loads(line), end
+        except (ValueError, TypeError):
+            raise _changed(output) from None
+
+
+def _changed(output: Path) -> InputError:
+    return InputError(f"--continue: {output}: it has been changed; leave out --continue to begin anew")
 
 
 def _pack(journal: Path, output: Path, columns: Mapping[str, Kind]) -> None:
@@ -274,8 +289,8 @@ def _unpack(table: Path) -> Iterator[dict[str, Any]]:
 
     try:
         file = parquet.ParquetFile(table)
-    except (ArrowException, OSError) as error:
-        raise InputError(f"--continue: {table}: not a Parquet file ({error}); leave out --continue") from None
+    except ArrowException:
+        raise _changed(table) from None
     with file:
         for batch in file.iter_batches():
             yield from batch.to_pylist()

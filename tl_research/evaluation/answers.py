@@ -105,9 +105,9 @@ class Answers:
             raise InputError(f"--threshold {options.threshold:g}: give a probability above 0, up to 1")
         if options.coverage is not None and not 0 < options.coverage < 1:
             raise InputError(f"--coverage {options.coverage:g}: give a frequency between 0 and 1, such as 0.9")
-        if options.calibrated and not run.is_calibrated:
+        if options.calibrated and not run.calibration["scores"]:
             raise InputError(f"--calibrated: {_NONE}")
-        if options.threshold is not None and run.is_calibrated and not options.calibrated:
+        if options.threshold is not None and run.calibration["scores"] and not options.calibrated:
             self.notes.append("--threshold compares probabilities as they are, not calibrated; see --calibrated")
 
     def _conformal_threshold(self, run: Run) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,7 +40,7 @@ def check_members(members: Sequence[Run]) -> None:
         _demand_same(_judged(first), _judged(other), str(first.directory), str(other.directory))
 
 
-def check_images(member: Run, data: DataModule) -> None:
+def check_data(member: Run, data: DataModule) -> None:
     """Raise `InputError` unless the validation and test images are still those of a run."""
     indices = data.indices("val", "test").tolist()
     paths = [data.paths[i] for i in indices]
@@ -60,25 +61,31 @@ def _by_path(paths: Sequence[Path], rows: Sequence[T]) -> dict[str, T]:
 def _demand_same(one: Judged, other: Judged, name: str, other_name: str) -> None:
     differ = [path for path in {**one, **other} if one.get(path) != other.get(path)]
     if differ:
-        here, there = (" with the label ".join(images.get(differ[0], ("neither",))) for images in (one, other))
+        here, there = (", labelled ".join(images.get(differ[0], ("training",))) for images in (other, one))
         raise InputError(
             f"{other_name}: {len(differ)} validation and test images are not those of {name}, such as {differ[0]}: "
-            f"{there} here, {here} there; an ensemble needs one data set, data.split_seed and data.fold"
+            f"{here}, there {there}; an ensemble needs one data set, data.split_seed and data.fold"
         )
 
 
 def ensemble_config(members: Sequence[Run], image_size: int) -> dict[str, Any]:
-    """Make the `config.yaml` of an ensemble of runs, the best first: its members, and their data."""
-    best = members[0].config
+    """Make the `config.yaml` of an ensemble of runs, the best first: what all have in common, their directories, and
+    the best one's data."""
+    common = reduce(_in_common, (member.config for member in members))
     name = f"ensemble of {len(members)}"
-    choices = {key: value for key, value in best.get("choices", {}).items() if key == "data"}
-    backbone = {"name": name, "image_size": image_size, "preprocessing": "each member's own"}
-    return {
-        "choices": {"backbone": name, **choices},
+    return common | {
+        "choices": common.get("choices", {}) | {"backbone": name},
         "ensemble": [str(member.directory.absolute()) for member in members],
-        "backbone": backbone,
-        **{key: best[key] for key in ("data", "seed", "monitor") if key in best},
+        "backbone": {"name": name, "image_size": image_size, "preprocessing": "each member's own"},
+        "data": members[0].config.get("data", {}),
+        "report": {"thumbnails": all(member.shows_pictures for member in members)},
     }
+
+
+def _in_common(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    both = {key: (value, other[key]) for key, value in one.items() if key in other}
+    nested = {k: _in_common(*pair) for k, pair in both.items() if all(isinstance(value, Mapping) for value in pair)}
+    return {key: value for key, (value, its) in both.items() if value == its} | nested
 
 
 def write_ensemble(run: Run, members: Sequence[Run], data: DataModule, threads: int) -> dict[str, np.ndarray]:
@@ -90,7 +97,7 @@ def write_ensemble(run: Run, members: Sequence[Run], data: DataModule, threads: 
         config = ensemble_config(members, ensemble.input_shape[1])
         run.write_config(config)
         run.write_json("classes.json", list(data.class_names))
-        for name in ("pixel_range.json", "set_aside.csv"):
+        for name in ("data_check.json", "pixel_range.json", "set_aside.csv"):
             if (members[0].directory / name).is_file():
                 (run.directory / name).write_bytes((members[0].directory / name).read_bytes())
         run.write_json("weights.json", _joined([member.weights for member in members]))
@@ -109,7 +116,7 @@ def write_ensemble(run: Run, members: Sequence[Run], data: DataModule, threads: 
         metrics, logits = evaluate_run(run, state, None)
     run.metrics |= metrics | versions()
     run.write_json("metrics.json", run.metrics)
-    show_results(run, state, (), config, logits["test"])
+    show_results(run, state, (), config, logits["test"], pictures=config["report"]["thumbnails"])
     run.write_json("metrics.json", run.metrics)
     return logits
 
@@ -132,4 +139,6 @@ def _held_out(members: Sequence[Run], data: DataModule) -> np.ndarray | None:
 def _joined(weights: Sequence[Mapping[str, str | None]]) -> dict[str, str | None]:
     """Describe the weights of all members as those of one model; what is not known of one is not known."""
     joined = {key: list(dict.fromkeys(one.get(key) for one in weights)) for key in ("backbone", "weights", "licence")}
+    if len(joined["weights"]) > 1:
+        joined["weights"] = [value or "random" for value in joined["weights"]]
     return {key: None if None in values else ", ".join(map(str, values)) for key, values in joined.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from tl_research.data.datamodule import DataModule
 from tl_research.data.decode import UndecodableError, open_image
@@ -72,7 +73,13 @@ def evaluate_run(
 
 
 def show_results(
-    run: Run, state: ClassifierState, callbacks: Iterable[Callback], config: Mapping[str, Any], logits: np.ndarray
+    run: Run,
+    state: ClassifierState,
+    callbacks: Iterable[Callback],
+    config: Mapping[str, Any],
+    logits: np.ndarray,
+    *,
+    pictures: bool = True,
 ) -> None:
     """Write the worst of the test `logits` to `mistakes.json`, and pass logits, metrics and hyperparameters to the
     callbacks. What fails gives a warning: the run has its results."""
@@ -80,9 +87,9 @@ def show_results(
     shown = np.random.default_rng(0).permutation(len(indices))[:MOST_SAMPLES]
     samples: list[tuple[np.ndarray, int, np.ndarray]] = []
     with only_warning("mistakes.json"), run.phase("evaluate"):
-        run.write_json("mistakes.json", mistakes(data, logits))
+        run.write_json("mistakes.json", mistakes(data, logits, pictures))
     with only_warning("sample predictions"):
-        for n in shown:
+        for n in shown if pictures else ():
             samples.append((data.pixels(int(indices[n]), state.image_size), int(data.labels[indices[n]]), logits[n]))
     shown_keys = hyperparameters(config, run.overrides)
     results = Results(run.metrics, shown_keys, data.class_names, data.labels[indices], logits, samples)
@@ -92,9 +99,9 @@ def show_results(
                 callback.finish(run.directory, results)
 
 
-def mistakes(data: DataModule, logits: np.ndarray) -> list[dict[str, Any]]:
-    """List the most confident errors on the test images, the worst first; `logits` `(n, k)`. Each has a small JPEG, for
-    the photographs may be gone when the report is made."""
+def mistakes(data: DataModule, logits: np.ndarray, pictures: bool = True) -> list[dict[str, Any]]:
+    """List the most confident errors on the test images, the worst first; `logits` `(n, k)`. With `pictures` each has a
+    small JPEG, for the photographs may be gone when the report is made."""
     indices, probabilities = data.indices("test"), softmax(logits)
     labels, predicted, confidence = data.labels[indices], probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != labels)
@@ -104,22 +111,27 @@ def mistakes(data: DataModule, logits: np.ndarray) -> list[dict[str, Any]]:
             "label": data.class_names[labels[n]],
             "prediction": data.class_names[predicted[n]],
             "probability": round(float(confidence[n]), 6),
-            "jpeg": thumbnail(data.paths[indices[n]], data.pixel_range),
+            **({"jpeg": thumbnail(data.paths[indices[n]], data.pixel_range)} if pictures else {}),
         }
         for n in wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_MISTAKES]
     ]
 
 
 def thumbnail(path: Path, pixel_range: PixelRange = AS_STORED) -> str:
-    """Encode an image no larger than `THUMBNAIL` as a JPEG in base64; empty if the file has vanished, which must not
-    fail a run at its end."""
+    """Encode an image no larger than `THUMBNAIL` as a JPEG in base64, without the place, comments and all else in its
+    file; empty if the file has vanished, which must not fail a run at its end."""
     try:
         image = open_image(path, THUMBNAIL, pixel_range)
     except UndecodableError:
         return ""
     image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return as_jpeg(image)
+
+
+def as_jpeg(image: Image.Image) -> str:
+    """Encode the pixels alone of an image as a JPEG in base64."""
     content = io.BytesIO()
-    image.save(content, "jpeg", quality=82)
+    Image.fromarray(np.asarray(image)).save(content, "jpeg", quality=82)
     return base64.b64encode(content.getvalue()).decode()
 
 

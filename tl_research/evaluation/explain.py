@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,8 @@ from tl_research.errors import InputError
 from tl_research.features.engines import BATCH
 from tl_research.metrics.probabilities import softmax
 from tl_research.models.blocks import split_at_last_map
-from tl_research.models.ensemble import mean_map, members_of
+from tl_research.models.combined import parts_of
+from tl_research.models.ensemble import ensemble_members
 from tl_research.runs.run import Run
 
 if TYPE_CHECKING:
@@ -86,39 +87,60 @@ Explain = Callable[[np.ndarray, int | None], tuple[np.ndarray, np.ndarray]]
 """Pixels and a class, or None for the predicted -> logits `(k,)` and heat `(h, w)`."""
 
 
-def _by_map(model: keras.Model, directory: Path) -> Explain:
+def _by_map(model: keras.Model, directory: Path, resize: keras.Model | None = None) -> Explain:
     """Weight the last feature map by the class's gradient, averaged over places (Grad-CAM without its ReLU, Selvaraju
     et al. 2017, arXiv 1610.02391). For a linear head on averaged features that is the exact class activation map (Zhou
-    et al. 2016, arXiv 1512.04150). Of an ensemble it is the mean of its members' maps."""
-    if members := members_of(model):
-        return _by_mean_map(model, [(resize, _by_map(member, directory)) for resize, member in members])
+    et al. 2016, arXiv 1512.04150). The maps of a combined network's parts are added; that of an ensemble is the mean of
+    its members' maps."""
+    if members := ensemble_members(model):
+        return _by_mean_map(model, [_by_map(member, directory, resize) for resize, member in members])
+    import keras
+
     try:
         head = model.get_layer("head")
-        prefix, tail = split_at_last_map(model.get_layer("backbone"))
+        splits = [split_at_last_map(part) for part in parts_of(model.get_layer("backbone"))]
     except ValueError:
         raise InputError(f"{directory}: its network has no feature map; give --method occlusion") from None
-    forward = compile_network(prefix, 1)
+    prefixes = [keras.Sequential([resize, prefix]) if resize else prefix for prefix, _ in splits]
+    forwards = [compile_network(prefix, 1) for prefix in prefixes]
 
     def explain(pixels: np.ndarray, number: int | None) -> tuple[np.ndarray, np.ndarray]:
-        maps = forward(pixels[None])
-        logits = np.asarray(head(tail(maps, training=False), training=False))[0]
+        maps = [forward(pixels[None]) for forward in forwards]
+        features = [tail(each, training=False) for each, (_, tail) in zip(maps, splits, strict=True)]
+        logits = np.asarray(head(keras.ops.concatenate(features, axis=-1), training=False))[0]
         chosen = np.array([logits.argmax() if number is None else number])
-        gradient = class_gradients(lambda x: head(tail(x, training=False), training=False), maps, chosen)
-        return logits, (gradient.mean(axis=(1, 2), keepdims=True) * maps).sum(axis=3)[0]
+        heats = []
+        for part, (_, tail) in enumerate(splits):
+
+            def answer(x: Any, part: int = part, tail: keras.Model = tail) -> Any:
+                row = [*features[:part], tail(x, training=False), *features[part + 1 :]]
+                return head(keras.ops.concatenate(row, axis=-1), training=False)
+
+            gradient = class_gradients(answer, maps[part], chosen)
+            heats.append((gradient.mean(axis=(1, 2), keepdims=True) * maps[part]).sum(axis=3)[0])
+        return logits, add_maps(heats)
 
     return explain
 
 
-def _by_mean_map(model: keras.Model, members: Sequence[tuple[keras.Model | None, Explain]]) -> Explain:
+def _by_mean_map(model: keras.Model, members: Sequence[Explain]) -> Explain:
     def explain(pixels: np.ndarray, number: int | None) -> tuple[np.ndarray, np.ndarray]:
-        image = pixels[None].astype(np.float32)
-        logits = np.asarray(model(image, training=False))[0]
+        logits = np.asarray(model(pixels[None].astype(np.float32), training=False))[0]
         chosen = int(logits.argmax()) if number is None else number
-        return logits, mean_map([
-            one(pixels if resize is None else np.asarray(resize(image))[0], chosen)[1] for resize, one in members
-        ])  # fmt: skip
+        return logits, add_maps([member(pixels, chosen)[1] for member in members]) / len(members)
 
     return explain
+
+
+def add_maps(maps: Sequence[np.ndarray]) -> np.ndarray:
+    """Add maps `(h, w)` of one image on the finest grid among them; each keeps its sum."""
+    finest = max(maps, key=np.size)
+    total = np.zeros(finest.shape, np.float32)
+    for heat in maps:
+        image = Image.fromarray(heat.astype(np.float32)).resize(finest.shape[::-1], Image.Resampling.BILINEAR)
+        fine = np.asarray(image) * (heat.size / finest.size)
+        total += fine + (heat.sum() - fine.sum()) / fine.size
+    return total
 
 
 def _by_occlusion(model: keras.Model) -> Explain:

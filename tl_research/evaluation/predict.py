@@ -18,7 +18,7 @@ from tl_research.data.folder_scan import scan
 from tl_research.data.inspection import is_image_name
 from tl_research.errors import InputError
 from tl_research.evaluation.answers import AnswerOptions, Answers
-from tl_research.features.engines import Engine, choose_engine, keras_engine, openvino_engine
+from tl_research.features.engines import BATCH, Engine, choose_engine, keras_engine, openvino_engine
 from tl_research.features.extraction import in_batches, run_batches
 from tl_research.metrics.classification import classification_metrics as score
 from tl_research.metrics.classification import recall_by_class
@@ -107,9 +107,10 @@ def predict_logits(run: Run, paths: Sequence[Path]) -> list[np.ndarray | str]:
 
 def each_logits(run: Run, paths: Sequence[Path]) -> Iterator[np.ndarray | str]:
     """Yield what `predict_logits` lists as it is computed, by the run's own engine, in bounded memory."""
+    cores = start_backend()
     model = run.model()
     size, resize, pixel_range = int(model.input_shape[1]), run.resize, run.pixel_range
-    engine, threads = _engine(run, model)
+    engine, threads = engine_of(run, model, cores)
     reasons: dict[int, str] = {}
 
     def load(index: int) -> np.ndarray:
@@ -128,13 +129,13 @@ def each_logits(run: Run, paths: Sequence[Path]) -> Iterator[np.ndarray | str]:
             progress.advance(task, len(indices))
 
 
-def _engine(run: Run, model: keras.Model) -> tuple[Engine, int]:
+def engine_of(run: Run, model: keras.Model, cores: int, batch_size: int = BATCH) -> tuple[Engine, int]:
     """Build the run's engine and return the number of threads that feed it."""
-    threads = start_backend()
     with suppress(InputError):  # OpenVINO is not installed here, or cannot run a head
         if choose_engine(run.config.get("engine", "auto")) == "openvino":
-            return openvino_engine(model, threads), threads
-    return keras_engine(model), 1  # TensorFlow uses all cores for a batch; the loader decodes the next meanwhile
+            return openvino_engine(model, cores, batch_size), cores
+    # TensorFlow uses all cores for a batch; the loader decodes the next meanwhile.
+    return keras_engine(model, batch_size), 1
 
 
 def evaluate_on(run: Run, data: DataModule, split: str | None = None) -> dict[str, Any]:

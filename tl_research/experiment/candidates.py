@@ -12,18 +12,20 @@ import numpy as np
 
 from tl_research.metrics.bootstrap import bootstrap, mean_of
 from tl_research.models.backbone import Backbone
-from tl_research.training.logistic_regression import Solution
+from tl_research.training.logistic_regression import Choice
 
 DRAWS = 5000
+LEAST = 0.001
+"""The least difference of log losses that matters: where all answers are right, candidates still differ a little."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network that was looked at: its recipe and configuration, and its features of the images, `(n, d)`."""
+    """A network that was looked at: its recipe and configuration, and the Gram matrix of its features, `(n, n)`."""
 
     recipe: Backbone
     config: dict[str, Any]
-    features: np.ndarray
+    gram: np.ndarray
     parameters: int
     operations: int
     """Multiply-accumulates for one image."""
@@ -34,10 +36,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One network or several side by side, and the solved head on their features."""
+    """One network or several side by side, and the cross-validation of heads on their features."""
 
     networks: tuple[Network, ...]
-    solution: Solution
+    validated: Choice
     seconds: float
     """Of its features, where they were computed for it, and its head."""
     eligible: bool = True
@@ -51,7 +53,7 @@ class Candidate:
     @cached_property
     def loss(self) -> float:
         """The cross-validated log loss."""
-        return min(self.solution.log_losses.values(), default=math.inf)
+        return min(self.validated.log_losses.values(), default=math.inf)
 
     @property
     def operations(self) -> int:
@@ -60,7 +62,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Row:
+class CandidateRow:
     """A candidate as the table and `selection.json` show it. `behind` is the cross-validated log loss above that of the
     best, with its 95 % interval, paired over images."""
 
@@ -78,13 +80,13 @@ class Row:
     note: str
 
 
-def judge(candidates: Sequence[Candidate], groups: np.ndarray | None) -> tuple[Candidate, list[Row], str]:
+def judge(candidates: Sequence[Candidate], groups: np.ndarray | None) -> tuple[Candidate, list[CandidateRow], str]:
     """Choose the cheapest candidate that the best is not better than beyond noise: the 95 % interval of the difference
-    of their losses on the same images includes 0."""
+    of their losses on the same images begins below `LEAST`."""
     eligible = sorted((each for each in candidates if each.eligible), key=lambda each: each.operations)
     best = min(eligible, key=lambda each: each.loss)
     behind = {each.name: _behind(each, best, groups) for each in candidates}
-    chosen = next(each for each in eligible if each is best or behind[each.name][1] <= 0)
+    chosen = next(each for each in eligible if each is best or behind[each.name][1] <= LEAST)
     rows = [_row(each, behind[each.name], groups) for each in sorted(candidates, key=lambda each: each.loss)]
     rows = [
         replace(row, note=", ".join(filter(None, ["chosen", row.note]))) if row.name == chosen.name else row
@@ -99,10 +101,10 @@ def judge(candidates: Sequence[Candidate], groups: np.ndarray | None) -> tuple[C
 
 def _behind(one: Candidate, best: Candidate, groups: np.ndarray | None) -> tuple[float, float, float]:
     """Return the loss above that of the best and its interval; both were cross-validated in the same folds."""
-    numbers, losses = one.solution.image_losses
+    numbers, losses = one.validated.image_losses
     if not len(numbers) or one is best:
         return 0.0, 0.0, 0.0
-    difference = losses - best.solution.image_losses[1]
+    difference = losses - best.validated.image_losses[1]
     return float(difference.mean()), *_interval(difference, numbers, groups)
 
 
@@ -111,15 +113,15 @@ def _interval(values: np.ndarray, numbers: np.ndarray, groups: np.ndarray | None
     return bootstrap({"mean": mean_of(values)}, len(values), chosen, DRAWS)["mean"]
 
 
-def _row(candidate: Candidate, behind: tuple[float, float, float], groups: np.ndarray | None) -> Row:
-    numbers, losses = candidate.solution.image_losses
+def _row(candidate: Candidate, behind: tuple[float, float, float], groups: np.ndarray | None) -> CandidateRow:
+    numbers, losses = candidate.validated.image_losses
     low, high = _interval(losses, numbers, groups) if len(numbers) else (None, None)
-    return Row(
+    return CandidateRow(
         candidate.name,
         candidate.loss if math.isfinite(candidate.loss) else None,
         low,
         high,
-        candidate.solution.cv_accuracy,
+        candidate.validated.accuracy,
         *behind,
         round(candidate.seconds, 1),
         sum(network.parameters for network in candidate.networks),

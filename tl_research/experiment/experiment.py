@@ -28,9 +28,24 @@ from tl_research.training.options import TrainOptions
 from tl_research.training.stage import Stage
 
 Monitor = Annotated[
-    Literal["val_accuracy", "val_loss", "val_macro_f1", "val_auroc", "cv_accuracy"],
+    Literal[
+        "val_accuracy",
+        "val_balanced_accuracy",
+        "val_loss",
+        "val_macro_f1",
+        "val_auroc",
+        "val_auprc",
+        "cv_accuracy",
+    ],
     BeforeValidator(test_images_choose_nothing),
 ]
+
+
+@recipe
+class ReportOptions:
+    """What reports may show."""
+
+    thumbnails: bool = True
 
 
 @recipe
@@ -41,7 +56,7 @@ class Experiment:
     head: Head
     data: Source
     optimizer: Optimizer
-    transfer: dict[str, Stage]
+    transfer: dict[str, Any]
     trainer: TrainOptions
     callbacks: dict[str, Callback | None]
     seed: Seed = 0
@@ -52,6 +67,7 @@ class Experiment:
     threads: Positive | None = None
     engine: EngineName = "auto"
     features: Features = Field(default_factory=Features)
+    report: ReportOptions = Field(default_factory=ReportOptions)
     shard: str | None = None
     missing_weights: Literal["skip", "random"] = "skip"
     fresh: bool = False
@@ -65,15 +81,20 @@ class Experiment:
         return self
 
     @property
+    def stages(self) -> dict[str, Stage]:
+        """Give the stages of `transfer`, in order, which also says how they are chosen."""
+        return {name: each for name, each in self.transfer.items() if isinstance(each, Stage)}
+
+    @property
     def start(self) -> Backbone:
         """Give the backbone that training starts from: with random weights if a stage requires them."""
-        random = any(stage.random_weights for stage in self.transfer.values())
+        random = any(stage.random_weights for stage in self.stages.values())
         return replace(self.backbone, weights=None) if random or self.falls_back else self.backbone
 
     @cached_property
     def falls_back(self) -> bool:
         """Return whether weights are random because the configured ones are missing and `missing_weights` allows it."""
-        if self.missing_weights == "skip":
+        if self.missing_weights == "skip" or self.backbone.weights is None:
             return False
         try:
             self.backbone.preflight()
@@ -93,8 +114,10 @@ class Experiment:
         return int(number), int(count)
 
     def preflight(self) -> None:
-        """Check that images and weights exist, else raise `MissingResourceError`, which names all that is missing.
-        Imports no TensorFlow."""
+        """Check that images and weights exist, else raise `MissingResourceError`, which names all that is missing, and
+        that callbacks have what they need. Imports no TensorFlow."""
+        for callback in filter(None, self.callbacks.values()):
+            callback.preflight()
         missing: dict[str, str] = {}
         for what, part in (("data", self.data), ("weights", self.start)):
             try:

@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tl_research.backend.start import start_backend
 from tl_research.backend.strategy import Strategy, open_strategy
 from tl_research.data.summary import describe_data, show_data
-from tl_research.errors import DivergedError, InputError
+from tl_research.errors import InputError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
 from tl_research.experiment.full_check import check_run, without_leaks
-from tl_research.experiment.outcome import record_outcome
+from tl_research.experiment.outcome import closing_callbacks, record_outcome
+from tl_research.experiment.run_transfer import run_stages, run_transfer
 from tl_research.experiment.scaling import compare_scaling
 from tl_research.experiment.selection import choose_backbone
 from tl_research.experiment.summary import show_done_before, show_metrics, show_small_classes, warn_of_the_majority
@@ -30,18 +31,19 @@ from tl_research.features.summary import show_features
 from tl_research.features.table import FeatureTable
 from tl_research.models.backbone import Saved
 from tl_research.models.combined import Auto
-from tl_research.models.head import DirectHead, Linear
+from tl_research.models.head import DirectHead
 from tl_research.models.preprocessing import scales_pixels
 from tl_research.models.summary import show_model
 from tl_research.models.weights.licences import describe_weights
+from tl_research.reports.card import CARD, write_card
 from tl_research.runs.identity import compare, identity
 from tl_research.runs.run import Existing, Run
-from tl_research.system.console import silenced
+from tl_research.system.console import only_warning, silenced
+from tl_research.system.process import where_started
 from tl_research.system.versions import versions
 from tl_research.training.callbacks import Callback
 from tl_research.training.classifier_state import ClassifierState
 from tl_research.training.closed_form import needs_no_epochs
-from tl_research.training.optimizer import LBFGS, GradientOptimizer
 from tl_research.training.options import TrainOptions
 from tl_research.training.pruning import current_trial
 from tl_research.training.stage_runner import StageRunner
@@ -95,16 +97,21 @@ def rehearse(experiment: Experiment, loops: Mapping[str, Callable[..., TrainLoop
         experiment, threads = _begin_and_choose(experiment, run, data)
         with _stage_runner(experiment, run, data, threads) as runner:
             runner.loops = loops
-            _run_stages(experiment, run, runner)
+            run_stages(experiment, run, runner)
 
 
 @contextmanager
 def _claimed(experiment: Experiment, directory: str | Path | None, existing: Existing) -> Iterator[Run]:
     """Claim the run directory and check for images and weights; at the end record the outcome."""
-    chosen = directory or experiment.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S")
+    chosen = directory or where_started(experiment.directory or time.strftime("outputs/%Y-%m-%d/%H-%M-%S"))
     run = Run.claim(Path(chosen).expanduser().absolute(), "replace" if experiment.fresh else existing)
     began = time.time()
-    with silenced(not experiment.verbose), closing(run), record_outcome(run):
+    with (
+        silenced(not experiment.verbose),
+        closing(run),
+        closing_callbacks(experiment.callbacks.values(), run),
+        record_outcome(run),
+    ):
         if not (run.kept or run.untouched):
             run.write_config(experiment.config)
         experiment.preflight()
@@ -131,6 +138,7 @@ def _is_done(experiment: Experiment, run: Run, data: DataModule) -> bool:
 
 def _begin(experiment: Experiment, run: Run, data: DataModule) -> int:
     """Start the backend, record seed, classes and unreadable images; return the number of threads."""
+    experiment.trainer.balance(data, "train")  # names classes that there are not, before anything is computed
     run.write_config(experiment.config)  # only now: an earlier run's stays until it is to be replaced
     with run.phase("start"):
         threads = start_backend(experiment.threads, experiment.deterministic)
@@ -158,15 +166,14 @@ def _begin_and_choose(
 
 def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> None:
     _warn_of_idle_keys(experiment)
-    deadline = time.monotonic() + 60 * (experiment.trainer.time_limit or math.inf)
-    experiment, threads = _begin_and_choose(experiment, run, data, deadline)
-    with _stage_runner(experiment, run, data, threads, deadline) as runner:
+    began, seconds = time.monotonic(), 60 * (experiment.trainer.time_limit or math.inf)
+    trains = any(stage.trains_backbone for stage in experiment.stages.values())  # which gets half of the time
+    experiment, threads = _begin_and_choose(experiment, run, data, began + seconds / (2 if trains else 1))
+    with _stage_runner(experiment, run, data, threads, began + seconds) as runner:
         if experiment.data.check == "full":
             with run.phase("check"):
                 check_run(experiment, runner.state.features, run.directory / "check")
-        _run_stages(experiment, run, runner)
-        run.metrics |= runner.finish()
-        run.metrics |= _refit_if_frozen_is_best(experiment, runner)
+        run_transfer(experiment, run, runner)
         state = runner.state
         run.metrics["num_parameters"] = state.classifier.count_params()
         with run.phase("evaluate"):
@@ -178,44 +185,15 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
             run.write_json("weights.json", describe_weights(experiment.config.get("backbone", {})))
         run.metrics |= versions()
         run.write_json("metrics.json", run.metrics)  # before anything is drawn: the result stands
-        show_results(run, state, runner.callbacks.values(), experiment.config, logits["test"])
+        with only_warning(CARD):
+            write_card(Run.open(run.directory))
+        shown = experiment.report.thumbnails
+        show_results(run, state, runner.callbacks.values(), experiment.config, logits["test"], pictures=shown)
         run.write_json("metrics.json", run.metrics)  # with the seconds that showing took
         run.checkpoints.remove()
         show_metrics(run.metrics, run.directory, len(runner.history), data, logits)
-        warn_of_the_majority(run.metrics)
-
-
-def _run_stages(experiment: Experiment, run: Run, runner: StageRunner) -> None:
-    """Run all stages, or the remaining ones after a checkpoint."""
-    checkpoint = run.checkpoints.read() if run.resumes else None
-    first = runner.restore(checkpoint) if checkpoint else 0
-    if checkpoint:
-        log.info("%s: continued after epoch %d", run.directory, run.metrics["resumed_at_epoch"])
-    stages = list(experiment.transfer.items())
-    for number, (name, stage) in enumerate(stages[first:], first):
-        if runner.is_late:
-            break
-        optimizer = stage.optimizer_for(experiment.optimizer)
-        assert isinstance(optimizer, LBFGS | GradientOptimizer)
-        try:
-            run.metrics |= runner.run_stage(number, name, stage, optimizer, last=number == len(stages) - 1)
-        except DivergedError:
-            if runner.finish():
-                run.write_model(runner.state.classifier)
-            raise
-        runner.save(number + 1)
-
-
-def _refit_if_frozen_is_best(experiment: Experiment, runner: StageRunner) -> dict[str, Any]:
-    """If fine-tuning did not improve validation, refit the frozen head on train + val; return its metrics."""
-    name, stage = next(iter(experiment.transfer.items()))
-    optimizer = stage.optimizer_for(experiment.optimizer)
-    is_best = runner.best.stage == name and not stage.trains_backbone
-    is_solved = isinstance(optimizer, LBFGS) and isinstance(experiment.head, Linear)
-    if is_best and is_solved and runner.state.held_out is None:
-        assert isinstance(optimizer, LBFGS)
-        return runner.solve_again(name, optimizer)
-    return {}
+        if experiment.trainer.class_weights is None and not experiment.trainer.logit_adjustment:
+            warn_of_the_majority(run.metrics)
 
 
 @contextmanager
@@ -240,6 +218,7 @@ def _stage_runner(
             strategy=strategy,
             trial=current_trial(),
             deadline=deadline,
+            shows_images=experiment.report.thumbnails,
         )
 
 
@@ -279,13 +258,16 @@ def _feature_counts(table: FeatureTable) -> dict[str, int]:
     return {"features_computed": table.computed, "features_hit": table.hit}
 
 
+COUNT_AT_ONCE = ("class_weights", "logit_adjustment")
+
+
 def _warn_of_idle_keys(experiment: Experiment) -> None:
     """Warn of `trainer` keys without effect where no stage has epochs."""
-    stages = experiment.transfer.values()
+    stages = experiment.stages.values()
     if all(needs_no_epochs(stage, experiment.head, stage.optimizer_for(experiment.optimizer)) for stage in stages):
         given = experiment.trainer
         limit = given.time_limit if isinstance(experiment.backbone, Auto) else None  # of choosing the backbone
         default = TrainOptions(distribution=given.distribution, time_limit=limit)
-        for key in (field.name for field in fields(default)):
+        for key in (field.name for field in fields(default) if field.name not in COUNT_AT_ONCE):
             if getattr(given, key) != getattr(default, key):
                 log.warning("trainer.%s changes nothing: the head is computed at once, and no stage has epochs", key)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from tl_research.backend.strategy import WorkerLostError
 from tl_research.errors import DivergedError, InputError, MissingResourceError
 from tl_research.runs.run import Run
 from tl_research.runs.status import RunState
+from tl_research.system.console import only_warning
 from tl_research.system.memory import memory_error
+from tl_research.training.callbacks import Callback
 from tl_research.training.pruning import PrunedError
 
 INTERRUPTED = "interrupted by the user or the system"
@@ -29,6 +31,17 @@ def record_outcome(run: Run) -> Iterator[None]:
         raise
     if not run.kept:
         run.set_status("done")
+
+
+@contextmanager
+def closing_callbacks(callbacks: Iterable[Callback | None], run: Run) -> Iterator[None]:
+    """At the end of the block, however it ends, close the callbacks with the run's final status."""
+    try:
+        yield
+    finally:
+        for callback in filter(None, callbacks):
+            with only_warning(f"callback {type(callback).__name__}"):
+                callback.close(run.directory, str(run.status["state"]))
 
 
 def describe_error(error: BaseException) -> tuple[RunState, str]:

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 def check_rules(experiment: Experiment) -> None:
     """Check all rules in order, and raise `ValueError` for the first that is broken."""
-    if not experiment.transfer:
+    _transfer_has_stages(experiment)
+    if not experiment.stages:
         raise InputError("transfer: give at least one stage")
-    for name, stage in experiment.transfer.items():
+    for name, stage in experiment.stages.items():
         for rule in STAGE_RULES:
             rule(experiment, name, stage)
     for check in RULES:
@@ -34,6 +35,16 @@ def test_images_choose_nothing(monitor: Any) -> Any:
     if str(monitor).startswith("test_"):
         raise ValueError(f"test images choose nothing; give monitor=val_{str(monitor)[5:]}")
     return monitor
+
+
+def _transfer_has_stages(experiment: Experiment) -> None:
+    allowed = {"choose_by": ("validation", "folds"), "interpolate": (False, True)}
+    for name, value in experiment.transfer.items():
+        if name in allowed and value not in allowed[name]:
+            choices = " or ".join(map(str, allowed[name])).lower()
+            raise InputError(f"transfer.{name}={value}: should be {choices}")
+        if name not in allowed and type(value).__name__ != "Stage":
+            raise InputError(f"transfer.{name}={'null' if value is None else value}: should be a stage")
 
 
 def _lbfgs_solves_linear_heads(experiment: Experiment, name: str, stage: Stage) -> None:
@@ -58,7 +69,7 @@ def _knn_does_not_learn(experiment: Experiment, name: str, stage: Stage) -> None
 
 def _augmented_images_are_seen(experiment: Experiment, name: str, stage: Stage) -> None:
     augment = experiment.data.augment
-    seen = any(stage.trains_backbone for stage in experiment.transfer.values())
+    seen = any(stage.trains_backbone for stage in experiment.stages.values())
     no_epochs = needs_no_epochs(stage, experiment.head, stage.optimizer_for(experiment.optimizer))
     if no_epochs and not seen and not augment.changes_nothing and experiment.features.views is None:
         views = "" if augment.mixes else "features.views=4 (versions of each image), or "
@@ -69,8 +80,16 @@ def _augmented_images_are_seen(experiment: Experiment, name: str, stage: Stage) 
 
 
 def _direct_head_has_features(experiment: Experiment) -> None:
-    if isinstance(experiment.head, DirectHead) and next(iter(experiment.transfer.values())).trains_backbone:
+    if isinstance(experiment.head, DirectHead) and next(iter(experiment.stages.values())).trains_backbone:
         raise ValueError("the head is made from features, and the first stage of transfer has none; add head=linear")
+
+
+def _direct_head_has_no_loss(experiment: Experiment) -> None:
+    trainer, stages = experiment.trainer, experiment.transfer.values()
+    if isinstance(experiment.head, DirectHead) and not any(stage.trains_backbone for stage in stages):
+        for key in ("class_weights", "logit_adjustment"):
+            if getattr(trainer, key):
+                raise ValueError(f"trainer.{key} counts in a loss, and this head is made without one; add head=linear")
 
 
 def _automatic_batch_size(experiment: Experiment) -> None:
@@ -120,7 +139,7 @@ def _something_is_validated(experiment: Experiment) -> None:
     if not unvalidated and monitor != "cv_accuracy":
         return
     key = "data.val=0" if unvalidated else f"monitor={monitor}"
-    (stage, *more) = experiment.transfer.values()
+    (stage, *more) = experiment.stages.values()
     optimizer = stage.optimizer_for(experiment.optimizer)
     if more or stage.trains_backbone or not (isinstance(optimizer, LBFGS) and isinstance(experiment.head, Linear)):
         raise ValueError(
@@ -133,10 +152,22 @@ def _something_is_validated(experiment: Experiment) -> None:
         raise ValueError(f"data.val=0 leaves nothing to measure {monitor} on; give monitor=cv_accuracy")
 
 
+def _tuning_starts_from_a_head(experiment: Experiment) -> None:
+    by_folds, (first, *others) = experiment.transfer.get("choose_by") == "folds", experiment.stages.values()
+    if not (by_folds or experiment.transfer.get("interpolate")):
+        return
+    key = "transfer.choose_by=folds" if by_folds else "transfer.interpolate=true"
+    if first.trains_backbone or not others or not all(stage.trains_backbone for stage in others):
+        raise ValueError(f"{key}: one stage of the head, then stages that train the backbone; add transfer=finetune")
+    solved = isinstance(first.optimizer_for(experiment.optimizer), LBFGS) and isinstance(experiment.head, Linear)
+    if by_folds and not solved:
+        raise ValueError(f"{key} compares with a head that is solved; add optimizer=lbfgs head=linear")
+
+
 def _auto_can_choose(experiment: Experiment) -> None:
     if not isinstance(experiment.backbone, Auto):
         return
-    if any(stage.random_weights for stage in experiment.transfer.values()):
+    if any(stage.random_weights for stage in experiment.stages.values()):
         raise ValueError(
             "backbone=auto chooses among pretrained weights, and transfer starts from random ones; name one"
         )
@@ -158,11 +189,13 @@ STAGE_RULES: tuple[Callable[[Experiment, str, Stage], None], ...] = (
 )
 RULES: tuple[Callable[[Experiment], None], ...] = (
     _direct_head_has_features,
+    _direct_head_has_no_loss,
     _automatic_batch_size,
     _mixing_has_images,
     _views_differ,
     _best_epoch_has_one_monitor,
     _something_is_validated,
+    _tuning_starts_from_a_head,
     _shard_is_a_part,
     _auto_can_choose,
 )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tl_research.experiment.candidates import Candidate, Network, Row, judge
+from tl_research.experiment.candidates import Candidate, CandidateRow, Network, judge
 from tl_research.experiment.summary import show_choice
 from tl_research.features.head_inputs import HeadInputs
 from tl_research.features.table import FeatureTable
@@ -25,9 +25,11 @@ from tl_research.models.backbone import Backbone
 from tl_research.models.blocks import multiply_accumulates
 from tl_research.models.combined import Auto, Combined
 from tl_research.runs.identity import identity
+from tl_research.runs.reader import read_selection
 from tl_research.runs.run import Run
 from tl_research.system.versions import versions
-from tl_research.training.logistic_regression import solve
+from tl_research.training.head_coordinates import gram_coordinates, gram_matrix
+from tl_research.training.logistic_regression import STRENGTHS, choose_l2
 from tl_research.training.optimizer import LBFGS
 
 if TYPE_CHECKING:
@@ -37,6 +39,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FILE = "selection.json"
+
+SPLITS = "train", "val"
+"""The images that choose: never those of the test."""
+MOST_IMAGES = 2000
+"""Images at most that choose: the memory and time of a candidate grow with their square and cube."""
 
 
 def choose_backbone(experiment: Experiment, run: Run, data: DataModule, threads: int, deadline: float) -> Experiment:
@@ -50,7 +57,7 @@ def choose_backbone(experiment: Experiment, run: Run, data: DataModule, threads:
     if not isinstance(auto, Auto):
         return experiment
     selection = _Selection(experiment, auto, run, data, threads, deadline)
-    earlier = run.selection.get("chosen") if run.resumes else None
+    earlier = read_selection(run.directory).get("chosen") if run.resumes else None
     if earlier:
         return selection.with_backbone(*selection.known(earlier))
     with run.phase("selection"):
@@ -77,21 +84,18 @@ class _Selection:
     data: DataModule
     threads: int
     deadline: float
-
-    @property
-    def splits(self) -> tuple[str, str]:
-        """Test images choose nothing."""
-        return "train", "val"
+    _last: int = 0
+    """The penalty of the last candidate, as a number of `STRENGTHS`: the next one's is rarely much stronger."""
 
     @property
     def groups(self) -> np.ndarray | None:
         """The group of each image that chooses."""
-        return None if self.data.groups is None else self.data.groups[self.data.indices(*self.splits)]
+        return None if self.data.groups is None else self.data.groups[self.data.indices(*SPLITS)][self._images]
 
     def look(self) -> Iterator[Candidate]:
         """Yield the default, then single networks from the smallest file of weights, then the best with others beside
         it, for as long as that lowers the loss and there is time."""
-        singles = []
+        singles: list[Candidate] = []
         for recipe, config in self._singles():
             if singles and time.monotonic() > self.deadline:
                 log.warning("trainer.time_limit: %s and what follows were not looked at", recipe.name)
@@ -119,13 +123,13 @@ class _Selection:
 
     @cached_property
     def _size(self) -> int:
-        return max(each.image_size or 0 for each in self.auto.available)
+        return max(each.image_size or 0 for each in self.auto.among)
 
     @cached_property
     def _eligible(self) -> list[tuple[Backbone, dict[str, Any]]]:
         """The candidates in the common size, those with the smallest files first, and the default if it is one."""
-        configs: list[dict[str, Any]] = self.experiment.config["backbone"]["candidates"]
-        pairs = [(each, configs[self.auto.candidates.index(each)]) for each in self.auto.available]
+        configs: list[dict[str, Any]] = self.experiment.config["backbone"]["among"]
+        pairs = list(zip(self.auto.among, configs, strict=True))
         pairs.sort(key=lambda pair: sum(path.stat().st_size for path in pair[0].files()))
         resized = [_with_size(*pair, self._size) for pair in pairs if pair[0].image_size]
         return [*(pair for pair in pairs if pair[0] == self.auto.default and pair not in resized), *resized]
@@ -143,10 +147,11 @@ class _Selection:
         table = FeatureTable(backbone, self.data, self.experiment.features, self.experiment.engine, self.threads, note)
         inputs = HeadInputs(self.run.phase, self.data, table)
         inputs.ensure(validation=True)
+        rows = inputs.learned(*SPLITS)[0].reshape(-1, inputs.views, table.row.shape[-1])[self._images]
         return Network(
             recipe=recipe,
             config=config,
-            features=inputs.learned(*self.splits)[0],
+            gram=gram_matrix(rows.reshape(-1, rows.shape[-1])),
             parameters=backbone.count_params(),
             operations=sum(multiply_accumulates(backbone)),
             seconds=time.perf_counter() - began,
@@ -155,13 +160,44 @@ class _Selection:
         )
 
     def _candidate(self, networks: tuple[Network, ...], seconds: float) -> Candidate:
+        from threadpoolctl import threadpool_limits
+
         began = time.perf_counter()
-        views = self.experiment.features.views or 1
-        labels = self.data.labels[self.data.indices(*self.splits)].repeat(views)
-        features = np.concatenate([network.features for network in networks], axis=1)
-        widths = [network.features.shape[1] for network in networks]
-        solution = solve(features, labels, LBFGS(), self.experiment.seed, views, self.groups, widths)
-        return Candidate(networks, solution, seconds + time.perf_counter() - began)
+        coordinates = gram_coordinates(np.sum([network.gram for network in networks], axis=0))
+        experiment, first = self.experiment, max(self._last - 1, 0)
+        with threadpool_limits(1, "blas"):
+            validated = choose_l2(
+                coordinates,
+                self._labels,
+                LBFGS(),
+                experiment.seed,
+                experiment.features.views or 1,
+                self.groups,
+                experiment.trainer.balance(self.data, *SPLITS),
+                strengths=STRENGTHS[first:],
+                patience=2 - bool(first),
+            )
+        self._last = int(np.argmin(np.abs(STRENGTHS - validated.l2)))
+        return Candidate(networks, validated, seconds + time.perf_counter() - began)
+
+    @cached_property
+    def _images(self) -> np.ndarray:
+        """The images that choose, among those of the splits: all, or a stratified sample of `MOST_IMAGES`."""
+        labels = self.data.labels[self.data.indices(*SPLITS)]
+        if len(labels) <= MOST_IMAGES:
+            return np.arange(len(labels))
+        # Each image's place in its class, from 0 to 1, so that all classes are thinned alike.
+        rank = np.empty(len(labels))
+        order = np.random.default_rng(self.experiment.seed).permutation(len(labels))
+        for label in np.unique(labels):
+            members = order[labels[order] == label]
+            rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+        return np.sort(np.argsort(rank, kind="stable")[:MOST_IMAGES])
+
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        labels = self.data.labels[self.data.indices(*SPLITS)][self._images]
+        return labels.repeat(self.experiment.features.views or 1)
 
     def write_run(self, candidate: Candidate) -> None:
         """Record a candidate as a run of its own: `python train.py resume=DIRECTORY fresh=true` makes all of it."""
@@ -171,9 +207,9 @@ class _Selection:
         run = Run.claim(folder, "replace")
         run.write_config(experiment.config)
         run.write_json("classes.json", list(self.data.class_names))
-        solution = candidate.solution
-        run.metrics = {"cv_accuracy": solution.cv_accuracy, "cv_loss": candidate.loss, "l2": solution.l2}
-        run.metrics |= {f"num_{split}": len(self.data.indices(split)) for split in self.splits}
+        validated = candidate.validated
+        run.metrics = {"cv_accuracy": validated.accuracy, "cv_loss": candidate.loss, "l2": validated.l2}
+        run.metrics |= {f"num_{split}": len(self.data.indices(split)) for split in SPLITS}
         run.metrics |= {
             "seed": experiment.seed,
             "num_classes": len(self.data.class_names),
@@ -203,10 +239,15 @@ class _Selection:
 
 
 def _with_size(recipe: Backbone, config: dict[str, Any], size: int) -> tuple[Backbone, dict[str, Any]]:
+    """Return a candidate in another size; a vision transformer whose patches do not fit stays as it is."""
     if recipe.image_size == size:
         return recipe, config
-    name = f"{recipe.name.partition('@')[0]}@{size}"
-    return replace(recipe, image_size=size, name=name), config | {"image_size": size, "name": name}
+    option, *marks = recipe.name.split("@")
+    name = "@".join([option, str(size), *(mark for mark in marks if not mark.isdecimal())])
+    try:
+        return replace(recipe, image_size=size, name=name), config | {"image_size": size, "name": name}
+    except ValueError:
+        return recipe, config
 
 
 def _with_backbone(
@@ -220,6 +261,6 @@ def _with_backbone(
     return replace(experiment, backbone=backbone, config=experiment.config | {"backbone": config})
 
 
-def _record(run: Run, rows: Sequence[Row], chosen: Candidate, why: str) -> None:
+def _record(run: Run, rows: Sequence[CandidateRow], chosen: Candidate, why: str) -> None:
     names = [network.recipe.name for network in chosen.networks]
     run.write_json(FILE, {"chosen": names, "why": why, "candidates": [asdict(row) for row in rows]})

@@ -13,7 +13,7 @@ from tl_research.system.console import make_table, show, show_table
 
 if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule
-    from tl_research.experiment.candidates import Row
+    from tl_research.experiment.candidates import CandidateRow
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def warn_of_the_majority(metrics: Mapping[str, Any]) -> None:
         log.warning("accuracy is not clearly above that of always answering the commonest class: %s", values)
 
 
-def show_choice(rows: Sequence[Row], why: str) -> None:
+def show_choice(rows: Sequence[CandidateRow], why: str) -> None:
     """Show the candidates of `backbone=auto` from the lowest loss, and why one was chosen."""
     columns = (
         "backbone",

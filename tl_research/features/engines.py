@@ -90,25 +90,25 @@ def _version(package: str) -> str:
         return str(getattr(importlib.import_module(package), "__version__", "unknown"))
 
 
-def keras_engine(network: keras.Model) -> Engine:
+def keras_engine(network: keras.Model, batch_size: int = BATCH) -> Engine:
     """Run a network by TensorFlow, in inference mode."""
-    return compile_network(network, BATCH)
+    return compile_network(network, batch_size)
 
 
-def openvino_engine(network: keras.Model, threads: int) -> Engine:
+def openvino_engine(network: keras.Model, threads: int, batch_size: int = BATCH) -> Engine:
     """Run a network by OpenVINO on a CPU, in float32, one stream a thread, so that the features of a batch depend
-    neither on the number of threads nor on other batches."""
+    neither on the number of threads nor on other batches. One image at a time is run by all threads."""
     import openvino as ov
 
     core = ov.Core()
     options = {
         "PERFORMANCE_HINT": "THROUGHPUT",
         "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": threads,
+        "NUM_STREAMS": threads if batch_size > 1 else 1,
         "INFERENCE_PRECISION_HINT": "f32",  # a CPU with bfloat16 would lose half of the digits
     }
     try:
-        compiled = core.compile_model(read_network(core, network, BATCH), "CPU", options)
+        compiled = core.compile_model(read_network(core, network, batch_size), "CPU", options)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"engine=openvino: it cannot run this network ({reason}); use engine=keras") from error
@@ -120,7 +120,7 @@ def openvino_engine(network: keras.Model, threads: int) -> Engine:
         return np.array(requests.own.infer({0: pixels})[0])
 
     # The first call sets up OpenVINO's Python side; two threads that do so at once deadlock.
-    run(np.zeros((BATCH, *network.input_shape[1:]), np.uint8))
+    run(np.zeros((batch_size, *network.input_shape[1:]), np.uint8))
     return run
 
 

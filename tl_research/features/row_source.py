@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from tl_research.features.engines import Engine
 from tl_research.features.extraction import ImageViews, run_batches, view_pixels
 from tl_research.features.shared_fill import SharedFill
 from tl_research.features.store import FeatureStore
+from tl_research.system.progress import bar
 
 if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule
@@ -72,6 +73,60 @@ class RowSource:
                     advance(len(positions))
             fill.wait()
         return count
+
+
+@dataclass(frozen=True)
+class PartSources:
+    """The rows of the parts of a network, side by side; most networks have one part."""
+
+    parts: Sequence[RowSource]
+
+    @property
+    def widths(self) -> list[int]:
+        """The number of features of each part."""
+        return [part.row.shape[-1] for part in self.parts]
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether all rows can be stored."""
+        return all(part.store is not None and not part.store.broken for part in self.parts)
+
+    def refresh(self) -> None:
+        """Look for rows that other processes have stored."""
+        for part in self.parts:
+            if part.store is not None:
+                part.store.refresh()
+
+    def look_up(self, items: ImageViews) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of `items` as far as all parts are stored, and for which they are, `(len(items),)` bool."""
+        rows = [np.empty(len(items), part.row) for part in self.parts]
+        found = [
+            part.store.read(items.digests, own) if part.store is not None else np.zeros(len(items), bool)
+            for part, own in zip(self.parts, rows, strict=True)
+        ]
+        return _side_by_side(rows), np.all(found, axis=0)
+
+    def read(self, items: ImageViews, advance: Callable[[int], None]) -> tuple[np.ndarray, int]:
+        """Do `RowSource.read` for each part; the number is of rows of parts."""
+        rows, computed = zip(*(part.read(items, advance) for part in self.parts), strict=True)
+        return _side_by_side(rows), sum(computed)
+
+    @contextmanager
+    def filling(self, num_images: int) -> Iterator[Callable[[int], None]]:
+        """Show one progress bar, and write one shard a store, for all rows that are read inside. Yields a function that
+        advances the bar."""
+        try:
+            with bar() as progress:
+                task = progress.add_task("features", total=num_images * len(self.parts))
+                yield lambda count: progress.advance(task, count)
+        finally:
+            for part in self.parts:
+                if part.store is not None:
+                    part.store.close()
+
+
+def _side_by_side(rows: Sequence[np.ndarray]) -> np.ndarray:
+    return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=-1)
 
 
 def round_to(dtype: np.dtype, features: np.ndarray) -> np.ndarray:

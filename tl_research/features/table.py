@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +17,11 @@ from tl_research.data import decode
 from tl_research.data.file_index import FileIndex
 from tl_research.features.engines import BATCH, EngineName, describe_engine, lazy_engine
 from tl_research.features.extraction import ORIGINAL, ImageViews
-from tl_research.features.row_source import RowSource
+from tl_research.features.row_source import PartSources, RowSource
 from tl_research.features.store import FeatureStore
 from tl_research.features.store_admin import prune_store
 from tl_research.models.combined import parts_of
 from tl_research.recipe import Positive, recipe
-from tl_research.system.progress import bar
 
 if TYPE_CHECKING:
     import keras
@@ -100,24 +98,10 @@ class FeatureTable:
         self.image_size = int(self.network.input_shape[1])
 
     @cached_property
-    def _parts(self) -> list[keras.Model]:
-        return parts_of(self.network)
-
-    @property
-    def widths(self) -> list[int]:
-        """The number of features of each part of the network."""
-        return [int(part.output_shape[-1]) for part in self._parts]
-
-    @cached_property
-    def sources(self) -> list[RowSource]:
-        """The store and the engine behind the table, one for each part of a combined network. The store is opened at
-        the first use: a run that trains on images alone has none."""
-        return [self._source(part) for part in self._parts]
-
-    def _source(self, part: keras.Model) -> RowSource:
-        row = np.dtype((self.row_type, tuple(part.output_shape[1:])))
-        engine = lazy_engine(self.engine, part, self.threads)
-        return RowSource(_open_store(self, part, row), engine, self.data, self.image_size, row, self.threads)
+    def source(self) -> PartSources:
+        """The store and the engine behind the table, for each part of a combined network. The store is opened at the
+        first use: a run that trains on images alone has none."""
+        return PartSources([_open_source(self, part) for part in parts_of(self.network)])
 
     def after_training(self) -> FeatureTable:
         """Return a table of the same network with its present weights, and without a store: no other run will have
@@ -142,12 +126,10 @@ class FeatureTable:
         store that can be written they are kept in memory whatever their size: check `size_gb` before."""
         wanted = [(indices, view) for view in views if not self.in_memory(indices, view)]
         fits = self.size_gb(len(indices) * len(wanted)) <= HELD_GB
-        if not fits and self._writable:
+        if not fits and self.source.is_writable:
             self.ensure_stored(indices, [view for _, view in wanted])
-            if self._writable:
-                for source in self.sources:
-                    assert source.store is not None
-                    source.store.refresh()
+            if self.source.is_writable:
+                self.source.refresh()
                 return
         self.ensure(wanted)
 
@@ -156,17 +138,10 @@ class FeatureTable:
         has lost since are computed again."""
         if self.in_memory(indices, view):
             return self._rows[view][indices]
-        items = ImageViews.of(self.data, indices, view)
-        return _side_by_side([self._stored(source, items) for source in self.sources])
-
-    def _stored(self, source: RowSource, items: ImageViews) -> np.ndarray:
-        """Return rows of the store; those that it has lost are computed again."""
-        rows = np.empty(len(items), source.row)
-        found = source.store.read(items.digests, rows) if source.store is not None else np.zeros(len(items), bool)
+        rows, found = self.source.look_up(ImageViews.of(self.data, indices, view))
         if not found.all():
-            with self._filling(int(np.sum(~found))) as advance:
-                lost = ImageViews(*(column[~found] for column in (items.indices, items.views, items.digests)))
-                rows[~found] = self._read_from(source, lost, advance)
+            with self.source.filling(int(np.sum(~found))) as advance:
+                rows[~found] = self._read(ImageViews.of(self.data, indices[~found], view), advance)
         return rows
 
     def in_memory(self, indices: np.ndarray, view: int = ORIGINAL) -> bool:
@@ -186,7 +161,7 @@ class FeatureTable:
         if not parts:
             return
         items = ImageViews.joined(parts)
-        with self._filling(len(items) * len(self.sources)) as advance:
+        with self.source.filling(len(items)) as advance:
             for part in items.in_parts(_chunk_size(self.row)):
                 rows = self._read(part, advance)
                 for view in set(map(int, part.views)):
@@ -197,37 +172,22 @@ class FeatureTable:
     def ensure_stored(self, indices: np.ndarray, views: Sequence[int] = (ORIGINAL,)) -> None:
         """Compute the rows of these examples that the store lacks, without keeping them in memory."""
         step = min(CHUNK, _chunk_size(self.row))
-        with self._filling(len(indices) * len(views) * len(self.sources)) as advance:
+        with self.source.filling(len(indices) * len(views)) as advance:
             for start in range(0, len(indices), step):
                 part = indices[start : start + step]
                 self._read(ImageViews.joined([ImageViews.of(self.data, part, view) for view in views]), advance)
 
     def _read(self, items: ImageViews, advance: Callable[[int], None]) -> np.ndarray:
-        return _side_by_side([self._read_from(source, items, advance) for source in self.sources])
-
-    def _read_from(self, source: RowSource, items: ImageViews, advance: Callable[[int], None]) -> np.ndarray:
-        rows, computed = source.read(items, advance)
+        rows, computed = self.source.read(items, advance)
         self.computed += computed
-        self.hit += len(items) - computed
+        self.hit += len(items) * len(self.source.parts) - computed
         return rows
 
-    @property
-    def _writable(self) -> bool:
-        """Whether all rows can be stored."""
-        return all(source.store is not None and not source.store.broken for source in self.sources)
 
-    @contextmanager
-    def _filling(self, total: int) -> Iterator[Callable[[int], None]]:
-        """Show one progress bar, and write one shard a store, for all rows that are read inside. Yields a function that
-        advances the bar."""
-        try:
-            with bar() as progress:
-                task = progress.add_task("features", total=total)
-                yield lambda count: progress.advance(task, count)
-        finally:
-            for source in self.sources:
-                if source.store is not None:
-                    source.store.close()
+def _open_source(table: FeatureTable, part: keras.Model) -> RowSource:
+    row = np.dtype((table.row_type, tuple(part.output_shape[1:])))
+    engine = lazy_engine(table.engine, part, table.threads)
+    return RowSource(_open_store(table, part, row), engine, table.data, table.image_size, row, table.threads)
 
 
 def _open_store(table: FeatureTable, network: keras.Model, row: np.dtype) -> FeatureStore | None:
@@ -241,10 +201,6 @@ def _open_store(table: FeatureTable, network: keras.Model, row: np.dtype) -> Fea
         **describe_engine(table.engine, table.threads),
     }
     return FeatureStore(table.options.root, about, row, {"note": table.note})
-
-
-def _side_by_side(rows: list[np.ndarray]) -> np.ndarray:
-    return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=-1)
 
 
 def _chunk_size(row: np.dtype) -> int:

@@ -26,16 +26,18 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 def bootstrap_intervals(
     logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None, seed: int = 0
 ) -> dict[str, float]:
-    """Return the 95 % intervals `loss_low`, `loss_high`, and so for `macro_f1` and `auroc`, of logits `(n, k)`."""
+    """Return the 95 % intervals `loss_low`, `loss_high`, and so for `macro_f1`, `balanced_accuracy`, `auroc` and
+    `auprc`, of logits `(n, k)`."""
     n, k = logits.shape
     draws = int(np.clip(MOST_NUMBERS / (n * k), FEWEST_DRAWS, DRAWS))
     probabilities = softmax(logits)
     statistics = {
         "loss": mean_of(_losses(logits, labels)),
         "macro_f1": _macro_f1(probabilities.argmax(axis=1), labels, k),
+        "balanced_accuracy": _balanced_accuracy(logits.argmax(axis=1), labels),
     }
     if len(np.unique(labels)) > 1:
-        statistics["auroc"] = _auroc(probabilities, labels)
+        statistics |= {"auroc": _areas(probabilities, labels, _auroc), "auprc": _areas(probabilities, labels, _auprc)}
     intervals = bootstrap(statistics, n, groups, draws, seed)
     return {f"{name}_{end}": value for name, ends in intervals.items() for end, value in zip(ENDS, ends, strict=True)}
 
@@ -82,21 +84,48 @@ def _macro_f1(predicted: np.ndarray, labels: np.ndarray, k: int) -> Statistic:
     return statistic
 
 
-def _auroc(probabilities: np.ndarray, labels: np.ndarray) -> Statistic:
+def _balanced_accuracy(predicted: np.ndarray, labels: np.ndarray) -> Statistic:
+    classes = [labels == label for label in np.unique(labels)]
+    right = predicted == labels
+
+    def statistic(times: np.ndarray) -> np.ndarray:
+        recalls = [_divide(times @ (own & right), times @ own) for own in classes]
+        return np.nanmean(recalls, axis=0)  # of the classes that were drawn
+
+    return statistic
+
+
+Area = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""How often images of a class and of the rest were drawn at each score, from the lowest, `(draws, scores)` ->
+`(draws,)`."""
+
+
+def _areas(probabilities: np.ndarray, labels: np.ndarray, area: Area) -> Statistic:
     classes = [(np.unique(probabilities[:, c], return_inverse=True)[1], labels == c) for c in np.unique(labels)]
 
     def statistic(times: np.ndarray) -> np.ndarray:
         areas = []
         for rank, own in classes:
             order = np.argsort(rank, kind="stable")
-            starts = np.flatnonzero(np.diff(rank[order], prepend=-1))  # equal scores count half
+            starts = np.flatnonzero(np.diff(rank[order], prepend=-1))
             of_class = np.add.reduceat(np.where(own, times, 0)[:, order], starts, axis=1)
             of_rest = np.add.reduceat(np.where(own, 0, times)[:, order], starts, axis=1)
-            below = np.cumsum(of_rest, axis=1) - of_rest / 2
-            pairs = of_class.sum(axis=1) * of_rest.sum(axis=1)
-            areas.append(
-                np.divide((of_class * below).sum(axis=1), pairs, out=np.full(len(times), np.nan), where=pairs > 0)
-            )
+            areas.append(area(of_class, of_rest))
         return np.array(areas).mean(axis=0)  # NaN where a class was not drawn
 
     return statistic
+
+
+def _auroc(of_class: np.ndarray, of_rest: np.ndarray) -> np.ndarray:
+    below = np.cumsum(of_rest, axis=1) - of_rest / 2  # equal scores count half
+    return _divide((of_class * below).sum(axis=1), of_class.sum(axis=1) * of_rest.sum(axis=1))
+
+
+def _auprc(of_class: np.ndarray, of_rest: np.ndarray) -> np.ndarray:
+    found, wrong = (np.cumsum(times[:, ::-1], axis=1) for times in (of_class, of_rest))  # from the highest score
+    precision = np.divide(found, found + wrong, out=np.zeros_like(found), where=found > 0)
+    return _divide((of_class[:, ::-1] * precision).sum(axis=1), found[:, -1])
+
+
+def _divide(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.divide(one, other, out=np.full(len(one), np.nan), where=other > 0)

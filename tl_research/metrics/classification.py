@@ -43,14 +43,14 @@ def classification_metrics(
     """Compute the metrics of logits `(n, k)` for labels `(n,)`; `n` is at least 1.
 
     `loss` (mean cross-entropy, nats), `accuracy` with the 95 % Wilson interval `accuracy_low` to `accuracy_high`,
-    `macro_f1`, and `auroc` (one class against the rest, mean over classes). The last two weight equally the classes
-    that occur in `labels`; `auroc` is absent if these are fewer than two. With `intervals` each but `accuracy` has the
-    ends too of its 95 % bootstrap interval, such as `loss_low` and `loss_high`; images of one group (`groups` `(n,)`)
-    are drawn
-    together.
+    `macro_f1`, `balanced_accuracy` (mean recall), and `auroc` and `auprc` (areas under the ROC and, as average
+    precision, the precision-recall curve, one class against the rest, mean over classes). All but the first two weight
+    equally the classes that occur in `labels`; both areas are absent if these are fewer than two. With `intervals` each
+    but `accuracy` has the ends too of its 95 % bootstrap interval, such as `loss_low` and `loss_high`; images of one
+    group (`groups` `(n,)`) are drawn together.
     """
     from scipy.stats import binomtest
-    from sklearn.metrics import f1_score, log_loss, roc_auc_score
+    from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
 
     probabilities = softmax(logits)
     classes = np.arange(logits.shape[1])
@@ -63,10 +63,12 @@ def classification_metrics(
         "accuracy_low": float(interval.low),
         "accuracy_high": float(interval.high),
         "macro_f1": float(f1_score(labels, predicted, average="macro", labels=np.unique(labels), zero_division=0)),
+        "balanced_accuracy": float(np.nanmean(recalls(logits, labels))),
     }
     present = [c for c in classes if 0 < np.sum(labels == c) < len(labels)]
     if present:
-        metrics["auroc"] = float(np.mean([roc_auc_score(labels == c, probabilities[:, c]) for c in present]))
+        for name, area in (("auroc", roc_auc_score), ("auprc", average_precision_score)):
+            metrics[name] = float(np.mean([area(labels == c, probabilities[:, c]) for c in present]))
     return metrics | (bootstrap_intervals(logits, labels, groups) if intervals else {})
 
 

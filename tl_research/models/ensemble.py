@@ -43,31 +43,23 @@ def _resize(size: int, smaller: int, name: str) -> keras.Model:
     weights = np.asarray(
         Image.fromarray(np.eye(size, dtype=np.float32)).resize((smaller, size), Image.Resampling.BICUBIC)
     )
-    layers = [
-        keras.layers.EinsumDense("nhwc,hi->niwc", (smaller, size, 3), name="rows", dtype="float32"),
-        keras.layers.EinsumDense("nhwc,wi->nhic", (smaller, smaller, 3), name="columns", dtype="float32"),
+    layers = [  # the columns first, and no value beyond the range after either, as Pillow does
+        keras.layers.EinsumDense("nhwc,wi->nhic", (size, smaller, 3), name="columns", dtype="float32"),
+        keras.layers.ReLU(255.0, name="columns_range"),
+        keras.layers.EinsumDense("nhwc,hi->niwc", (smaller, smaller, 3), name="rows", dtype="float32"),
+        keras.layers.ReLU(255.0, name="rows_range"),
     ]
-    model = keras.Sequential([keras.Input((size, size, 3)), *layers, keras.layers.ReLU(255.0, name="range")], name=name)
-    for layer in layers:
+    model = keras.Sequential([keras.Input((size, size, 3)), *layers], name=name)
+    for layer in layers[::2]:
         layer.set_weights([weights])
     model.trainable = False
     return model
 
 
-def members_of(model: keras.Model) -> list[Member]:
+def ensemble_members(model: keras.Model) -> list[Member]:
     """List the classifiers of an ensemble; none for another model."""
     layers = {layer.name: layer for layer in model.layers}
     if model.name != "ensemble":
         return []
     count = sum(name.startswith("member") for name in layers)
     return [(layers.get(f"resize{number}"), layers[f"member{number}"]) for number in range(count)]
-
-
-def mean_map(maps: Sequence[np.ndarray]) -> np.ndarray:
-    """Average maps `(h, w)` of the same image at the size of the finest; each keeps its sum."""
-    height, width = max(one.shape for one in maps)
-    enlarged = [
-        np.asarray(Image.fromarray(one.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
-        for one in maps
-    ]
-    return np.mean([large * (one.size / large.size) for one, large in zip(maps, enlarged, strict=True)], axis=0)

@@ -135,4 +135,4 @@ def rescaled(head: keras.Model, scale: np.ndarray) -> keras.Model:
 
     features = keras.Input((len(scale),), name="features")
     scaled = keras.layers.Rescaling(scale.tolist(), name="scale", dtype="float32")(features)
-    return keras.Model(features, keras.Function.call(head, scaled), name="head")
+    return keras.Model(features, head(scaled), name="head")

@@ -12,7 +12,7 @@ from typing_extensions import override
 from tl_research.errors import InputError
 from tl_research.models import weights
 from tl_research.models.backbone import Backbone, naming_the_key
-from tl_research.models.networks.vision_transformer import Architecture, vision_transformer
+from tl_research.models.networks.vision_transformer import Architecture, pool_tokens, vision_transformer
 from tl_research.models.weights.transformer_file import arrange, read_transformer
 from tl_research.recipe import Count, Positive, recipe
 
@@ -64,7 +64,7 @@ class VisionTransformer(Backbone):
     def files(self) -> list[Path]:
         if self.weights != "imagenet":
             return super().files()
-        return [weights.published_file(f"{self.name}.safetensors", self.url, self.licence)]
+        return [weights.published_file(f"{self.name.partition('@')[0]}.safetensors", self.url, self.licence)]
 
     @override
     def _check_file(self, path: Path) -> None:
@@ -74,8 +74,19 @@ class VisionTransformer(Backbone):
             read_transformer(path, self.sizes)
 
     @override
+    def _up_to_layer(self, network: keras.Model) -> keras.Model:
+        import keras
+
+        cut, sizes = super()._up_to_layer(network), self.sizes
+        if len(cut.output_shape) == 2:
+            return cut
+        if cut.output_shape[1:2] != (sizes.prefix + sizes.grid**2,):
+            raise InputError(f"backbone.layer={self.layer}: it gives no tokens; give that of a block, such as block8")
+        return keras.Model(cut.input, pool_tokens(cut.output, sizes, self.pooling), name=network.name)
+
+    @override
     def network(self) -> keras.Model:
-        network = vision_transformer(self.sizes, self.pooling, self.name)
+        network = vision_transformer(self.sizes, self.pooling, self.name.partition("@")[0])
         for path in self.files():
             if path.suffix in weights.KERAS_SUFFIXES:
                 return self._load(network, path)

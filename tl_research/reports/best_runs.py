@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from tl_research.errors import InputError
-from tl_research.reports.entries import Entry, titles
+from tl_research.reports.entries import Entry
 from tl_research.reports.leaderboard import Leaderboard, collect, order
 from tl_research.runs.run import Run
 
@@ -24,10 +25,10 @@ def best_runs(folder: Path, count: int | None = None) -> tuple[list[Run], list[s
     reasons = [_reason(entry) for entry in entries]
     usable = [entry for entry, reason in zip(entries, reasons, strict=True) if not reason]
     passed = [
-        f"{title}: passed over: {reason}" for title, reason in zip(titles(entries), reasons, strict=True) if reason
+        f"{entry.directory}: passed over: {reason}" for entry, reason in zip(entries, reasons, strict=True) if reason
     ]
     if any(not entry.metrics.get("random_weights") for entry in usable):
-        passed += [f"{entry.directory.name}: passed over: random weights" for entry in usable if _is_random(entry)]
+        passed += [f"{entry.directory}: passed over: random weights" for entry in usable if _is_random(entry)]
         usable = [entry for entry in usable if not _is_random(entry)]
     if len(usable) < 2:
         raise InputError(
@@ -39,13 +40,16 @@ def best_runs(folder: Path, count: int | None = None) -> tuple[list[Run], list[s
         names = ", ".join(board.data for board in boards)
         raise InputError(f"{folder}: its runs are of {len(boards)} data sets ({names}); give a folder with runs of one")
     (board,) = boards
-    ranked = sorted(
-        (entry for row in board.rows for entry in row.done),
-        key=lambda entry: order(board.monitor, entry.metrics.get(board.monitor, float("nan")), entry.number),
-    )
+    done = [entry for row in board.rows for entry in row.done]
+    ranked = sorted(done, key=lambda entry: order(board.monitor, _value(entry, board.monitor), entry.number))
     if count is not None and count > len(ranked):
         raise InputError(f"--best {count}: there are {len(ranked)} runs below {folder} to choose from")
     return [Run.open(entry.directory) for entry in ranked[: count or MOST]], passed
+
+
+def _value(entry: Entry, monitor: str) -> float:
+    value = entry.metrics.get(monitor)
+    return math.nan if value is None else float(value)
 
 
 def _is_random(entry: Entry) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -23,12 +24,12 @@ from tl_research.system.console import make_table, show, show_table
 from tl_research.system.files import write_atomically
 
 MOST_CARDS = 60
-MOST_LINES = 5
 NOTHING = "None found."
 
 
-def write_check(findings: CheckFindings, folder: Path) -> None:
-    """Write `manifest.csv`, `duplicates.csv`, `labels.csv`, `leaks.csv`, `check.json` and `check.html`, atomically. Raises `InputError` if the folder cannot be written."""
+def write_check(findings: CheckFindings, folder: Path, *, pictures: bool = True) -> None:
+    """Write `manifest.csv`, `duplicates.csv`, `labels.csv`, `leaks.csv`, `check.json` and `check.html`, which may show
+    `pictures`, each atomically. Raises `InputError` if the folder cannot be written."""
     tables = {
         "manifest": manifest_table(findings),
         "duplicates": duplicates_table(findings),
@@ -37,7 +38,7 @@ def write_check(findings: CheckFindings, folder: Path) -> None:
     }
     contents = {f"{name}.csv": as_csv(*table) for name, table in tables.items()}
     contents["check.json"] = json.dumps(findings_as_dict(findings), indent=2) + "\n"
-    contents["check.html"] = check_page(findings)
+    contents["check.html"] = check_page(findings, pictures=pictures)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
@@ -97,8 +98,9 @@ def _growth_lines(growth: Growth | None) -> list[str]:
     return [f"expected accuracy of a solved head: {'; '.join(lines)}"]
 
 
-def check_page(findings: CheckFindings) -> str:
-    """Make the page: what was found, with small pictures, and the lines to paste into `data.ignore`."""
+def check_page(findings: CheckFindings, *, pictures: bool = True) -> str:
+    """Make the page: what was found, with small `pictures`, and the lines to paste into `data.ignore`."""
+    images = partial(_images, findings, pictures)
     summary = [[what, str(len(examples))] for what, examples in _summary(findings).items()]
     growth = [paragraph(line) for line in _growth_lines(findings.growth)]
     if findings.growth:
@@ -116,24 +118,28 @@ def check_page(findings: CheckFindings) -> str:
     return static_page(
         f"Check of {findings.data.root.name}",
         section("Summary", html_table(["checked", "found"], summary)),
-        _pictures(findings, "Doubtful labels", list(doubted), lambda i: [f"or {doubted[i][0]}? {doubted[i][1]:.2f}"]),
-        _pictures(findings, "Leaks across the folder's own splits", crossing, lambda i: [findings.data.split_of[i]]),
-        _pictures(findings, "Duplicates", duplicates, lambda i: [f"{kinds[i].kind}, {kinds[i].score:.2f}"]),
-        _pictures(findings, "Odd images", list(findings.odd), lambda i: [findings.odd[i]]),
+        images("Doubtful labels", list(doubted), lambda i: [f"or {doubted[i][0]}? {doubted[i][1]:.2f}"]),
+        images("Leaks across the folder's own splits", crossing, lambda i: [findings.data.split_of[i]]),
+        images("Duplicates", duplicates, lambda i: [f"{kinds[i].kind}, {kinds[i].score:.2f}"]),
+        images("Odd images", list(findings.odd), lambda i: [findings.odd[i]]),
         section("Shortcuts", html_table(["fact alone", "balanced accuracy", "chance", "p (Holm)"], tested)),
         section("How many more images", *growth),
         _ignore_lines(findings),
     )
 
 
-def _pictures(findings: CheckFindings, title: str, indices: list[int], lines: Callable[[int], list[str]]) -> str:
+def _images(
+    findings: CheckFindings, pictures: bool, title: str, indices: list[int], lines: Callable[[int], list[str]]
+) -> str:
     cards = (
         (findings.data.paths[i], [findings.names[i], f"class {findings.class_of(i)}", *lines(i)])
         for i in indices[:MOST_CARDS]
     )
     left_out = len(indices) - MOST_CARDS
     more = [paragraph(f"{left_out} more are in the tables.")] if left_out > 0 else []
-    shown = image_cards(cards, pixel_range=findings.data.pixel_range) if indices else paragraph(NOTHING)
+    shown = (
+        image_cards(cards, pictures=pictures, pixel_range=findings.data.pixel_range) if indices else paragraph(NOTHING)
+    )
     return section(f"{title} ({len(indices)} images)", shown, *more)
 
 

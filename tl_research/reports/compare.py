@@ -32,6 +32,7 @@ class Answers:
     predictions: dict[str, str]
     groups: np.ndarray | None
     pixel_range: PixelRange = AS_STORED
+    shows_pictures: bool = True
 
     @property
     def correct(self) -> np.ndarray:
@@ -64,6 +65,7 @@ def read_answers(directory: Path) -> Answers:
         {key: row["prediction"] for key, row in zip(keys, tested, strict=True)},
         groups_of(paths, root, pattern) if pattern else None,
         run.pixel_range,
+        run.shows_pictures,
     )
 
 
@@ -187,7 +189,7 @@ def _pair_section(pair: Pair, pictures: bool) -> str:
             )
             for key in apart[:MOST_IMAGES]
         ),
-        pictures=pictures,
+        pictures=pictures and first.shows_pictures and second.shows_pictures,
         pixel_range=first.pixel_range,
     )
     left_out = len(apart) - MOST_IMAGES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -86,6 +86,27 @@ def batch(
         shares = [_short(class_names[k]) + (f" {target[k]:.0%}" if len(classes) > 1 else "") for k in classes]
         titled.append((image, "\n".join(shares), "black"))
     return _page(titled, columns)
+
+
+def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, float]]], temperature: float) -> np.ndarray:
+    """Draw accuracy over confidence, `plain` and `calibrated` as `metrics.calibration.reliability` gives them; the area
+    of a dot says how many images it stands for."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 5.5), dpi=110)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], "--", color="0.6", label="as sure as it is right")
+    labels = {"plain": "as it is", "calibrated": f"with the temperature {temperature:.2f}"}
+    for (kind, label), colour in zip(labels.items(), ("tab:orange", "tab:blue"), strict=True):
+        points = bins[kind]
+        total = sum(point["num"] for point in points)
+        x, y = [point["confidence"] for point in points], [point["accuracy"] for point in points]
+        axes.plot(x, y, "-", color=colour, linewidth=1, label=label)
+        axes.scatter(x, y, [10 + 300 * point["num"] / total for point in points], color=colour, alpha=0.6)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.03), ylim=(-0.03, 1.03))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _pixels(figure)
 
 
 def learning_rates(

@@ -1,6 +1,7 @@
 """The report on the runs below a folder: one HTML file that opens offline.
 
-It is made from run directories alone: the leaderboard's files, `history.csv`, `predictions.csv`, `mistakes.json`.
+It is made from run directories: the leaderboard's files, `history.csv`, `predictions.csv`, `calibration.json`,
+`mistakes.json`; and shows the least sure images, where they still are.
 """
 
 from __future__ import annotations
@@ -20,19 +21,24 @@ from typing import Any
 
 import numpy as np
 
+from tl_research.evaluation.evaluate import thumbnail
+from tl_research.metrics.by_class import curves_by_class, scores_by_class
 from tl_research.metrics.classification import direction
 from tl_research.metrics.intervals import mean_interval
+from tl_research.reports.answered import read_answered
 from tl_research.reports.entries import Entry, titles
+from tl_research.reports.explanations import heat_maps
 from tl_research.reports.leaderboard import Leaderboard, Row, collect
-from tl_research.runs.reader import read_rows, without_fresh
+from tl_research.runs.reader import read_rows
 from tl_research.runs.run import Run
 from tl_research.system.files import write_atomically
 
 Content = dict[str, Any]
 
 TEMPLATES = Path(__file__).parent / "templates"
-SCRIPTS = ("charts.js", "table.js", "plots.js", "report.js")
+SCRIPTS = ("charts.js", "table.js", "plots.js", "answers.js", "report.js")
 MOST_MISTAKES = 12
+MOST_CURVES = 6
 
 # More points of one curve cannot be told apart on the screen; all curves share the second number.
 MOST_POINTS = 200
@@ -42,10 +48,11 @@ ALL_POINTS = 20_000
 WIDE = 8
 
 
-def write_report(folder: Path) -> Path:
-    """Write `report.html` to a folder of runs, or to one run's directory. Raises `InputError` if there is no run."""
+def write_report(folder: Path, *, maps: bool = False) -> Path:
+    """Write `report.html` to a folder of runs, or to one run's directory. With `maps` the best run's network is loaded
+    to show which parts of images speak for its answers. Raises `InputError` if there is no run."""
     path = folder / "report.html"
-    write_atomically(path, page(content(folder, collect(folder))))
+    write_atomically(path, page(content(folder, collect(folder), maps=maps)))
     return path
 
 
@@ -65,15 +72,15 @@ def embedded(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def content(folder: Path, entries: Sequence[Entry]) -> Content:
+def content(folder: Path, entries: Sequence[Entry], *, maps: bool = False) -> Content:
     """Collect the content of the page as plain data: that of the first data set, and under `others` that of the others,
     of which the page shows one at a time."""
     points = min(MOST_POINTS, ALL_POINTS // len(entries))
-    first, *others = (_content(folder, board, points) for board in Leaderboard.for_each_data_set(entries))
+    first, *others = (_content(folder, board, points, maps) for board in Leaderboard.for_each_data_set(entries))
     return first | {"others": others}
 
 
-def _content(folder: Path, board: Leaderboard, points: int) -> Content:
+def _content(folder: Path, board: Leaderboard, points: int, maps: bool) -> Content:
     """Collect the content for one data set. Rows and runs refer to each other by index."""
     header, lines = board.table()
     ordered = [entry for row in board.rows for entry in row.entries]
@@ -100,7 +107,7 @@ def _content(folder: Path, board: Leaderboard, points: int) -> Content:
             for entry, title in zip(ordered, titles(ordered), strict=True)
         ],
         "effects": [effect for effect in effects if effect],
-        "best": _best(board, ordered),
+        "best": _best(board, ordered, maps),
     }
 
 
@@ -123,7 +130,6 @@ def _row(row: Row, board: Leaderboard, cells: list[str]) -> Content:
 
 def _run(entry: Entry, folder: Path, points: int) -> Content:
     run = Run(entry.directory)
-    overrides = without_fresh(run.overrides)
     status = _json(entry.directory / "status.json") or {}
     scores = {key: _number(value) for key, value in entry.metrics.items() if key.startswith(("val_", "test_", "cv_"))}
     return {
@@ -133,7 +139,7 @@ def _run(entry: Entry, folder: Path, points: int) -> Content:
         "scores": {key: value for key, value in scores.items() if not key.endswith(("_low", "_high"))},
         "seconds": _number(entry.seconds) if entry.state == "done" else None,
         "started": status.get("started"),
-        "command": shlex.join(["python", "train.py", *run.config_options, *overrides]) if run.from_command else None,
+        "command": run.command,
         "data": entry.source or None,
         "versions": {k.removeprefix("version_"): str(v) for k, v in entry.metrics.items() if k.startswith("version_")},
         "curve": _curve(entry.directory / "history.csv", points),
@@ -181,41 +187,57 @@ def _mean(monitor: str, rows: Sequence[Row]) -> Content:
     return {"mean": _number(np.mean(values)), "interval": _interval(interval)}
 
 
-def _best(board: Leaderboard, entries: Sequence[Entry]) -> Content | None:
-    """Collect the predictions of the test images by the best run of the best row: the confusion matrix and the worst
-    mistakes."""
+def _best(board: Leaderboard, entries: Sequence[Entry], maps: bool) -> Content | None:
+    """Collect the answers of the best run of the best row to the test images, and how far to trust them."""
     best = board.rows[0].best(board.monitor)
     if math.isnan(board.rows[0].mean(board.monitor)):
         return None
-    index = next(index for index, entry in enumerate(entries) if entry is best)
-    directory = entries[index].directory
-    counts, wrong = _answers(directory / "predictions.csv")
-    mistakes = _json(directory / "mistakes.json")
-    return {
-        "run": index,
-        "classes": _json(directory / "classes.json") or sorted({name for pair in counts for name in pair}),
-        "counts": [[*pair, count] for pair, count in counts.items()],
-        "num_wrong": len(wrong),
-        "mistakes": mistakes if isinstance(mistakes, list) else sorted(wrong, key=_doubt)[:MOST_MISTAKES],
-    }
+    run, answered = Run.open(best.directory), read_answered(best.directory)
+    mistakes = _json(best.directory / "mistakes.json")
+    found: Content = {
+        "run": next(index for index, entry in enumerate(entries) if entry is best),
+        "classes": [], "counts": [], "num_wrong": 0, "scores": [], "curves": {}, "mistakes": [], "unsure": [],
+        "reliability": run.calibration.get("reliability"),
+        "temperature": _number(run.calibration["temperature"]),
+    }  # fmt: skip
+    if answered:
+        names, (labels, predicted) = answered.class_names, (answered.labels, answered.predicted)
+        counts = Counter(zip(labels.tolist(), predicted.tolist(), strict=True))
+        curves = curves_by_class(answered.probabilities, labels)
+        found |= {
+            "classes": names,
+            "counts": [[names[label], names[prediction], count] for (label, prediction), count in counts.items()],
+            "num_wrong": int(np.sum(labels != predicted)),
+            "scores": scores_by_class(labels, predicted, len(names)),
+            "curves": {kind: _worst_curves(of_kind, names) for kind, of_kind in curves.items()},
+            "mistakes": answered.most_sure_mistakes(MOST_MISTAKES),
+            "unsure": _with_thumbnails(run, answered.least_sure(MOST_MISTAKES)),
+        }
+    if isinstance(mistakes, list):
+        found["mistakes"] = mistakes
+    if maps and run.shows_pictures and answered:
+        answers = [*found["mistakes"], *found["unsure"]]
+        shown = [answer for answer in answers if isinstance(answer, dict) and "path" in answer]
+        heat = heat_maps(run, [Path(answer["path"]) for answer in shown])
+        for answer in shown:
+            answer["map"] = heat.get(answer["path"], "")
+    return found
 
 
-def _answers(path: Path) -> tuple[Counter[tuple[str, str]], list[Content]]:
-    """Count each (label, prediction) of the test images in a `predictions.csv`, and collect the wrong ones."""
-    counts: Counter[tuple[str, str]] = Counter()
-    wrong: list[Content] = []
-    for row in read_rows(path):
-        label, prediction = row.get("label"), row.get("prediction")
-        if row.get("split") == "test" and label is not None and prediction is not None:
-            counts[label, prediction] += 1
-            if label != prediction:
-                sure = _number(row.get(f"p_{prediction}"))
-                wrong.append({"path": row["path"], "label": label, "prediction": prediction, "probability": sure})
-    return counts, wrong
+def _worst_curves(curves: dict[int | str, Content], names: Sequence[str]) -> list[Content]:
+    """Take the mean curve and those of the classes with the smallest areas."""
+    of_classes = sorted((key for key in curves if key != "macro"), key=lambda key: curves[key]["area"])
+    return [
+        {"name": names[key] if isinstance(key, int) else "mean", "area": _number(curves[key]["area"])}
+        | {"y": [_number(y) for y in curves[key]["y"]]}
+        for key in [*(["macro"] if len(curves) > 2 else []), *of_classes[:MOST_CURVES]]
+    ]
 
 
-def _doubt(mistake: Content) -> float:
-    return -(mistake["probability"] or 0.0)
+def _with_thumbnails(run: Run, answers: list[Content]) -> list[Content]:
+    if not run.shows_pictures:
+        return answers
+    return [answer | {"jpeg": thumbnail(Path(answer["path"]), run.pixel_range)} for answer in answers]
 
 
 def _number(value: Any) -> float | None:

@@ -88,7 +88,7 @@ def order(monitor: str, value: float, number: int, *, random: bool = False) -> t
 def collect(folder: Path) -> list[Entry]:
     """Read all runs below a folder, by path. Raises `InputError` if there is none."""
     found = {status.parent: None for status in sorted(folder.rglob("status.json"))}
-    inner = {directory for directory in found if directory.parents[1] in found}  # the candidates of a run
+    inner = {each for each in found if each.parent.name == "candidates" and each.parent.parent in found}  # of a run
     entries = [Entry.of(Run.open(directory)) for directory in found if directory not in inner]
     if not entries:
         raise InputError(f"{folder}: no runs below this folder (none has a status.json)")

@@ -15,6 +15,7 @@ import numpy as np
 from typing_extensions import override
 
 from tl_research.recipe import Count, recipe
+from tl_research.runs.reader import RunReader
 from tl_research.system.console import only_warning, printable
 from tl_research.training.callbacks import Callback, Results
 
@@ -28,8 +29,8 @@ _numbers = itertools.count()
 
 @recipe
 class TensorBoard(Callback):
-    """Write scalars of each epoch over one continuous axis, and at the end a confusion matrix, sample predictions and
-    the HParams view, to `tensorboard/` of the run directory."""
+    """Write scalars of each epoch over one continuous axis, and at the end a confusion matrix, a reliability diagram,
+    sample predictions and the HParams view, to `tensorboard/` of the run directory."""
 
     samples: Count = 16
 
@@ -66,6 +67,9 @@ class TensorBoard(Callback):
         if len(results.labels):
             matrix = figures.confusion_matrix(results.labels, results.logits.argmax(axis=1), results.class_names)
             summaries.append(image("test/confusion_matrix", matrix))
+        calibration = RunReader(directory).calibration
+        if bins := calibration.get("reliability"):
+            summaries.append(image("test/reliability", figures.reliability_diagram(bins, calibration["temperature"])))
         if self.samples and results.samples:
             page = figures.predictions(results.samples[: self.samples], results.class_names)
             summaries.append(image("test/predictions", page))

@@ -23,17 +23,19 @@ CODE_VERSION = "f1f47bd468f413a5"
 another version changes (of the decoder, augmentation or engines): finished jobs of a sweep then run again, and
 unfinished runs are not resumed. (The first value is a hash of the sources of commit aeace94.)"""
 
-# Places of results and caches, and whether a job runs at all, cannot change a number; missing weights show in the
-# files.
+# Places of results and caches, what is shown, and whether a job runs at all, cannot change a number; missing weights
+# show in the files.
 _IRRELEVANT = (
     "choices",
     "directory",
     "fresh",
     "missing_weights",
+    "report",
     "resume",
     "shard",
     "verbose",
     "backbone.chosen",
+    "callbacks.mlflow",
     "data.cache",
     "data.check",
     "data.ignore",
@@ -49,6 +51,12 @@ _LATER = {
     "data.allow_leaks": False,
     "data.repeat": 0,
     "data.bits": "auto",
+    **dict.fromkeys(("optimizer.average", "transfer.head.optimizer.average"), False),
+    "transfer.choose_by": "validation",
+    "transfer.interpolate": False,
+    "backbone.layer": None,
+    "trainer.class_weights": None,
+    "trainer.logit_adjustment": 0.0,
     **dict.fromkeys(
         ("data.train_dir", "data.val_dir", "data.test_dir", "data.label_by", "data.split_by", "data.window")
     ),

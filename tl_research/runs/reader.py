@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -49,6 +50,12 @@ class RunCommand:
         return [str(override) for override in overrides] if isinstance(overrides, list) else None
 
     @property
+    def command(self) -> str | None:
+        """Give the command that repeats the run; None if a program began it."""
+        words = ["python", "train.py", *self.config_options, *without_fresh(self.overrides)]
+        return shlex.join(words) if self.from_command else None
+
+    @property
     def config_options(self) -> list[str]:
         """Give the `--config-dir` and `--config-name` options of the command that began the run."""
         noted = read_noted_hydra(self.directory)
@@ -91,14 +98,14 @@ class RunReader(RunCommand):
         return self.config.get("data", {}).get("resize", "squash")
 
     @property
-    def selection(self) -> dict[str, Any]:
-        """Read `selection.json`, which `backbone=auto` writes: what was `chosen`, why, and the `candidates`."""
-        return _read_json(self.directory / "selection.json")
-
-    @property
     def weights(self) -> dict[str, str | None]:
         """Read `weights.json`, see `describe_weights`; of a run of version 0.1 made from its configuration."""
-        return _read_json(self.directory / "weights.json") or describe_weights(self.config.get("backbone", {}))
+        return read_json(self.directory / "weights.json") or describe_weights(self.config.get("backbone", {}))
+
+    @property
+    def shows_pictures(self) -> bool:
+        """Return whether reports may show images of the run (`report.thumbnails`)."""
+        return bool((self.config.get("report") or {}).get("thumbnails", True))
 
     def answers(self, name: str) -> list[dict[str, str]]:
         """Read `predictions.csv` or `validation.csv`; empty if there is none."""
@@ -107,7 +114,7 @@ class RunReader(RunCommand):
     @property
     def pixel_range(self) -> PixelRange:
         """Give the range of values that the run made 0 to 255, of images with more than 8 bits a channel."""
-        known = _read_json(self.directory / "pixel_range.json") or self.config.get("data", {})
+        known = read_json(self.directory / "pixel_range.json") or self.config.get("data", {})
         window, bits = known.get("window"), known.get("bits", "auto")
         return PixelRange(16 if bits == "auto" else bits, tuple(window) if window else None)
 
@@ -121,12 +128,7 @@ class RunReader(RunCommand):
     @cached_property
     def calibration(self) -> dict[str, Any]:
         """Read `calibration.json`; a run without one, as of version 0.1, has a temperature of 1 and no scores."""
-        return {"temperature": 1.0, "scores": []} | _read_json(self.directory / "calibration.json")
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether the run has a temperature of its own."""
-        return bool(self.calibration["scores"])
+        return {"temperature": 1.0, "scores": []} | read_json(self.directory / "calibration.json")
 
     def model_file(self) -> Path:
         """Give the path of the classifier. Raises `InputError` if there is none."""
@@ -145,10 +147,16 @@ class RunReader(RunCommand):
 
 def read_metrics(directory: Path) -> dict[str, Any]:
     """Read `metrics.json`; empty where it is missing or damaged, which must not hide the other runs of a folder."""
-    return _read_json(directory / "metrics.json")
+    return read_json(directory / "metrics.json")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_selection(directory: Path) -> dict[str, Any]:
+    """Read `selection.json`, which `backbone=auto` writes: what was `chosen`, why, and the `candidates`; else empty."""
+    return read_json(directory / "selection.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty where the file is missing, damaged or holds something else."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         return dict(json.loads(path.read_text()))
     return {}

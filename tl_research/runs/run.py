@@ -46,6 +46,8 @@ FILES = (
     "mistakes.json",
     "calibration.json",
     "weights.json",
+    "model_card.md",
+    "mlflow.json",
     "model.keras",
     ".unfinished.keras",
     "tensorboard",

@@ -20,11 +20,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 @dataclass(frozen=True)
 class Admission:
-    """Limits of a server: bytes of an image and of all images at once, images that wait for the model, connections;
-    seconds for a request's headers, its body, its answer, and the whole of a connection."""
+    """Limits of a server: bytes of an image, such images in memory, images that wait for the model, connections;
+    seconds for a request's headers, its body, its answer, the whole of a connection, and what comes after an answer."""
 
     max_bytes: int = 25_000_000
-    max_bytes_at_once: int = 250_000_000
+    max_held: int = 20
     max_waiting: int = 16
     max_connections: int = 256
     header_seconds: float = 10
@@ -60,12 +60,14 @@ class BodyReader:
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise RefusedError(415, "send the image itself as the body, not a form: curl --data-binary @PHOTO URL")
         self._check(int(request.headers.get("content-length", 0)), 0)
-        content = bytearray()
+        content, image = bytearray(), b""
         try:
             await self._fill(content, request)
-            yield bytes(content)
+            image = bytes(content)
+            content.clear()
+            yield image
         finally:
-            self._num_bytes -= len(content)
+            self._num_bytes -= len(content) + len(image)
 
     async def _fill(self, content: bytearray, request: Request) -> None:
         try:
@@ -82,7 +84,7 @@ class BodyReader:
     def _check(self, length: int, more: int) -> None:
         if length > self._admission.max_bytes:
             raise RefusedError(413, f"more than {self._admission.max_bytes / 1e6:g} MB, the most that is taken")
-        if self._num_bytes + more > self._admission.max_bytes_at_once:
+        if self._num_bytes + more > self._admission.max_held * self._admission.max_bytes:
             raise RefusedError(503, "too many images at once; try again")
 
 

@@ -7,10 +7,12 @@ import io
 import numpy as np
 from pydantic import BaseModel, Field
 
-from tl_research.backend.inference import compile_network
+from tl_research.backend.start import start_backend
 from tl_research.data.decode import UndecodableError, decode_pixels, limit_pixels
 from tl_research.errors import InputError
+from tl_research.evaluation.answers import NOT_FINITE
 from tl_research.evaluation.explain import Explainer, overlay
+from tl_research.evaluation.predict import engine_of
 from tl_research.metrics.calibration import conformal_threshold, prediction_sets
 from tl_research.metrics.probabilities import softmax
 from tl_research.runs.run import Run
@@ -33,7 +35,7 @@ class Answer(BaseModel):
 class ModelFacts(BaseModel):
     """The model that answers."""
 
-    name: str = Field(description="The name of the run's directory")
+    name: str = Field(description="The name of the run's directory, or of its zip")
     class_names: list[str]
     calibrated: bool = Field(description="Whether the run has a calibration.json: a temperature, scores for sets")
     max_bytes: int = Field(description="The largest file that is taken")
@@ -43,9 +45,9 @@ class Answerer:
     """A run's classifier, loaded and warm. All methods take the bytes of an image file at the network's mercy: they
     raise `UndecodableError` if these cannot be decoded."""
 
-    def __init__(self, run: Run, max_pixels: int):
+    def __init__(self, run: Run, name: str, max_pixels: int):
         limit_pixels(max_pixels)
-        self.name, self.class_names = run.directory.absolute().name, run.class_names()
+        self.name, self.class_names = name, run.class_names()
         self._temperature = float(run.calibration["temperature"])
         self._scores = np.asarray(run.calibration["scores"], float)
         try:
@@ -53,7 +55,8 @@ class Answerer:
         except InputError:  # no feature map
             explainer = Explainer(run, method="occlusion")
         self._size, self._resize, self._range = int(explainer.model.input_shape[1]), run.resize, run.pixel_range
-        self._forward, self._explain = compile_network(explainer.model, 1), explainer.explain_pixels
+        self._forward, _ = engine_of(run, explainer.model, start_backend(), batch_size=1)
+        self._explain = explainer.explain_pixels
         blank = np.zeros((self._size, self._size, 3), np.uint8)
         self._forward(blank[None])
         overlay(blank, self._explain(blank, 0)[1])
@@ -65,8 +68,12 @@ class Answerer:
         )
 
     def answer(self, content: bytes, coverage: float) -> Answer:
-        """Classify an image; its prediction set holds the true class with a frequency of `coverage`, 0 to 1."""
-        probabilities = softmax(self._forward(self._pixels(content)[None]) / self._temperature)
+        """Classify an image; its prediction set holds the true class with a frequency of `coverage`, 0 to 1. Raises
+        `InputError` if the model is broken."""
+        logits = self._forward(self._pixels(content)[None])
+        if not np.isfinite(logits).all():
+            raise InputError(NOT_FINITE)
+        probabilities = softmax(logits / self._temperature)
         order = np.argsort(-probabilities[0], kind="stable")
         inside = prediction_sets(probabilities, conformal_threshold(self._scores, coverage))[0]
         return Answer(

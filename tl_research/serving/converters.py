@@ -76,8 +76,26 @@ def _onnx(job: Job) -> None:
     model = onnx.load(path)
     for tensor in (*model.graph.input, *model.graph.output):
         tensor.type.tensor_type.shape.dim[0].dim_param = "n"
+    _replace_erfc(model.graph)
     onnx.helper.set_model_props(model, _texts(job.facts))
     onnx.save(model, path)
+
+
+def _replace_erfc(graph: Any) -> None:
+    """Compute `erfc(x)`, of which TensorFlow makes GELU and ONNX knows nothing, as `1 - erf(x)`."""
+    import onnx
+
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        if node.op_type == "Erfc":
+            result, node.op_type, node.output[0] = node.output[0], "Erf", f"{node.output[0]}_erf"
+            nodes.append(onnx.helper.make_node("Sub", ["erfc_one", node.output[0]], [result]))
+    if len(nodes) > len(graph.node):
+        graph.initializer.append(onnx.helper.make_tensor("erfc_one", onnx.TensorProto.FLOAT, [], [1.0]))
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(copies)
 
 
 def _openvino(job: Job) -> None:

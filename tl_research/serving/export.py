@@ -57,7 +57,8 @@ class Exported:
 def export_run(
     run: Run, format_: str, output: Path | None = None, data: DataModule | None = None, max_drop: float = 0.01
 ) -> Exported:
-    """Export a run's model to `output`, by default `RUN/export/FORMAT`; an earlier export there is replaced.
+    """Export a run's model to `output`, by default `RUN/export/FORMAT`, with `data` `FORMAT-int8`; an earlier export
+    there is replaced.
 
     Args:
         format_: one of `FORMATS`.
@@ -73,7 +74,7 @@ def export_run(
     if missing:
         raise InputError(f'export --to {format_} needs {", ".join(missing)}: pip install "tl_research[export]"')
     facts = facts_of(run) | {"precision": "int8" if data else "float32"}
-    target = output or run.directory / "export" / format_
+    target = output or run.directory / "export" / (f"{format_}-int8" if data else format_)
     with _job_folder(target) as job:
         artifact = job / "artifact"
         artifact.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -106,6 +107,8 @@ class Worker:
             raise RefusedError(503, f"no answer within {self._seconds:g} seconds; try again") from None
         except UndecodableError as error:
             raise RefusedError(422, f"cannot be read: {error}") from None
+        except InputError as error:
+            raise RefusedError(500, str(error)) from None
 
 
 def build_app(answerer: Answering, admission: Admission) -> FastAPI:
@@ -114,7 +117,7 @@ def build_app(answerer: Answering, admission: Admission) -> FastAPI:
     body, worker = BodyReader(admission), Worker(admission)
 
     @app.get("/model", summary="The model that answers")
-    def model() -> ModelFacts:
+    async def model() -> ModelFacts:
         return answerer.facts(admission.max_bytes)
 
     @app.post("/predict", summary="Classify an image, the body of the request", responses=PROBLEMS, openapi_extra=BODY)
@@ -136,30 +139,35 @@ def build_app(answerer: Answering, admission: Admission) -> FastAPI:
             return Response(await worker.run(answerer.explain, image, class_name), media_type="image/png")
 
     for path, (name, kind) in FILES.items():
-        content = (PAGE / name).read_bytes()
-        app.get(path, include_in_schema=False)(lambda content=content, kind=kind: Response(content, media_type=kind))
+        app.get(path, include_in_schema=False)(_sends(PAGE / name, kind))
     _add_problems(app)
     return app
+
+
+def _sends(path: Path, kind: str) -> Callable[[], Response]:
+    """Make a handler without parameters, which FastAPI would fill from the query."""
+    content = path.read_bytes()
+    return lambda: Response(content, media_type=kind)
 
 
 def _add_problems(app: FastAPI) -> None:
     """Answer every problem as JSON with one key, `error`."""
 
     @app.exception_handler(RefusedError)
-    def refuse(_: Request, error: RefusedError) -> Response:
+    async def refuse(_: Request, error: RefusedError) -> Response:
         return error.response()
 
     @app.exception_handler(RequestValidationError)
-    def name_parameter(_: Request, error: RequestValidationError) -> Response:
+    async def name_parameter(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         return RefusedError(422, f"{first['loc'][-1]}: {first['msg']}").response()
 
     @app.exception_handler(HTTPException)
-    def say_status(_: Request, error: HTTPException) -> Response:
+    async def say_status(_: Request, error: HTTPException) -> Response:
         return RefusedError(error.status_code, error.detail).response()
 
     @app.exception_handler(Exception)
-    def report(_: Request, error: Exception) -> Response:
+    async def report(_: Request, error: Exception) -> Response:
         log.error("an error of ours; the server goes on", exc_info=error)
         return RefusedError(500, "an error of the server's own; its terminal shows it").response()
 
@@ -168,13 +176,11 @@ def bind(host: str, port: int) -> socket.socket:
     """Open the socket to listen on. Raises `InputError` if that is impossible."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (socket.gaierror, UnicodeError):
-        raise InputError(
-            f"--host {host}: no such address; 127.0.0.1 is this machine alone, 0.0.0.0 all its addresses"
-        ) from None
-    try:
         return socket.create_server(address[:2], family=family)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, UnicodeError | socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            here = "127.0.0.1 is this machine alone, 0.0.0.0 all of its addresses"
+            raise InputError(f"--host {host}: no address of this machine; {here}") from None
         reason = os.strerror(error.errno or 0).lower()
         raise InputError(f"--port {port} at {host}: {reason}; give another port, or 0 for a free one") from None
 

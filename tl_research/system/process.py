@@ -70,6 +70,20 @@ def importable() -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
+def where_started(path: str) -> Path:
+    """Take a relative path from the folder where the user started to work: the current one; for a kernel, which starts
+    beside its notebook, that where Jupyter was started, if the notebook lies below it."""
+    here = Path.cwd()
+    if "ipykernel" in sys.modules:
+        import psutil  # which ipykernel depends on
+
+        with contextlib.suppress(psutil.Error):
+            jupyter = Path(psutil.Process(os.getppid()).cwd())
+            if jupyter in here.parents and jupyter != jupyter.parent:
+                here = jupyter
+    return here / Path(path).expanduser()
+
+
 def print_to(path: Path) -> None:
     """Append the output of this process to a file from now on, with room for wide tables."""
     os.environ["COLUMNS"] = "160"

@@ -43,6 +43,9 @@ class Results:
 class Callback:
     """Base of the callbacks."""
 
+    def preflight(self) -> None:
+        """Raise `InputError` if something that the callback needs is not installed."""
+
     def build(self, directory: Path) -> keras.callbacks.Callback:
         """Build the Keras callback for one stage of the run in `directory`. Epochs are counted over all stages;
         `params["moving"]` are the variables that the stage may change. A callback with state has
@@ -57,6 +60,9 @@ class Callback:
 
     def finish(self, directory: Path, results: Results) -> None:
         """Show the results, once, after the run has been evaluated."""
+
+    def close(self, directory: Path, state: str) -> None:
+        """End, with the final state of the run, however it ended."""
 
 
 def show_batches(

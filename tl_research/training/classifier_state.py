@@ -13,7 +13,7 @@ from tl_research.features.table import Features, FeatureTable
 from tl_research.metrics.probabilities import softmax
 from tl_research.models.classifier import build_classifier
 from tl_research.training.logistic_regression import OutOfFold
-from tl_research.training.trained_weights import TrainedWeights
+from tl_research.training.trained_weights import TrainedWeights, Weights
 
 if TYPE_CHECKING:
     import keras
@@ -40,6 +40,8 @@ class ClassifierState:
     trained: TrainedWeights = field(default_factory=TrainedWeights)
     held_out: np.ndarray | None = None
     out_of_fold: OutOfFold | None = None
+    frozen: Weights = field(default_factory=dict)
+    """The weights that had changed before a stage trained the backbone."""
     chosen_by_val: bool = False
     backbone_changed: bool = False
     _classifier: keras.Model | None = None

@@ -11,8 +11,10 @@ import numpy as np
 from tl_research.features.head_inputs import HeadInputs
 from tl_research.metrics.classification import accuracy_and_loss
 from tl_research.models.head import DirectHead, Head, rescaled
-from tl_research.training.logistic_regression import Solution, part_scales, solve
+from tl_research.training.head_coordinates import part_scales
+from tl_research.training.logistic_regression import Solution, solve
 from tl_research.training.optimizer import LBFGS, Optimizer
+from tl_research.training.options import TrainOptions
 from tl_research.training.stage import Stage
 
 if TYPE_CHECKING:
@@ -38,12 +40,16 @@ def needs_no_epochs(stage: Stage, head: Head, optimizer: Optimizer) -> bool:
     return not stage.trains_backbone and (isinstance(head, DirectHead) or isinstance(optimizer, LBFGS))
 
 
-def solve_linear(inputs: HeadInputs, options: LBFGS, seed: int, *, use_val: bool) -> ClosedForm[Solution]:
+def solve_linear(
+    inputs: HeadInputs, options: LBFGS, trainer: TrainOptions, seed: int, *, use_val: bool
+) -> ClosedForm[Solution]:
     """Solve a linear head to its optimum."""
 
     def fit(*splits: str) -> tuple[Solution, ToLogits]:
         features, labels = inputs.learned(*splits)
-        solution = solve(features, labels, options, seed, inputs.views, inputs.groups(*splits), inputs.features.widths)
+        groups, balance = inputs.groups(*splits), trainer.balance(inputs.data, *splits)
+        widths = inputs.features.source.widths
+        solution = solve(features, labels, options, seed, inputs.views, groups, widths, balance)
         return solution, solution.logits
 
     return _fitted(inputs, fit, use_val=use_val)
@@ -62,7 +68,7 @@ def fit_direct(inputs: HeadInputs, recipe: DirectHead, *, use_val: bool) -> Clos
 def fit_direct_head(inputs: HeadInputs, recipe: DirectHead, *splits: str) -> keras.Model:
     """Compute a head from the images of these splits."""
     features, labels = inputs.learned(*splits)
-    widths, classes = inputs.features.widths, len(inputs.data.class_names)
+    widths, classes = inputs.features.source.widths, len(inputs.data.class_names)
     if len(widths) == 1:
         return recipe.fit(features, labels, classes, inputs.views)
     scale = 1 / part_scales(features, widths)

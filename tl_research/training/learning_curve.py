@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tl_research.training.logistic_regression import SMALL, choose_l2, coordinates_of, logits_of_others
+from tl_research.training.head_coordinates import coordinates_of
+from tl_research.training.logistic_regression import SMALL, choose_l2, logits_of_others
 from tl_research.training.optimizer import LBFGS
 
 REPEATS = 4

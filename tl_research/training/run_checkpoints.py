@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tl_research.errors import InputError
 from tl_research.runs.checkpoint import CheckpointState
-from tl_research.training.trained_weights import BestEpoch
+from tl_research.training.trained_weights import BestEpoch, Weights
 
 if TYPE_CHECKING:
     from tl_research.runs.run import Run
@@ -61,7 +61,8 @@ class RunCheckpoints:
         changed = state.trained.now(state.classifier)
         parts = {
             "run": CheckpointState(facts, held_out),
-            "moved": CheckpointState({}, {str(position): value for position, value in changed.items()}),
+            "moved": _by_position(changed),
+            "frozen": _by_position(state.frozen),
         }
         if best.stage is not None:
             parts["best"] = best.state()
@@ -78,7 +79,7 @@ class RunCheckpoints:
             InputError: the checkpoint is of another network.
         """
         state, facts = self.state, parts["run"].facts
-        changed = {int(position): value for position, value in parts["moved"].arrays.items()}
+        changed = _positions(parts["moved"])
         if not state.trained.fits(state.classifier, changed):  # only possible where an older version left it
             raise InputError(
                 f"resume={self.run.directory}: its checkpoint is of another network; add fresh=true to begin it anew"
@@ -92,5 +93,14 @@ class RunCheckpoints:
         state.held_out, state.backbone_changed = arrays.get("held_out"), facts["backbone_moved"]
         if OUT_OF_FOLD[0] in arrays:
             state.out_of_fold = arrays[OUT_OF_FOLD[0]], arrays[OUT_OF_FOLD[1]]
+        state.frozen = _positions(parts["frozen"]) if "frozen" in parts else {}
         self.used = facts["used"]
         return BestEpoch.of(parts["best"], facts["metrics"]) if "best" in parts else BestEpoch()
+
+
+def _by_position(weights: Weights) -> CheckpointState:
+    return CheckpointState({}, {str(position): value for position, value in weights.items()})
+
+
+def _positions(state: CheckpointState) -> Weights:
+    return {int(position): value for position, value in state.arrays.items()}

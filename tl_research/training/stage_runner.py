@@ -64,9 +64,12 @@ class StageRunner:
     strategy: Strategy | None = None
     trial: Trial | None = None
     deadline: float = math.inf
+    shows_images: bool = True
     loops: Mapping[str, Callable[..., TrainLoop]] = field(default_factory=dict)
     history: list[EpochRow] = field(default_factory=list)
     best: BestEpoch = field(default_factory=BestEpoch)
+    validated: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """The logits of the last validation."""
     _most_trainable: int = 0
     _pending: CheckpointState | None = None
     """The training loop that a checkpoint was saved in, until its stage continues."""
@@ -175,13 +178,13 @@ class StageRunner:
     def _solved(self, optimizer: LBFGS, *, use_val: bool) -> tuple[EpochRow, Metrics]:
         """Solve the head; returns the scores of one fitted on the training images alone, and the metrics."""
         assert self.state.head is not None
-        result = solve_linear(self.state.inputs, optimizer, self.seed, use_val=use_val)
+        result = solve_linear(self.state.inputs, optimizer, self.trainer, self.seed, use_val=use_val)
         solution, self.state.held_out = result.fitted, result.held_out
         self.state.out_of_fold = solution.out_of_fold if use_val else None
         self.state.head.get_layer("logits").set_weights([solution.kernel, solution.bias])
         metrics = {"l2": solution.l2, "iterations": solution.iterations}
         if solution.cv_accuracy is not None:
-            metrics["cv_accuracy"] = solution.cv_accuracy
+            metrics |= {"cv_accuracy": solution.cv_accuracy, "cv_loss": min(solution.log_losses.values())}
         return result.scores, metrics
 
     def _fit_direct(self, name: str, recipe: DirectHead, *, last: bool) -> Metrics:
@@ -228,21 +231,20 @@ class StageRunner:
         factory = InputFactory(state.inputs, self.seed, state.threads)
         maps = None if only_head else factory.cache_maps(plan, state.has_changed)
         policy = "float32" if only_head else choose_policy(self.trainer.precision)
-        whole = sync_batch_norm(self.strategy, state.classifier)
-        with self.run.phase(name), compute_in(policy, state.backbone), whole:
+        with self.run.phase(name), compute_in(policy, state.backbone), sync_batch_norm(self.strategy, state.classifier):
             inputs, step, metrics = make_step(
                 lambda size: factory.build(plan, only_head, maps, size),
                 lambda: optimizer.build(stage.learning_rate),
                 plan,
                 self.trainer,
+                self.trainer.balance(state.data, "train"),
                 self.strategy,
                 state.trained.variables(state.classifier),
                 loss_scale=policy == "mixed_float16",
             )
-            rate = float(step.optimizer.learning_rate.numpy())
             how = f"{stage.epochs} epochs at most on {WHAT[inputs.kind]}, {type(optimizer).__name__}"
-            self._describe(name, how, plan.parts, rate)
-            if inputs.kind == "images":
+            self._describe(name, how, plan.parts, rate := float(step.optimizer.learning_rate.numpy()))
+            if inputs.kind == "images" and self.shows_images:
                 classes = state.data.class_names
                 show_batches(self.callbacks.values(), self.run.directory, len(self.history), inputs, classes)
             state.backbone_changed = state.backbone_changed or stage.trains_backbone
@@ -275,8 +277,8 @@ class StageRunner:
     def _validate(self, inputs: StageInputs) -> dict[str, float]:
         data = self.state.data
         with closing(inputs.validation()) as batches:
-            logits = np.concatenate([inputs.logits(batch) for batch, _ in batches])
-        scores = accuracy_and_loss(logits, data.labels[data.indices("val")])
+            self.validated = np.concatenate([inputs.logits(batch) for batch, _ in batches])
+        scores = accuracy_and_loss(self.validated, data.labels[data.indices("val")])
         return {f"val_{key}": value for key, value in scores.items()}
 
     def _build_callbacks(self, *, last: bool) -> list[keras.callbacks.Callback]:

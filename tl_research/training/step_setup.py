@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from tl_research.backend.strategy import Strategy
     from tl_research.models.trainable_plan import TrainablePlan
+    from tl_research.training.class_balance import ClassBalance
     from tl_research.training.options import TrainOptions
 
 
@@ -22,6 +23,7 @@ def make_step(
     build_optimizer: Callable[[], keras.Optimizer],
     plan: TrainablePlan,
     trainer: TrainOptions,
+    balance: ClassBalance,
     strategy: Strategy | None,
     changing: Sequence[keras.Variable],
     *,
@@ -45,7 +47,7 @@ def make_step(
             learning,
             plan.statistics,
             build_optimizer(),
-            trainer.options(loss_scale=loss_scale),
+            trainer.options(balance, loss_scale=loss_scale),
             strategy,
             accumulates=accumulate > 1,
         )

@@ -29,6 +29,24 @@ def show_epoch(row: Mapping[str, Any]) -> None:
     show_progress(f"epoch {row['epoch']}, stage {row['stage']}: {', '.join(scores)}")
 
 
+def show_fold(number: int, count: int, rate: float) -> None:
+    """Say that fine-tuning has run in a fold, at learning rates times `rate`."""
+    show_progress(f"fold {number} of {count}, learning rates x {rate:g}")
+
+
+def show_fold_choice(
+    rate: float, epochs: int, alpha: float, scores: Mapping[str, float], frozen: Mapping[str, float], folds: int
+) -> None:
+    """Show what the folds chose, and its mean scores beside those of the frozen head."""
+    table = make_table(f"fine-tuning in {folds} folds", "chosen", "loss", "accuracy")
+    name = f"{epochs} epochs, learning rates x {rate:g}" + (f", {alpha:g} of the way" if alpha < 1 else "")
+    for each, values in {"frozen head": frozen, **({name: scores} if epochs else {})}.items():
+        table.add_row(each, *(f"{values[key]:.4f}" for key in ("loss", "accuracy")))
+    show_table(table)
+    if not epochs:
+        show("fine-tuning is not better in the folds: the head stays on the frozen backbone")
+
+
 def show_learning_rate(stage: str, rate: float, why: str, command: str, folder: Any) -> None:
     """Show the suggested rate, the command that uses it, and the files with the curve."""
     show(f"stage {stage}: learning rate {rate:.2g}; {why}")

@@ -70,6 +70,14 @@ def assign_weights(classifier: keras.Model, weights: Mapping[int, np.ndarray]) -
         variables[position].assign(value)
 
 
+def interpolate(start: Mapping[int, np.ndarray], end: Weights, share: float) -> Weights:
+    """Go a share of the way from one state to another; counters and random states are those of the end."""
+    return {
+        position: value if share == 1 or value.dtype.kind != "f" else (1 - share) * start[position] + share * value
+        for position, value in end.items()
+    }
+
+
 @dataclass
 class BestEpoch:
     """The best epoch of all stages by the monitor of the `BestWeights` callback; of equal ones the earlier, unless a

@@ -60,11 +60,18 @@ def vision_transformer(architecture: Architecture, pooling: Literal["avg", "max"
     for number in range(1, sizes.depth + 1):
         x = _block(x, sizes, f"block{number}")
     x = layers.LayerNormalization(epsilon=EPSILON, name="tokens")(x)
-    class_token = layers.Cropping1D((0, length - 1), name="class_token")(x)
-    patches = layers.Cropping1D((sizes.prefix, 0), name="patch_tokens")(x)
+    return keras.Model(image, pool_tokens(x, sizes, pooling), name=name)
+
+
+def pool_tokens(tokens: keras.KerasTensor, sizes: Architecture, pooling: Literal["avg", "max"]) -> keras.KerasTensor:
+    """Put the class token and the mean or maximum of the patch tokens side by side."""
+    from keras import layers
+
+    class_token = layers.Cropping1D((0, tokens.shape[1] - 1), name="class_token")(tokens)
+    patches = layers.Cropping1D((sizes.prefix, 0), name="patch_tokens")(tokens)
     pool = layers.GlobalAveragePooling1D if pooling == "avg" else layers.GlobalMaxPooling1D
     parts = [layers.Flatten(name="class_vector")(class_token), pool(name="pooled_patches")(patches)]
-    return keras.Model(image, layers.Concatenate(name="features", dtype="float32")(parts), name=name)
+    return layers.Concatenate(name="features", dtype="float32")(parts)
 
 
 def _block(x: keras.KerasTensor, sizes: Architecture, name: str) -> keras.KerasTensor:

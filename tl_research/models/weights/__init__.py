@@ -110,7 +110,7 @@ def _models_folder() -> Path:
 
 def published_file(name: str, url: str, licence: str) -> Path:
     """Find published weights that are fetched by hand, in Keras' cache; raises InputError that says from where."""
-    target = _models_folder() / name
+    target = cached_path(name)
     if not target.is_file():
         raise InputError(
             f"{name} is needed and not there: fetch {url} (licence: {licence}) and put it at {target}, or say where it "

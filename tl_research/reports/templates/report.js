@@ -1,4 +1,4 @@
-// The page from top to bottom: its head, the answers of the best run, what failed, where it comes from.
+// The page from top to bottom: its head, what failed, where it comes from.
 
 function drawHead() {
   const done = runs.filter((run) => run.state === "done").length;
@@ -54,52 +54,6 @@ function drawTheme() {
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", label);
   label();
-}
-
-const MOST_CLASSES = 30;
-
-function drawAnswers() {
-  const best = page.best, total = best ? best.counts.reduce((sum, [, , count]) => sum + count, 0) : 0;
-  if (!total && !best?.mistakes.length) { at("answers").hidden = true; return; }
-  const row = rows.find((one) => one.runs.includes(best.run));
-  at("answers-note").textContent = `Run ${runs[best.run].name} (${nameOf(row)}), chosen by ${page.monitor}, on ${many(total, "test image")}, ${best.num_wrong} of them wrong.`;
-  at("answers-note").after(copyable(row.predict));
-  at("confusion").append(best.classes.length > MOST_CLASSES ? confusions(best) : matrix(best));
-  if (best.classes.length > MOST_CLASSES) at("confusion-title").textContent = "Commonest confusions";
-  at("mistakes").append(mistakes(best));
-}
-function matrix({ classes, counts }) {
-  const found = new Map(counts.map(([label, prediction, count]) => [JSON.stringify([label, prediction]), count]));
-  const count = (label, prediction) => found.get(JSON.stringify([label, prediction])) || 0;
-  const head = html("thead", {}, html("tr", {}, html("td", {}), html("th", { class: "axis", colspan: classes.length, scope: "colgroup" }, "predicted"), html("td", {})),
-    html("tr", {}, html("th", { class: "axis", scope: "col" }, "true"), classes.map((name) => html("th", { scope: "col", title: name }, name)), html("th", { class: "axis", scope: "col" }, "recall")));
-  const body = classes.map((label) => {
-    const sum = classes.reduce((all, prediction) => all + count(label, prediction), 0);
-    return html("tr", {}, html("th", { class: "side", scope: "row", title: label }, label), classes.map((prediction) => {
-      const here = count(label, prediction), share = sum ? here / sum : 0, right = label === prediction;
-      const tint = `color-mix(in oklab, var(${right ? "--accent" : "--bad"}) ${Math.round(share * (right ? 42 : 60) + (here && !right ? 8 : 0))}%, var(--card))`;
-      return html("td", { class: here ? "" : "zero", style: { background: tint }, title: `${label}, predicted ${prediction}: ${here} of ${sum}` }, String(here));
-    }), html("td", { class: "recall" }, sum ? `${(100 * count(label, label) / sum).toFixed(0)} %` : DASH));
-  });
-  return html("table", { class: `matrix${classes.length > 10 ? " many" : ""}` }, html("caption", { class: "visually-hidden" }, "Confusion matrix, counts of test images"), head, html("tbody", {}, body));
-}
-// Too many classes for a matrix: what is confused most.
-function confusions({ counts }) {
-  const wrong = counts.filter(([label, prediction]) => label !== prediction).sort((a, b) => b[2] - a[2]).slice(0, 20);
-  return html("table", { class: "matrix" }, html("caption", { class: "visually-hidden" }, "The commonest confusions"),
-    html("thead", {}, html("tr", {}, ["true", "taken for", "times"].map((name) => html("th", { scope: "col" }, name)))),
-    html("tbody", {}, wrong.map(([label, prediction, count]) => html("tr", {}, html("th", { class: "side", scope: "row" }, label), html("th", {}, prediction), html("td", {}, String(count))))));
-}
-function mistakes({ mistakes: found, num_wrong }) {
-  if (!found.length) return html("p", { class: "muted" }, num_wrong ? "This run kept none." : "None: every test image was answered rightly.");
-  const pictured = found.some((one) => one.jpeg);
-  return html("ol", { class: "mistakes" }, found.map((one) => html("li", {},
-    pictured && html("div", { class: "picture" }, one.jpeg
-      ? html("img", { src: `data:image/jpeg;base64,${one.jpeg}`, alt: `${one.label}, taken for ${one.prediction}` })
-      : "no picture kept"),
-    html("div", { class: "wrong" }, `${one.prediction} ${isNumber(one.probability) ? `${(100 * one.probability).toFixed(one.probability > 0.995 ? 1 : 0)}\u00a0%` : ""}`),
-    html("div", {}, `is ${one.label}`),
-    html("div", { class: "path", title: one.path }, html("bdi", {}, one.path)))));
 }
 
 const MOST_NAMED = 12;

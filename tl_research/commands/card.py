@@ -1,0 +1,30 @@
+"""`card`: the model card of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tl_research.commands.arguments import RunArgument
+from tl_research.errors import InputError
+from tl_research.runs.run import Run
+from tl_research.system.console import show
+
+
+def card_command(
+    run: RunArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; default: RUN/model_card.md")
+    ] = None,
+) -> None:
+    """Write the model card of a run: data, limits, results of each class, calibration, licences, how to repeat it.
+
+    Example: python -m tl_research card outputs/2026-01-31/12-00-00-0
+    """
+    from tl_research.reports.card import write_card
+
+    if output and not output.expanduser().parent.is_dir():
+        raise InputError(f"--output {output}: there is no folder {output.parent}")
+    show(write_card(Run.open(run), output.expanduser() if output else None))
