@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from tl_research import InputError, Run, compose
+from tl_research.experiment import selection
 from tl_research.experiment.candidates import Candidate, judge
 from tl_research.reports.leaderboard import collect
 from tl_research.runs.reader import read_selection
@@ -17,6 +22,7 @@ from tl_research.serving.facts import facts_of
 from tl_research.training.head_coordinates import gram_coordinates, gram_matrix
 from tl_research.training.logistic_regression import Choice, choose_l2, solve
 from tl_research.training.optimizer import LBFGS
+from tl_research.training.stage_runner import StageRunner
 
 AMONG = "backbone.among=[tiny,{name: tiny@32,seed: 1}]"
 
@@ -102,16 +108,63 @@ def chosen(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Run:
 
 
 def test_a_run_says_what_was_looked_at_and_chosen(chosen: Run) -> None:
-    backbone, selection = chosen.config["backbone"], read_selection(chosen.directory)
+    backbone, said = chosen.config["backbone"], read_selection(chosen.directory)
     assert (backbone["name"], chosen.metrics["backbone"]) == ("auto", "auto")
-    assert chosen.metrics["chosen"] == " + ".join(selection["chosen"])
+    assert chosen.metrics["chosen"] == " + ".join(said["chosen"])
     assert chosen.metrics["selection_computed"] == 2 * 36  # each network once
     assert chosen.metrics["features_computed"] == 0  # what was looked at is what is trained on
     assert facts_of(chosen)["image_size"] == backbone["chosen"]["image_size"] == chosen.model().input_shape[1]
-    assert "tiny" in {row["name"] for row in selection["candidates"] if "default" in row["note"]}
-    assert not any(key.startswith("test_") for row in selection["candidates"] for key in row)
+    assert "tiny" in {row["name"] for row in said["candidates"] if "default" in row["note"]}
+    assert not any(key.startswith("test_") for row in said["candidates"] for key in row)
     folders = sorted((chosen.directory / "candidates").iterdir())
-    assert len(folders) == len(selection["candidates"]) == chosen.metrics["candidates"]
+    assert len(folders) == len(said["candidates"]) == chosen.metrics["candidates"]
     assert {Run.open(folder).status["state"] for folder in folders} == {"done"}
     assert [entry.directory for entry in collect(chosen.directory.parent)] == [chosen.directory]
     assert len(collect(chosen.directory / "candidates")) == len(folders)
+
+
+@pytest.mark.slow
+def test_a_run_interrupted_in_its_choice_goes_on(
+    tmp_path: Path, colours: Path, chosen: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["backbone=auto", AMONG, "backbone.default=tiny", "data=folder", f"data.root={colours}", "callbacks=none"]
+    with monkeypatch.context() as patched:
+        patched.setattr(selection, "judge", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            compose(options).run(tmp_path / "run")
+    assert Run.open(tmp_path / "run").status["state"] == "interrupted"
+    resumed = compose([f"resume={tmp_path / 'run'}"]).run()
+    assert resumed.metrics["chosen"] == chosen.metrics["chosen"]
+    assert resumed.metrics["cv_loss"] == chosen.metrics["cv_loss"]
+    assert resumed.config["backbone"] == chosen.config["backbone"]
+    assert compose([f"resume={tmp_path / 'run'}"]).run().metrics == resumed.metrics  # done before
+
+
+@pytest.mark.slow
+def test_a_run_keeps_its_choice_when_it_continues_from_a_checkpoint(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["backbone=auto", AMONG, "backbone.default=tiny", "data=folder", f"data.root={colours}", "callbacks=none"]
+    options += ["transfer=finetune", "transfer.backbone.epochs=2", "trainer.time_limit=5"]
+    with monkeypatch.context() as patched:
+        patched.setattr(StageRunner, "finish", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            compose(options).run(tmp_path / "run")
+    earlier = read_selection(tmp_path / "run")["chosen"]
+    monkeypatch.setattr(selection, "judge", Mock(side_effect=AssertionError))
+    done = compose([f"resume={tmp_path / 'run'}"]).run()
+    assert done.status["state"] == "done"
+    assert read_selection(done.directory)["chosen"] == earlier
+    assert done.metrics["chosen"] == " + ".join(earlier)
+
+
+@pytest.mark.slow
+def test_a_sweep_takes_auto_among_its_options(tmp_path: Path, colours: Path) -> None:
+    command = ["-m", "backbone=tiny,auto", AMONG, "backbone.default=tiny", "data=folder", f"data.root={colours}"]
+    result = subprocess.run(
+        [sys.executable, ROOT / "train.py", *command, f"hydra.sweep.dir={tmp_path / 'sweep'}", "callbacks=none"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    runs = [entry for entry in collect(tmp_path / "sweep") if entry.state == "done"]
+    assert sorted(str(entry.metrics.get("backbone")) for entry in runs) == ["None", "auto"]

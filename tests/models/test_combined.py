@@ -15,6 +15,8 @@ from tl_research.evaluation.predict import predict_logits
 from tl_research.features.table import network_digest
 from tl_research.metrics.probabilities import softmax
 from tl_research.models.combined import parts_of
+from tl_research.serving.export import export_run
+from tl_research.serving.snippets import FORMATS
 
 TWO = ["backbone=combined", "backbone.parts=[tiny,{name: tiny@32,seed: 1}]"]
 
@@ -87,3 +89,21 @@ def test_the_saved_file_answers_as_the_run_did(tmp_path: Path, colours: Path, he
     np.testing.assert_allclose(softmax(logits), said, atol=1e-4)
     (one,) = Explainer(done).explain([Path(rows[0]["path"])])
     assert one.heat is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format_", FORMATS)
+def test_exports_answer_as_the_run_does(tmp_path: Path, colours: Path, format_: str) -> None:
+    done = run(tmp_path / "run", colours, *TWO, "backbone.image_size=64", "callbacks=none")
+    exported = export_run(done, format_)  # refuses what differs
+    assert (exported.changed, exported.num_images) == ([], 12)
+
+
+@pytest.mark.slow
+def test_all_parts_are_fine_tuned(tmp_path: Path, colours: Path) -> None:
+    done = run(tmp_path / "run", colours, *TWO, "transfer=finetune_all", "transfer.backbone.epochs=1",
+               "callbacks=none")  # fmt: skip
+    assert done.metrics["num_trainable"] > done.metrics["num_parameters"] * 0.9
+    (logits,) = predict_logits(done, [Path(done.answers("predictions.csv")[-1]["path"])])
+    said = [float(done.answers("predictions.csv")[-1][f"p_{name}"]) for name in done.class_names()]
+    np.testing.assert_allclose(softmax(np.asarray(logits)[None])[0], said, atol=1e-4)

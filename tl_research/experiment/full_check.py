@@ -64,7 +64,7 @@ def check_experiment(experiment: Experiment) -> CheckFindings:
 def check_run(experiment: Experiment, table: FeatureTable, folder: Path) -> None:
     """Check the images of a run before it trains, by the table of its features; write what is found to `folder`."""
     findings = check_images(experiment, replace(table, data=load_everything(experiment.data, experiment)))
-    write_check(findings, folder)
+    write_check(findings, folder, pictures=experiment.report.thumbnails)
     show_check(findings, folder)
 
 
