@@ -42,6 +42,11 @@ def test_bad_parts_are_one_line(parts: str, words: list[str]) -> None:
     assert all(word in str(caught.value) for word in ["backbone.", *words])
 
 
+def test_recipes_of_several_are_values() -> None:
+    one, other = (compose(TWO).backbone for _ in range(2))
+    assert len({one, other, compose(["backbone=auto", "backbone.among=[tiny]"]).backbone}) == 2
+
+
 def test_a_part_without_weights_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"backbone\.parts: resnet50: resnet50_weights.* is needed and not there"):
