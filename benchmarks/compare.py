@@ -14,7 +14,7 @@ from tl_research import compose
 from tl_research.backend.start import start_backend
 from tl_research.features.table import Features, FeatureTable
 from tl_research.metrics.paired import LEVEL, compare_answers
-from tl_research.training.logistic_regression import solve
+from tl_research.training.logistic_regression import Solution, solve
 from tl_research.training.optimizer import LBFGS
 
 PER_CLASS, TESTED, APART, NEAR = 25, 200, 0.05, 0.0051
@@ -34,30 +34,35 @@ class Heads:
         train, test = data.indices("train", "val"), data.indices("test")
         self._features, self._labels = features[train], data.labels[train]
         self._tests, self._true = features[test], data.labels[test]
+        self._options = LBFGS()
+        self._options = LBFGS(l2=self._solve(PER_CLASS).l2)  # by cross-validation once, for all heads
+        self._spare: list[np.ndarray] = []
+
+    def _solve(self, per_class: int) -> Solution:
+        classes = [np.flatnonzero(self._labels == label) for label in np.unique(self._labels)]
+        some = np.concatenate([self.rng.choice(own, per_class, replace=False) for own in classes])
+        return solve(self._features[some], self._labels[some], self._options, seed=0)
 
     def correct(self, per_class: int) -> np.ndarray:
         """Solve a head on `per_class` random images of each class; return which images `(n,)` it answers correctly."""
-        classes = [np.flatnonzero(self._labels == label) for label in np.unique(self._labels)]
-        some = np.concatenate([self.rng.choice(own, per_class, replace=False) for own in classes])
-        solution = solve(self._features[some], self._labels[some], LBFGS(), seed=0)
-        correct: np.ndarray = solution.logits(self._tests).argmax(axis=1) == self._true
+        correct: np.ndarray = self._solve(per_class).logits(self._tests).argmax(axis=1) == self._true
         return correct
 
     def alike(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield pairs that saw different images, as many."""
         while True:
-            yield self.correct(PER_CLASS), self.correct(PER_CLASS)
+            pair = self.correct(PER_CLASS), self.correct(PER_CLASS)
+            self._spare += pair
+            yield pair
 
     def apart(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield pairs whose accuracies on all images are `APART`, within `NEAR`."""
-        better: list[np.ndarray] = []
+        """Yield pairs, of heads that `alike` made and worse ones, whose accuracies on all images are `APART`, within
+        `NEAR`."""
         while True:
             worse = self.correct(int(self.rng.choice(FEWER)))
-            better.append(self.correct(PER_CLASS))
-            for number, one in enumerate(better):
-                if abs(one.mean() - worse.mean() - APART) < NEAR:
-                    yield worse, better.pop(number)
-                    break
+            gaps = [abs(better.mean() - worse.mean() - APART) for better in self._spare]
+            if min(gaps) < NEAR:
+                yield worse, self._spare.pop(int(np.argmin(gaps)))
 
 
 def main(arguments: list[str]) -> None:

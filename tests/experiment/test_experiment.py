@@ -18,6 +18,7 @@ from tl_research.reports.leaderboard import Leaderboard, collect
 FILES = {
     "calibration.json",
     "config.yaml",
+    "data_check.json",
     "metrics.json",
     "history.csv",
     "predictions.csv",

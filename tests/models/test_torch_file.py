@@ -94,10 +94,11 @@ def zipped(state, values):
     return file.getvalue()
 
 
+@pytest.mark.parametrize("key", [None, "model", "state_dict"])
 @pytest.mark.parametrize("write", [legacy, zipped])
-def test_both_formats_are_read_in_order(tmp_path, write):
-    path = tmp_path / "m.pth"
-    path.write_bytes(write(tensors(STATE), list(STATE.values())))
+def test_both_formats_are_read_in_order(tmp_path, write, key):
+    path, state = tmp_path / "m.pth", tensors(STATE)
+    path.write_bytes(write({key: state} if key else state, list(STATE.values())))
     found = read_torch(path)
     assert list(found) == list(STATE)
     for name, value in STATE.items():
@@ -151,7 +152,7 @@ def test_a_pickle_cannot_modify_the_reader(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"".join(pickle.dumps(value, 2) for value in start) + attack)
     with pytest.raises(InputError):
         read_torch(tmp_path / "a.pth")
-    test_both_formats_are_read_in_order(tmp_path, legacy)
+    test_both_formats_are_read_in_order(tmp_path, legacy, None)
 
 
 BROKEN = {

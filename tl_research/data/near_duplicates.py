@@ -71,7 +71,7 @@ def near_pairs(
             for other, cosine in zip(others, values, strict=True):
                 pair, likeness = (min(row, other), max(row, other)), 1 - stretch * (1 - cosine)
                 if pair not in found and likeness > THRESHOLD - 1:
-                    found[pair] = likeness + best_correlation(*greys[list(pair)], aspects[pair[1]])
+                    found[pair] = likeness + best_correlation(greys[pair[0]], greys[pair[1]], aspects[pair[1]])
         advance(len(rows))
     pairs = [NearPair(*pair, round(score, 4)) for pair, score in found.items() if score > THRESHOLD]
     return sorted(pairs, key=lambda pair: -pair.score)

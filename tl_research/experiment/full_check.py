@@ -64,7 +64,7 @@ def check_experiment(experiment: Experiment) -> CheckFindings:
 def check_run(experiment: Experiment, table: FeatureTable, folder: Path) -> None:
     """Check the images of a run before it trains, by the table of its features; write what is found to `folder`."""
     findings = check_images(experiment, replace(table, data=load_everything(experiment.data, experiment)))
-    write_check(findings, folder)
+    write_check(findings, folder, pictures=experiment.report.thumbnails)
     show_check(findings, folder)
 
 
@@ -105,7 +105,7 @@ def check_images(experiment: Experiment, table: FeatureTable) -> CheckFindings:
     columns = describe_facts(facts, data.paths)
     digests = [digest.hex() for digest in data.digests]
     folder = experiment.features.root
-    remember_duplicates(folder, data.dataset, ((digests[p.first], digests[p.second]) for p in findings.pairs))
+    remember_duplicates(folder, data.dataset, ([digests[i] for i in members] for members in findings.groups))
     return replace(
         findings,
         doubts=_without_right(rank_labels(probabilities, data.labels), findings, ignored),

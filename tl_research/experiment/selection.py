@@ -95,7 +95,7 @@ class _Selection:
     def look(self) -> Iterator[Candidate]:
         """Yield the default, then single networks from the smallest file of weights, then the best with others beside
         it, for as long as that lowers the loss and there is time."""
-        singles = []
+        singles: list[Candidate] = []
         for recipe, config in self._singles():
             if singles and time.monotonic() > self.deadline:
                 log.warning("trainer.time_limit: %s and what follows were not looked at", recipe.name)
@@ -163,7 +163,7 @@ class _Selection:
         from threadpoolctl import threadpool_limits
 
         began = time.perf_counter()
-        coordinates = gram_coordinates(sum(network.gram for network in networks))
+        coordinates = gram_coordinates(np.sum([network.gram for network in networks], axis=0))
         experiment, first = self.experiment, max(self._last - 1, 0)
         with threadpool_limits(1, "blas"):
             validated = choose_l2(

@@ -16,6 +16,7 @@ from tl_research.errors import InputError
 from tl_research.models import weights
 from tl_research.models.preprocessing import Preprocessing, preprocess, scales_pixels, to_channels
 from tl_research.models.summary import show_surgery
+from tl_research.models.weights import SUFFIXES
 from tl_research.recipe import Positive, Seed, recipe
 from tl_research.system.process import gc_paused
 
@@ -51,7 +52,7 @@ class Backbone:
     seed: Seed = 0
     layer: str | None = None
     has_own_size: ClassVar[bool] = False
-    suffixes: ClassVar[tuple[str, ...]] = weights.SUFFIXES
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
 
     @model_validator(mode="after")
     def _large_enough(self) -> Self:

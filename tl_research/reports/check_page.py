@@ -24,13 +24,12 @@ from tl_research.system.console import make_table, show, show_table
 from tl_research.system.files import write_atomically
 
 MOST_CARDS = 60
-MOST_LINES = 5
 NOTHING = "None found."
 
 
 def write_check(findings: CheckFindings, folder: Path, *, pictures: bool = True) -> None:
-    """Write `manifest.csv`, `duplicates.csv`, `labels.csv`, `leaks.csv` where the source has splits, `check.json` and
-    `check.html`, which may show `pictures`. Raises `InputError` if the folder cannot be written."""
+    """Write `manifest.csv`, `duplicates.csv`, `labels.csv`, `leaks.csv`, `check.json` and `check.html`, which may show
+    `pictures`, each atomically. Raises `InputError` if the folder cannot be written."""
     tables = {
         "manifest": manifest_table(findings),
         "duplicates": duplicates_table(findings),

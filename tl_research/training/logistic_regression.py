@@ -90,10 +90,9 @@ def solve(
         choice = Choice(l2=options.l2 or 0.0)
         if not options.l2:
             choice = choose_l2(coordinates, labels, options, seed, views, groups, balance)
-        model, weights, intercept = _regression(options), 0.0, 0.0
-        for l2, share in (choice.shares or {choice.l2: 1.0}).items():
-            fitted = _fit(model, l2, coordinates, labels, sample)
-            weights, intercept = weights + share * fitted[0], intercept + share * fitted[1]
+        model, shares = _regression(options), choice.shares or {choice.l2: 1.0}
+        fits = [_fit(model, l2, coordinates, labels, sample) for l2 in shares]
+        weights, intercept = (np.average(part, axis=0, weights=[*shares.values()]) for part in zip(*fits, strict=True))
     intercept = intercept if balance.offsets is None else intercept - balance.offsets
     kernel = (basis @ weights.T) / scale[:, None]
     return Solution(

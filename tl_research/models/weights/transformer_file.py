@@ -108,7 +108,7 @@ def _rename(tensors: Tensors) -> dict[str, np.ndarray]:
 
 def _split_attention(tensors: Tensors) -> dict[str, np.ndarray]:
     """Divide timm's `qkv`, one matrix for query, key and value."""
-    divided = {}
+    divided: dict[str, np.ndarray] = {}
     for name, value in tensors.items():
         before, found, after = name.partition(".attn.qkv.")
         if found and value.ndim and len(value) % 3 == 0:
