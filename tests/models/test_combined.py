@@ -27,7 +27,6 @@ TWO = ["backbone=combined", "backbone.parts=[tiny,{name: tiny@32,seed: 1}]"]
         ("[efficientnet_lite0,efficientnet_lite9]", ["there is no backbone efficientnet_lite9", "nearest:"]),
         ("[efficientnet_lite0]", ["two parts or more", "use backbone=efficientnet_lite0"]),
         ("[]", ["two parts or more"]),
-        ("3", ["give a list"]),
         ("tiny+tiny", ["tiny is there twice"]),
         ("[tiny,tiny]", ["tiny is there twice", "tiny@128"]),
         ("[tiny,combined]", ["there is no backbone combined"]),

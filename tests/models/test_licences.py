@@ -10,7 +10,8 @@ from tests.conftest import ROOT
 from tl_research import compose
 from tl_research.models.weights.licences import describe_weights
 
-NETWORKS = sorted(path.stem for path in (ROOT / "conf" / "backbone").glob("*.yaml"))
+SEVERAL = {"auto", "combined"}
+NETWORKS = sorted({path.stem for path in (ROOT / "conf" / "backbone").glob("*.yaml")} - SEVERAL)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -19,6 +20,14 @@ def test_imagenet_weights_have_a_licence(name: str) -> None:
         "backbone"
     ]
     assert (describe_weights(backbone)["licence"] is not None) == (backbone["weights"] == "imagenet")
+
+
+def test_several_networks_have_the_licences_of_all() -> None:
+    lite = {"name": "a", "weights": "imagenet", "variant": 0}
+    other = {"name": "b", "weights": "imagenet", "application": "ResNet50"}
+    said = describe_weights({"parts": [lite, other], "weights": "parts"})
+    assert said == {"backbone": "a + b", "weights": "imagenet", "licence": "Apache-2.0 + MIT"}
+    assert describe_weights({"chosen": lite, "name": "auto"})["licence"] == "Apache-2.0"
 
 
 @pytest.mark.parametrize(("weights", "said"), [(None, None), ("/home/me/best.keras", "best.keras")])
