@@ -27,7 +27,8 @@ TWO = ["backbone=combined", "backbone.parts=[tiny,{name: tiny@32,seed: 1}]"]
         ("[efficientnet_lite0,efficientnet_lite9]", ["there is no backbone efficientnet_lite9", "nearest:"]),
         ("[efficientnet_lite0]", ["two parts or more", "use backbone=efficientnet_lite0"]),
         ("[]", ["two parts or more"]),
-        ("tiny", ["give a list"]),
+        ("3", ["give a list"]),
+        ("tiny+tiny", ["tiny is there twice"]),
         ("[tiny,tiny]", ["tiny is there twice", "tiny@128"]),
         ("[tiny,combined]", ["there is no backbone combined"]),
         ("[tiny,{name: tiny, image_sise: 9}]", ["tiny has no key image_sise", "nearest: image_size"]),
@@ -40,6 +41,11 @@ def test_bad_parts_are_one_line(parts: str, words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
         compose(["backbone=combined", f"backbone.parts={parts}"])
     assert all(word in str(caught.value) for word in ["backbone.", *words])
+
+
+def test_recipes_of_several_are_values() -> None:
+    one, other = (compose(TWO).backbone for _ in range(2))
+    assert len({one, other, compose(["backbone=auto", "backbone.among=[tiny]"]).backbone}) == 2
 
 
 def test_a_part_without_weights_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

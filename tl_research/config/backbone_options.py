@@ -39,8 +39,11 @@ def expand_backbones(backbone: dict[str, Any]) -> None:
 
 
 def _expanded(key: str, given: Any) -> list[dict[str, Any]]:
-    """Look up all backbones in one composition; None stands for all that have weights of their own."""
-    if isinstance(given, str) or not isinstance(given, Sequence | None):
+    """Look up all backbones in one composition: a list, or names joined by plus signs; None stands for all that have
+    weights of their own."""
+    if isinstance(given, str):
+        given = [name.strip() for name in given.split("+")]
+    if not isinstance(given, Sequence | None):
         raise InputError(f"{key}={given}: give a list, such as [efficientnet_lite0,efficientnet_lite1]")
     if given is not None and all(isinstance(each, Mapping) and "_target_" in each for each in given):
         return list(given)

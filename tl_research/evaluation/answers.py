@@ -101,8 +101,8 @@ class Answers:
         options, count = self._options, len(self.names)
         if not 0 <= options.top_k <= count:
             raise InputError(f"--top-k {options.top_k}: give 1 to {count}, the number of the run's classes")
-        if options.threshold is not None and not 0 < options.threshold <= 1:
-            raise InputError(f"--threshold {options.threshold:g}: give a probability above 0, up to 1")
+        if options.threshold is not None and not 0 <= options.threshold <= 1:
+            raise InputError(f"--threshold {options.threshold:g}: give a probability, 0 to 1")
         if options.coverage is not None and not 0 < options.coverage < 1:
             raise InputError(f"--coverage {options.coverage:g}: give a frequency between 0 and 1, such as 0.9")
         if options.calibrated and not run.calibration["scores"]:

@@ -255,7 +255,7 @@ def _with_backbone(
 ) -> Experiment:
     backbone, config = recipes[0], dict(configs[0])
     if len(recipes) > 1:
-        backbone = Combined(parts=list(recipes), image_size=recipes[0].image_size)
+        backbone = Combined(parts=tuple(recipes), image_size=recipes[0].image_size)
         config = {"_target_": "tl_research.targets.Combined", "name": backbone.name, "parts": list(map(dict, configs))}
         config |= {"image_size": backbone.image_size, "weights": "parts", "seed": 0}
     return replace(experiment, backbone=backbone, config=experiment.config | {"backbone": config})

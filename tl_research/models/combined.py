@@ -29,7 +29,7 @@ class Combined(Backbone):
     """Several backbones, `parts`, fed from one image of `image_size`, by default that of the largest part; the others
     get it resized inside the model. `weights` is `parts`, those that each part has, or null: random for all."""
 
-    parts: list[Backbone]
+    parts: tuple[Backbone, ...]
     name: str = "combined"
     image_size: Positive | None = None
     weights: Literal["parts"] | None = "parts"
@@ -69,10 +69,10 @@ class Combined(Backbone):
         return [path for part in self._parts for path in part.files()]
 
     @property
-    def _parts(self) -> list[Backbone]:
+    def _parts(self) -> tuple[Backbone, ...]:
         if self.weights is not None:
             return self.parts
-        return [replace(part, weights=None, seed=self.seed + number) for number, part in enumerate(self.parts)]
+        return tuple(replace(part, weights=None, seed=self.seed + n) for n, part in enumerate(self.parts))
 
     @override
     def build(self, keep_session: bool = False) -> keras.Model:
@@ -99,7 +99,7 @@ class Auto(Backbone):
     """The best of several backbones, `among`, or of combinations of them, on the images of a run, which writes into its
     configuration what was `chosen`; see `experiment.selection`. `default` is compared with them."""
 
-    among: list[Backbone]
+    among: tuple[Backbone, ...]
     default: Backbone | None = None
     chosen: Any = None
     name: str = "auto"
