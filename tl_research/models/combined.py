@@ -100,7 +100,7 @@ class Auto(Backbone):
     configuration what was `chosen`; see `experiment.selection`. `default` is compared with them."""
 
     among: tuple[Backbone, ...]
-    default: Backbone | None = None
+    default: Backbone | None
     chosen: Any = None
     name: str = "auto"
     image_size: Positive | None = field(default=None, init=False)
