@@ -97,7 +97,9 @@ def test_every_file_and_key_of_a_run_is_listed(tmp_path: Path, colours: Path) ->
     overrides += ["features.test_views=1", "transfer=finetune", "transfer.backbone.epochs=1"]
     run = compose(overrides).run(tmp_path / "run")
     listed = named("run-directory.md")
-    assert {name + ("/" if name in ("tensorboard", "export", "checkpoints") else "") for name in FILES} <= listed
+    assert {
+        name + ("/" if name in ("tensorboard", "export", "checkpoints", "check") else "") for name in FILES
+    } <= listed
     assert {path.name + ("/" if path.is_dir() else "") for path in run.directory.iterdir()} <= listed
     assert set(json.loads((run.directory / "metrics.json").read_text())) <= listed
     assert set(json.loads((run.directory / "status.json").read_text())) <= listed

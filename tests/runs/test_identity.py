@@ -82,7 +82,7 @@ def test_every_key_counts_except_places_and_conditions(config: dict[str, Any], i
     ignored = {name for name, counts in names.items() if not counts and not name.startswith("choices.")}
     # Missing weights have no content, which counts; the reaction to that need not.
     places = {"directory", "data.cache", "features.store", "features.max_gb"}
-    places |= {"report._target_", "report.thumbnails"}
+    places |= {"report._target_", "report.thumbnails", "data.check", "data.ignore"}  # they show, and change no result
     assert ignored <= {*places, "fresh", "resume", "shard", "missing_weights", "trainer.checkpoint_minutes", "verbose"}
     assert {"fresh", "verbose", "features.store", "features.max_gb"} <= ignored
     assert all(names[key] for key in ("seed", "data.root", "backbone.image_size", "callbacks.tensorboard.samples"))

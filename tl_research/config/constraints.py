@@ -10,6 +10,7 @@ _KINDS = {
     "integer": "a whole number",
     "number": "a number",
     "boolean": "true or false",
+    "array": "a list",
     "string": "text",
     "null": "null",
 }
@@ -35,6 +36,8 @@ def _words(schema: dict[str, Any]) -> str | None:
     if "anyOf" in schema:
         parts = [_words(part) for part in schema["anyOf"]]
         return None if None in parts else " or ".join(str(part) for part in parts)
+    if not schema:
+        return "any value"
     if "enum" in schema or "const" in schema:
         *first, last = [f"'{value}'" for value in schema.get("enum", [schema.get("const")])]
         return f"{', '.join(first)} or {last}" if first else last

@@ -33,7 +33,7 @@ FLAT = 1e-4  # least variance of the grey values, of 0 to 1
 PLAIN = 10  # grey values that a plain background may vary by
 LEAST_FOREGROUND, LEAST_OVERLAP = 0.1, 0.7  # shares of all pixels, and of the two foregrounds
 MOST_HALVES = 5  # aspects beyond 2^2.5 count as that
-BLOCK_NUMBERS = 2**24  # numbers in one block of products: 64 MB
+BLOCK_NUMBERS = 2**22  # numbers in one block of products: 16 MB
 
 SHIFTS = (-1.5, 0.0, 1.5)  # pixels
 SCALES = (0.85, 0.92, 1.0, 1 / 0.92, 1 / 0.85)
