@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.data.test_decode import chunk, encoded, photo
-from tests.data.test_pixel_range import deep_png, deep_tiff, float_tiff, twelve_bit
+from tests.data.test_pixel_range import deep_png, deep_tiff, tiff, twelve_bit
 from tl_research.data.decode import UndecodableError, read_pixels
 from tl_research.data.inspection import inspect_all, without_unscalable
 from tl_research.evaluation.predict import images_in
@@ -32,7 +32,7 @@ WHOLE = [
     deep_png(twelve_bit(1)),
     deep_png(twelve_bit(4)),
     deep_tiff(twelve_bit(3)),
-    float_tiff(*np.linspace(0, 1, 50)),
+    tiff(*np.linspace(0, 1, 50)),
     HEIC + bytes(200),
 ]
 Damage = Callable[[bytearray, np.random.Generator], bytes]
