@@ -22,7 +22,7 @@ from tl_research.models.head import Linear
 from tl_research.models.trainable_plan import TrainablePlan
 
 SHIPPED = sorted(path.stem for path in (ROOT / "conf" / "backbone").glob("*.yaml"))
-NETWORKS = [name for name in SHIPPED if name not in ("saved", "custom") and "it_" not in name]
+NETWORKS = [name for name in SHIPPED if name not in ("saved", "custom", "auto", "combined") and "it_" not in name]
 TRANSFORMER = "vit_tiny_patch16"  # stands for all: test_vision_transformer.py has what their options change
 MODULES = {
     "ResNet50": "resnet",
