@@ -141,9 +141,7 @@ def test_a_run_interrupted_in_its_choice_goes_on(
 
 
 @pytest.mark.slow
-def test_a_run_keeps_its_choice_when_it_continues_from_a_checkpoint(
-    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_keeps_its_choice(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["backbone=auto", AMONG, "backbone.default=tiny", "data=folder", f"data.root={colours}", "callbacks=none"]
     options += ["transfer=finetune", "transfer.backbone.epochs=2", "trainer.time_limit=5"]
     with monkeypatch.context() as patched:

@@ -24,6 +24,7 @@ from tl_research.metrics.classification import accuracy_and_loss
 from tl_research.runs.checkpoint import CheckpointState
 from tl_research.training import inputs
 from tl_research.training.callbacks import BestWeights, EarlyStopping
+from tl_research.training.class_balance import UNIFORM
 from tl_research.training.loop import TrainLoop
 from tl_research.training.options import TrainOptions
 from tl_research.training.stage import Stage
@@ -88,7 +89,7 @@ class Small:
             [Learning(variable) for variable in self.model.trainable_variables],
             [],
             optimizer or keras.optimizers.SGD(momentum=0.9),
-            train_options.options(),
+            train_options.options(UNIFORM),
             accumulates=train_options.accumulate > 1,
         )
 

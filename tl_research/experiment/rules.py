@@ -85,7 +85,7 @@ def _direct_head_has_features(experiment: Experiment) -> None:
 
 
 def _direct_head_has_no_loss(experiment: Experiment) -> None:
-    trainer, stages = experiment.trainer, experiment.transfer.values()
+    trainer, stages = experiment.trainer, experiment.stages.values()
     if isinstance(experiment.head, DirectHead) and not any(stage.trains_backbone for stage in stages):
         for key in ("class_weights", "logit_adjustment"):
             if getattr(trainer, key):
