@@ -216,7 +216,7 @@ def test_the_first_command_runs(page: Path, stand_ins: dict[str, Path], colours:
     if composes_only(command):
         pytest.skip(f"not run here: {command}")
     arguments = arguments_of(command, stand_ins)
-    if "predict" not in arguments and "resume=" not in command:  # which take all from a run
+    if not {"predict", "report"} & {*arguments} and "resume=" not in command:  # which take all from a run
         arguments = small(arguments, colours)
     start = [str(ROOT / "train.py")] if command.startswith(TRAIN) else ["-m", "tl_research"]
     result = subprocess.run([sys.executable, *start, *arguments], cwd=cwd, capture_output=True, text=True, check=False)

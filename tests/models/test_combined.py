@@ -101,7 +101,7 @@ def test_the_saved_file_answers_as_the_run_did(tmp_path: Path, colours: Path, he
 def test_exports_answer_as_the_run_does(tmp_path: Path, colours: Path, format_: str) -> None:
     done = run(tmp_path / "run", colours, *TWO, "backbone.image_size=64", "callbacks=none")
     exported = export_run(done, format_)  # refuses what differs
-    assert (exported.changed, exported.num_images) == ([], 12)
+    assert (exported.changed, exported.num_images) == ([], 16)
 
 
 @pytest.mark.slow

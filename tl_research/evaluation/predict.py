@@ -18,7 +18,7 @@ from tl_research.data.folder_scan import scan
 from tl_research.data.inspection import is_image_name
 from tl_research.errors import InputError
 from tl_research.evaluation.answers import AnswerOptions, Answers
-from tl_research.features.engines import BATCH, Engine, choose_engine, keras_engine, openvino_engine
+from tl_research.features.engines import Engine, choose_engine, keras_engine, openvino_engine
 from tl_research.features.extraction import in_batches, run_batches
 from tl_research.metrics.classification import classification_metrics as score
 from tl_research.metrics.classification import recall_by_class
@@ -129,7 +129,7 @@ def each_logits(run: Run, paths: Sequence[Path]) -> Iterator[np.ndarray | str]:
             progress.advance(task, len(indices))
 
 
-def engine_of(run: Run, model: keras.Model, cores: int, batch_size: int = BATCH) -> tuple[Engine, int]:
+def engine_of(run: Run, model: keras.Model, cores: int, batch_size: int | None = None) -> tuple[Engine, int]:
     """Build the run's engine and return the number of threads that feed it."""
     with suppress(InputError):  # OpenVINO is not installed here, or cannot run a head
         if choose_engine(run.config.get("engine", "auto")) == "openvino":

@@ -90,16 +90,17 @@ def _version(package: str) -> str:
         return str(getattr(importlib.import_module(package), "__version__", "unknown"))
 
 
-def keras_engine(network: keras.Model, batch_size: int = BATCH) -> Engine:
-    """Run a network by TensorFlow, in inference mode."""
-    return compile_network(network, batch_size)
+def keras_engine(network: keras.Model, batch_size: int | None = None) -> Engine:
+    """Run a network by TensorFlow, in inference mode, on batches of one size, by default `BATCH`."""
+    return compile_network(network, batch_size or BATCH)
 
 
-def openvino_engine(network: keras.Model, threads: int, batch_size: int = BATCH) -> Engine:
+def openvino_engine(network: keras.Model, threads: int, batch_size: int | None = None) -> Engine:
     """Run a network by OpenVINO on a CPU, in float32, one stream a thread, so that the features of a batch depend
     neither on the number of threads nor on other batches. One image at a time is run by all threads."""
     import openvino as ov
 
+    batch_size = batch_size or BATCH
     core = ov.Core()
     options = {
         "PERFORMANCE_HINT": "THROUGHPUT",
