@@ -273,7 +273,7 @@ def test_changed_jobs_run_again_and_fresh_runs_all(cwd: Path, photos: Path, tiny
     command = [*tiny, "backbone=tiny", "seed=0,1"]
     assert train(cwd, *command).returncode == 0
     before = written(cwd)
-    (photos / "train" / "red" / "000.jpg").write_bytes((photos / "test" / "blue" / "000.jpg").read_bytes())
+    (photos / "train" / "red" / "000.jpg").write_bytes((photos / "train" / "red" / "001.jpg").read_bytes())
     assert train(cwd, *command).returncode == 0
     changed = written(cwd)
     assert changed.keys() == before.keys()

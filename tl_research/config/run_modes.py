@@ -90,7 +90,7 @@ def _discard(directory: Path) -> None:
     """Remove the directory of a run that was refused before it did anything: bad input leaves no file behind."""
     if (directory / "status.json").is_file() and Run.open(directory).status.get("pid") != os.getpid():
         return  # it is another process's run, so this one was refused
-    ours = {".hydra", "train.log", "status.json", "config.yaml", "classes.json", ".lock"}
+    ours = {".hydra", "train.log", "status.json", "config.yaml", "classes.json", "data_check.json", ".lock"}
     if directory.is_dir() and {p.name for p in directory.iterdir()} <= ours:
         shutil.rmtree(directory)
         for parent in (directory.parent, directory.parent.parent):
