@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tl_research.data.near_duplicates import SIDE, best_correlation, duplicate_groups, near_pairs, nominate
+from tl_research.data.near_duplicates import SIDE, best_correlation, near_pairs, nominate
+from tl_research.data.quality import join_pairs
 
 Rng = np.random.Generator
 
@@ -65,7 +66,7 @@ def test_pairs_are_found_once_and_make_groups() -> None:
     greys = np.stack([*pictures, pictures[0][:, ::-1], pictures[2]])
     found = near_pairs(features, greys, np.full(8, 0.6))
     assert [(pair.first, pair.second) for pair in found] == [(0, 6)]  # 7 has the features of 1 and the pixels of 2
-    groups = duplicate_groups(8, [(0, 6), (6, 3)])
+    groups = join_pairs(8, [(0, 6), (6, 3)])
     assert groups[0] == groups[3] == groups[6]
     assert len(set(groups.tolist())) == 6
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
+from tl_research.data.data_check import path_below
 from tl_research.data.datamodule import DataModule
 from tl_research.data.image_facts import ImageFacts
 from tl_research.data.label_doubts import LabelDoubt
-from tl_research.data.near_duplicates import NearPair, duplicate_groups
+from tl_research.data.near_duplicates import NearPair
+from tl_research.data.quality import equal_sets, join_pairs
 from tl_research.data.shortcuts import Shortcut
 
 EXACT = 2.0
@@ -20,7 +20,7 @@ EXACT = 2.0
 
 def names_below(data: DataModule) -> list[str]:
     """Return the path of each image below the data's root."""
-    return [p.relative_to(data.root).as_posix() if p.is_relative_to(data.root) else str(p) for p in data.paths]
+    return [path_below(path, data.root) for path in data.paths]
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,8 @@ class CheckFindings:
     @cached_property
     def groups(self) -> list[list[int]]:
         """The sets of images that pairs connect, by their first image."""
-        numbers = duplicate_groups(len(self.data), [(pair.first, pair.second) for pair in self.pairs])
-        order = np.argsort(numbers, kind="stable")
-        sets = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
-        return sorted(members.tolist() for members in sets if len(members) > 1)
+        first = join_pairs(len(self.data), [(pair.first, pair.second) for pair in self.pairs])
+        return [list(members) for members in equal_sets(first)]
 
     @cached_property
     def leaks(self) -> list[DuplicatePair]:

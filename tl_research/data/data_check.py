@@ -88,7 +88,7 @@ class DataCheck:
         if within:
             lines.append(f"{len(within)} set(s) of equal images, each kept in one split: {self._listed(within)}")
         if self.formats:
-            shown = [f"{self._below(path)} is {format_}" for path, format_ in self.formats.items()][:SHOWN]
+            shown = [f"{path_below(path, self.root)} is {format_}" for path, format_ in self.formats.items()][:SHOWN]
             more = f" and {len(self.formats) - SHOWN} more" if len(self.formats) > SHOWN else ""
             lines.append(
                 f"{len(self.formats)} file(s) with a wrong ending, used all the same: {', '.join(shown)}{more}"
@@ -132,8 +132,10 @@ class DataCheck:
         }
 
     def _listed(self, sets: Sequence[EqualImages]) -> str:
-        shown = [" = ".join(self._below(self.paths[i]) for i in each.members[:SHOWN]) for each in sets[:SHOWN]]
-        return "; ".join(shown) + (f"; and {len(sets) - SHOWN} more" if len(sets) > SHOWN else "")
+        paths = [[path_below(self.paths[i], self.root) for i in each.members[:SHOWN]] for each in sets[:SHOWN]]
+        return "; ".join(map(" = ".join, paths)) + (f"; and {len(sets) - SHOWN} more" if len(sets) > SHOWN else "")
 
-    def _below(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+def path_below(path: Path, root: Path) -> str:
+    """Write a path as it is below a folder; one that lies elsewhere as it is."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

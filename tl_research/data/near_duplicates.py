@@ -194,12 +194,3 @@ def _warps(half_octaves: int) -> tuple[csr_matrix, np.ndarray]:
             weights.append(np.abs(1 - below - (y - top)) * np.abs(1 - beside - (x - left)))
     entries = (np.concatenate(weights).astype(np.float32), (np.concatenate(rows), np.concatenate(columns)))
     return csr_matrix(entries, (len(shown) * SIDE**2, SIDE**2)), np.array(shown, np.float32)
-
-
-def duplicate_groups(count: int, pairs: list[tuple[int, int]]) -> np.ndarray:
-    """Number the groups of images that pairs connect, directly or by others: `(count,)`."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    first, second = np.array(pairs, int).reshape(-1, 2).T
-    return connected_components(coo_matrix((np.ones(len(pairs)), (first, second)), (count, count)), directed=False)[1]

@@ -25,24 +25,29 @@ class EqualImages:
 def join_equal(*columns: Sequence[Hashable | None]) -> np.ndarray:
     """Join items that agree in any column, directly or through others; return for each the index of the first item
     that it is joined with, its own if none, `(n,)`. None and empty values agree with nothing."""
-    parent = list(range(len(columns[0])))
-
-    def first(item: int) -> int:
-        while parent[item] != item:
-            parent[item] = item = parent[parent[item]]
-        return item
-
+    pairs: list[tuple[int, int]] = []
     for column in columns:
         seen: dict[Hashable, int] = {}
         for item, value in enumerate(column):
-            if value not in (None, "", b""):
-                one, other = first(seen.setdefault(value, item)), first(item)
-                parent[max(one, other)] = min(one, other)
-    return np.array([first(item) for item in range(len(parent))], int)
+            if value not in (None, "", b"") and (other := seen.setdefault(value, item)) != item:
+                pairs.append((other, item))
+    return join_pairs(len(columns[0]), pairs)
+
+
+def join_pairs(count: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Join items that pairs connect, directly or through others; return as `join_equal` does, `(count,)`."""
+    if not pairs:
+        return np.arange(count)
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    one, other = np.array(pairs, int).T
+    numbers = connected_components(coo_matrix((np.ones(len(pairs)), (one, other)), (count, count)), directed=False)[1]
+    return np.unique(numbers, return_index=True)[1][numbers]
 
 
 def equal_sets(first: np.ndarray) -> list[tuple[int, ...]]:
-    """List the sets of two or more items that `join_equal` made, each by ascending index."""
+    """List the sets of two or more items that `join_equal` or `join_pairs` made, each by ascending index."""
     sets: dict[int, list[int]] = defaultdict(list)
     for item, leader in enumerate(first.tolist()):
         sets[leader].append(item)

@@ -64,26 +64,39 @@ def held_fold(
     groups: np.ndarray | None = None,
     repeat: int = 0,
 ) -> np.ndarray:
-    """Return sorted indices of one of `folds` stratified parts; over all folds each example is held out once, and each
-    `repeat` shuffles anew. `groups` `(n,)` are not divided.
+    """Return one of `folds` `stratified_parts`. Raises `InputError`, as these do."""
+    few = "to split, equal ones counted once; give as many folds at most, or add images of it"
+    key = f"data.folds={folds}"
+    return stratified_parts(labels, folds, seed, names=names, key=key, few=few, groups=groups, repeat=repeat)[fold]
+
+
+def stratified_parts(
+    labels: np.ndarray,
+    parts: int,
+    seed: int,
+    *,
+    names: Sequence[str],
+    key: str,
+    few: str,
+    groups: np.ndarray | None = None,
+    repeat: int = 0,
+) -> list[np.ndarray]:
+    """Divide examples into stratified parts: the sorted indices of each. Each `repeat` shuffles anew. `groups` `(n,)`
+    are not divided.
 
     Raises:
-        InputError: a class has fewer images, or groups, than folds.
+        InputError: a class has fewer images, or groups, than parts; of images the line names `key` and ends on `few`.
     """
     from sklearn.model_selection import RepeatedStratifiedKFold
 
     if groups is not None:
-        key = f"data.folds={folds}"
-        return grouped_parts(labels, groups, folds, seed, names=names, key=key, repeat=repeat)[fold]
+        return grouped_parts(labels, groups, parts, seed, names=names, key=key, repeat=repeat)
     counts = np.bincount(labels, minlength=len(names))
-    if counts.min() < folds:
-        few = int(counts.argmin())
-        raise InputError(
-            f"data.folds={folds}: class '{names[few]}' has {counts[few]} image(s) to split, equal ones counted once; "
-            f"give as many folds at most, or add images of it"
-        )
-    parts = RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeat + 1, random_state=seed).split(labels, labels)
-    return next(held for number, (_, held) in enumerate(parts) if number == repeat * folds + fold)
+    if counts.min() < parts:
+        rarest = int(counts.argmin())
+        raise InputError(f"{key}: class '{names[rarest]}' has {counts[rarest]} image(s) {few}")
+    splitter = RepeatedStratifiedKFold(n_splits=parts, n_repeats=repeat + 1, random_state=seed)
+    return [held for _, held in splitter.split(labels, labels)][repeat * parts :]
 
 
 def hold_out_groups(

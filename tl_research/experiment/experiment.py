@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -26,6 +26,12 @@ from tl_research.training.loop import TrainLoop
 from tl_research.training.optimizer import Optimizer
 from tl_research.training.options import TrainOptions
 from tl_research.training.stage import Stage
+
+if TYPE_CHECKING:
+    import keras
+
+    from tl_research.data.datamodule import DataModule
+    from tl_research.features.table import FeatureTable
 
 Monitor = Annotated[
     Literal[
@@ -106,6 +112,16 @@ class Experiment:
     def _has_weights_file(self) -> bool:
         """Return whether the file of weights is there: what is wrong with it then is no lack."""
         return Path(self.backbone.weights or "").expanduser().is_file()
+
+    def feature_table(
+        self, network: keras.Model, data: DataModule, threads: int, backbone: Backbone | None = None
+    ) -> FeatureTable:
+        """Open the table of the features of a network, which `backbone`, by default `start`, has built."""
+        from tl_research.features.table import FeatureTable
+
+        backbone = backbone or self.start
+        note = {"backbone": backbone.name, "weights": str(backbone.weights)}
+        return FeatureTable(network, data, self.features, self.engine, threads, note)
 
     @property
     def part(self) -> tuple[int, int]:

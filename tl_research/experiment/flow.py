@@ -49,8 +49,6 @@ from tl_research.training.pruning import current_trial
 from tl_research.training.stage_runner import StageRunner
 
 if TYPE_CHECKING:
-    import keras
-
     from tl_research.data.datamodule import DataModule
     from tl_research.data.file_index import FileIndex
     from tl_research.experiment.experiment import Experiment
@@ -81,7 +79,7 @@ def extract_features(experiment: Experiment, directory: str | Path | None, exist
         data = _load(experiment, run, lambda index: experiment.data.load_part(experiment.part, index))
         threads = _begin(experiment, run, data)
         with run.phase("build"):
-            table = _feature_table(experiment, experiment.start.build(), data, threads)
+            table = experiment.feature_table(experiment.start.build(), data, threads)
         with run.phase("features"):
             table.ensure_stored(np.arange(len(data)), (ORIGINAL, *range(experiment.features.views or 0)))
         show_features(table.computed, table.hit)
@@ -241,17 +239,12 @@ def _build(
         width, num_classes = backbone.output_shape[-1], len(data.class_names)
         is_direct = isinstance(experiment.head, DirectHead)
         head = None if is_direct else experiment.head.build(width, num_classes)
-        features = _feature_table(experiment, backbone, data, threads)
+        features = experiment.feature_table(backbone, data, threads)
     if isinstance(experiment.start, Saved) and experiment.start.preprocessing is None and not scales_pixels(backbone):
         compare_scaling(experiment.start, features, experiment.seed)
         keras.utils.set_random_seed(experiment.seed)
     show_model(experiment.backbone.name, backbone, head)
     return ClassifierState(data, backbone, head, features, threads, run.phase)
-
-
-def _feature_table(experiment: Experiment, backbone: keras.Model, data: DataModule, threads: int) -> FeatureTable:
-    note = {"backbone": experiment.backbone.name, "weights": str(experiment.start.weights)}
-    return FeatureTable(backbone, data, experiment.features, experiment.engine, threads, note)
 
 
 def _feature_counts(table: FeatureTable) -> dict[str, int]:

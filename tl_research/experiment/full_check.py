@@ -53,11 +53,8 @@ def check_experiment(experiment: Experiment) -> CheckFindings:
         experiment.preflight()
         data = load_everything(experiment.data, experiment)
         threads = start_backend(experiment.threads, experiment.deterministic)
-        backbone, features = experiment.start.build(), experiment.features
-        note = {"backbone": experiment.backbone.name, "weights": str(experiment.start.weights)}
-        table = FeatureTable(backbone, data, features, experiment.engine, threads, note)
-        findings = check_images(experiment, table)
-        features.prune(since=began)
+        findings = check_images(experiment, experiment.feature_table(experiment.start.build(), data, threads))
+        experiment.features.prune(since=began)
     return findings
 
 

@@ -12,10 +12,10 @@ from tl_research.models.head import KNN, DirectHead, Linear
 from tl_research.training.callbacks import BestWeights
 from tl_research.training.closed_form import needs_no_epochs
 from tl_research.training.optimizer import LBFGS
+from tl_research.training.stage import Stage
 
 if TYPE_CHECKING:
     from tl_research.experiment.experiment import Experiment
-    from tl_research.training.stage import Stage
 
 
 def check_rules(experiment: Experiment) -> None:
@@ -43,7 +43,7 @@ def _transfer_has_stages(experiment: Experiment) -> None:
         if name in allowed and value not in allowed[name]:
             choices = " or ".join(map(str, allowed[name])).lower()
             raise InputError(f"transfer.{name}={value}: should be {choices}")
-        if name not in allowed and type(value).__name__ != "Stage":
+        if name not in allowed and not isinstance(value, Stage):
             raise InputError(f"transfer.{name}={'null' if value is None else value}: should be a stage")
 
 

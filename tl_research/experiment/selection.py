@@ -20,7 +20,6 @@ import numpy as np
 from tl_research.experiment.candidates import Candidate, CandidateRow, Network, judge
 from tl_research.experiment.summary import show_choice
 from tl_research.features.head_inputs import HeadInputs
-from tl_research.features.table import FeatureTable
 from tl_research.models.backbone import Backbone
 from tl_research.models.blocks import multiply_accumulates
 from tl_research.models.combined import Auto, Combined
@@ -143,8 +142,7 @@ class _Selection:
     def _network(self, recipe: Backbone, config: dict[str, Any]) -> Network:
         began = time.perf_counter()
         backbone = recipe.build()
-        note = {"backbone": recipe.name, "weights": str(recipe.weights)}
-        table = FeatureTable(backbone, self.data, self.experiment.features, self.experiment.engine, self.threads, note)
+        table = self.experiment.feature_table(backbone, self.data, self.threads, recipe)
         inputs = HeadInputs(self.run.phase, self.data, table)
         inputs.ensure(validation=True)
         rows = inputs.learned(*SPLITS)[0].reshape(-1, inputs.views, table.row.shape[-1])[self._images]

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
+from tl_research.models.resampling import resize_matrix
 
 if TYPE_CHECKING:
     import keras
@@ -40,9 +39,7 @@ def _resize(size: int, smaller: int, name: str) -> keras.Model:
     same in all."""
     import keras
 
-    weights = np.asarray(
-        Image.fromarray(np.eye(size, dtype=np.float32)).resize((smaller, size), Image.Resampling.BICUBIC)
-    )
+    weights = resize_matrix(size, smaller).T
     layers = [  # the columns first, and no value beyond the range after either, as Pillow does
         keras.layers.EinsumDense("nhwc,wi->nhic", (size, smaller, 3), name="columns", dtype="float32"),
         keras.layers.ReLU(255.0, name="columns_range"),

@@ -48,13 +48,9 @@ def duplicates_table(findings: CheckFindings) -> Table:
 
 def labels_table(findings: CheckFindings) -> Table:
     """List the labels, the most doubtful first."""
+    names, classes = findings.names, findings.data.class_names
     rows = [
-        [
-            findings.names[each.index],
-            findings.class_of(each.index),
-            findings.data.class_names[each.suggested],
-            each.score,
-        ]
+        [names[each.index], findings.class_of(each.index), classes[each.suggested], each.score]
         for each in findings.doubts
     ]
     return ["path", "label", "suggested", "score"], rows
@@ -62,18 +58,8 @@ def labels_table(findings: CheckFindings) -> Table:
 
 def leaks_table(findings: CheckFindings) -> Table:
     """List the pairs that lie in two of the source's splits."""
-    rows = [
-        [
-            *(
-                findings.names[pair.first],
-                _given(findings, pair.first),
-                findings.names[pair.second],
-                _given(findings, pair.second),
-            ),
-            *(pair.kind, pair.score),
-        ]
-        for pair in findings.leaks
-    ]
+    placed = list(zip(findings.names, findings.data.found.given, strict=True))
+    rows = [[*placed[pair.first], *placed[pair.second], pair.kind, pair.score] for pair in findings.leaks]
     return ["path", "split", "other", "other_split", "kind", "score"], rows
 
 
@@ -100,7 +86,3 @@ def findings_as_dict(findings: CheckFindings) -> dict[str, Any]:
         "shortcuts": [asdict(each) | {"is_found": each.is_found} for each in findings.shortcuts],
         "learning_curve": None if growth is None else asdict(growth),
     }
-
-
-def _given(findings: CheckFindings, index: int) -> str:
-    return str(findings.data.found.given[index])

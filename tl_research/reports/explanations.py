@@ -15,6 +15,7 @@ import numpy as np
 from tl_research.errors import InputError
 from tl_research.evaluation.evaluate import THUMBNAIL, as_jpeg
 from tl_research.evaluation.explain import Explainer, Explanation, overlay
+from tl_research.reports.answered import read_answered
 from tl_research.reports.static_page import section, static_page
 from tl_research.runs.run import Run, as_csv
 from tl_research.system.files import write_atomically
@@ -30,13 +31,13 @@ log = logging.getLogger(__name__)
 def doubtful_images(run: Run) -> list[Path]:
     """List test images that a run answered wrongly and most surely, then those it was least sure of. Raises
     `InputError` if it has no answers."""
-    answers = run.answers("predictions.csv")
-    if not answers:
+    answered = read_answered(run.directory)
+    if answered:
+        chosen = [*answered.most_sure_mistakes(MOST_DOUBTFUL), *answered.least_sure(MOST_DOUBTFUL)]
+        return list(dict.fromkeys(Path(answer["path"]) for answer in chosen))
+    if not run.answers("predictions.csv"):
         raise InputError(f"{run.directory}: no predictions.csv; name images to explain")
-    rows = [row for row in answers if row["split"] == "test"]
-    rows.sort(key=lambda row: float(row[f"p_{row['prediction']}"]))
-    wrong = [row for row in reversed(rows) if row["prediction"] != row["label"]][:MOST_DOUBTFUL]
-    return list(dict.fromkeys(Path(row["path"]) for row in [*wrong, *rows[:MOST_DOUBTFUL]]))
+    return []
 
 
 def heat_maps(run: Run, paths: Sequence[Path], seconds: float = MOST_SECONDS) -> dict[str, str]:

@@ -13,19 +13,19 @@ import numpy as np
 
 from tl_research.backend.strategy import broadcast_from_chief
 from tl_research.data.datamodule import DataModule
-from tl_research.data.splits import grouped_parts
-from tl_research.errors import InputError
+from tl_research.data.splits import stratified_parts
 from tl_research.metrics.classification import accuracy_and_loss, direction
 from tl_research.metrics.probabilities import softmax
 from tl_research.models.trainable_plan import resolve_plan
 from tl_research.system.console import silenced
 from tl_research.training.callbacks import BestWeights, EarlyStopping
+from tl_research.training.classifier_state import ClassifierState
 from tl_research.training.loop import TrainLoop
 from tl_research.training.optimizer import LBFGS, GradientOptimizer
 from tl_research.training.stage import Stage
 from tl_research.training.stage_runner import Metrics, StageRunner
 from tl_research.training.summary import show_fold, show_fold_choice
-from tl_research.training.trained_weights import BestEpoch, TrainedWeights, assign_weights, interpolate
+from tl_research.training.trained_weights import BestEpoch, TrainedWeights, Weights, assign_weights, interpolate
 
 FOLDS = 3
 RATES = (1.0, 3.0, 0.3)
@@ -39,7 +39,7 @@ Stages = Sequence[tuple[str, Stage, LBFGS | GradientOptimizer]]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Tuning:
     """A result that fine-tuning may have: after `epochs` of training the backbone (0: the frozen head) at `rate` times
     the stages' learning rates, `alpha` of the way from frozen to tuned weights."""
 
@@ -48,7 +48,7 @@ class Candidate:
     alpha: float = 1.0
 
 
-OutOfFoldLogits = dict[Candidate, np.ndarray]
+OutOfFoldLogits = dict[Tuning, np.ndarray]
 """Logits `(n, k)` of candidates for all images; rows of images that no fold holds out are NaN."""
 
 
@@ -69,15 +69,15 @@ def tune_by_folds(runner: StageRunner, stages: Stages, *, interpolated: bool) ->
     logits = _judge_all(runner, stages, ALPHAS if interpolated else (1.0,))
     scores = {each: accuracy_and_loss(rows[learned], data.labels[learned]) for each, rows in logits.items()}
     choice = _choose(logits, data.labels, learned, monitor)
-    show_fold_choice(choice.rate, choice.epochs, choice.alpha, scores[choice], scores[Candidate()], FOLDS)
+    show_fold_choice(choice.rate, choice.epochs, choice.alpha, scores[choice], scores[Tuning()], FOLDS)
     rows = [[each.rate, each.epochs, each.alpha if each.epochs else 0, *scores[each].values()] for each in scores]
     runner.run.write_csv("folds.csv", ["rate", "epochs", "alpha", *scores[choice]], rows)
-    metrics = {f"frozen_fold_{name}": value for name, value in scores[Candidate()].items()}
+    metrics = {f"frozen_fold_{name}": value for name, value in scores[Tuning()].items()}
     if not choice.epochs:
         metrics |= runner.run_stage(0, *stages[0], last=True) | runner.finish()
     else:
         curve = {each.epochs: scores[each] for each in scores if (each.rate, each.alpha) == (choice.rate, choice.alpha)}
-        metrics |= _refit(runner, stages, choice, curve | {0: scores[Candidate()]})
+        metrics |= _refit(runner, stages, choice, curve | {0: scores[Tuning()]})
         choice = replace(choice, epochs=len(runner.history) - 1)  # fewer where time ran out
         state.held_out = logits[choice][data.indices("val")] if len(data.indices("val")) else None
         state.out_of_fold = logits[choice][learned], data.labels[learned]
@@ -85,18 +85,18 @@ def tune_by_folds(runner: StageRunner, stages: Stages, *, interpolated: bool) ->
     return metrics | {"rate_factor": choice.rate, "tuned_epochs": choice.epochs, "alpha": choice.alpha}
 
 
-def _choose(logits: OutOfFoldLogits, labels: np.ndarray, learned: np.ndarray, monitor: str) -> Candidate:
+def _choose(logits: OutOfFoldLogits, labels: np.ndarray, learned: np.ndarray, monitor: str) -> Tuning:
     """Choose the best candidate, or the frozen head if that one is not better by more than a standard error."""
 
-    def penalties(candidate: Candidate) -> np.ndarray:
+    def penalties(candidate: Tuning) -> np.ndarray:
         probabilities, true = softmax(logits[candidate][learned].astype(np.float64)), labels[learned]
         if monitor == "accuracy":
             return (probabilities.argmax(axis=1) != true).astype(float)
         return -np.log(np.maximum(probabilities[np.arange(len(true)), true], 1e-15))
 
     best = min(logits, key=lambda candidate: float(penalties(candidate).mean()))
-    gain = penalties(Candidate()) - penalties(best)
-    return best if gain.mean() > gain.std() / math.sqrt(len(gain)) else Candidate()
+    gain = penalties(Tuning()) - penalties(best)
+    return best if gain.mean() > gain.std() / math.sqrt(len(gain)) else Tuning()
 
 
 def _monitor(runner: StageRunner) -> str:
@@ -133,23 +133,17 @@ def _judge_all(runner: StageRunner, stages: Stages, alphas: Sequence[float]) -> 
 
 def _folds(data: DataModule, seed: int) -> list[np.ndarray]:
     """Divide training and validation images into stratified parts, groups whole: the indices of each."""
-    from sklearn.model_selection import StratifiedKFold
-
     learned = data.indices("train", "val")
-    labels = data.labels[learned]
-    if data.groups is not None:
-        key = "transfer.choose_by=folds"
-        parts = grouped_parts(labels, data.groups[learned], FOLDS, seed, names=data.class_names, key=key)
-        return [learned[part] for part in parts]
-    counts = np.bincount(labels, minlength=len(data.class_names))
-    if counts.min() < FOLDS:
-        few = data.class_names[int(counts.argmin())]
-        raise InputError(
-            f"transfer.choose_by=folds: class '{few}' has {counts.min()} image(s) to learn from, and there are {FOLDS} "
-            f"folds; add images of it, or give transfer.choose_by=validation"
-        )
-    splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    return [learned[part] for _, part in splitter.split(labels, labels)]
+    parts = stratified_parts(
+        data.labels[learned],
+        FOLDS,
+        seed,
+        names=data.class_names,
+        key="transfer.choose_by=folds",
+        few=f"to learn from, and there are {FOLDS} folds; add images of it, or give transfer.choose_by=validation",
+        groups=None if data.groups is None else data.groups[learned],
+    )
+    return [learned[part] for part in parts]
 
 
 def _judge_fold(
@@ -165,16 +159,16 @@ def _judge_fold(
     fold = replace(runner, callbacks={}, trial=None, deadline=deadline, history=[], best=BestEpoch())
 
     def loop(**options: Any) -> TrainLoop:
-        validate, moving = options["validate"], state.trained
+        validate = options["validate"]
 
         def judge() -> Mapping[str, float]:
             scores, epochs = validate(), 1 + max(each.epochs for each in judged)
-            judged[Candidate(rate, epochs)] = fold.validated
-            tuned = moving.now(state.classifier)
+            judged[Tuning(rate, epochs)] = fold.validated
+            tuned = state.trained.now(state.classifier)
             for alpha in (each for each in alphas if each < 1):
-                assign_weights(state.classifier, interpolate({**moving.before, **frozen}, tuned, alpha))
+                _move_between(state, frozen, tuned, alpha)
                 validate()
-                judged[Candidate(rate, epochs, alpha)] = fold.validated
+                judged[Tuning(rate, epochs, alpha)] = fold.validated
             assign_weights(state.classifier, tuned)
             return scores
 
@@ -185,7 +179,7 @@ def _judge_fold(
         with silenced():
             fold.run_stage(0, *stages[0], last=False)
             frozen = state.trained.now(state.classifier)
-            judged[Candidate()] = state.logits("val")
+            judged[Tuning()] = state.logits("val")
             for number, (name, stage, optimizer) in enumerate(stages[1:], 1):
                 if not fold.is_late:
                     fold.run_stage(number, name, _at_rate(stage, optimizer, rate), optimizer, last=False)
@@ -209,7 +203,7 @@ def _return_to_loaded(runner: StageRunner) -> None:
     resolve_plan(state.classifier, 0)
 
 
-def _refit(runner: StageRunner, stages: Stages, choice: Candidate, curve: Mapping[int, Mapping[str, float]]) -> Metrics:
+def _refit(runner: StageRunner, stages: Stages, choice: Tuning, curve: Mapping[int, Mapping[str, float]]) -> Metrics:
     """Train on training and validation images as the choice says; `curve` are the mean scores of the folds by epoch,
     which the history shows as those of validation."""
     state, data = runner.state, runner.state.data
@@ -236,21 +230,26 @@ def _refit(runner: StageRunner, stages: Stages, choice: Candidate, curve: Mappin
             metrics |= refit.run_stage(number, name, _at_rate(stage, optimizer, choice.rate), optimizer, last=False)
     tuned = state.trained.now(state.classifier)
     if choice.alpha < 1:
-        assign_weights(state.classifier, interpolate({**state.trained.before, **frozen}, tuned, choice.alpha))
+        _move_between(state, frozen, tuned, choice.alpha)
     state.data = data
     last = refit.history[-1]
     return metrics | {"best_stage": last["stage"], "best_epoch": last["epoch"]}
 
 
-def interpolate_by_validation(runner: StageRunner, frozen: Mapping[int, np.ndarray]) -> Metrics:
+def interpolate_by_validation(runner: StageRunner, frozen: Weights) -> Metrics:
     """Move the classifier to the share of the way from `frozen` to tuned weights at which validation is best."""
     state, monitor = runner.state, _monitor(runner)
     tuned, labels = state.trained.now(state.classifier), state.data.labels[state.data.indices("val")]
     sign = 1 if direction(monitor) == "min" else -1
     values: dict[float, float] = {}
     for alpha in sorted(ALPHAS, reverse=True):  # of equal ones the tuned
-        assign_weights(state.classifier, interpolate({**state.trained.before, **frozen}, tuned, alpha))
+        _move_between(state, frozen, tuned, alpha)
         values[alpha] = sign * accuracy_and_loss(state.logits("val"), labels)[monitor]
     alpha = min(values, key=values.__getitem__)
-    assign_weights(state.classifier, interpolate({**state.trained.before, **frozen}, tuned, alpha))
+    _move_between(state, frozen, tuned, alpha)
     return {"alpha": alpha}
+
+
+def _move_between(state: ClassifierState, frozen: Weights, tuned: Weights, share: float) -> None:
+    """Put the classifier a share of the way from its weights with a frozen backbone to the tuned ones."""
+    assign_weights(state.classifier, interpolate({**state.trained.before, **frozen}, tuned, share))

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from tl_research.errors import InputError
 from tl_research.models.networks.vision_transformer import Architecture
+from tl_research.models.resampling import resize_matrix
 from tl_research.models.weights.safetensors_file import read_safetensors
 from tl_research.models.weights.torch_file import read_torch
 
@@ -164,7 +164,5 @@ def interpolate_positions(positions: np.ndarray, grid: int) -> np.ndarray:
     side = math.isqrt(len(positions))
     if side == grid:
         return positions
-    # What Pillow makes of the unit vectors are the weights of its resampling, which torch's antialiased one copies.
-    units = Image.fromarray(np.eye(side, dtype=np.float32))
-    weights = np.asarray(units.resize((side, grid), Image.Resampling.BICUBIC))
+    weights = resize_matrix(side, grid)  # torch's antialiased one copies Pillow's
     return np.einsum("ai,bj,ijd->abd", weights, weights, positions.reshape(side, side, -1)).reshape(grid**2, -1)
