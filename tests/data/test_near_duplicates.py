@@ -60,6 +60,17 @@ def test_blocks_nominate_what_all_products_would(monkeypatch: pytest.MonkeyPatch
         assert np.allclose(cosines[rows[:, None], neighbours], values, atol=1e-5)
 
 
+@pytest.mark.parametrize(("cosine", "is_found"), [(0.9, True), (0.64, False)])
+def test_features_and_pixels_must_agree_together(cosine: float, is_found: bool) -> None:
+    features = np.eye(8, dtype=np.float32)
+    features[7] = cosine * features[0] + np.sqrt(1 - cosine**2) * features[7]
+    turned = CHANGES["turn"](picture(0))
+    greys = np.stack([*(grey(picture(n)) for n in range(7)), grey(turned)])
+    assert 0.95 < best_correlation(greys[0], greys[7], 0.6) < 1
+    found = [(pair.first, pair.second) for pair in near_pairs(features, greys, np.full(8, 0.6))]
+    assert found == ([(0, 7)] if is_found else [])
+
+
 def test_pairs_are_found_once_and_make_groups() -> None:
     pictures = [grey(picture(n)) for n in range(6)]
     features = np.eye(6, dtype=np.float32)[[0, 1, 2, 3, 4, 5, 0, 1]]

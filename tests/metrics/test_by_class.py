@@ -7,11 +7,13 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from tl_research.metrics.by_class import curves_by_class, scores_by_class
+from tl_research.metrics.intervals import wilson
 
 
 def test_scores_of_each_class_have_an_interval() -> None:
     first, second, absent, untold = scores_by_class(np.array([0, 0, 0, 1, 3]), np.array([0, 0, 1, 1, 1]), 4)
     assert (first["count"], first["precision"], first["recall"], first["f1"]) == (3, 1.0, 2 / 3, 0.8)
+    assert (first["recall_low"], first["recall_high"]) == wilson(2 / 3, 3)
     assert 0 < first["recall_low"] < 2 / 3 < first["recall_high"] < 1
     assert (second["precision"], second["recall"]) == (1 / 3, 1.0)
     assert (absent["count"], absent["recall"], absent["recall_low"]) == (0, None, None)

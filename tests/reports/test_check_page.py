@@ -65,7 +65,8 @@ def test_the_page_escapes_names_and_writes_ignore_lines(findings: CheckFindings,
 def test_later_runs_know_which_test_images_leak(findings: CheckFindings, tmp_path: Path) -> None:
     data, digests = findings.data, [digest.hex() for digest in findings.data.digests]
     assert without_leaks(np.eye(2)[[1, 1, 1, 0]], data, tmp_path) == {}
-    remember_duplicates(tmp_path, data.dataset, [(digests[2], digests[8])])
+    two_of_the_test = digests[9], digests[10]
+    remember_duplicates(tmp_path, data.dataset, [(digests[2], digests[8]), two_of_the_test])
     assert leaking(tmp_path, data).tolist() == [True, False, False, False]
     told = without_leaks(np.eye(2)[[1, 1, 1, 0]], data, tmp_path)
     assert told == {"num_test_leaks": 1, "test_accuracy_without_leaks": pytest.approx(2 / 3)}

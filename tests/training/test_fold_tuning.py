@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import draw_noise, draw_tree
 from tl_research import InputError, Run, compose
+from tl_research.training.fold_tuning import Tuning, choose_tuning
 from tl_research.training.trained_weights import interpolate
 
 TUNED = [
@@ -53,6 +54,17 @@ def test_half_of_the_way_is_the_mean() -> None:
 def test_what_cannot_be_chosen_so_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         compose([*TUNED, "data.root=PHOTOS", *overrides])
+
+
+@pytest.mark.parametrize("monitor", ["loss", "accuracy"])
+@pytest.mark.parametrize(("better", "worse", "is_tuned"), [(30, 0, True), (3, 2, False), (0, 0, False)])
+def test_tuning_must_gain_more_than_a_standard_error(monitor: str, better: int, worse: int, is_tuned: bool) -> None:
+    """Of 100 images, so many are answered rightly by one of both alone."""
+    labels, right, wrong = np.zeros(100, int), [2.0, 0.0], [0.0, 2.0]
+    frozen, tuned = np.tile(right, (100, 1)), np.tile(right, (100, 1))
+    frozen[:better], tuned[better : better + worse] = wrong, wrong
+    logits = {Tuning(): frozen, (other := Tuning(epochs=2)): tuned}
+    assert choose_tuning(logits, labels, np.arange(100), monitor) == (other if is_tuned else Tuning())
 
 
 @pytest.mark.slow

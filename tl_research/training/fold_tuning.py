@@ -68,7 +68,7 @@ def tune_by_folds(runner: StageRunner, stages: Stages, *, interpolated: bool) ->
     learned, monitor = data.indices("train", "val"), _monitor(runner)
     logits = _judge_all(runner, stages, ALPHAS if interpolated else (1.0,))
     scores = {each: accuracy_and_loss(rows[learned], data.labels[learned]) for each, rows in logits.items()}
-    choice = _choose(logits, data.labels, learned, monitor)
+    choice = choose_tuning(logits, data.labels, learned, monitor)
     show_fold_choice(choice.rate, choice.epochs, choice.alpha, scores[choice], scores[Tuning()], FOLDS)
     rows = [[each.rate, each.epochs, each.alpha if each.epochs else 0, *scores[each].values()] for each in scores]
     runner.run.write_csv("folds.csv", ["rate", "epochs", "alpha", *scores[choice]], rows)
@@ -85,8 +85,9 @@ def tune_by_folds(runner: StageRunner, stages: Stages, *, interpolated: bool) ->
     return metrics | {"rate_factor": choice.rate, "tuned_epochs": choice.epochs, "alpha": choice.alpha}
 
 
-def _choose(logits: OutOfFoldLogits, labels: np.ndarray, learned: np.ndarray, monitor: str) -> Tuning:
-    """Choose the best candidate, or the frozen head if that one is not better by more than a standard error."""
+def choose_tuning(logits: OutOfFoldLogits, labels: np.ndarray, learned: np.ndarray, monitor: str) -> Tuning:
+    """Choose the candidate that is best on the images `learned`, or the frozen head if that one is not better by more
+    than a standard error. `monitor` is `loss` or `accuracy`."""
 
     def penalties(candidate: Tuning) -> np.ndarray:
         probabilities, true = softmax(logits[candidate][learned].astype(np.float64)), labels[learned]
