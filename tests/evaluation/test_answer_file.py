@@ -107,6 +107,8 @@ def test_an_unknown_or_busy_table_is_refused(output: Path) -> None:
 
 @pytest.mark.parametrize(("format_", "line"), [("csv", "a,b\n"), ("jsonl", "x\n"), ("jsonl", "[]\n"), ("parquet", "x")])
 def test_a_changed_table_is_refused(tmp_path: Path, format_: Any, line: str) -> None:
+    if format_ == "parquet":
+        pytest.importorskip("pyarrow")
     output = tmp_path / "answers"
     write(answer_file(output, "jsonl"), ROWS)
     output.write_text(line)
