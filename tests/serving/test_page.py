@@ -88,8 +88,9 @@ def test_a_dropped_photograph_is_answered_with_its_map(page: Page) -> None:
 
 
 def test_everything_is_reached_by_keyboard_and_named(page: Page) -> None:
-    page.keyboard.press("Tab")
     with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == "choose"  # by now the browser tells of choosers, too
         page.keyboard.press("Enter")
     chooser.value.set_files(PHOTO)
     page.wait_for_selector(ANSWERED)
