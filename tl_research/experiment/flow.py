@@ -21,6 +21,7 @@ from tl_research.data.summary import describe_data, show_data
 from tl_research.errors import InputError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
 from tl_research.experiment.full_check import check_run, without_leaks
+from tl_research.experiment.head_selection import choose_head
 from tl_research.experiment.outcome import closing_callbacks, record_outcome
 from tl_research.experiment.run_transfer import run_stages, run_transfer
 from tl_research.experiment.scaling import compare_scaling
@@ -95,6 +96,7 @@ def rehearse(experiment: Experiment, loops: Mapping[str, Callable[..., TrainLoop
         experiment, threads = _begin_and_choose(experiment, run, data)
         with _stage_runner(experiment, run, data, threads) as runner:
             runner.loops = loops
+            experiment = choose_head(experiment, run, runner)
             run_stages(experiment, run, runner)
 
 
@@ -168,6 +170,7 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
     trains = any(stage.trains_backbone for stage in experiment.stages.values())  # which gets half of the time
     experiment, threads = _begin_and_choose(experiment, run, data, began + seconds / (2 if trains else 1))
     with _stage_runner(experiment, run, data, threads, began + seconds) as runner:
+        experiment = choose_head(experiment, run, runner)
         if experiment.data.check == "full":
             with run.phase("check"):
                 check_run(experiment, runner.state.features, run.directory / "check")

@@ -35,6 +35,7 @@ _IRRELEVANT = (
     "shard",
     "verbose",
     "backbone.chosen",
+    "head.chosen",
     "callbacks.mlflow",
     "data.cache",
     "data.check",
@@ -55,6 +56,7 @@ _LATER = {
     "transfer.choose_by": "validation",
     "transfer.interpolate": False,
     "backbone.layer": None,
+    "head.whiten": False,
     "trainer.class_weights": None,
     "trainer.logit_adjustment": 0.0,
     **dict.fromkeys(
