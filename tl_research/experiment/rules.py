@@ -205,7 +205,7 @@ def _head_can_be_chosen(experiment: Experiment) -> None:
         raise ValueError("head=auto compares heads that need no epochs; add optimizer=lbfgs, or name a head")
     heads, why = fitting_heads(experiment)
     if not heads:
-        raise ValueError(f"head.among=[{','.join(experiment.head.among)}]: {why or 'give one or more'}; add linear")
+        raise ValueError(f"head.among=[{','.join(experiment.head.among)}]: {why}; add linear")
 
 
 def _shard_is_a_part(experiment: Experiment) -> None:

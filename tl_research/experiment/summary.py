@@ -110,11 +110,8 @@ def show_choice(rows: Sequence[CandidateRow], why: str, what: str) -> None:
         interval = "-" if row.low is None else f"{row.low:.3f} - {row.high:.3f}"
         behind = f"{row.behind:.3f} ({row.behind_low:.3f} to {row.behind_high:.3f})" if row.behind else ""
         accuracy = "-" if row.accuracy is None else f"{row.accuracy:.3f}"
-        numbers = (
-            f"{row.seconds:.1f}",
-            f"{row.parameters:,}",
-            f"{row.operations / 1e9:.2f} G" if row.operations > 1e7 else f"{row.operations / 1e6:.2f} M",
-        )
+        size, unit = (row.operations / 1e9, "G") if row.operations > 1e7 else (row.operations / 1e3, "k")
+        numbers = f"{row.seconds:.1f}", f"{row.parameters:,}", f"{size:.2f} {unit}"
         table.add_row(row.name, loss, interval, behind, accuracy, *numbers, row.note)
     show_table(table)
     show(why)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import override
 
+from tl_research.errors import InputError
 from tl_research.recipe import Positive, Share, recipe
 
 if TYPE_CHECKING:
     import keras
 
     from tl_research.models.nearest import Whitening
+
+
+KINDS = "linear", "prototype", "knn"
+"""The heads that need no epochs."""
 
 
 @recipe
@@ -146,8 +151,16 @@ class AutoHead(DirectHead):
     """The best of several kinds of head, `among`, on the images of a run, which writes into its configuration what was
     `chosen`; see `experiment.head_selection`. Prototypes and neighbours are looked at with and without whitening."""
 
-    among: tuple[Literal["linear", "prototype", "knn"], ...] = ("linear", "prototype", "knn")
+    among: tuple[str, ...] = KINDS
     chosen: Any = None
+
+    @model_validator(mode="after")
+    def _are_heads_without_epochs(self) -> Self:
+        other = next((name for name in self.among if name not in KINDS), None)
+        if other or not self.among:
+            why = f"{other} is none of them" if other else "there is nothing to choose among"
+            raise InputError(f"head.among=[{','.join(self.among)}]: {why}; give some of {', '.join(KINDS)}")
+        return self
 
     @property
     def candidates(self) -> list[Head]:
