@@ -2,7 +2,8 @@
 
     python -m benchmarks choose [--data stamps=FOLDER,demo,sauce,demo5] [--seeds 5] [--ways default,auto] [--cache DIR]
 
-`demo5` are the demo's images with 5 a class to learn from, and so on (`stamps5=FOLDER`, too). Each row has means over seeds of cross-validated
+`demo5` are the demo's images with 5 a class to learn from, and so on (`stamps5=FOLDER`, too). Each row has means over
+seeds of cross-validated
 log loss and test accuracy, their differences from the default with 95 % intervals paired over seeds (Student), and
 the median of the seconds. One store serves all: the first way that needs a row computes it.
 """

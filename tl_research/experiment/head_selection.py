@@ -45,24 +45,27 @@ def choose_head(experiment: Experiment, run: Run, runner: StageRunner) -> Experi
     fitting, reason = fitting_heads(experiment)
     heads = {_name(head): head for head in fitting}
     selection = read_selection(run.directory)
-    name = selection.get("head", {}).get("chosen") if run.resumes else None
-    if name is None:
-        with run.phase("selection"):
-            candidates = list(_look(experiment, runner, heads))
-            chosen, rows, why = judge(candidates, _groups(experiment, runner))
-        name, why = chosen.name, f"{why}; {reason}" if reason else why
+    earlier = selection.get("head", {}).get("chosen") if run.resumes else None
+    with run.phase("selection"):
+        candidates = list(_look(experiment, runner, {earlier: heads[earlier]} if earlier else heads))
+    chosen = candidates[0]
+    if not earlier:
+        chosen, rows, why = judge(candidates, _groups(experiment, runner))
+        why = f"{why}; {reason}" if reason else why
         show_choice(rows, why, "head")
-        said = {"chosen": name, "why": why, "candidates": [asdict(row) for row in rows]}
+        said = {"chosen": chosen.name, "why": why, "candidates": [asdict(row) for row in rows]}
         run.write_json("selection.json", selection | {"head": said})
-        if isinstance(heads[name], DirectHead) and chosen.validated.log_losses:
-            run.metrics |= {"cv_accuracy": chosen.validated.accuracy, "cv_loss": chosen.loss}
-    head = heads[name]
-    run.metrics |= {"head": "auto", "chosen_head": name}
-    config = experiment.config["head"] | {
-        "chosen": {"_target_": f"tl_research.targets.{type(head).__name__}"} | asdict(head)
-    }
-    experiment = replace(experiment, head=head, config=experiment.config | {"head": config})
-    run.write_config(experiment.config)
+    head = heads[chosen.name]
+    run.metrics |= {"head": "auto", "chosen_head": chosen.name}
+    if isinstance(head, DirectHead) and chosen.validated.log_losses:
+        run.metrics |= {"cv_accuracy": chosen.validated.accuracy, "cv_loss": chosen.loss}
+        runner.state.out_of_fold = chosen.validated.out_of_fold
+    described = {"_target_": f"tl_research.targets.{type(head).__name__}"} | asdict(head)
+    config = experiment.config | {"head": experiment.config["head"] | {"chosen": described}}
+    run.write_config(config)
+    # With an ensemble this head stays on the frozen backbone, and stages may follow that it could not learn in.
+    is_final = not experiment.transfer.get("ensemble")
+    experiment = replace(experiment, head=head if is_final else experiment.head, config=config)
     runner.head_recipe = head
     if not isinstance(head, DirectHead):
         keras.utils.set_random_seed(runner.seed)

@@ -41,7 +41,7 @@ def test_images_choose_nothing(monitor: Any) -> Any:
 
 
 def _transfer_has_stages(experiment: Experiment) -> None:
-    allowed = {"choose_by": ("validation", "folds"), "interpolate": (False, True)}
+    allowed = {"choose_by": ("validation", "folds"), "interpolate": (False, True), "ensemble": (False, True)}
     for name, value in experiment.transfer.items():
         if name in allowed and value not in allowed[name]:
             choices = " or ".join(map(str, allowed[name])).lower()
@@ -168,6 +168,15 @@ def _tuning_starts_from_a_head(experiment: Experiment) -> None:
         raise ValueError(f"{key} compares with a head that is solved; add optimizer=lbfgs head=linear")
 
 
+def _ensemble_is_chosen_out_of_fold(experiment: Experiment) -> None:
+    if not experiment.transfer.get("ensemble"):
+        return
+    if experiment.transfer.get("choose_by") != "folds":
+        raise ValueError("transfer.ensemble=true compares answers out of fold; add transfer.choose_by=folds")
+    if experiment.trainer.distribution != "none":
+        raise ValueError("transfer.ensemble=true trains on one device; add trainer.distribution=none")
+
+
 def _auto_can_choose(experiment: Experiment) -> None:
     if not isinstance(experiment.backbone, Auto):
         return
@@ -187,6 +196,8 @@ def fitting_heads(experiment: Experiment) -> tuple[list[Head], str]:
     if trainer.class_weights or trainer.logit_adjustment:
         key = "class_weights" if trainer.class_weights else "logit_adjustment"
         return linear, f"trainer.{key} counts in a loss, and only a linear head has one"
+    if experiment.transfer.get("ensemble"):  # the tuned classifier has a head of its own
+        return heads, ""
     if experiment.transfer.get("choose_by") == "folds":
         return linear, "transfer.choose_by=folds starts from a linear head"
     if any(stage.trains_backbone for stage in experiment.stages.values()):
@@ -229,6 +240,7 @@ RULES: tuple[Callable[[Experiment], None], ...] = (
     _best_epoch_has_one_monitor,
     _something_is_validated,
     _tuning_starts_from_a_head,
+    _ensemble_is_chosen_out_of_fold,
     _shard_is_a_part,
     _auto_can_choose,
     _head_can_be_chosen,

@@ -55,6 +55,7 @@ _LATER = {
     **dict.fromkeys(("optimizer.average", "transfer.head.optimizer.average"), False),
     "transfer.choose_by": "validation",
     "transfer.interpolate": False,
+    "transfer.ensemble": False,
     "backbone.layer": None,
     "head.whiten": False,
     "trainer.class_weights": None,

@@ -3,6 +3,7 @@ training the backbone helped; in folds each training and validation image judges
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,10 @@ from tl_research.training.optimizer import LBFGS, GradientOptimizer
 from tl_research.training.stage import Stage
 from tl_research.training.stage_runner import Metrics, StageRunner
 from tl_research.training.summary import show_fold, show_fold_choice
+from tl_research.training.time_limit import TooSlowError, in_time
 from tl_research.training.trained_weights import BestEpoch, TrainedWeights, Weights, assign_weights, interpolate
+
+log = logging.getLogger(__name__)
 
 FOLDS = 3
 RATES = (1.0, 3.0, 0.3)
@@ -58,8 +62,9 @@ def tune_by_folds(runner: StageRunner, stages: Stages, *, interpolated: bool) ->
     metrics. The first stage solves the head, the others train the backbone. The frozen head stays unless fine-tuning is
     better by more than a standard error of the difference.
 
-    The folds may take two thirds of the time that is left until the runner's deadline. Nothing is saved on the way: a
-    run that is interrupted begins anew.
+    The folds may take two thirds of the time that is left until the runner's deadline; the frozen head stays where the
+    first updates show that one epoch in each and one of the final fit would take longer than all of it. Nothing is
+    saved on the way: a run that is interrupted begins anew.
 
     Raises:
         InputError: a class has too few images, or groups, for the folds.
@@ -122,12 +127,17 @@ def _judge_all(runner: StageRunner, stages: Stages, alphas: Sequence[float]) -> 
         for number, held_out in enumerate(folds, 1):
             share = (number / len(folds)) * 2 / 3 if not complete else 1.0
             deadline = began + share * (runner.deadline - began) if math.isfinite(runner.deadline) else math.inf
-            for candidate, rows in _judge_fold(runner, stages, held_out, rate, alphas, deadline).items():
+            if number > 1 and not any(each.epochs for each in judged):
+                deadline = began  # no fold judges what another had no time for
+            limit = runner.deadline if number == 1 and not complete else math.inf
+            for candidate, rows in _judge_fold(runner, stages, held_out, rate, alphas, deadline, limit).items():
                 judged.setdefault(candidate, np.full(shape, np.nan, np.float32))[held_out] = rows
             show_fold(number, len(folds), rate)
         learned = data.indices("train", "val")
         complete = {each: rows for each, rows in judged.items() if not np.isnan(rows[learned]).any()} | complete
         spent = time.monotonic() - started
+        if not any(each.epochs for each in complete):
+            break
     # Equal candidates go by their order: the frozen head, then the stages' own rate.
     return dict(sorted(complete.items(), key=lambda item: (item[0].epochs > 0, RATES.index(item[0].rate))))
 
@@ -148,10 +158,16 @@ def _folds(data: DataModule, seed: int) -> list[np.ndarray]:
 
 
 def _judge_fold(
-    runner: StageRunner, stages: Stages, held_out: np.ndarray, rate: float, alphas: Sequence[float], deadline: float
+    runner: StageRunner,
+    stages: Stages,
+    held_out: np.ndarray,
+    rate: float,
+    alphas: Sequence[float],
+    deadline: float,
+    limit: float,
 ) -> OutOfFoldLogits:
-    """Train on all other images than `held_out`; return each candidate's logits for these. The classifier is left as it
-    was loaded."""
+    """Train on all other images than `held_out`, until `deadline`; return each candidate's logits for these. The
+    classifier is left as it was loaded. The backbone stays frozen where all folds would need longer than `limit`."""
     state, data = runner.state, runner.state.data
     split_of = np.where(data.split_of == "val", "train", data.split_of)
     split_of[held_out] = "val"
@@ -173,17 +189,22 @@ def _judge_fold(
             assign_weights(state.classifier, tuned)
             return scores
 
-        return TrainLoop(**options | {"validate": judge, "save": lambda *_: None})
+        # Each fold and the final fit, on all images, need an epoch.
+        epochs = FOLDS + FOLDS / (FOLDS - 1)
+        batches = in_time(options["batches"], options["batches_per_epoch"], epochs, limit)
+        return TrainLoop(**options | {"batches": batches, "validate": judge, "save": lambda *_: None})
 
     fold.loops = {name: loop for name, *_ in stages}
     try:
-        with silenced():
+        with silenced(bars=False):
             fold.run_stage(0, *stages[0], last=False)
             frozen = state.trained.now(state.classifier)
             judged[Tuning()] = state.logits("val")
             for number, (name, stage, optimizer) in enumerate(stages[1:], 1):
                 if not fold.is_late:
                     fold.run_stage(number, name, _at_rate(stage, optimizer, rate), optimizer, last=False)
+    except TooSlowError as error:
+        log.warning("%s, and each of %d folds needs one: there is no time to fine-tune", error, FOLDS)
     finally:
         _return_to_loaded(runner)
         state.data = data
