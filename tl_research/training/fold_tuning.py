@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from tl_research.models.trainable_plan import resolve_plan
 from tl_research.system.console import silenced
 from tl_research.training.callbacks import BestWeights, EarlyStopping
 from tl_research.training.classifier_state import ClassifierState
+from tl_research.training.logistic_regression import OutOfFold
 from tl_research.training.loop import TrainLoop
 from tl_research.training.optimizer import LBFGS, GradientOptimizer
 from tl_research.training.stage import Stage
@@ -56,11 +57,14 @@ OutOfFoldLogits = dict[Tuning, np.ndarray]
 """Logits `(n, k)` of candidates for all images; rows of images that no fold holds out are NaN."""
 
 
-def tune_by_folds(runner: StageRunner, stages: Stages, *, interpolated: bool) -> Metrics:
+def tune_by_folds(
+    runner: StageRunner, stages: Stages, *, interpolated: bool, worth: Callable[[OutOfFold], bool] | None = None
+) -> Metrics:
     """Train all stages in `FOLDS` folds of the training and validation images, choose epochs, learning rate and, where
     `interpolated`, the share of the way by the mean out-of-fold score, and train so on all of these images; return the
     metrics. The first stage solves the head, the others train the backbone. The frozen head stays unless fine-tuning is
-    better by more than a standard error of the difference.
+    better by more than a standard error of the difference. With `worth`, which judges the out-of-fold logits of the
+    choice, another classifier stays, and this one is not fitted unless it is worth it.
 
     The folds may take two thirds of the time that is left until the runner's deadline; the frozen head stays where the
     first updates show that one epoch in each and one of the final fit would take longer than all of it. Nothing is
@@ -74,13 +78,15 @@ def tune_by_folds(runner: StageRunner, stages: Stages, *, interpolated: bool) ->
     logits = _judge_all(runner, stages, ALPHAS if interpolated else (1.0,))
     scores = {each: accuracy_and_loss(rows[learned], data.labels[learned]) for each, rows in logits.items()}
     choice = choose_tuning(logits, data.labels, learned, monitor)
+    if worth and not worth((logits[choice][learned], data.labels[learned])):
+        choice = Tuning()
     show_fold_choice(choice.rate, choice.epochs, choice.alpha, scores[choice], scores[Tuning()], FOLDS)
     rows = [[each.rate, each.epochs, each.alpha if each.epochs else 0, *scores[each].values()] for each in scores]
     runner.run.write_csv("folds.csv", ["rate", "epochs", "alpha", *scores[choice]], rows)
     metrics = {f"frozen_fold_{name}": value for name, value in scores[Tuning()].items()}
-    if not choice.epochs:
+    if not choice.epochs and not worth:
         metrics |= runner.run_stage(0, *stages[0], last=True) | runner.finish()
-    else:
+    elif choice.epochs:
         curve = {each.epochs: scores[each] for each in scores if (each.rate, each.alpha) == (choice.rate, choice.alpha)}
         metrics |= _refit(runner, stages, choice, curve | {0: scores[Tuning()]})
         choice = replace(choice, epochs=len(runner.history) - 1)  # fewer where time ran out

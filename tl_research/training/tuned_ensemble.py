@@ -23,25 +23,31 @@ def tune_beside(runner: StageRunner, tuner: StageRunner, stages: Stages, *, inte
     A second network costs twice the time of an answer, so each must be better by more than a standard error of the
     paired difference of log losses: the tuned than the frozen, the mean (as in Caruana et al. 2004) than both.
     """
-    frozen_metrics = runner.run_stage(0, *stages[0], last=True) | runner.finish()
-    history, frozen = list(runner.history), runner.state.out_of_fold
-    tuned_metrics = tune_by_folds(tuner, stages, interpolated=interpolated)
-    tuned = tuner.state.out_of_fold
-    members = ["frozen"]
-    if tuned_metrics["tuned_epochs"] and tuned is not None:
-        is_paired = frozen is not None and len(frozen[1]) == len(tuned[1])
-        members = choose_members(frozen, tuned) if is_paired and frozen is not None else ["tuned"]
-        show_members(members)
-    if "tuned" in members:
-        runner.state = _joined(runner.state, tuner.state, frozen, tuned) if len(members) > 1 else tuner.state
-        return frozen_metrics | tuned_metrics | {"members": members}
-    runner.run.write_history(history)
-    return tuned_metrics | frozen_metrics | {"members": members}
+    metrics = runner.run_stage(0, *stages[0], last=True) | runner.finish()
+    history, frozen, members = list(runner.history), runner.state.out_of_fold, ["frozen"]
+
+    def worth(tuned: OutOfFold) -> bool:
+        nonlocal members
+        members = choose_members(frozen, tuned)
+        return "tuned" in members
+
+    tuned_metrics = tune_by_folds(tuner, stages, interpolated=interpolated, worth=worth)
+    if tuned_metrics["tuned_epochs"]:
+        metrics |= tuned_metrics
+        runner.state = _joined(runner.state, tuner.state) if len(members) > 1 else tuner.state
+    else:
+        members, metrics = ["frozen"], tuned_metrics | metrics
+        runner.run.write_history(history)
+    show_members(members)
+    return metrics | {"members": members}
 
 
-def choose_members(frozen: OutOfFold, tuned: OutOfFold) -> list[str]:
-    """Choose `frozen`, `tuned` or both from their out-of-fold logits `(n, k)` for the same images."""
-    labels = frozen[1]
+def choose_members(frozen: OutOfFold | None, tuned: OutOfFold) -> list[str]:
+    """Choose `frozen`, `tuned` or both from their out-of-fold logits `(n, k)` for the same images; `tuned` where there
+    are none for the frozen head, or for some of the images only."""
+    if frozen is None or len(frozen[1]) != len(tuned[1]):
+        return ["tuned"]
+    labels = tuned[1]
     of_each = [softmax(logits.astype(np.float64)) for logits, _ in (frozen, tuned)]
     choices = {("frozen",): of_each[0], ("tuned",): of_each[1], ("frozen", "tuned"): (of_each[0] + of_each[1]) / 2}
     losses = {key: -np.log(np.maximum(p[np.arange(len(labels)), labels], 1e-15)) for key, p in choices.items()}
@@ -53,16 +59,16 @@ def choose_members(frozen: OutOfFold, tuned: OutOfFold) -> list[str]:
     return list(chosen)
 
 
-def _joined(
-    frozen_state: ClassifierState, tuned_state: ClassifierState, frozen: OutOfFold, tuned: OutOfFold
-) -> ClassifierState:
+def _joined(frozen: ClassifierState, tuned: ClassifierState) -> ClassifierState:
     """Make one classifier of both, with the mean of their out-of-fold probabilities."""
-    data = frozen_state.data
-    ensemble = build_ensemble([frozen_state.classifier, tuned_state.classifier])
-    state = ClassifierState.of_model(ensemble, data, frozen_state.threads, frozen_state.phase)
-    state.features = frozen_state.features
-    mean = np.log(np.maximum((softmax(frozen[0]) + softmax(tuned[0])) / 2, 1e-30)).astype(np.float32)
-    state.out_of_fold = mean, frozen[1]
+    data, ensemble = frozen.data, build_ensemble([frozen.classifier, tuned.classifier])
+    state = ClassifierState.of_model(ensemble, data, frozen.threads, frozen.phase)
+    state.features = frozen.features
+    assert frozen.out_of_fold is not None
+    assert tuned.out_of_fold is not None
+    mean = np.mean([softmax(each.out_of_fold[0]) for each in (frozen, tuned)], axis=0)
+    logits = np.log(np.maximum(mean, 1e-30)).astype(np.float32)
+    state.out_of_fold = logits, frozen.out_of_fold[1]
     if len(data.indices("val")):
-        state.held_out = mean[np.isin(data.indices("train", "val"), data.indices("val"))]
+        state.held_out = logits[np.isin(data.indices("train", "val"), data.indices("val"))]
     return state
