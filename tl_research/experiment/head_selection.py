@@ -113,5 +113,5 @@ def _images(experiment: Experiment, runner: StageRunner) -> np.ndarray:
 
 
 def _groups(experiment: Experiment, runner: StageRunner) -> np.ndarray | None:
-    groups = runner.state.inputs.groups(*SPLITS)
-    return None if groups is None else groups[_images(experiment, runner)]
+    data = runner.state.data
+    return data.kept_together(data.indices(*SPLITS)[_images(experiment, runner)])

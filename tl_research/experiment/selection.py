@@ -95,8 +95,8 @@ class _Selection:
 
     @property
     def groups(self) -> np.ndarray | None:
-        """The group of each image that chooses."""
-        return None if self.data.groups is None else self.data.groups[self.data.indices(*SPLITS)][self._images]
+        """What folds may not divide, for each image that chooses."""
+        return self.data.kept_together(self.data.indices(*SPLITS)[self._images])
 
     def look(self) -> Iterator[NetworkCandidate]:
         """Yield the default, then single networks from the smallest file of weights, then the best with others beside
