@@ -41,7 +41,7 @@ class EpochBudget:
 
         def timed(epoch: int, skip: int) -> Iterator[Any]:
             second = 0.0
-            with closing(batches(epoch, skip)) as source:
+            with closing(batches(epoch, skip)) as source:  # type: ignore[type-var]
                 for number, batch in enumerate(source):
                     if number == 1:  # the first update is compiled
                         second = time.monotonic()

@@ -66,7 +66,7 @@ def _joined(frozen: ClassifierState, tuned: ClassifierState) -> ClassifierState:
     state.features = frozen.features
     assert frozen.out_of_fold is not None
     assert tuned.out_of_fold is not None
-    mean = np.mean([softmax(each.out_of_fold[0]) for each in (frozen, tuned)], axis=0)
+    mean = np.mean([softmax(logits) for logits, _ in (frozen.out_of_fold, tuned.out_of_fold)], axis=0)
     logits = np.log(np.maximum(mean, 1e-30)).astype(np.float32)
     state.out_of_fold = logits, frozen.out_of_fold[1]
     if len(data.indices("val")):
