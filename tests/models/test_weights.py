@@ -151,21 +151,6 @@ def test_an_unknown_suffix_is_refused_naming_known_ones(tmp_path, name):
         weights.load_file(SimpleNamespace(name="any"), tmp_path / name)
 
 
-def test_a_real_network_loads_from_a_nested_classifier(tmp_path):
-    import keras
-
-    def mobilenet():
-        return keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, include_top=False, weights=None)
-
-    source = fill(mobilenet())
-    image = keras.Input((32, 32, 3))
-    keras.Model(image, head(source(image))).save(tmp_path / "classifier.keras")
-    target = mobilenet()
-    assert len(weights.load_file(target, tmp_path / "classifier.keras")) == 2
-    for actual, expected_weights in zip(target.get_weights(), source.get_weights(), strict=True):
-        np.testing.assert_array_equal(actual, expected_weights)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_inception_with_numbered_names_loads_every_format(tmp_path, suffix):
