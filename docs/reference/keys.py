@@ -20,8 +20,6 @@ WHOLE = ("job_logging", "hydra_logging")  # mappings whose keys are not ours
 KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
 RANGES = {
     "optimizer": "an option of `optimizer`, or null",
-    "setup": "a list of lines, or null",
-    "additional_parameters": "names and values",
     "params": "names and values",
     "choose_by": "'validation' or 'folds'",
     "sampler": "'tpe' or 'random'",

@@ -109,8 +109,6 @@ def test_a_failed_job_ends_no_other_and_sets_the_exit_status(cwd: Path, tmp_path
     ("arguments", "told"),
     [
         (["head.droput=0.1"], ["head.droput", "head.dropout"]),
-        (["-m", "seed=0,1", "trainer.batch_size=0"], ["trainer.batch_size=0", "1"]),
-        (["data=folder", "data.root=nowhere"], ["nowhere", "does not exist", "train/CLASS"]),
         (["backbone=saved"], ["backbone.weights"]),
         (
             ["backbone.weights=no.h5", "data=folder", "data.root=nowhere"],

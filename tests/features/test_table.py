@@ -405,21 +405,3 @@ def test_a_killed_extraction_is_continued(tmp_path: Path, kills: int) -> None:
     assert counts(after) == (800 - there, there)
     whole = compose([*options, "features.store=null"]).run(tmp_path / "whole")
     assert numbers(after) == numbers(whole)
-
-
-@pytest.mark.slow
-def test_four_processes_fill_one_store_together(tmp_path: Path) -> None:
-    draw_tree(tmp_path, {"photos/red": 400, "photos/blue": 400})
-    options = ["backbone=tiny", "backbone.image_size=256", "data=folder", f"data.root={tmp_path / 'photos'}",
-               "threads=1", f"features.store={tmp_path / 'store'}"]  # fmt: skip
-
-    def started(name: str, *more: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(ROOT / "train.py"), *options, *more, f"hydra.run.dir={tmp_path / name}"]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
-
-    processes = [started(str(n)) for n in range(4)]
-    assert [process.wait() for process in processes] == [0] * 4
-    assert started("whole", "features.store=null").wait() == 0
-    runs, whole = [Run.open(tmp_path / str(n)) for n in range(4)], Run.open(tmp_path / "whole")
-    assert all(numbers(run) == numbers(whole) for run in runs)
-    assert 800 <= sum(counts(run)[0] for run in runs) < 4 * 800, "they share the work"
