@@ -75,11 +75,8 @@ def compare_answers(
     same, give one item: the second's minus the first's.
     """
     difference = second.astype(float) - first.astype(float)
-    low, high = bootstrap({"mean": mean_of(difference)}, len(difference), groups, RESAMPLES)["mean"]
     only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
-    if not only_first + only_second:  # resampling zeros gives zeros; see Hanley and Lippman-Hand (1983)
-        units = len(difference) if groups is None else len(np.unique(groups))
-        low, high = -min(3 / units, 1.0), min(3 / units, 1.0)
+    low, high = _interval(difference, only_first, only_second, groups)
     p = _mcnemar(only_first, only_second) if groups is None else _sign_flips(difference, groups)
     retrained = _retrained(difference, groups, halves, low, high, p) if halves else None
     return Comparison(len(first), only_first, only_second, float(difference.mean()), low, high, p, retrained)
@@ -140,6 +137,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = np.empty(len(p_values))
     corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
     return corrected.tolist()
+
+
+def _interval(
+    difference: np.ndarray, only_first: int, only_second: int, groups: np.ndarray | None
+) -> tuple[float, float]:
+    """Bootstrap the mean difference; of single images only how many of each kind are drawn counts."""
+    num = len(difference)
+    if not only_first + only_second:  # resampling zeros gives zeros; see Hanley and Lippman-Hand (1983)
+        most = min(3 / (num if groups is None else len(np.unique(groups))), 1.0)
+        return -most, most
+    if groups is not None:
+        return bootstrap({"mean": mean_of(difference)}, num, groups, RESAMPLES)["mean"]
+    shares = np.array([only_first, only_second, num - only_first - only_second]) / num
+    drawn = np.random.default_rng(0).multinomial(num, shares, RESAMPLES)
+    low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / num, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _mcnemar(only_first: int, only_second: int) -> float:
