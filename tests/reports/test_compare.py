@@ -71,7 +71,7 @@ def test_a_run_without_answers_is_named(tmp_path: Path) -> None:
         compare_runs([one, one])
 
 
-def test_settings_are_judged_where_the_chance_of_training_is_known(tmp_path: Path) -> None:
+def test_settings_are_judged_where_training_has_halves(tmp_path: Path) -> None:
     labels, right = "ab" * 50, "ab" * 50
     wrong = "ba" * 10 + right[20:]
     names = ("first", "second", "other", "older")

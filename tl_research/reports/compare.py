@@ -16,6 +16,7 @@ from tl_research.data.splits import groups_of
 from tl_research.errors import InputError
 from tl_research.metrics.paired import LEVEL, Comparison, compare_answers, holm
 from tl_research.reports.static_page import html_table, image_cards, paragraph, section, static_page
+from tl_research.runs.reader import read_json
 from tl_research.runs.run import Run
 from tl_research.system.files import write_atomically
 
@@ -67,20 +68,20 @@ def read_answers(directory: Path) -> Answers:
         {key: row["label"] for key, row in zip(keys, tested, strict=True)},
         {key: row["prediction"] for key, row in zip(keys, tested, strict=True)},
         groups_of(paths, root, pattern) if pattern else None,
-        _read_halves(run, [row["path"] for row in rows if row["split"] == "test"]),
-        run.half_heads.get("learned", ""),
+        *_read_halves(directory, [row["path"] for row in rows if row["split"] == "test"]),
         run.pixel_range,
         run.shows_pictures,
     )
 
 
-def _read_halves(run: Run, paths: Sequence[str]) -> np.ndarray | None:
-    """Read `half_heads.json`, whose images are in the order of `paths`; put them in that of `Answers`."""
-    texts = run.half_heads.get("right", [])
+def _read_halves(directory: Path, paths: Sequence[str]) -> tuple[np.ndarray | None, str]:
+    """Read `half_heads.json`, whose images are in the order of `paths`, as `halves` and `learned` of `Answers`."""
+    content = read_json(directory / "half_heads.json")
+    texts = content.get("right", [])
     if not texts or {len(text) for text in texts} != {len(paths)}:
-        return None
+        return None, ""
     right = np.array([[mark == "1" for mark in text] for text in texts])
-    return right[:, np.argsort(paths)]
+    return right[:, np.argsort(paths)], str(content.get("learned", ""))
 
 
 def _common_folder(paths: Sequence[Path], run: Run) -> Path:

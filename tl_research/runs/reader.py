@@ -130,11 +130,6 @@ class RunReader(RunCommand):
         """Read `calibration.json`; a run without one, as of version 0.1, has a temperature of 1 and no scores."""
         return {"temperature": 1.0, "scores": []} | read_json(self.directory / "calibration.json")
 
-    @cached_property
-    def half_heads(self) -> dict[str, Any]:
-        """Read `half_heads.json`; empty of a run whose head was not solved on a network as it was loaded."""
-        return read_json(self.directory / "half_heads.json")
-
     def model_file(self) -> Path:
         """Give the path of the classifier. Raises `InputError` if there is none."""
         path = self.directory / "model.keras"
