@@ -5,7 +5,7 @@ Example: python -m tl_research predict outputs/2026-01-31/12-00-00-0 PHOTOS -o a
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -26,9 +26,11 @@ from tl_research.commands.predict import predict_command
 from tl_research.commands.report import report_command
 from tl_research.commands.serve import serve_command
 from tl_research.commands.train import train_command
-from tl_research.config.exit_status import INTERRUPTED, run_reporting_errors
-from tl_research.system.console import show_error
+from tl_research.config.exit_status import BAD_INPUT, INTERRUPTED, run_reporting_errors
+from tl_research.errors import InputError
 from tl_research.system.process import exit_now
+
+UsageError: Any = typer.BadParameter.__mro__[1]  # Typer exports its heir alone
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -52,13 +54,21 @@ app.add_typer(features_app, name="features")
 
 def main() -> NoReturn:
     """Run a command; see `run_reporting_errors` for the exit status."""
+    exit_now(run_reporting_errors(_run))
+
+
+def _run() -> int:
+    """Run the command that was asked for; a usage error becomes one line, where Typer would draw a box."""
     try:
-        exit_now(run_reporting_errors(app))
-    except SystemExit as end:
-        status = int(end.code or 0)
-        if status == INTERRUPTED:  # Typer has caught the interruption and says nothing
-            show_error("interrupted")
-        exit_now(status)
+        status: int | None = app(standalone_mode=False)
+    except UsageError as error:
+        if not (message := error.format_message().strip()):  # the help was shown
+            return BAD_INPUT
+        path = error.ctx.command_path if error.ctx else "python -m tl_research"
+        raise InputError(f"{' '.join(message.split()).rstrip('.')}; {path} --help lists what there is") from None
+    if status == INTERRUPTED:  # Typer has caught the interruption and says nothing
+        raise KeyboardInterrupt
+    return status or 0
 
 
 if __name__ == "__main__":

@@ -63,10 +63,11 @@ def test_incompatible_options_stay_for_composing_to_refuse() -> None:
         compose_config(composer, ["backbone=nothing"])
 
 
-def test_a_single_value_may_apply_to_some_options_only() -> None:
-    assert jobs_of("transfer=frozen,finetune", "transfer.backbone.epochs=3") == [
+@pytest.mark.parametrize("value", ["epochs=3", "learning_rate=null"])
+def test_a_single_value_may_apply_to_some_options_only(value: str) -> None:
+    assert jobs_of("transfer=frozen,finetune", f"transfer.backbone.{value}") == [
         ["transfer=frozen"],
-        ["transfer=finetune", "transfer.backbone.epochs=3"],
+        ["transfer=finetune", f"transfer.backbone.{value}"],
     ]
 
 

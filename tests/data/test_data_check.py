@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tl_research import compose
 from tl_research.data import file_index, inspection
 from tl_research.data.build_dataset import split_dataset
 from tl_research.data.class_folders import read_class_folders
@@ -159,3 +160,19 @@ def test_equal_images_are_cut_into_one_split(tmp_path: Path, options: dict[str, 
         splits.setdefault(path.stem.removesuffix("-again"), set()).add(split)
     assert len(data) == 32
     assert all(len(each) == 1 for each in splits.values())
+
+
+def test_folds_keep_equal_images_together(tmp_path: Path) -> None:
+    """Heads on noise, each image twice, know nothing of images that they did not see."""
+    for number in range(40):
+        folder = tmp_path / "all" / ("a", "b")[number // 2 % 2]
+        path = saved(picture(number), folder / f"{number}.png")
+        saved(picture(number), path.with_name(f"{number}-again.bmp"))
+    job = ["backbone=tiny", "backbone.weights=null", "data=folder", f"data.root={tmp_path / 'all'}", "verbose=false"]
+    run = compose([*job, "callbacks=none"]).run(tmp_path / "run")
+    assert run.metrics["cv_accuracy"] < 0.8
+    data = loaded(tmp_path / "all")
+    together = data.kept_together(data.indices("train", "val"))
+    assert together is not None
+    assert set(np.unique(together, return_counts=True)[1]) == {2}
+    assert data.kept_together(np.flatnonzero([path.suffix == ".png" for path in data.paths])) is None

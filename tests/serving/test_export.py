@@ -24,10 +24,11 @@ from tests.conftest import ROOT
 from tl_research import InputError, Run, compose
 from tl_research.__main__ import app
 from tl_research.data.decode import read_pixels
+from tl_research.data.pixel_range import PixelRange
 from tl_research.evaluation.predict import predict_logits
 from tl_research.metrics.probabilities import softmax
 from tl_research.serving import export
-from tl_research.serving.check_images import check_images
+from tl_research.serving.check_images import check_images, is_deep
 from tl_research.serving.converters import CONVERTERS, Job
 from tl_research.serving.export import export_run
 from tl_research.serving.facts import facts_of
@@ -125,10 +126,18 @@ def test_the_page_shows_the_script_as_it_is_written() -> None:
     assert usage_script("onnx", 224, "squash").partition("\n")[2] in page
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a script need not close its file
-@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
-def test_other_resize(resize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The script, as it is written, reads and resizes any image as the run does."""
+def deep_images(folder: Path, top: int) -> list[Path]:
+    noise = np.random.default_rng(0).integers(0, top, (41, 58), np.uint16)
+    Image.fromarray(noise).save(folder / "sixteen.png")
+    Image.fromarray(noise.astype(np.int32)).save(folder / "many.tif")
+    Image.fromarray((noise / 65536).astype(np.float32)).save(folder / "unit.tif")
+    Image.fromarray((noise / 300).astype(np.float32)).save(folder / "float.tif")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture
+def pixels_of_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], np.ndarray]:
+    """Run a script for an image; what it gives to the model."""
     seen: list[np.ndarray] = []
     session = SimpleNamespace(
         get_modelmeta=lambda: SimpleNamespace(custom_metadata_map={"class_names": '["a"]'}),
@@ -137,13 +146,36 @@ def test_other_resize(resize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     stub = ModuleType("onnxruntime")
     stub.InferenceSession = lambda path: session  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "onnxruntime", stub)
+
+    def pixels(script: str, path: Path) -> np.ndarray:
+        monkeypatch.setattr(sys, "argv", ["use.py", str(path)])
+        exec(compile(script, "use.py", "exec"), {"__file__": str(tmp_path / "use.py")})
+        return seen[-1][0]
+
+    return pixels
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a script need not close its file
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+def test_other_resize(resize: Any, tmp_path: Path, pixels_of_script: Any) -> None:
+    """The script, as it is written, reads and resizes any image as the run does."""
     script = usage_script("onnx", 33, resize)
     lines = [line for line in script.splitlines() if line and not line.startswith(("#", "import ", "from "))]
     assert len(lines) <= (10 if resize != "pad" else 11)
     for path in odd_images(tmp_path):
-        monkeypatch.setattr(sys, "argv", ["use.py", str(path)])
-        exec(compile(script, "use.py", "exec"), {"__file__": str(tmp_path / "use.py")})
-        np.testing.assert_array_equal(seen[-1][0], read_pixels(path, 33, resize))
+        np.testing.assert_array_equal(pixels_of_script(script, path), read_pixels(path, 33, resize))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("top", "values"), [(65536, PixelRange()), (4096, PixelRange(12)), (2000, PixelRange(16, (-20.0, 1500.0)))]
+)
+def test_more_than_8_bits(top: int, values: PixelRange, tmp_path: Path, pixels_of_script: Any) -> None:
+    script = usage_script("onnx", 33, "squash", values)
+    for path in deep_images(tmp_path, top):
+        assert is_deep(str(path))
+        expected = read_pixels(path, 33, "squash", values)
+        np.testing.assert_array_equal(pixels_of_script(script, path), expected, err_msg=path.name)
 
 
 @pytest.fixture

@@ -89,4 +89,9 @@ def spread(composer: Hydra, overrides: Sequence[str], config_name: str) -> list[
         return list(overrides)
     absent = {o.input_line for o in parsed if not (o.is_sweep_override() or _is_free(o, groups))
               and not has(config, o.key_or_group)}  # fmt: skip
-    return ["{}=choice({})".format(*text.split("=", 1)) if text in absent else text for text in overrides]
+    return [_as_choice(*text.split("=", 1)) if text in absent else text for text in overrides]
+
+
+def _as_choice(key: str, value: str) -> str:
+    """Write a choice of one value; Hydra's `choice` takes no null, and equal jobs are one."""
+    return f"{key}=null,null" if value == "null" else f"{key}=choice({value})"

@@ -84,7 +84,9 @@ def split_dataset(
     values = [checked.inspections[i].values for i in np.flatnonzero(split_of == "train").tolist()]
     pixel_range = choose_range(bits, window, values)
     used = _used(split_of, labels, fraction, per_class, split_seed, names)
-    return replace(checked.module(tree, split_of, used, resize, augment, pixel_range, groups), found=found)
+    return replace(
+        checked.module(tree, split_of, used, resize, augment, pixel_range, groups), alike=first[used], found=found
+    )
 
 
 def _groups(

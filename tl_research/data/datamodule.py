@@ -42,6 +42,8 @@ class DataModule:
     """The values of each image with more than 8 bits a channel, None for others; empty if there is none."""
     groups: np.ndarray | None = None
     """`groups[i]` is the group of `paths[i]`, as defined by `data.group_by`."""
+    alike: np.ndarray | None = None
+    """Equal images, and files of one stem, have equal numbers here."""
     quarantined: Sequence[Inspection] = ()
     ignored: Sequence[Path] = field(default=())
     dataset: str = ""
@@ -58,6 +60,14 @@ class DataModule:
     def indices(self, *splits: str) -> np.ndarray:
         """Return the indices of the examples in these splits, in order."""
         return np.flatnonzero(np.isin(self.split_of, splits))
+
+    def kept_together(self, indices: np.ndarray) -> np.ndarray | None:
+        """Return what folds of these images may not divide: the group of each, or the number that it shares with equal
+        images; None if each stands alone."""
+        if self.groups is not None:
+            return self.groups[indices]
+        alike = None if self.alike is None else self.alike[indices]
+        return None if alike is None or len(np.unique(alike)) == len(alike) else alike
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Count images by split and class: `counts()["train"]["hot_dog"]`."""

@@ -25,7 +25,7 @@ def compare_scaling(backbone: Saved, table: FeatureTable, seed: int) -> dict[str
     train = table.data.indices("train")
     chosen = np.sort(np.random.default_rng(seed).permutation(train)[:MOST_IMAGES])
     labels = np.asarray(table.data.labels)[chosen]
-    groups = None if table.data.groups is None else np.asarray(table.data.groups)[chosen]
+    groups = table.data.kept_together(chosen)
     with silenced():
         unit = replace(backbone, preprocessing="unit").build(keep_session=True)
     losses = {}

@@ -59,8 +59,8 @@ class HeadInputs:
         return rows.reshape(-1, rows.shape[-1]), self.data.labels[indices].repeat(len(views))
 
     def groups(self, *splits: str) -> np.ndarray | None:
-        """Return the group of each example, None if the data has no groups."""
-        return None if self.data.groups is None else self.data.groups[self.data.indices(*splits)]
+        """Return what folds may not divide, for each image; see `DataModule.kept_together`."""
+        return self.data.kept_together(self.data.indices(*splits))
 
     def plain(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the features and labels of the images without augmentation."""

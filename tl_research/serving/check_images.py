@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from tl_research.data.decode import Resize, UndecodableError, fit, read_pixels
 from tl_research.runs.run import Run
@@ -28,6 +28,15 @@ def check_images(run: Run, size: int, resize: Resize, most: int) -> tuple[list[s
     if len(images) < FEWEST:
         names, images = [*names, *[""] * FEWEST], [*images, *_photographs(size, resize)]
     return names, np.stack(images)
+
+
+def is_deep(path: str) -> bool:
+    """Return whether Pillow reads an image as grey of more than 8 bits."""
+    try:
+        with Image.open(path) as image:
+            return image.mode[0] in "IF"
+    except UnidentifiedImageError:  # an array, or a format for which it needs a plug-in
+        return False
 
 
 def _photographs(size: int, resize: Resize) -> list[np.ndarray]:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tl_research.data.pixel_range import AS_STORED
 from tl_research.errors import InputError
 from tl_research.runs.run import Run
-from tl_research.serving.check_images import check_images
+from tl_research.serving.check_images import check_images, is_deep
 from tl_research.serving.facts import facts_of
 from tl_research.serving.snippets import usage_script
 from tl_research.system.process import importable
@@ -79,8 +80,9 @@ def export_run(
         artifact = job / "artifact"
         artifact.mkdir()
         (artifact / "model.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-        (artifact / "use.py").write_text(usage_script(format_, facts["image_size"], facts["resize"]))
         paths, labels = _write_images(job, run, facts, data)
+        deep = run.pixel_range if run.pixel_range != AS_STORED or any(map(is_deep, filter(None, paths))) else None
+        (artifact / "use.py").write_text(usage_script(format_, facts["image_size"], facts["resize"], deep))
         order = {"format": format_, "facts": facts, "int8": data is not None, "max_drop": max_drop}
         (job / "job.json").write_text(json.dumps(order))
         _run_module("converters", format_, run.directory.absolute(), job)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tl_research.data.decode import Resize
+from tl_research.data.pixel_range import PixelRange
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,14 @@ _RESIZE: dict[Resize, str] = {
     'image = ImageOps.pad(image.resize(sides, 3), ({size}, {size}), color="white", centering=(0.4999, 0.4999))',
 }
 
+_UPRIGHT = 'image = ImageOps.exif_transpose(image).convert("RGBA")'
+_UPRIGHT_DEEP = """image = ImageOps.exif_transpose(image)
+if image.mode[0] in "IF":  # more than 8 bits a pixel, made 8 as in training
+    deep = np.nan_to_num(np.asarray(image), posinf=0, neginf=0).astype("float32")
+    low, high = {range}
+    image = Image.fromarray((np.clip((deep - low) / (high - low), 0, 1) * 255 + 0.5).astype("uint8"))
+image = image.convert("RGBA")"""
+
 _SCRIPT = """# python use.py PHOTO: the probability of each class. The image is read and resized as in training.
 import json, pathlib, sys
 {imports}
@@ -69,7 +78,7 @@ model = {model}
 names = {names}
 image = Image.open(sys.argv[1])
 image.draft("RGB", ({double}, {double}))  # a large JPEG is decoded at reduced scale
-image = ImageOps.exif_transpose(image).convert("RGBA")
+{upright}
 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 {resize}
 pixels = np.asarray(image)[None]  # uint8 (1, {size}, {size}, 3), RGB
@@ -77,9 +86,10 @@ print(json.dumps(dict(zip(names, {answer}.tolist())), ensure_ascii=False))
 """
 
 
-def usage_script(format_: str, size: int, resize: Resize) -> str:
+def usage_script(format_: str, size: int, resize: Resize, deep: PixelRange | None = None) -> str:
     """Write `use.py`: ten lines of code below the imports (one more with `resize=pad`) that print the probability of
-    each class, as JSON, for the image file that is their argument."""
+    each class, as JSON, for the image file that is their argument. Six more scale greyscale images with more than 8
+    bits to the range `deep`."""
     calls = _CALLS[format_]
     return _SCRIPT.format(
         imports=calls.imports,
@@ -87,6 +97,15 @@ def usage_script(format_: str, size: int, resize: Resize) -> str:
         names=calls.names,
         answer=calls.answer,
         resize=_RESIZE[resize].format(size=size),
+        upright=_UPRIGHT_DEEP.format(range=_range(deep)) if deep else _UPRIGHT,
         size=size,
         double=2 * size,
     )
+
+
+def _range(values: PixelRange) -> str:
+    """Write the values that become black and white as `PixelRange.eight_bits` finds them."""
+    if values.window:
+        return "{}, {}".format(*values.window)
+    integers = "max(deep.max(), 65535)" if values.bits == 16 else 2**values.bits - 1
+    return f'0, {integers} if image.mode[0] == "I" else 1 if deep.max() <= 1 else max(deep.max(), 255)'

@@ -142,7 +142,7 @@ def _folds(data: DataModule, seed: int) -> list[np.ndarray]:
         names=data.class_names,
         key="transfer.choose_by=folds",
         few=f"to learn from, and there are {FOLDS} folds; add images of it, or give transfer.choose_by=validation",
-        groups=None if data.groups is None else data.groups[learned],
+        groups=data.kept_together(learned),
     )
     return [learned[part] for part in parts]
 
