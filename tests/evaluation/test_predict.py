@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 
@@ -29,7 +30,8 @@ from tl_research.commands.card import card_command
 from tl_research.commands.evaluate import evaluate_command
 from tl_research.commands.predict import predict_command
 from tl_research.evaluation import predict
-from tl_research.evaluation.predict import evaluate_on, images_in, predict_images
+from tl_research.evaluation.answers import Answers
+from tl_research.evaluation.predict import each_logits, evaluate_on, images_in, predict_logits
 from tl_research.system.process import importable
 
 
@@ -48,9 +50,9 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_predictions_equal_those_that_the_run_recorded(run: Run) -> None:
     with (run.directory / "predictions.csv").open() as file:
         recorded = {row["path"]: row for row in csv.DictReader(file)}
-    header, rows = predict_images(run, [Path(path) for path in recorded])
-    for row in rows:
-        predicted = dict(zip(header, row, strict=True))
+    answers, paths = Answers(run), [Path(path) for path in recorded]
+    for row in map(answers.row, paths, each_logits(run, paths)):
+        predicted = dict(zip(answers.header, row, strict=True))
         known = recorded[predicted["path"]]
         assert predicted["prediction"] == known["prediction"]
         assert predicted["p_red"] == pytest.approx(float(known["p_red"]), abs=1e-4)
@@ -169,7 +171,7 @@ def test_the_runs_own_engine_answers(run: Run, colours: Path, name: str, monkeyp
         monkeypatch.setattr(predict, f"{engine}_engine", lambda *a, n=engine, b=build: (used.append(n), b(*a))[1])
     again = Run.open(run.directory)
     again.config["engine"] = name
-    predict_images(again, [colours / "test" / "red" / "000.jpg"])
+    predict_logits(again, [colours / "test" / "red" / "000.jpg"])
     assert used == [name]
 
 
@@ -181,7 +183,7 @@ def test_a_zipped_run_answers_and_leaves_nothing(
     zipped = Path(shutil.make_archive(str(tmp_path / "moved"), "zip", run.directory.parent, run.directory.name))
     paths = [colours / "test" / "red" / "000.jpg"]
     opened = open_run(zipped)
-    assert predict_images(opened, paths) == predict_images(run, paths)
+    np.testing.assert_array_equal(predict_logits(opened, paths), predict_logits(run, paths))
     assert folder_beside(zipped, "export", "onnx") == tmp_path / "moved" / "export" / "onnx"
     del opened
     assert list((tmp_path / "temporary").iterdir()) == []

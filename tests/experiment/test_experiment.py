@@ -19,6 +19,7 @@ FILES = {
     "calibration.json",
     "config.yaml",
     "data_check.json",
+    "half_heads.json",
     "metrics.json",
     "history.csv",
     "predictions.csv",

@@ -137,16 +137,16 @@ def choose_l2(
     from sklearn.metrics import log_loss
 
     num_classes = len(np.unique(labels))
-    images = _choosing_images(labels[::views], MOST_FOR_CHOOSING // views, seed)
-    rows = _rows(images, views)
+    images = choosing_images(labels[::views], MOST_FOR_CHOOSING // views, seed)
+    rows = rows_of_images(images, views)
     features, labels, groups = features[rows], labels[rows], None if groups is None else groups[images]
     classes, counts = np.unique(labels[::views], return_counts=True)
     image_folds = []
     if len(classes) > 1:
-        image_folds = _folds(labels[::views], groups, min(options.folds, int(counts.min())), seed)
+        image_folds = stratified_folds(labels[::views], groups, min(options.folds, int(counts.min())), seed)
     if not image_folds:
         return Choice(l2=1.0)  # the middle of the range, which little data tends to choose
-    folds = [(*(_rows(part, views) for part in fold), _regression(options, tol=1e-4)) for fold in image_folds]
+    folds = [(*(rows_of_images(part, views) for part in fold), _regression(options, tol=1e-4)) for fold in image_folds]
     judged = np.sort(np.concatenate([held_out for _, held_out, _ in folds]))
     sample = balance.of_images(labels)
     weights_judged = None if sample is None else sample[judged]
@@ -177,7 +177,7 @@ def choose_l2(
     return Choice(best, losses, accuracy, (logits, labels) if whole else None, image_losses, shares)
 
 
-def _choosing_images(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+def choosing_images(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
     """Choose the images to choose a penalty by: a stratified sample of at most `most` if there are more, without those
     that are alone in their class, which cannot be held out."""
     from sklearn.utils import resample
@@ -189,10 +189,12 @@ def _choosing_images(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
     return images[np.isin(labels[images], classes[counts > 1])]
 
 
-def logits_of_others(coordinates: np.ndarray, labels: np.ndarray, others: np.ndarray, l2: float) -> np.ndarray:
-    """Fit a head with one penalty on `coordinates` `(n, r)`; return its logits for `others` `(m, r)`, a column for each
-    class that occurs."""
-    weights, intercept = _fit(_regression(LBFGS(), tol=1e-4), l2, coordinates, labels, None)
+def logits_of_others(
+    coordinates: np.ndarray, labels: np.ndarray, others: np.ndarray, l2: float, sample: np.ndarray | None = None
+) -> np.ndarray:
+    """Fit a head with one penalty on `coordinates` `(n, r)`, weighted by `sample` `(n,)` if given; return its logits
+    for `others` `(m, r)`, a column for each class that occurs."""
+    weights, intercept = _fit(_regression(LBFGS(), tol=1e-4), l2, coordinates, labels, sample)
     return others @ weights.T + intercept
 
 
@@ -213,7 +215,9 @@ def out_of_fold_probabilities(
     with threadpool_limits(1 if features.size < SMALL else None, "blas"):
         l2 = choose_l2(features, labels, options, seed, groups=groups).l2
         within = None if groups is None else groups[usable]
-        for train, held in _folds(labels[usable], within, min(options.folds, int(counts[counts > 1].min())), seed):
+        for train, held in stratified_folds(
+            labels[usable], within, min(options.folds, int(counts[counts > 1].min())), seed
+        ):
             chosen = usable[np.random.default_rng(seed).permutation(train)[:MOST_FOR_CHOOSING]]
             known = np.unique(labels[chosen])
             probabilities[usable[held]] = 0.0
@@ -231,7 +235,9 @@ def _shares(losses: dict[float, float], count: int) -> dict[float, float]:
     return {l2: value / sum(kept.values()) for l2, value in kept.items()}
 
 
-def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def stratified_folds(
+    labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Make stratified folds: indices to fit on and to hold out; with groups only those that fit on every class."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -245,7 +251,7 @@ def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int)
     return [(train, test) for train, test in folds if len(np.unique(labels[train])) == len(classes) and len(test)]
 
 
-def _rows(images: np.ndarray, views: int) -> np.ndarray:
+def rows_of_images(images: np.ndarray, views: int) -> np.ndarray:
     """Give the row indices of some images, `views` of each, one after the other."""
     return (images[:, None] * views + np.arange(views)).ravel()
 
