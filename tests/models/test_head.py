@@ -26,6 +26,7 @@ few = settings(deadline=None, max_examples=15)
 LEARNED: list[Head] = [Linear(), Linear(dropout=0.4), MLP(), MLP(units=7, layers=3, dropout=0, batch_norm=False)]
 MADE: list[DirectHead] = [Prototype(), Prototype(normalize=False)]
 MADE += [KNN(), KNN(k=1), KNN(k=4, temperature=0.3), KNN(k=999)]
+MADE += [Prototype(whiten=True), Prototype(whiten=True, normalize=False), KNN(whiten=True)]
 
 
 def others(d: int, n: int = 20, seed: int = 99) -> np.ndarray:
