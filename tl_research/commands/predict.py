@@ -11,8 +11,8 @@ import typer
 
 from tl_research.commands.arguments import RunArgument, open_run
 from tl_research.errors import InputError
-from tl_research.evaluation.answer_file import AnswerFile, AnswerPrinter, Format, begun_with, choose_format
-from tl_research.evaluation.answers import AnswerOptions, Answers
+from tl_research.evaluation.answer_file import AnswerFile, AnswerPrinter, Format, choose_format
+from tl_research.evaluation.answers import AnswerOptions, Answers, begun_with
 from tl_research.features.engines import BATCH
 from tl_research.system.console import show_error
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import importlib.util
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -19,8 +17,8 @@ from typing_extensions import override
 
 from tl_research.data.formats import IMAGE_SUFFIXES
 from tl_research.errors import InputError
-from tl_research.evaluation.answers import AnswerOptions, Kind, path_text
-from tl_research.runs.run import Run, csv_lines
+from tl_research.evaluation.answers import Kind, path_text
+from tl_research.runs.run import csv_lines
 from tl_research.runs.status import STATUS
 from tl_research.system.files import replaceable, write_atomically
 from tl_research.system.locks import try_lock
@@ -225,15 +223,6 @@ class AnswerFile(AnswerPrinter):
                 f"--continue: {self._output} was begun {' and '.join(other)}; give the same again, or leave out "
                 f"--continue to begin anew"
             )
-
-
-def begun_with(run: Run, chosen: Format, options: AnswerOptions) -> dict[str, Any]:
-    """Describe what answers depend on: the run by its content, wherever it lies, and the options."""
-    content = hashlib.sha256(run.resize.encode())
-    for name in ("model.keras", "classes.json", "calibration.json", "pixel_range.json"):
-        path = run.directory / name
-        content.update(path.read_bytes() if path.is_file() else b"-")
-    return {"run": content.hexdigest(), "format": chosen, **asdict(options)}
 
 
 def _words(key: str, value: Any) -> str:

@@ -18,7 +18,7 @@ from tl_research.runs.reader import read_selection
 from tl_research.runs.run import Run
 from tl_research.training.closed_form import cross_validate, fit_scaled
 from tl_research.training.head_coordinates import part_scales, span
-from tl_research.training.logistic_regression import choose_l2, image_rows
+from tl_research.training.logistic_regression import STRENGTHS, choose_l2, image_rows
 from tl_research.training.optimizer import LBFGS
 from tl_research.training.stage_runner import StageRunner
 
@@ -101,8 +101,8 @@ def _look(experiment: Experiment, runner: StageRunner, heads: Mapping[str, Head]
             else:
                 coordinates = span((features - features.mean(axis=0)) / part_scales(features, widths))[0]
                 balance = experiment.trainer.balance(inputs.data, *SPLITS)
-                given = {"strengths": [options.l2]} if options.l2 else {}
-                validated = choose_l2(coordinates, labels, options, runner.seed, views, groups, balance, **given)
+                strengths = [options.l2] if options.l2 else STRENGTHS
+                validated = choose_l2(coordinates, labels, options, runner.seed, views, groups, balance, strengths)
                 size = (features.shape[1] + 1) * len(inputs.data.class_names)
         yield Candidate(name, validated, time.perf_counter() - began, size, size)
 

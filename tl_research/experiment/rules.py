@@ -192,7 +192,7 @@ def fitting_heads(experiment: Experiment) -> tuple[list[Head], str]:
     """List the heads that `head=auto` may choose in this experiment, and say why no others."""
     assert isinstance(experiment.head, AutoHead)
     heads, trainer = experiment.head.candidates, experiment.trainer
-    linear = [head for head in heads if isinstance(head, Linear)]
+    linear: list[Head] = [head for head in heads if isinstance(head, Linear)]
     if trainer.class_weights or trainer.logit_adjustment:
         key = "class_weights" if trainer.class_weights else "logit_adjustment"
         return linear, f"trainer.{key} counts in a loss, and only a linear head has one"

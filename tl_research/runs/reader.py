@@ -128,7 +128,7 @@ class RunReader(RunCommand):
         """Read the classes in the order of the model's logits. Raises `InputError` if the run has none yet."""
         path = self.directory / "classes.json"
         if not path.is_file():
-            raise InputError(self._lacks(path.name))
+            raise InputError(_lacking(path))
         return list(json.loads(path.read_text()))
 
     @cached_property
@@ -140,13 +140,8 @@ class RunReader(RunCommand):
         """Give the path of the classifier. Raises `InputError` if there is none."""
         path = self.directory / "model.keras"
         if not path.is_file():
-            raise InputError(self._lacks(path.name))
+            raise InputError(_lacking(path))
         return path
-
-    def _lacks(self, name: str) -> str:
-        state = self.status["state"]
-        advice = "wait until it is done" if state == "running" else f"python train.py resume={self.directory}"
-        return f"{self.directory}: the run has no {name}; its status is '{state}': {advice}"
 
     def model(self) -> keras.Model:
         """Load the classifier: RGB pixels 0-255 at the network's size -> logits. Raises `InputError` if there is
@@ -154,6 +149,12 @@ class RunReader(RunCommand):
         from tl_research.models import weights
 
         return weights.load_model(self.model_file())
+
+
+def _lacking(path: Path) -> str:
+    state = read_status(path.parent)["state"]
+    advice = "wait until it is done" if state == "running" else f"python train.py resume={path.parent}"
+    return f"{path.parent}: the run has no {path.name}; its status is '{state}': {advice}"
 
 
 def read_metrics(directory: Path) -> dict[str, Any]:
