@@ -46,6 +46,7 @@ FILES = (
     "candidates",
     "mistakes.json",
     "calibration.json",
+    "half_heads.json",
     "weights.json",
     "model_card.md",
     "mlflow.json",

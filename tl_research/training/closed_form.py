@@ -12,6 +12,7 @@ from tl_research.features.head_inputs import HeadInputs
 from tl_research.metrics.classification import accuracy_and_loss
 from tl_research.metrics.probabilities import softmax
 from tl_research.models.head import DirectHead, Head, rescaled
+from tl_research.training.half_heads import answers_of_halves
 from tl_research.training.head_coordinates import part_scales
 from tl_research.training.logistic_regression import Choice, Solution, choosing_folds, image_rows, solve
 from tl_research.training.optimizer import LBFGS, Optimizer
@@ -54,6 +55,15 @@ def solve_linear(
         return solution, solution.logits
 
     return _fitted(inputs, fit, use_val=use_val)
+
+
+def judge_halves(inputs: HeadInputs, trainer: TrainOptions, l2: float) -> np.ndarray:
+    """Return the classes `(2 h, n)` of the test images by heads on halves of train + val, see `answers_of_halves`."""
+    splits = "train", "val"
+    features, labels = inputs.learned(*splits)
+    groups, balance = inputs.groups(*splits), trainer.balance(inputs.data, *splits)
+    tests, widths = inputs.plain("test")[0], inputs.features.source.widths
+    return answers_of_halves(features, labels, tests, l2, inputs.views, groups, widths, balance)
 
 
 def fit_direct(inputs: HeadInputs, recipe: DirectHead, *, use_val: bool) -> ClosedForm[keras.Model]:

@@ -190,15 +190,15 @@ def choosing_folds(
 ) -> tuple[np.ndarray, list[Fold]]:
     """Choose images to judge heads by, of all whose `labels` `(n,)` are given, and folds of them: a stratified sample
     where there are many. There are no folds where none can be held out."""
-    images = _choosing_images(labels, MOST_FOR_CHOOSING // views, seed)
+    images = choosing_images(labels, MOST_FOR_CHOOSING // views, seed)
     classes, counts = np.unique(labels[images], return_counts=True)
     if len(classes) < 2:
         return images, []
     within = None if groups is None else groups[images]
-    return images, _folds(labels[images], within, min(options.folds, int(counts.min())), seed)
+    return images, stratified_folds(labels[images], within, min(options.folds, int(counts.min())), seed)
 
 
-def _choosing_images(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+def choosing_images(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
     """Choose the images to choose a penalty by: a stratified sample of at most `most` if there are more, without those
     that are alone in their class, which cannot be held out."""
     from sklearn.utils import resample
@@ -210,10 +210,12 @@ def _choosing_images(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
     return images[np.isin(labels[images], classes[counts > 1])]
 
 
-def logits_of_others(coordinates: np.ndarray, labels: np.ndarray, others: np.ndarray, l2: float) -> np.ndarray:
-    """Fit a head with one penalty on `coordinates` `(n, r)`; return its logits for `others` `(m, r)`, a column for each
-    class that occurs."""
-    weights, intercept = _fit(_regression(LBFGS(), tol=1e-4), l2, coordinates, labels, None)
+def logits_of_others(
+    coordinates: np.ndarray, labels: np.ndarray, others: np.ndarray, l2: float, sample: np.ndarray | None = None
+) -> np.ndarray:
+    """Fit a head with one penalty on `coordinates` `(n, r)`, weighted by `sample` `(n,)` if given; return its logits
+    for `others` `(m, r)`, a column for each class that occurs."""
+    weights, intercept = _fit(_regression(LBFGS(), tol=1e-4), l2, coordinates, labels, sample)
     return others @ weights.T + intercept
 
 
@@ -234,7 +236,9 @@ def out_of_fold_probabilities(
     with threadpool_limits(1 if features.size < SMALL else None, "blas"):
         l2 = choose_l2(features, labels, options, seed, groups=groups).l2
         within = None if groups is None else groups[usable]
-        for train, held in _folds(labels[usable], within, min(options.folds, int(counts[counts > 1].min())), seed):
+        for train, held in stratified_folds(
+            labels[usable], within, min(options.folds, int(counts[counts > 1].min())), seed
+        ):
             chosen = usable[np.random.default_rng(seed).permutation(train)[:MOST_FOR_CHOOSING]]
             known = np.unique(labels[chosen])
             probabilities[usable[held]] = 0.0
@@ -252,7 +256,7 @@ def _shares(losses: dict[float, float], count: int) -> dict[float, float]:
     return {l2: value / sum(kept.values()) for l2, value in kept.items()}
 
 
-def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> list[Fold]:
+def stratified_folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> list[Fold]:
     """Make stratified folds: indices to fit on and to hold out; with groups only those that fit on every class."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
