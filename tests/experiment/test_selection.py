@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -28,10 +27,9 @@ AMONG = "backbone.among=[tiny,{name: tiny@32,seed: 1}]"
 
 
 def candidate(name: str, losses: np.ndarray, operations: int, **options: Any) -> Candidate:
-    network: Any = SimpleNamespace(recipe=SimpleNamespace(name=name), operations=operations, parameters=operations)
     image_losses = np.arange(len(losses)), losses
     validated = Choice(1.0, {1.0: losses.mean()}, 0.5, image_losses=image_losses)
-    return Candidate((network,), validated, 1.0, **options)
+    return Candidate(name, validated, 1.0, operations, operations, **options)
 
 
 @pytest.mark.parametrize(

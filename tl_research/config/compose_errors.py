@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tl_research.config.compose import build_experiment
+from tl_research.config.compose import build_experiment, find_plugin
 from tl_research.config.constraints import shown
 from tl_research.config.hydra_internals import Hydra
 from tl_research.config.suggestions import near
@@ -78,6 +78,8 @@ def _unknown_key(
 ) -> InputError:
     key = override.key_or_group
     group, _, rest = key.partition(".")
+    if key.startswith("hydra.launcher."):
+        find_plugin(base, "launcher")  # which has keys of its own
     option = base.hydra.runtime.choices.get(group)
     others = [o for o in _options(composer, group) if rest and o != option]
     holders = [o for o in others if _has_key(composer, f"{group}/{o}", rest)]

@@ -1,4 +1,4 @@
-"""The candidates among which `backbone=auto` chooses, and the rule by which it does."""
+"""The candidates among which `backbone=auto` and `head=auto` choose, and the rule by which they do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -36,29 +36,24 @@ class Network:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One network or several side by side, and the cross-validation of heads on their features."""
+    """A backbone or a head, and its cross-validation. `seconds` are those of its features, where they were computed for
+    it, and its head; by `operations`, multiply-accumulates for one image, candidates are cheap or dear."""
 
-    networks: tuple[Network, ...]
+    name: str
     validated: Choice
     seconds: float
-    """Of its features, where they were computed for it, and its head."""
+    parameters: int
+    operations: int
     eligible: bool = True
     note: str = ""
 
-    @property
-    def name(self) -> str:
-        """Its networks, joined by plus signs."""
-        return " + ".join(network.recipe.name for network in self.networks)
-
     @cached_property
     def loss(self) -> float:
-        """The cross-validated log loss."""
+        """The cross-validated log loss; infinite where no image could be held out."""
         return min(self.validated.log_losses.values(), default=math.inf)
 
-    @property
-    def operations(self) -> int:
-        """Multiply-accumulates for one image, by which candidates are cheap or dear."""
-        return sum(network.operations for network in self.networks)
+
+C = TypeVar("C", bound=Candidate)
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class CandidateRow:
     note: str
 
 
-def judge(candidates: Sequence[Candidate], groups: np.ndarray | None) -> tuple[Candidate, list[CandidateRow], str]:
+def judge(candidates: Sequence[C], groups: np.ndarray | None) -> tuple[C, list[CandidateRow], str]:
     """Choose the cheapest candidate that the best is not better than beyond noise: the 95 % interval of the difference
     of their losses on the same images begins below `LEAST`."""
     eligible = sorted((each for each in candidates if each.eligible), key=lambda each: each.operations)
@@ -92,6 +87,8 @@ def judge(candidates: Sequence[Candidate], groups: np.ndarray | None) -> tuple[C
         replace(row, note=", ".join(filter(None, ["chosen", row.note]))) if row.name == chosen.name else row
         for row in rows
     ]
+    if not math.isfinite(best.loss):
+        return chosen, rows, f"chosen: {chosen.name}, the first, for no image can be held out to compare by"
     if chosen is best:
         return chosen, rows, f"chosen: {chosen.name}, whose cross-validated log loss is the lowest"
     gap, low, high = behind[chosen.name]
@@ -124,7 +121,20 @@ def _row(candidate: Candidate, behind: tuple[float, float, float], groups: np.nd
         candidate.validated.accuracy,
         *behind,
         round(candidate.seconds, 1),
-        sum(network.parameters for network in candidate.networks),
+        candidate.parameters,
         candidate.operations,
         candidate.note,
     )
+
+
+def thinned_images(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Number the images that choose, in order: all, or a stratified sample of `most`."""
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    # Each image's place in its class, from 0 to 1, so that all classes are thinned alike.
+    rank = np.empty(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(np.argsort(rank, kind="stable")[:most])

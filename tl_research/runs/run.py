@@ -37,6 +37,7 @@ FILES = (
     "metrics.json",
     "classes.json",
     "history.csv",
+    "folds.csv",
     "predictions.csv",
     "validation.csv",
     "set_aside.csv",

@@ -3,9 +3,10 @@ training the backbone helped; in folds each training and validation image judges
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,12 +21,16 @@ from tl_research.models.trainable_plan import resolve_plan
 from tl_research.system.console import silenced
 from tl_research.training.callbacks import BestWeights, EarlyStopping
 from tl_research.training.classifier_state import ClassifierState
+from tl_research.training.logistic_regression import OutOfFold
 from tl_research.training.loop import TrainLoop
 from tl_research.training.optimizer import LBFGS, GradientOptimizer
 from tl_research.training.stage import Stage
 from tl_research.training.stage_runner import Metrics, StageRunner
 from tl_research.training.summary import show_fold, show_fold_choice
+from tl_research.training.time_limit import TooSlowError, in_time
 from tl_research.training.trained_weights import BestEpoch, TrainedWeights, Weights, assign_weights, interpolate
+
+log = logging.getLogger(__name__)
 
 FOLDS = 3
 RATES = (1.0, 3.0, 0.3)
@@ -52,14 +57,18 @@ OutOfFoldLogits = dict[Tuning, np.ndarray]
 """Logits `(n, k)` of candidates for all images; rows of images that no fold holds out are NaN."""
 
 
-def tune_by_folds(runner: StageRunner, stages: Stages, *, interpolated: bool) -> Metrics:
+def tune_by_folds(
+    runner: StageRunner, stages: Stages, *, interpolated: bool, worth: Callable[[OutOfFold], bool] | None = None
+) -> Metrics:
     """Train all stages in `FOLDS` folds of the training and validation images, choose epochs, learning rate and, where
     `interpolated`, the share of the way by the mean out-of-fold score, and train so on all of these images; return the
     metrics. The first stage solves the head, the others train the backbone. The frozen head stays unless fine-tuning is
-    better by more than a standard error of the difference.
+    better by more than a standard error of the difference. With `worth`, which judges the out-of-fold logits of the
+    choice, another classifier stays, and this one is not fitted unless it is worth it.
 
-    The folds may take two thirds of the time that is left until the runner's deadline. Nothing is saved on the way: a
-    run that is interrupted begins anew.
+    The folds may take two thirds of the time that is left until the runner's deadline; the frozen head stays where the
+    first updates show that one epoch in each and one of the final fit would take longer than all of it. Nothing is
+    saved on the way: a run that is interrupted begins anew.
 
     Raises:
         InputError: a class has too few images, or groups, for the folds.
@@ -69,13 +78,15 @@ def tune_by_folds(runner: StageRunner, stages: Stages, *, interpolated: bool) ->
     logits = _judge_all(runner, stages, ALPHAS if interpolated else (1.0,))
     scores = {each: accuracy_and_loss(rows[learned], data.labels[learned]) for each, rows in logits.items()}
     choice = choose_tuning(logits, data.labels, learned, monitor)
+    if worth and not worth((logits[choice][learned], data.labels[learned])):
+        choice = Tuning()
     show_fold_choice(choice.rate, choice.epochs, choice.alpha, scores[choice], scores[Tuning()], FOLDS)
     rows = [[each.rate, each.epochs, each.alpha if each.epochs else 0, *scores[each].values()] for each in scores]
     runner.run.write_csv("folds.csv", ["rate", "epochs", "alpha", *scores[choice]], rows)
     metrics = {f"frozen_fold_{name}": value for name, value in scores[Tuning()].items()}
-    if not choice.epochs:
+    if not choice.epochs and not worth:
         metrics |= runner.run_stage(0, *stages[0], last=True) | runner.finish()
-    else:
+    elif choice.epochs:
         curve = {each.epochs: scores[each] for each in scores if (each.rate, each.alpha) == (choice.rate, choice.alpha)}
         metrics |= _refit(runner, stages, choice, curve | {0: scores[Tuning()]})
         choice = replace(choice, epochs=len(runner.history) - 1)  # fewer where time ran out
@@ -122,12 +133,17 @@ def _judge_all(runner: StageRunner, stages: Stages, alphas: Sequence[float]) -> 
         for number, held_out in enumerate(folds, 1):
             share = (number / len(folds)) * 2 / 3 if not complete else 1.0
             deadline = began + share * (runner.deadline - began) if math.isfinite(runner.deadline) else math.inf
-            for candidate, rows in _judge_fold(runner, stages, held_out, rate, alphas, deadline).items():
+            if number > 1 and not any(each.epochs for each in judged):
+                deadline = began  # no fold judges what another had no time for
+            limit = runner.deadline if number == 1 and not complete else math.inf
+            for candidate, rows in _judge_fold(runner, stages, held_out, rate, alphas, deadline, limit).items():
                 judged.setdefault(candidate, np.full(shape, np.nan, np.float32))[held_out] = rows
             show_fold(number, len(folds), rate)
         learned = data.indices("train", "val")
         complete = {each: rows for each, rows in judged.items() if not np.isnan(rows[learned]).any()} | complete
         spent = time.monotonic() - started
+        if not any(each.epochs for each in complete):
+            break
     # Equal candidates go by their order: the frozen head, then the stages' own rate.
     return dict(sorted(complete.items(), key=lambda item: (item[0].epochs > 0, RATES.index(item[0].rate))))
 
@@ -148,10 +164,16 @@ def _folds(data: DataModule, seed: int) -> list[np.ndarray]:
 
 
 def _judge_fold(
-    runner: StageRunner, stages: Stages, held_out: np.ndarray, rate: float, alphas: Sequence[float], deadline: float
+    runner: StageRunner,
+    stages: Stages,
+    held_out: np.ndarray,
+    rate: float,
+    alphas: Sequence[float],
+    deadline: float,
+    limit: float,
 ) -> OutOfFoldLogits:
-    """Train on all other images than `held_out`; return each candidate's logits for these. The classifier is left as it
-    was loaded."""
+    """Train on all other images than `held_out`, until `deadline`; return each candidate's logits for these. The
+    classifier is left as it was loaded. The backbone stays frozen where all folds would need longer than `limit`."""
     state, data = runner.state, runner.state.data
     split_of = np.where(data.split_of == "val", "train", data.split_of)
     split_of[held_out] = "val"
@@ -173,17 +195,22 @@ def _judge_fold(
             assign_weights(state.classifier, tuned)
             return scores
 
-        return TrainLoop(**options | {"validate": judge, "save": lambda *_: None})
+        # Each fold and the final fit, on all images, need an epoch.
+        epochs = FOLDS + FOLDS / (FOLDS - 1)
+        batches = in_time(options["batches"], options["batches_per_epoch"], epochs, limit)
+        return TrainLoop(**options | {"batches": batches, "validate": judge, "save": lambda *_: None})
 
     fold.loops = {name: loop for name, *_ in stages}
     try:
-        with silenced():
+        with silenced(bars=False):
             fold.run_stage(0, *stages[0], last=False)
             frozen = state.trained.now(state.classifier)
             judged[Tuning()] = state.logits("val")
             for number, (name, stage, optimizer) in enumerate(stages[1:], 1):
                 if not fold.is_late:
                     fold.run_stage(number, name, _at_rate(stage, optimizer, rate), optimizer, last=False)
+    except TooSlowError as error:
+        log.warning("%s, and each of %d folds needs one: there is no time to fine-tune", error, FOLDS)
     finally:
         _return_to_loaded(runner)
         state.data = data

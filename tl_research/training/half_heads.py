@@ -12,8 +12,8 @@ from tl_research.training.logistic_regression import (
     MOST_FOR_CHOOSING,
     SMALL,
     choosing_images,
+    image_rows,
     logits_of_others,
-    rows_of_images,
     stratified_folds,
 )
 
@@ -50,7 +50,7 @@ def answers_of_halves(
             coordinates, basis = span((features - mean) / scale)
             others = ((tests - mean) / scale) @ basis
             for halves in (stratified_folds(own[images], within, 2, number) for number in range(DIVISIONS)):
-                for rows in (rows_of_images(images[half], views) for half, _ in halves if len(halves) == 2):
+                for rows in (image_rows(images[half], views) for half, _ in halves if len(halves) == 2):
                     weights = None if sample is None else sample[rows]
                     logits = logits_of_others(coordinates[rows], labels[rows], others, l2, weights)
                     answers.append((logits - offsets).argmax(axis=1))

@@ -193,7 +193,7 @@ class StageRunner:
         with self.run.phase(name):
             result = fit_direct(self.state.inputs, recipe, use_val=last)
             self.state.replace_head(result.fitted)
-            self.state.held_out, self.state.out_of_fold = result.held_out, None
+            self.state.held_out = result.held_out
         parts = resolve_plan(self.state.classifier, 0).parts
         self.state.trained.track(self.state.classifier, parts)
         self._describe(name, "made from features", parts)
