@@ -78,8 +78,10 @@ def evaluate_run(
 def half_heads(data: DataModule, answers: np.ndarray) -> dict[str, Any]:
     """Say which test images heads on halves of the training images answer correctly, from their `answers` `(2 h, n)`: a
     text of 0 and 1 for each head. `learned` names the images, classes and groups that were divided."""
-    learned, groups = data.indices("train", "val").tolist(), data.groups
-    known = [(data.digests[i].hex(), int(data.labels[i]), None if groups is None else str(groups[i])) for i in learned]
+    learned = data.indices("train", "val")
+    together = data.kept_together(learned)
+    groups = [""] * len(learned) if together is None else together.tolist()
+    known = [(data.digests[i].hex(), int(data.labels[i]), str(group)) for i, group in zip(learned, groups, strict=True)]
     right = (answers == data.labels[data.indices("test")]).astype(int)
     texts = ["".join(map(str, row)) for row in right.tolist()]
     return {"learned": hashlib.sha256(repr(known).encode()).hexdigest(), "right": texts}

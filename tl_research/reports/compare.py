@@ -145,7 +145,10 @@ class Pair:
                 return [counts, f"{self.better} is better: {models} ({by_images}); {chance}.", self._not_counted()]
             chance = f"Not decided: a difference of {c.difference:+.3f} ({by_images}) is what chance gives in {p}."
             return [counts, f"{chance} {EQUAL}", *self._needed(), self._not_counted()]
-        these = f"These two models: {models} ({by_images}; p = {c.p_value:.2g} by McNemar's test)."
+        these = (
+            f"These two models: {models} ({by_images}); were they equally good on such images, so large a difference "
+            f"would be seen in {_frequency(c.p_value)} (McNemar's, of this pair alone)."
+        )
         again = (
             f"Trained on as many other images of the same kind and tested on others, the difference would on average "
             f"be {c.retrained.low:+.3f} to {c.retrained.high:+.3f} (95 % interval)"
@@ -171,7 +174,7 @@ class Pair:
         lacking = " and ".join(run.name for run in (self.first, self.second) if run.halves is None)
         return (
             f"Only the chance of the test images is counted, so this is about these two models, not their settings: "
-            f"there is no half_heads.json in {lacking} (fine-tuned, joined, or of an older version)."
+            f"there is no half_heads.json in {lacking} (made by an older version, or its head was not solved)."
         )
 
 
