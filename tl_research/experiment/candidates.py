@@ -39,7 +39,8 @@ class Network:
 @dataclass(frozen=True)
 class Candidate:
     """A backbone or a head, and its cross-validation. `seconds` are those of its features, where they were computed for
-    it, and its head; by `operations`, multiply-accumulates for one image, candidates are cheap or dear."""
+    it, and its head; by `order`, then by `operations`, multiply-accumulates for one image, candidates are cheap or
+    dear."""
 
     name: str
     validated: Choice
@@ -48,6 +49,7 @@ class Candidate:
     operations: int
     eligible: bool = True
     note: str = ""
+    order: int = 0
 
     @cached_property
     def loss(self) -> float:
@@ -86,7 +88,7 @@ def judge(
     A `preferred` one that is among these is chosen instead, unless a cheaper one is surely not worse by more than
     `MARGIN` (a test of non-inferiority): where few images judge, a cheap candidate is rarely seen to be worse.
     """
-    eligible = sorted((each for each in candidates if each.eligible), key=lambda each: each.operations)
+    eligible = sorted((each for each in candidates if each.eligible), key=lambda each: (each.order, each.operations))
     best = min(eligible, key=lambda each: each.loss)
     behind = {each.name: _behind(each, best, groups) for each in candidates}
     as_good = [each for each in eligible if each is best or behind[each.name][1] <= LEAST]
