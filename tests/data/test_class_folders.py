@@ -196,7 +196,21 @@ def test_a_folder_without_permission_is_named(tmp_path: Path, monkeypatch: pytes
     make(tmp_path, *images("cat", "dog"))
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / unreadable and access(path, mode))
-    assert f"no permission to read the folder {tmp_path / unreadable}" in refusal(tmp_path)
+    assert f"the folder {tmp_path / unreadable} cannot be read (no permission)" in refusal(tmp_path)
+
+
+def test_a_class_folder_that_may_not_be_entered_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, *images("cat", "dog"))
+    access, is_file = os.access, Path.is_file
+
+    def refuse(path: Path) -> bool:
+        if path.parent == tmp_path / "cat":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "cat" and access(path, mode))
+    assert f"the folder {tmp_path / 'cat'} cannot be read (no permission)" in refusal(tmp_path)
 
 
 def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,14 @@ def test_auto_takes_the_fewest_bits_that_hold_all(peaks: list[float], bits: int)
     assert choose_range("auto", None, [None, *values, DeepValues(is_float=True, low=0, high=1e6)]).bits == bits
 
 
+def test_auto_warns_where_only_other_images_are_deep(caplog: pytest.LogCaptureFixture) -> None:
+    deep = DeepValues(is_float=False, low=0, high=4095)
+    choose_range("auto", None, [deep, None], [deep, None])
+    assert not caplog.messages
+    assert choose_range("auto", None, [None], [deep, None]).bits == 16
+    assert "give data.bits" in caplog.text
+
+
 def test_without_deep_images_auto_changes_nothing() -> None:
     assert choose_range("auto", None, [None]) == AS_STORED
 

@@ -49,6 +49,7 @@ PARTS = ["train", "Train", "training", "val", "valid", "test", "TEST"]
         ("id,picture,class", "{number},{name},{label}"),
         ("file,target", "C:\\data\\{name},{label}"),
         ("filename,species", "elsewhere/{stem}.png,{label}"),
+        ("filename,label", "Images/{label}/{stem},{label}"),
         ("", "{path},{label}"),
         ("path,label", '"{path}"," {label} "'),
     ],
@@ -90,6 +91,13 @@ def test_groups_are_not_divided(photos_in: Path) -> None:
         ("path,label\nred000,red\nred000,blue\nblue000,blue\n", "red000 has the labels 'red' and 'blue'"),
         ("path,label\nnone1,red\nnone2,blue\nnone3,blue\n", "none of its 3 images is there.*none1.*data.images=FOLDER"),
         ("path,label\nsame,red\nblue001,blue\n", "'same' may be images/blue/same.jpg and images/red/same.jpg"),
+        ("path,label\nx/images/red/red000.jpg,a\nx/images/blue/none,b\n", "leave out 'x/' in the paths"),
+        ("path,label\nred/red000.jpg,a\nblue/none,b\n", "red000.jpg is there: give data.images=.*/images$"),
+        (
+            "path,label,split\nred001,a,train\nred002,b,test\nred003,b,tset\n",
+            "column 'split' has 'tset' in row 3; use ",
+        ),
+        ("path,label,Set\nred001,a,train\nred002,b,test\nred003,b,\n", "column 'Set' is empty in row 3; use train"),
         ("path,a,b\nred000,1,2\nblue001,2,2\n", "which column holds the label.*data.label_column, one of path, a, b"),
         ("a,b\n1,2\n2,2\n", "which column holds the path.*data.path_column"),
         ("path,label\nred000,1\nred001,2\nblue000,3\n", "a label of its own.*data.label_column"),
@@ -108,13 +116,28 @@ def test_an_error_names_what_is_wrong(photos_in: Path, text: str, words: str) ->
     ("columns", "words"),
     [
         ({"label": "what"}, "data.label_column=what: .* has no such column; it has path, label, part"),
-        ({"split": "part"}, "'0' is no split; expected train, val or test"),
+        ({"split": "part"}, "column 'part' has '0' in row 1; use train, val or test"),
     ],
 )
 def test_a_column_that_does_not_fit_is_named(photos_in: Path, columns: dict[str, str], words: str) -> None:
     table = write(photos_in, "path,label,part", "{path},{label},{number}")
     with pytest.raises(InputError, match=words):
         read_table(table, columns=columns)
+
+
+def test_a_path_with_a_folder_is_no_other_image(photos_in: Path) -> None:
+    table = write(photos_in, "path,label", "{path},{label}")
+    table.write_text(table.read_text().replace("images/red/red000.jpg", "images/reed/red000.jpg"))
+    tree = read_table(table)
+    assert photos_in / "images/reed/red000.jpg" in tree.files["all"]["red"]
+    assert photos_in / "images/red/red000.jpg" not in tree.files["all"]["red"]
+
+
+@pytest.mark.parametrize("name", ["PatientID", "case_id", "mrn", "Subject ID", "participant-id", "StudyInstanceUID"])
+def test_groups_are_found_under_common_names(photos_in: Path, name: str) -> None:
+    tree = read_table(write(photos_in, f"path,label,{name},age", "{path},{label},p{number},{number}"))
+    assert set(tree.groups.values()) == {f"p{number}" for number in range(14)}
+    assert tree.notes[0].endswith(f"group from '{name}'")
 
 
 def test_missing_files_are_set_aside_by_name(photos_in: Path) -> None:

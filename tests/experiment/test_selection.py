@@ -54,6 +54,18 @@ def test_the_cheaper_is_kept_unless_beyond_noise(
     assert [row.name for row in rows if "chosen" in row.note] == [chosen]
 
 
+@pytest.mark.parametrize(
+    ("worse", "noise", "chosen"), [(0.0, 0.3, "all"), (0.0, 0.001, "cheap"), (0.05, 0.3, "all"), (-0.5, 0.3, "cheap")]
+)
+def test_all_together_stay_unless_another_is_surely_as_good(worse: float, noise: float, chosen: str) -> None:
+    rng = np.random.default_rng(1)
+    losses = rng.exponential(1.0, 60)
+    noises = rng.normal(size=60)
+    cheap = candidate("cheap", losses + worse + noise * (noises - noises.mean()), 1)
+    together = candidate("all", losses, 3)
+    assert judge([cheap, together], None, together)[0].name == chosen
+
+
 def test_images_without_a_fold_of_their_own_choose_nothing() -> None:
     labels = np.array([0] * 8 + [1] * 8 + [2])
     features = np.random.default_rng(0).normal(size=(17, 5))

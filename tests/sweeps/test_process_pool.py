@@ -555,6 +555,22 @@ def test_an_interruption_ends_running_jobs_and_is_recorded(
     assert not (tmp_path / "3-succeed").exists()
 
 
+def start_and_interrupt(_: str) -> None:
+    """Start the server, and interrupt it and this process over and over while it imports."""
+    ProcessPool.warm_up()
+    signal.signal(signal.SIGINT, lambda *_: None)
+    for _ in range(10):
+        os.killpg(0, signal.SIGINT)
+        time.sleep(0.2)
+
+
+@slow
+def test_an_interruption_while_the_server_starts_is_silent(tmp_path: Path) -> None:
+    program = command("start_and_interrupt", tmp_path)
+    result = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, start_new_session=True, check=True)
+    assert result.stderr == ""
+
+
 @slow
 @pytest.mark.parametrize("name", ["hang", "hang_deaf"])
 def test_jobs_end_with_their_parent_process(tmp_path: Path, name: str) -> None:

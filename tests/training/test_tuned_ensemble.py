@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,7 +17,8 @@ from tl_research.data.sources import Folder
 from tl_research.metrics.probabilities import softmax
 from tl_research.models.ensemble import ensemble_members
 from tl_research.training import time_limit, tuned_ensemble
-from tl_research.training.time_limit import TooSlowError, in_time
+from tl_research.training.stage import Stage
+from tl_research.training.time_limit import EpochBudget, TooSlowError
 from tl_research.training.tuned_ensemble import choose_members
 
 LABELS = np.arange(90) % 3
@@ -49,16 +51,20 @@ def test_without_frozen_answers_to_all_images_the_tuned_stays() -> None:
     assert choose_members(None, (logits_right_on(slice(90)), LABELS)) == ["tuned"]
 
 
-@pytest.mark.parametrize(("epochs", "seen"), [(9, 6), (12, 3)])
-def test_what_would_end_too_late_is_left_out(epochs: int, seen: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0, 20, 21, 22, 23, 24, 25])  # the first update, which is compiled, does not count
+@pytest.mark.parametrize(("left", "epochs"), [(500, 8), (100, 4), (25, 1), (20, 0)])
+def test_a_stage_is_as_long_as_there_is_time_for(left: int, epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch has 6 updates of a second each, after the first, which is compiled, and counts 4 times."""
+    clock = iter([20, 23])
     monkeypatch.setattr(time_limit, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    given = in_time(lambda epoch, skip: (number for number in range(skip, 6)), 6, epochs, 80)(0, 0)
-    taken = []
-    with pytest.raises(TooSlowError, match=r"0\.1 minutes") if seen < 6 else nullcontext():
-        for number in given:
-            taken.append(number)
-    assert taken == list(range(seen))
+    loop: Any = SimpleNamespace(
+        stage=Stage(epochs=8), batches=lambda _, skip: (n for n in range(skip, 6)), batches_per_epoch=6
+    )
+    budget = EpochBudget(8, 4.0, limit=23 + left)
+    budget.measure(loop)
+    with nullcontext() if epochs else pytest.raises(TooSlowError, match=r"an epoch would take 0\.1 minutes"):
+        assert list(loop.batches(0, 0)) == list(range(6))
+        assert loop.stage.epochs == epochs
+        assert budget.shortened(Stage(epochs=16)).epochs == 2 * epochs
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from tl_research.errors import InputError
 
 log = logging.getLogger(__name__)
 
+MOST_NAMED = 5
 FOLLOWS = "pair"  # stands, while splits are cut, for a file that goes where the first of its stem or an equal one goes
 
 
@@ -81,8 +82,9 @@ def split_dataset(
         _cut(split_of, labels, "val", val, split_seed, names, keep=1, groups=groups)
     split_of[split_of == "all"] = "train"
     split_of = split_of[first]
-    values = [checked.inspections[i].values for i in np.flatnonzero(split_of == "train").tolist()]
-    pixel_range = choose_range(bits, window, values)
+    values = [each.values for each in checked.inspections]
+    in_train = [values[i] for i in np.flatnonzero(split_of == "train").tolist()]
+    pixel_range = choose_range(bits, window, in_train, values)
     used = _used(split_of, labels, fraction, per_class, split_seed, names)
     return replace(checked.module(tree, split_of, used, resize, augment, pixel_range, groups, first), found=found)
 
@@ -288,7 +290,9 @@ def _demand_few(all_bad: Sequence[Inspection], total: int, max_bad: float) -> No
         raise InputError(f"none of {total} images can be read; the first: {all_bad[0].path} ({all_bad[0].reason})")
     bad = [inspection for inspection in all_bad if not inspection.is_unread]
     if len(bad) > max_bad * total:
+        names = ", ".join(f"{each.path} ({each.reason})" for each in bad[:MOST_NAMED])
+        more = f" and {len(bad) - MOST_NAMED} more" if bad[MOST_NAMED:] else ""
         raise InputError(
-            f"{len(bad)} of {total} images cannot be read, more than data.max_bad={max_bad:g} allows; "
-            f"the first: {bad[0].path} ({bad[0].reason}). Mend them, or raise data.max_bad"
+            f"{len(bad)} of {total} images cannot be read, more than data.max_bad={max_bad:g} allows: {names}{more}. "
+            "Mend them, or raise data.max_bad; python -m tl_research check data=... lists all"
         )

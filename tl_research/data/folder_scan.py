@@ -94,7 +94,7 @@ def scan(root: Path, key: str) -> Scan:
 
 def _scan(folder: Path, key: str, junk: list[Path], around: frozenset[tuple[int, int]]) -> FolderNode:
     if not os.access(folder, os.R_OK | os.X_OK):
-        raise InputError(f"{key}: no permission to read the folder {folder}")
+        raise InputError(f"{key}: the folder {folder} cannot be read (no permission)")
     try:
         stat = folder.stat()
         entries = sorted(folder.iterdir())
@@ -120,6 +120,8 @@ def _inode(path: Path) -> tuple[int, int]:
 
 
 def _is_run(folder: Path) -> bool:
+    if not os.access(folder, os.X_OK):
+        return False  # `_scan` names it
     return sum((folder / name).is_file() for name in RUN_FILES) > 1
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 Bits = Literal["auto", 8, 10, 12, 14, 16]
 BITS = (8, 10, 12, 14, 16)
@@ -95,11 +98,20 @@ AS_STORED = PixelRange()
 """Integers fill 16 bits."""
 
 
-def choose_range(bits: Bits, window: Window | None, values: Iterable[DeepValues | None]) -> PixelRange:
-    """Resolve `bits=auto` to the smallest number of bits that holds the values of these images."""
+def choose_range(
+    bits: Bits, window: Window | None, values: Iterable[DeepValues | None], everything: Iterable[DeepValues | None] = ()
+) -> PixelRange:
+    """Resolve `bits=auto` to the smallest number of bits that holds the values of these images; warn if none of them
+    tells it, and some of `everything` need it."""
     if bits != "auto":
         return PixelRange(bits, window)
-    peak = max((found.high for found in values if found and not found.is_float), default=65535)
+    peaks = [found.high for found in values if found and not found.is_float]
+    if not (peaks or window) and any(found and not found.is_float for found in everything):
+        log.warning(
+            "data.bits=auto: no training image has more than 8 bits, and some others have; these are taken to use all "
+            "16, give data.bits if they use fewer"
+        )
+    peak = max(peaks, default=65535)
     return PixelRange(next((number for number in BITS if peak < 2**number), 16), window)
 
 

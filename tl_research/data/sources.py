@@ -105,6 +105,8 @@ class Source:
     def load(self, index: FileIndex | None = None) -> DataModule:
         """List, check and split the images; files that `index` knows are not opened. Raises `InputError` if the folder
         holds no classes."""
+        if self.ignore and not Path(self.ignore).expanduser().is_file():
+            raise InputError(f"data.ignore={self.ignore}: there is no such file")
         tree = self.tree()
         return split_dataset(
             split_by_list(tree, Path(self.split_by).expanduser()) if self.split_by else tree,

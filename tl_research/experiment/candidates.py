@@ -17,6 +17,8 @@ from tl_research.training.logistic_regression import Choice
 DRAWS = 5000
 LEAST = 0.001
 """The least difference of log losses that matters: where all answers are right, candidates still differ a little."""
+MARGIN = 0.005
+"""The largest difference of log losses for which a cheaper candidate counts as equal."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,22 @@ class CandidateRow:
     note: str
 
 
-def judge(candidates: Sequence[C], groups: np.ndarray | None) -> tuple[C, list[CandidateRow], str]:
+def judge(
+    candidates: Sequence[C], groups: np.ndarray | None, preferred: C | None = None
+) -> tuple[C, list[CandidateRow], str]:
     """Choose the cheapest candidate that the best is not better than beyond noise: the 95 % interval of the difference
-    of their losses on the same images begins below `LEAST`."""
+    of their losses on the same images begins below `LEAST`.
+
+    A `preferred` one that is among these is chosen instead, unless a cheaper one is surely not worse by more than
+    `MARGIN` (a test of non-inferiority): where few images judge, a cheap candidate is rarely seen to be worse.
+    """
     eligible = sorted((each for each in candidates if each.eligible), key=lambda each: each.operations)
     best = min(eligible, key=lambda each: each.loss)
     behind = {each.name: _behind(each, best, groups) for each in candidates}
-    chosen = next(each for each in eligible if each is best or behind[each.name][1] <= LEAST)
+    as_good = [each for each in eligible if each is best or behind[each.name][1] <= LEAST]
+    chosen, is_preferred = as_good[0], preferred in as_good
+    if preferred and is_preferred:
+        chosen = next(x for x in eligible if x is preferred or _behind(x, preferred, groups)[2] <= MARGIN)
     rows = [_row(each, behind[each.name], groups) for each in sorted(candidates, key=lambda each: each.loss)]
     rows = [
         replace(row, note=", ".join(filter(None, ["chosen", row.note]))) if row.name == chosen.name else row
@@ -91,6 +102,10 @@ def judge(candidates: Sequence[C], groups: np.ndarray | None) -> tuple[C, list[C
         return chosen, rows, f"chosen: {chosen.name}, the first, for no image can be held out to compare by"
     if chosen is best:
         return chosen, rows, f"chosen: {chosen.name}, whose cross-validated log loss is the lowest"
+    if chosen is preferred:
+        return chosen, rows, f"chosen: {chosen.name}; nothing is better beyond noise, or cheaper and surely as good"
+    if preferred and is_preferred:
+        return chosen, rows, f"chosen: {chosen.name}, which is cheaper than {preferred.name} and surely as good"
     gap, low, high = behind[chosen.name]
     why = f"{best.name} is better by {gap:.3g} only, and that is noise ({low:.3g} to {high:.3g})"
     return chosen, rows, f"chosen: {chosen.name}, the cheapest of those that are as good; {why}"

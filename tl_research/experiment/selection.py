@@ -9,6 +9,7 @@ are those of the network alone.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -41,6 +42,8 @@ FILE = "selection.json"
 
 SPLITS = "train", "val"
 """The images that choose: never those of the test."""
+MOST_PARTS = 4
+"""Networks, at most, that are put together without having been seen to help one by one."""
 MOST_IMAGES = 2000
 """Images at most that choose: the memory and time of a candidate grow with their square and cube."""
 
@@ -61,7 +64,9 @@ def choose_backbone(experiment: Experiment, run: Run, data: DataModule, threads:
         return selection.with_backbone(*selection.known(earlier))
     with run.phase("selection"):
         candidates = list(selection.look())
-        chosen, rows, why = judge(candidates, selection.groups)
+        together = [each for each in candidates if each.eligible and len(each.networks) > 1]
+        largest = max(together, key=lambda each: len(each.networks), default=None)
+        chosen, rows, why = judge(candidates, selection.groups, largest)
         _record(run, rows, chosen, why)
         for candidate in candidates:
             selection.write_run(candidate)
@@ -100,7 +105,7 @@ class _Selection:
 
     def look(self) -> Iterator[NetworkCandidate]:
         """Yield the default, then single networks from the smallest file of weights, then the best with others beside
-        it, for as long as that lowers the loss and there is time."""
+        it, for as long as that lowers the loss, and the `MOST_PARTS` best together; for as long as there is time."""
         singles: list[NetworkCandidate] = []
         for recipe, config in self._singles():
             if singles and time.monotonic() > self.deadline:
@@ -112,20 +117,25 @@ class _Selection:
             note = ", ".join(["default"] * (recipe == self.auto.default) + ["not among"] * (not eligible))
             singles.append(replace(candidate, eligible=eligible, note=note))
             yield singles[-1]
-        of_one_size = [each for each in singles if each.networks[0].recipe.image_size == self._size]
-        best = min((each for each in of_one_size if each.eligible), key=lambda each: each.loss, default=None)
-        rest = [each.networks[0] for each in of_one_size if each is not best and each.eligible]
-        while best is not None and rest and time.monotonic() < self.deadline:
-            tried = []
-            for network in rest:
-                tried.append(self._candidate((*best.networks, network), 0.0))
+        of_one_size = [each for each in singles if each.networks[0].recipe.image_size == self._size and each.eligible]
+        of_one_size.sort(key=lambda each: each.loss)
+        networks = [each.networks[0] for each in of_one_size]
+        parts, left, most = tuple(networks[:1]), networks[1:], 1
+        loss = of_one_size[0].loss if of_one_size else math.inf
+        while left and time.monotonic() < self.deadline:
+            tried, most = [], len(parts) + 1
+            for network in left:
+                tried.append(self._candidate((*parts, network), 0.0))
                 yield tried[-1]
                 if time.monotonic() > self.deadline:
                     break
             better = min(tried, key=lambda each: each.loss)
-            if better.loss >= best.loss:
-                return
-            best, rest = better, [network for network in rest if network is not better.networks[-1]]
+            if better.loss >= loss:
+                break
+            parts, loss = better.networks, better.loss
+            left = [network for network in left if network is not parts[-1]]
+        if len(networks[:MOST_PARTS]) > most and time.monotonic() < self.deadline:
+            yield self._candidate(tuple(networks[:MOST_PARTS]), 0.0)
 
     @cached_property
     def _size(self) -> int:

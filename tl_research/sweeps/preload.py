@@ -4,9 +4,14 @@ device or start a thread pool: neither survives a fork."""
 from __future__ import annotations
 
 import gc
+import signal
 
 from tl_research.backend.start import import_backend
 from tl_research.system.process import gc_paused, suppress_stderr
+
+# Ctrl-C reaches this process, too, which then only has to end; jobs inherit the handler that was there before.
+before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 with suppress_stderr(), gc_paused():
     import keras  # noqa: F401
@@ -22,3 +27,4 @@ with suppress_stderr(), gc_paused():
     import tl_research.experiment.experiment  # noqa: F401
 gc.collect()
 gc.freeze()
+signal.signal(signal.SIGINT, before)  # the server itself ignores it from now on

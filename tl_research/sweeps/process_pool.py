@@ -15,7 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Annotated, Any, Protocol, Self
@@ -131,8 +131,13 @@ class ProcessPool:
         """Start the fork server, which imports TensorFlow in the background."""
         multiprocessing.set_forkserver_preload(["tl_research.sweeps.preload"])
         # Before Python 3.13 the server does not get the import path, and would silently preload nothing.
-        with importable():
-            forkserver.ensure_running()
+        resource_tracker.ensure_running()  # it, too, unblocks the signal
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited, until `preload` ignores it
+        try:
+            with importable():
+                forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def num_parallel(self, num_jobs: int) -> int:
         """Return the number of jobs to run in parallel. It depends on the machine and the number of jobs only: a job's

@@ -27,7 +27,7 @@ from tl_research.training.optimizer import LBFGS, GradientOptimizer
 from tl_research.training.stage import Stage
 from tl_research.training.stage_runner import Metrics, StageRunner
 from tl_research.training.summary import show_fold, show_fold_choice
-from tl_research.training.time_limit import TooSlowError, in_time
+from tl_research.training.time_limit import EpochBudget, TooSlowError
 from tl_research.training.trained_weights import BestEpoch, TrainedWeights, Weights, assign_weights, interpolate
 
 log = logging.getLogger(__name__)
@@ -66,16 +66,21 @@ def tune_by_folds(
     better by more than a standard error of the difference. With `worth`, which judges the out-of-fold logits of the
     choice, another classifier stays, and this one is not fitted unless it is worth it.
 
-    The folds may take two thirds of the time that is left until the runner's deadline; the frozen head stays where the
-    first updates show that one epoch in each and one of the final fit would take longer than all of it. Nothing is
-    saved on the way: a run that is interrupted begins anew.
+    The folds may take four fifths of the time that is left until the runner's deadline. The first updates show how many
+    epochs in each, and in the final fit, that allows: if less than all, stages are shortened; if none, the frozen head
+    stays. Nothing is saved on the way: a run that is interrupted begins anew.
 
     Raises:
         InputError: a class has too few images, or groups, for the folds.
     """
     state, data = runner.state, runner.state.data
     learned, monitor = data.indices("train", "val"), _monitor(runner)
-    logits = _judge_all(runner, stages, ALPHAS if interpolated else (1.0,))
+    alphas = ALPHAS if interpolated else (1.0,)
+    # Beside each fold's training, on two thirds of the images: answers to the third that it holds out, which cost a
+    # third of training on it, for each share of the way; then the final fit, on all images; a fifth to compile them.
+    cost = 1.2 * (FOLDS * (1 + len(alphas) / (3 * (FOLDS - 1))) + FOLDS / (FOLDS - 1))
+    budget = EpochBudget(sum(stage.epochs for _, stage, _ in stages[1:]), cost, runner.deadline)
+    logits = _judge_all(runner, stages, alphas, budget)
     scores = {each: accuracy_and_loss(rows[learned], data.labels[learned]) for each, rows in logits.items()}
     choice = choose_tuning(logits, data.labels, learned, monitor)
     if worth and not worth((logits[choice][learned], data.labels[learned])):
@@ -88,7 +93,8 @@ def tune_by_folds(
         metrics |= runner.run_stage(0, *stages[0], last=True) | runner.finish()
     elif choice.epochs:
         curve = {each.epochs: scores[each] for each in scores if (each.rate, each.alpha) == (choice.rate, choice.alpha)}
-        metrics |= _refit(runner, stages, choice, curve | {0: scores[Tuning()]})
+        fitting = [stages[0], *((name, budget.shortened(stage), each) for name, stage, each in stages[1:])]
+        metrics |= _refit(runner, fitting, choice, curve | {0: scores[Tuning()]})
         choice = replace(choice, epochs=len(runner.history) - 1)  # fewer where time ran out
         state.held_out = logits[choice][data.indices("val")] if len(data.indices("val")) else None
         state.out_of_fold = logits[choice][learned], data.labels[learned]
@@ -117,7 +123,7 @@ def _monitor(runner: StageRunner) -> str:
     return chosen.removeprefix("val_")
 
 
-def _judge_all(runner: StageRunner, stages: Stages, alphas: Sequence[float]) -> OutOfFoldLogits:
+def _judge_all(runner: StageRunner, stages: Stages, alphas: Sequence[float], budget: EpochBudget) -> OutOfFoldLogits:
     """Run all folds at each rate for which there is time; return the candidates that every fold has judged."""
     data, began = runner.state.data, time.monotonic()
     folds = _folds(data, runner.seed)
@@ -131,12 +137,11 @@ def _judge_all(runner: StageRunner, stages: Stages, alphas: Sequence[float]) -> 
             break
         judged: OutOfFoldLogits = {}
         for number, held_out in enumerate(folds, 1):
-            share = (number / len(folds)) * 2 / 3 if not complete else 1.0
+            share = (number / len(folds)) * 4 / 5 if not complete else 1.0
             deadline = began + share * (runner.deadline - began) if math.isfinite(runner.deadline) else math.inf
             if number > 1 and not any(each.epochs for each in judged):
                 deadline = began  # no fold judges what another had no time for
-            limit = runner.deadline if number == 1 and not complete else math.inf
-            for candidate, rows in _judge_fold(runner, stages, held_out, rate, alphas, deadline, limit).items():
+            for candidate, rows in _judge_fold(runner, stages, held_out, rate, alphas, deadline, budget).items():
                 judged.setdefault(candidate, np.full(shape, np.nan, np.float32))[held_out] = rows
             show_fold(number, len(folds), rate)
         learned = data.indices("train", "val")
@@ -170,10 +175,10 @@ def _judge_fold(
     rate: float,
     alphas: Sequence[float],
     deadline: float,
-    limit: float,
+    budget: EpochBudget,
 ) -> OutOfFoldLogits:
     """Train on all other images than `held_out`, until `deadline`; return each candidate's logits for these. The
-    classifier is left as it was loaded. The backbone stays frozen where all folds would need longer than `limit`."""
+    classifier is left as it was loaded. The backbone stays frozen where the `budget` has no epoch."""
     state, data = runner.state, runner.state.data
     split_of = np.where(data.split_of == "val", "train", data.split_of)
     split_of[held_out] = "val"
@@ -195,10 +200,10 @@ def _judge_fold(
             assign_weights(state.classifier, tuned)
             return scores
 
-        # Each fold and the final fit, on all images, need an epoch.
-        epochs = FOLDS + FOLDS / (FOLDS - 1)
-        batches = in_time(options["batches"], options["batches_per_epoch"], epochs, limit)
-        return TrainLoop(**options | {"batches": batches, "validate": judge, "save": lambda *_: None})
+        training = TrainLoop(**options | {"validate": judge, "save": lambda *_: None})
+        if runner.strategy is None:
+            budget.measure(training)
+        return training
 
     fold.loops = {name: loop for name, *_ in stages}
     try:
@@ -208,7 +213,8 @@ def _judge_fold(
             judged[Tuning()] = state.logits("val")
             for number, (name, stage, optimizer) in enumerate(stages[1:], 1):
                 if not fold.is_late:
-                    fold.run_stage(number, name, _at_rate(stage, optimizer, rate), optimizer, last=False)
+                    own = _at_rate(budget.shortened(stage), optimizer, rate)
+                    fold.run_stage(number, name, own, optimizer, last=False)
     except TooSlowError as error:
         log.warning("%s, and each of %d folds needs one: there is no time to fine-tune", error, FOLDS)
     finally:

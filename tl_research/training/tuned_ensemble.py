@@ -64,11 +64,11 @@ def _joined(frozen: ClassifierState, tuned: ClassifierState) -> ClassifierState:
     data, ensemble = frozen.data, build_ensemble([frozen.classifier, tuned.classifier])
     state = ClassifierState.of_model(ensemble, data, frozen.threads, frozen.phase)
     state.features = frozen.features
-    first, second = frozen.out_of_fold, tuned.out_of_fold
-    assert first is not None
-    assert second is not None
-    logits = np.log(np.maximum((softmax(first[0]) + softmax(second[0])) / 2, 1e-30)).astype(np.float32)
-    state.out_of_fold = logits, first[1]
+    assert frozen.out_of_fold is not None
+    assert tuned.out_of_fold is not None
+    mean = np.mean([softmax(logits) for logits, _ in (frozen.out_of_fold, tuned.out_of_fold)], axis=0)
+    logits = np.log(np.maximum(mean, 1e-30)).astype(np.float32)
+    state.out_of_fold = logits, frozen.out_of_fold[1]
     if len(data.indices("val")):
         state.held_out = logits[np.isin(data.indices("train", "val"), data.indices("val"))]
     return state
