@@ -79,6 +79,9 @@ def spread(composer: Hydra, overrides: Sequence[str], config_name: str) -> list[
     `transfer.backbone.epochs=3` beside `transfer=frozen,finetune`, because the default has no such key; a choice of one
     value goes to the jobs only."""
     parsed = OverridesParser.create(config_loader=composer.config_loader).parse_overrides(list(overrides))
+    for override in parsed:
+        if override.is_discrete_sweep() and next(override.sweep_iterator(), None) is None:
+            raise InputError(f"{override.input_line}: it gives no value; write such as KEY=1,2")
     groups = _groups(composer, parsed)
     if not any(override.is_sweep_override() and override.key_or_group in groups for override in parsed):
         return list(overrides)
