@@ -2,7 +2,8 @@
 
     python -m benchmarks choose [--data stamps=FOLDER,demo,sauce,demo5] [--seeds 5] [--ways default,auto] [--cache DIR]
 
-`demo5` are the demo's images with 5 a class to learn from, and so on. Each row has means over seeds of cross-validated
+`demo5` are the demo's images with 5 a class to learn from, and so on (`stamps5=FOLDER`, too). Each row has means over
+seeds of cross-validated
 log loss and test accuracy, their differences from the default with 95 % intervals paired over seeds (Student), and
 the median of the seconds. One store serves all: the first way that needs a row computes it.
 """
@@ -23,6 +24,9 @@ LITE = "[efficientnet_lite0,efficientnet_lite1,efficientnet_lite2]"
 WAYS = {
     "default": [],
     "combined": ["backbone=combined", f"backbone.parts={LITE}"],
+    "heads": ["head=auto"],
+    "prototype": ["head=auto", "head.among=[prototype]"],
+    "knn": ["head=auto", "head.among=[knn]"],
     "auto": ["backbone=auto", f"backbone.among={LITE}"],
     "finetuned": ["transfer=finetune_all", "transfer.backbone.epochs=5"],
     "best": ["experiment=best", f"backbone.among={LITE}", "transfer.backbone.epochs=5"],
@@ -30,14 +34,11 @@ WAYS = {
 
 
 def images(name: str) -> list[str]:
-    """Give the overrides of a data set: `demo`, `sauce`, `demoN` with N images a class, `NAME=FOLDER`."""
-    _, _, folder = name.partition("=")
-    if folder:
-        return ["data=folder", f"data.root={folder}"]
-    if name == "sauce":
-        return ["data=hot_dog_sauce"]
-    count = name.removeprefix("demo")
-    return ["data=hot_dog_demo", *([f"data.per_class={count}"] if count else [])]
+    """Give the overrides of a data set: `demo`, `sauce`, `NAME=FOLDER`; `demoN` with N images a class."""
+    name, _, folder = name.partition("=")
+    source = ["data=folder", f"data.root={folder}"] if folder else [f"data=hot_dog_{name.rstrip('0123456789')}"]
+    count = name.lstrip(name.rstrip("0123456789"))
+    return [*source, *([f"data.per_class={count}"] if count else [])]
 
 
 def measure_way(way: str, data: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -47,7 +48,8 @@ def measure_way(way: str, data: str, seed: int, folder: Path) -> dict[str, Any]:
     run = compose(overrides).run(folder / "runs" / way / data.partition("=")[0] / str(seed), existing="resume")
     seconds = sum(value for key, value in run.metrics.items() if key.startswith("seconds_"))
     loss, accuracy = run.metrics.get("cv_loss", float("nan")), run.metrics["test_accuracy"]
-    return {"loss": loss, "accuracy": accuracy, "seconds": seconds, "chosen": run.metrics.get("chosen", "")}
+    chosen = run.metrics.get("chosen", run.metrics.get("chosen_head", ""))
+    return {"loss": loss, "accuracy": accuracy, "seconds": seconds, "chosen": chosen}
 
 
 def against(values: np.ndarray, default: np.ndarray) -> str:

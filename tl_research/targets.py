@@ -24,6 +24,7 @@ TARGETS = {
     "Lite": "tl_research.models.backbone.Lite",
     "Saved": "tl_research.models.backbone.Saved",
     "VisionTransformer": "tl_research.models.transformer_backbone.VisionTransformer",
+    "AutoHead": "tl_research.models.head.AutoHead",
     "KNN": "tl_research.models.head.KNN",
     "Linear": "tl_research.models.head.Linear",
     "MLP": "tl_research.models.head.MLP",

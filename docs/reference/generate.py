@@ -43,14 +43,16 @@ def pages() -> dict[Path, str]:
 
 
 def _option(path: Path, group: str) -> list[str]:
-    """Say what an option is, by the comments that its file begins with, and what else it chooses or sets."""
+    """Say what an option is, by the comment on its file's first line, and what else it chooses or sets."""
     text, content = path.read_text(), yaml.safe_load(path.read_text()) or {}
-    comments = [line for line in re.match(r"(#.*\n)*", text)[0].splitlines() if "@package" not in line]  # type: ignore[index]
-    example, more = "".join(comments[:1]), comments[1:]
-    words = " ".join([*re.findall(r"\s{2,}\((.*)\)$", example), *(line.lstrip("# ") for line in more)])
+    comment = next(line for line in text.splitlines() if "@package" not in line).partition("#")[2].strip()
+    words = re.sub(r"^python train\.py .*?\s{2,}\((.*)\)$", r"\1", comment)
+    words = re.sub(r"^add (.*?): (.*)", r"\2; add `\1`", words)
     if "application" in content:
         words = f"`keras.applications.{content['application']}`, weights from {content['url']}"
-    if not words and "_target_" in content:
+    elif not words and "url" in content:
+        words = f"weights from {content['url']}"
+    elif not words and "_target_" in content:
         words = (inspect.getdoc(recipe_of(content["_target_"])) or "").split("\n\n")[0].replace("\n", " ")
     pairs = [pair for item in content.get("defaults") or [] if isinstance(item, dict) for pair in item.items()]
     chosen = [(re.sub(r"override /|^/|@_global_.*", "", key), value) for key, value in pairs]

@@ -20,8 +20,6 @@ WHOLE = ("job_logging", "hydra_logging")  # mappings whose keys are not ours
 KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
 RANGES = {
     "optimizer": "an option of `optimizer`, or null",
-    "setup": "a list of lines, or null",
-    "additional_parameters": "names and values",
     "params": "names and values",
     "choose_by": "'validation' or 'folds'",
     "sampler": "'tpe' or 'random'",
@@ -74,21 +72,24 @@ def read(path: Path, prefix: str, recipe: type | None = None) -> list[Key]:
     return [replace(key, option=path.stem) for key in keys.values()]
 
 
-def _walk(node: yaml.MappingNode, text: str, prefix: str, outer: type | None = None) -> Iterator[Key]:
+def _walk(
+    node: yaml.MappingNode, text: str, prefix: str, outer: type | None = None, comment: str = ""
+) -> Iterator[Key]:
     recipe = next((recipe_of(value.value) for key, value in node.value if key.value == "_target_"), outer)
     for key, value in node.value:
         name = f"{prefix}{key.value}"
         if key.value in ("_target_", "defaults"):
             continue
         if isinstance(value, yaml.MappingNode) and value.value:
-            if comment := _comment(text, key):
-                yield Key(name, "", recipe, "keys and values, or null", comment)
-            yield from () if key.value in WHOLE else _walk(value, text, f"{name}.")
+            behind = _comment(text, value) if value.flow_style else ""
+            if own := _comment(text, key) or (behind if key.value in WHOLE else ""):
+                yield Key(name, "", recipe, "keys and values, or null", own)
+            yield from () if key.value in WHOLE else _walk(value, text, f"{name}.", comment=behind)
             continue
         default = text[value.start_mark.index : value.end_mark.index]
         kind = KINDS.get(type(yaml.safe_load(default)).__name__, "")
         words = (allowed(recipe, key.value) if recipe else None) or RANGES.get(key.value, kind)
-        yield Key(name, default, recipe, words, _comment(text, value))
+        yield Key(name, default, recipe, words, _comment(text, value) or comment)
 
 
 def recipe_of(target: str) -> type:

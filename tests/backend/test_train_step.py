@@ -46,18 +46,11 @@ def step_of(
     model: keras.Model,
     optimizer: str = "adam",
     rates: Sequence[float] = (1, 1, 1, 1),
-    accumulates: bool = False,
     **options: float,
 ) -> TrainStep:
     learning = [Learning(v, rate) for v, rate in zip(model.trainable_variables, rates, strict=True)]
     chosen = StepOptions(**options)  # type: ignore[arg-type]
-    return TrainStep(
-        lambda x: model(x, training=True), learning, [], OPTIMIZERS[optimizer](), chosen, None, accumulates
-    )
-
-
-def halves() -> list[tuple[np.ndarray, np.ndarray]]:
-    return [(ROWS[:7], TARGETS[:7]), (ROWS[7:], TARGETS[7:])]
+    return TrainStep(lambda x: model(x, training=True), learning, [], OPTIMIZERS[optimizer](), chosen)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -74,16 +67,6 @@ def test_an_update_equals_that_of_keras(optimizer: str) -> None:
         assert float(loss) / 12 == pytest.approx(float(expected), rel=1e-5)
     for a, b in zip(model.get_weights(), reference.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
-def test_accumulated_gradients_equal_one_large_batch() -> None:
-    model, reference = network(), network()
-    summed, whole = step_of(model, accumulates=True, clip_norm=0.1), step_of(reference, clip_norm=0.1)
-    for _ in range(2):
-        sums, expected = summed(halves(), 0.05), whole([(ROWS, TARGETS)], 0.05)
-        np.testing.assert_allclose([float(x) for x in sums], [float(x) for x in expected], rtol=1e-5)
-    for a, b in zip(model.get_weights(), reference.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_each_variable_has_its_own_rate() -> None:

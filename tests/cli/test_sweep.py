@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
-from tests.cli.test_train import Result, refused, train
+from tests.cli.test_train import refused, train
 from tests.conftest import ROOT, draw_tree
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -353,21 +353,9 @@ def test_if_no_job_can_run_all_reasons_are_reported(cwd: Path, tiny: list[str]) 
 # What is refused before anything is made
 
 
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0: should be a whole number of at least 1 or null"),
-        ("hydra.launcher.timeout=-1", "hydra.launcher.timeout=-1: should be a number greater than 0 or null"),
-        ("hydra.launcher.memory_gb=much", "hydra.launcher.memory_gb=much: should be a number greater than 0 or null"),
-        (
-            "hydra.launcher.max_failures=0",
-            "hydra.launcher.max_failures=0: should be a whole number of at least 1 or null",
-        ),
-        ("+hydra.launcher.n_job=2", "hydra.launcher.n_job: there is no such key; nearest: hydra.launcher.n_jobs"),
-    ],
-)
-def test_limits_out_of_range_are_one_line(cwd: Path, tiny: list[str], argument: str, message: str) -> None:
-    assert message in refused(train(cwd, *tiny, "backbone=tiny", "seed=0,1", argument), cwd)
+def test_a_limit_out_of_range_is_one_line(cwd: Path, tiny: list[str]) -> None:
+    line = refused(train(cwd, *tiny, "backbone=tiny", "seed=0,1", "hydra.launcher.n_jobs=0"), cwd)
+    assert "hydra.launcher.n_jobs=0: should be a whole number of at least 1 or null" in line
 
 
 def test_a_launcher_chosen_by_one_job_is_refused(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
@@ -379,11 +367,3 @@ def test_a_launcher_chosen_by_one_job_is_refused(cwd: Path, tmp_path: Path, tiny
     line = refused(result, cwd)
     assert "hydra/launcher=basic" in line
     assert "on the command line" in line
-
-
-def test_a_sweep_leaves_no_temporary_files(cwd: Path, tmp_path: Path, tiny: list[str]) -> None:
-    (tmp_path / "tmp").mkdir()
-    command = [*tiny, "backbone=tiny", "seed=0,1"]
-    result: Result = train(cwd, *command, environment={"TMPDIR": str(tmp_path / "tmp")})
-    assert result.returncode == 0
-    assert [path.name for path in (tmp_path / "tmp").iterdir()] == []

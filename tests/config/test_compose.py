@@ -60,7 +60,8 @@ def test_each_options_command_composes(path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
     command = re.fullmatch(r"# python train\.py (.*?)(\s{2,}\(.*\))?", lines[0])
     assert command or lines[0][0] != "#", lines[0]
-    overrides = re.sub(r"(^| )\[.*?\]", "", command[1]).removeprefix("-m ").split() if command else [name(path)]
+    words = command[1] if command else " ".join([name(path), *re.findall(r"# add (.*?): ", lines[0])])
+    overrides = re.sub(r"(^| )\[.*?\]", "", words).removeprefix("-m ").split()
     experiment = compose(overrides)
     assert experiment.transfer
     if path in FILES:
@@ -83,8 +84,8 @@ DIFFERENT = {"store", "cache", "split_seed", "default"}
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=name)
 def test_defaults_are_equal_in_conf_and_code(path: Path) -> None:
     content = yaml.safe_load(path.read_text())
-    if path.stem == "images":
-        content["_target_"] = "tl_research.targets.Folder"
+    if path.stem in ("images", "network"):
+        content["_target_"] = f"tl_research.targets.{'Folder' if path.stem == 'images' else 'Custom'}"
     for node in nodes(content):
         parameters = inspect.signature(recipe(node["_target_"])).parameters
         defaults = {

@@ -59,34 +59,6 @@ def test_classes_alone_are_one_split(tmp_path: Path) -> None:
     assert tree.ignored == []
 
 
-@pytest.mark.parametrize(
-    ("folders", "splits"),
-    [
-        (["train"], ["train"]),
-        (["train", "test"], ["train", "test"]),
-        (["train", "val"], ["train", "val"]),
-        (["train", "valid", "test"], ["train", "val", "test"]),
-        (["train", "validation", "test"], ["train", "val", "test"]),
-        (["training", "test"], ["train", "test"]),
-        (["Train", "TEST", "Val"], ["train", "val", "test"]),
-    ],
-    ids="+".join,
-)
-def test_split_folders_may_have_all_usual_names(tmp_path: Path, folders: list[str], splits: list[str]) -> None:
-    tree = read_class_folders(make(tmp_path, *images(*(f"{folder}/{name}" for folder in folders for name in CLASSES))))
-    assert list(tree.files) == [split for split in ("train", "val", "test") if split in splits]
-    assert all(list(classes) == ["cat", "dog"] for classes in tree.files.values())
-
-
-@pytest.mark.parametrize(
-    "folders", [("train", "bus", "car"), ("valid", "invalid"), ("test", "control"), ("val", "valley")]
-)
-def test_a_class_may_have_a_splits_name(tmp_path: Path, folders: tuple[str, ...]) -> None:
-    tree = read_class_folders(make(tmp_path, *images(*folders)))
-    assert set(tree.files) == {"all"}
-    assert tree.class_names == sorted(folders)
-
-
 def test_paths_are_sorted_however_the_disk_lists_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, *images("dog", "cat", count=5))
     forward = read_class_folders(tmp_path)
@@ -201,11 +173,6 @@ def test_invalid_trees_are_refused(tmp_path: Path, files: list[str], folder: str
     assert str(root / folder) in message
     assert re.search(found, message)
     assert EXPECTED in message
-
-
-def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
-    message = refusal(make(tmp_path, *images(*(f"{s}/{c}" for s in ("train", "val", "valid") for c in CLASSES))))
-    assert f"{tmp_path}: found both val/ and valid/" in message
 
 
 def test_long_lists_of_names_are_shortened(tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ from tl_research.data.augment.augment import Augment
 from tl_research.data.build_dataset import split_dataset
 from tl_research.data.class_folders import read_class_folders
 from tl_research.data.datamodule import SPLITS, DataModule
-from tl_research.data.inspection import inspect_all
 from tl_research.data.loader import AHEAD, Batch, PixelCache, numbered_batches, rows_epoch
 from tl_research.data.sources import Folder
 from tl_research.errors import InputError
@@ -88,16 +87,6 @@ def test_the_same_seed_splits_the_same_and_another_does_not(tree: str, request: 
     chosen = [load(root, split_seed=seed).indices("val").tolist() for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1]
     assert chosen[0] != chosen[2]
-
-
-def test_the_order_on_disk_does_not_matter(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    straight = load(flat)
-    iterdir = Path.iterdir
-    monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(iterdir(self), key=lambda p: p.name[::-1])))
-    shuffled = load(flat)
-    assert straight.paths == shuffled.paths
-    assert np.array_equal(straight.split_of, shuffled.split_of)
-    assert np.array_equal(straight.labels, shuffled.labels)
 
 
 def test_the_folders_location_does_not_matter(flat: Path, tmp_path: Path) -> None:
@@ -218,15 +207,6 @@ def test_ignored_files_are_listed(own: Path) -> None:
     assert [path.name for path in load(own).ignored] == ["notes.txt"]
 
 
-def test_inspections_come_in_the_order_of_the_files(own: Path) -> None:
-    spoil(own, "train/red/005.jpg")
-    paths = sorted(own.rglob("*.jpg"), reverse=True)
-    found = inspect_all(paths)
-    assert [inspection.path for inspection in found] == paths
-    assert [inspection.path.name for inspection in found if inspection.reason] == ["005.jpg"]
-    assert all((inspection.size is None) == bool(inspection.reason) for inspection in found)
-
-
 # Streams
 
 
@@ -263,12 +243,6 @@ def test_an_epoch_has_each_example_once_with_its_label(data: DataModule, seed: i
     assert {image.tobytes(): int(k) for image, k in zip(pixels, targets.argmax(1), strict=True)} == table
 
 
-def test_without_a_seed_the_order_is_that_of_the_indices(data: DataModule) -> None:
-    chosen = np.array([20, 3, 11, 3])
-    for epoch in (0, 4):
-        assert drawn(data.epoch(chosen, 16, 3, epoch=epoch))[1].argmax(1).tolist() == data.labels[chosen].tolist()
-
-
 def order(seed: int | None, epoch: int, count: int = 23, batch: int = 5) -> list[int]:
     numbered = numbered_batches(np.arange(100, 100 + count), batch, epoch=epoch, seed=seed)
     assert [number for number, _ in numbered] == list(range(-(-count // batch)))
@@ -295,24 +269,6 @@ def test_an_epoch_may_begin_at_any_batch(count: int, batch: int, skip: int, epoc
     for expected, found in zip(whole[skip:], rest, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
     assert order(seed, epoch, count, batch) == order(seed, epoch, count, 7), "and its order is not the batch size's"
-
-
-@pytest.mark.parametrize("skip", [1, 4, 9])
-def test_an_epoch_that_skips_batches_has_the_same_images(data: DataModule, skip: int) -> None:
-    chosen = data.indices("train")
-    whole, rest = (list(data.epoch(chosen, 16, 4, epoch=2, skip=k, seed=9)) for k in (0, skip))
-    assert len(rest) == max(len(whole) - skip, 0)
-    for expected, found in zip(whole[skip:], rest, strict=True):
-        assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
-
-
-def test_images_are_shuffled_as_their_indices(data: DataModule) -> None:
-    chosen = data.indices("train")
-    for epoch in (0, 3):
-        expected = [i for _, batch in numbered_batches(chosen, 4, epoch=epoch, seed=9) for i in batch]
-        pixels, targets = drawn(data.epoch(chosen, 16, 4, epoch=epoch, seed=9))
-        assert np.array_equal(pixels, [data.pixels(i, 16) for i in expected])
-        assert targets.argmax(1).tolist() == data.labels[expected].tolist()
 
 
 def test_a_slow_image_does_not_change_the_order(data: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,14 +374,6 @@ def test_kept_pixels_are_bounded_and_what_was_there_first_stays() -> None:
         assert [int(kept.get(index, 2, load).max()) for index in range(5)] == list(range(5))
     assert asked == [0, 1, 2, 3, 4, 3, 4]
     assert kept.room == 0
-
-
-def test_an_image_that_is_gone_since_is_named(own: Path) -> None:
-    data = load(own)
-    data.paths[0].unlink()
-    with pytest.raises(InputError) as caught:
-        data.pixels(0, 16)
-    assert str(caught.value) == f"{data.paths[0]}: no such file; it was readable when the run began"
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])

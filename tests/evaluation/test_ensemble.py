@@ -17,7 +17,8 @@ from tl_research import InputError, Run, compose
 from tl_research.__main__ import app
 from tl_research.config.resume import resumed
 from tl_research.evaluation.explain import Explainer
-from tl_research.evaluation.predict import predict_images
+from tl_research.evaluation.predict import predict_logits
+from tl_research.metrics.probabilities import softmax
 from tl_research.reports.best_runs import best_runs
 from tl_research.reports.compare import compare_runs
 from tl_research.reports.leaderboard import Leaderboard, collect
@@ -56,8 +57,7 @@ def test_an_ensemble_is_evaluated_as_it_is_saved(sweep: Path, joined: Run) -> No
         mean = np.mean([probabilities(member, name, split) for member in members], axis=0)
         assert probabilities(joined, name, split) == pytest.approx(mean, abs=tolerance)
     paths = [Path(row["path"]) for row in table(joined.directory / "predictions.csv")]
-    header, rows = predict_images(joined, paths)
-    saved = np.array([[row[header.index("p_blue")], row[header.index("p_red")]] for row in rows], float)
+    saved = softmax(np.array(predict_logits(joined, paths)))
     answers = np.concatenate([probabilities(joined, "predictions.csv", split) for split in ("val", "test")])
     assert saved == pytest.approx(answers, abs=1e-6)
     assert joined.metrics["test_accuracy"] > 0.9

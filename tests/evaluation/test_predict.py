@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 
@@ -23,9 +26,12 @@ from tests.conftest import ROOT, draw_tree
 from tests.experiment.test_experiment import table
 from tl_research import InputError, Run, compose
 from tl_research.commands.arguments import folder_beside, open_run
+from tl_research.commands.card import card_command
+from tl_research.commands.evaluate import evaluate_command
 from tl_research.commands.predict import predict_command
 from tl_research.evaluation import predict
-from tl_research.evaluation.predict import evaluate_on, images_in, predict_images
+from tl_research.evaluation.answers import Answers
+from tl_research.evaluation.predict import each_logits, evaluate_on, images_in, predict_logits
 from tl_research.system.process import importable
 
 
@@ -44,9 +50,9 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_predictions_equal_those_that_the_run_recorded(run: Run) -> None:
     with (run.directory / "predictions.csv").open() as file:
         recorded = {row["path"]: row for row in csv.DictReader(file)}
-    header, rows = predict_images(run, [Path(path) for path in recorded])
-    for row in rows:
-        predicted = dict(zip(header, row, strict=True))
+    answers, paths = Answers(run), [Path(path) for path in recorded]
+    for row in map(answers.row, paths, each_logits(run, paths)):
+        predicted = dict(zip(answers.header, row, strict=True))
         known = recorded[predicted["path"]]
         assert predicted["prediction"] == known["prediction"]
         assert predicted["p_red"] == pytest.approx(float(known["p_red"]), abs=1e-4)
@@ -165,7 +171,7 @@ def test_the_runs_own_engine_answers(run: Run, colours: Path, name: str, monkeyp
         monkeypatch.setattr(predict, f"{engine}_engine", lambda *a, n=engine, b=build: (used.append(n), b(*a))[1])
     again = Run.open(run.directory)
     again.config["engine"] = name
-    predict_images(again, [colours / "test" / "red" / "000.jpg"])
+    predict_logits(again, [colours / "test" / "red" / "000.jpg"])
     assert used == [name]
 
 
@@ -177,7 +183,7 @@ def test_a_zipped_run_answers_and_leaves_nothing(
     zipped = Path(shutil.make_archive(str(tmp_path / "moved"), "zip", run.directory.parent, run.directory.name))
     paths = [colours / "test" / "red" / "000.jpg"]
     opened = open_run(zipped)
-    assert predict_images(opened, paths) == predict_images(run, paths)
+    np.testing.assert_array_equal(predict_logits(opened, paths), predict_logits(run, paths))
     assert folder_beside(zipped, "export", "onnx") == tmp_path / "moved" / "export" / "onnx"
     del opened
     assert list((tmp_path / "temporary").iterdir()) == []
@@ -292,3 +298,60 @@ def test_bad_input_is_one_line(run: Run, tmp_path: Path, arguments: list[str]) -
     result = command(*[places.get(a, a) for a in arguments], cwd=tmp_path)
     assert result.returncode == 2
     assert len((result.stdout + result.stderr).strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("upright.JPG", "that is the name of an image"),
+        ("answers.xlsx", "give --format, or a name that ends on .csv"),
+        ("pipe", "not a regular file; leave out --output"),
+        ("run/predictions.csv", "it is a file of the run in"),
+        ("run/status.json", "it is a file of the run in"),
+    ],
+)
+def test_only_a_table_is_replaced(run: Run, colours: Path, tmp_path: Path, name: str, message: str) -> None:
+    copy = shutil.copytree(run.directory, tmp_path / "run")
+    os.mkfifo(tmp_path / "pipe")
+    before = (copy / "predictions.csv").read_bytes()
+    with pytest.raises(InputError, match=message):
+        predict_command(copy, [str(colours)], tmp_path / name)
+    assert (copy / "predictions.csv").read_bytes() == before
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_link_is_followed(run: Run, colours: Path, tmp_path: Path) -> None:
+    (tmp_path / "answers.csv").write_text("earlier")
+    (tmp_path / "link.csv").symlink_to("answers.csv")
+    predict_command(run.directory, [str(colours)], tmp_path / "link.csv")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "answers.csv").read_text().startswith("path,")
+
+
+@pytest.mark.parametrize(("images", "message"), [(["", "."], "one of them is empty"), (["no/a.jpg"], "does not exist")])
+def test_nothing_named_is_bad_input(images: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        images_in(images)
+
+
+def test_another_table_in_place_of_answers_is_named(run: Run, tmp_path: Path) -> None:
+    copy = shutil.copytree(run.directory, tmp_path / "run")
+    (copy / "predictions.csv").write_text("path,prediction,error\na.jpg,a,\n")
+    with pytest.raises(InputError, match=r"predictions.csv: has no column 'label'.* fresh=true"):
+        Run.open(copy).answers("predictions.csv")
+
+
+@pytest.mark.parametrize(("split", "message"), [("train", "it has learned from them"), ("test", "own test images")])
+def test_evaluating_the_runs_own_images_warns(
+    run: Run, colours: Path, split: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = SimpleNamespace(args=["data=folder", f"data.root={colours}"])
+    evaluate_command(context, run.directory, split)  # type: ignore[arg-type]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if message in line]
+    assert " of " in line
+
+
+def test_a_zip_has_a_card_beside_it(run: Run, tmp_path: Path) -> None:
+    zipped = Path(shutil.make_archive(str(tmp_path / "mine"), "zip", run.directory))
+    card_command(zipped)
+    assert "# " in (tmp_path / "mine-model_card.md").read_text()

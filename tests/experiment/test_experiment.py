@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import draw_noise, draw_tree
-from tl_research import InputError, Run, compose
+from tl_research import Run, compose
 from tl_research.data.datamodule import DataModule
 from tl_research.reports.html_report import write_report
 from tl_research.reports.leaderboard import Leaderboard, collect
@@ -19,6 +19,7 @@ FILES = {
     "calibration.json",
     "config.yaml",
     "data_check.json",
+    "half_heads.json",
     "metrics.json",
     "history.csv",
     "predictions.csv",
@@ -250,14 +251,6 @@ def test_more_blocks_than_there_are_give_a_warning(
     options = ["transfer=finetune", "transfer.backbone.epochs=1", f"transfer.backbone.unfreeze={unfreeze}"]
     run(tmp_path / "run", colours, *options, "callbacks=none")
     assert any("there are 3 blocks" in message for message in caplog.messages) == (unfreeze == 99)
-
-
-def test_a_second_run_in_one_directory_is_refused(tmp_path: Path, colours: Path) -> None:
-    first = run(tmp_path / "run", colours)
-    metrics = (first.directory / "metrics.json").read_bytes()
-    with pytest.raises(InputError, match="there is a run in it already"):
-        run(tmp_path / "run", colours)
-    assert (first.directory / "metrics.json").read_bytes() == metrics
 
 
 def test_defaults_on_the_photographs(tmp_path: Path, photos: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -28,10 +27,9 @@ AMONG = "backbone.among=[tiny,{name: tiny@32,seed: 1}]"
 
 
 def candidate(name: str, losses: np.ndarray, operations: int, **options: Any) -> Candidate:
-    network: Any = SimpleNamespace(recipe=SimpleNamespace(name=name), operations=operations, parameters=operations)
     image_losses = np.arange(len(losses)), losses
     validated = Choice(1.0, {1.0: losses.mean()}, 0.5, image_losses=image_losses)
-    return Candidate((network,), validated, 1.0, **options)
+    return Candidate(name, validated, 1.0, operations, operations, **options)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +52,18 @@ def test_the_cheaper_is_kept_unless_beyond_noise(
     assert best.name == chosen
     assert why.startswith(f"chosen: {chosen}")
     assert [row.name for row in rows if "chosen" in row.note] == [chosen]
+
+
+@pytest.mark.parametrize(
+    ("worse", "noise", "chosen"), [(0.0, 0.3, "all"), (0.0, 0.001, "cheap"), (0.05, 0.3, "all"), (-0.5, 0.3, "cheap")]
+)
+def test_all_together_stay_unless_another_is_surely_as_good(worse: float, noise: float, chosen: str) -> None:
+    rng = np.random.default_rng(1)
+    losses = rng.exponential(1.0, 60)
+    noises = rng.normal(size=60)
+    cheap = candidate("cheap", losses + worse + noise * (noises - noises.mean()), 1)
+    together = candidate("all", losses, 3)
+    assert judge([cheap, together], None, together)[0].name == chosen
 
 
 def test_images_without_a_fold_of_their_own_choose_nothing() -> None:

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import ROOT, draw_tree
 from tests.experiment.test_experiment import numbers
+from tests.features.test_store import flipped
 from tests.models.test_backbone import NETWORKS, smallest
 from tl_research import InputError, Run, compose
 from tl_research.__main__ import app
@@ -166,74 +167,24 @@ def test_a_changed_image_is_computed_again(tmp_path: Path, colours: Path) -> Non
     assert counts(extracted(tmp_path / "1", own)) == (1, 35)
 
 
-def test_an_image_that_changes_while_a_run_reads_it_is_named(colours: Path, tmp_path: Path) -> None:
-    own = shutil.copytree(colours, tmp_path / "own")
-    data = compose(["data=folder", f"data.root={own}"]).data.load()
-    data.paths[3].write_bytes(data.paths[4].read_bytes())
-    with pytest.raises(InputError, match=rf"{data.paths[3]}: it has changed since the run began"):
-        data.pixels(3, 32)
-
-
 def shards(store: Path, suffix: str) -> list[Path]:
     return sorted(store.glob(f"*/*.{suffix}"))
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [
-        "flip a row",
-        "no index",
-        *(pytest.param(h, marks=pytest.mark.slow) for h in ("flip an entry", "cut rows", "cut the index", "no about")),
-    ],
-)
 @pytest.mark.slow
-def test_damaged_rows_are_computed_again(tmp_path: Path, colours: Path, harm: str) -> None:
+@pytest.mark.parametrize(("harm", "computed"), [("flip a row", 1), ("no index", 36)])
+def test_damaged_rows_are_computed_again(tmp_path: Path, colours: Path, harm: str, computed: int) -> None:
     store = tmp_path / "store"
     good = trained(tmp_path / "0", colours, f"features.store={store}")
     (rows,), (index,) = shards(store, "rows"), shards(store, "index")
-    if harm.startswith("flip"):
-        path = rows if harm == "flip a row" else index
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 4
-        path.write_bytes(content)
-    elif harm.startswith("cut"):
-        path = rows if harm == "cut rows" else index
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 3])
+    if harm == "flip a row":
+        flipped(rows, rows.stat().st_size // 2, 4)
     else:
-        (index if harm == "no index" else rows.parent / "about.json").unlink()
+        index.unlink()
     again = trained(tmp_path / "1", colours, f"features.store={store}")
-    computed = {"no index": 36, "no about": 0, "flip a row": 1, "flip an entry": 1}.get(harm)
-    assert again.metrics["features_computed"] == computed if computed is not None else 15 < counts(again)[0] < 22
+    assert again.metrics["features_computed"] == computed
     assert numbers(again) == numbers(good)
     assert counts(extracted(tmp_path / "2", colours, f"features.store={store}")) == (0, 36)
-
-
-@pytest.mark.slow
-def test_a_full_disk_costs_the_store_and_not_the_run(
-    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    good = trained(tmp_path / "0", colours, "features.store=null")
-    monkeypatch.setattr("tl_research.features.engines.BATCH", 8)
-    monkeypatch.setattr("tl_research.features.shared_fill.BATCH", 8)
-    monkeypatch.setattr("tl_research.features.extraction.BATCH", 8)
-    append = feature_store.ShardWriter.append
-    calls = iter(range(100))
-
-    def full(self: feature_store.ShardWriter, digests: np.ndarray, checksums: np.ndarray, rows: np.ndarray) -> None:
-        if next(calls) == 2:
-            append(self, digests[:1], checksums[:1], rows[:1])
-            raise OSError(28, "No space left on device")
-        append(self, digests, checksums, rows)
-
-    with monkeypatch.context() as limited:
-        limited.setattr(feature_store.ShardWriter, "append", full)
-        run = trained(tmp_path / "1", colours)
-    assert numbers(run).keys() == numbers(good).keys()
-    assert counts(run) == (36, 0)
-    assert "No space left on device; the run goes on without" in caplog.text
-    again = trained(tmp_path / "2", colours)
-    assert counts(again) == (19, 17)
-    assert numbers(again) == numbers(run)
 
 
 def test_max_gb_removes_old_features(tmp_path: Path, colours: Path) -> None:
@@ -454,21 +405,3 @@ def test_a_killed_extraction_is_continued(tmp_path: Path, kills: int) -> None:
     assert counts(after) == (800 - there, there)
     whole = compose([*options, "features.store=null"]).run(tmp_path / "whole")
     assert numbers(after) == numbers(whole)
-
-
-@pytest.mark.slow
-def test_four_processes_fill_one_store_together(tmp_path: Path) -> None:
-    draw_tree(tmp_path, {"photos/red": 400, "photos/blue": 400})
-    options = ["backbone=tiny", "backbone.image_size=256", "data=folder", f"data.root={tmp_path / 'photos'}",
-               "threads=1", f"features.store={tmp_path / 'store'}"]  # fmt: skip
-
-    def started(name: str, *more: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(ROOT / "train.py"), *options, *more, f"hydra.run.dir={tmp_path / name}"]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
-
-    processes = [started(str(n)) for n in range(4)]
-    assert [process.wait() for process in processes] == [0] * 4
-    assert started("whole", "features.store=null").wait() == 0
-    runs, whole = [Run.open(tmp_path / str(n)) for n in range(4)], Run.open(tmp_path / "whole")
-    assert all(numbers(run) == numbers(whole) for run in runs)
-    assert 800 <= sum(counts(run)[0] for run in runs) < 4 * 800, "they share the work"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from tl_research.metrics.bootstrap import bootstrap, mean_of
-from tl_research.metrics.paired import RESAMPLES, compare_answers, holm
+from tl_research.metrics.paired import RESAMPLES, compare_answers, holm, training_variance
 
 
 def answers(both: int, only_first: int, only_second: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,6 +48,48 @@ def test_equal_classifiers_rarely_seem_different() -> None:
     rng = np.random.default_rng(0)
     right = rng.random((400, 2, 100)) < rng.random((400, 1, 100))  # the same chance for both, image by image
     assert np.mean([compare_answers(*pair).p_value < 0.05 for pair in right]) < 0.08
+
+
+LEARNED, TESTED, SPREAD = 40, 200, 0.3
+"""Training images, of which each moves the accuracy by its share of a normal number of this spread; test images."""
+
+
+def trained(rng: np.random.Generator, accuracy: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
+    """Draw which images a classifier answers correctly, and its like from halves of its training images."""
+    pulls = rng.normal(accuracy, SPREAD, LEARNED)
+    halves = [part.mean() for _ in range(10) for part in np.split(rng.permutation(pulls), 2)]
+    return rng.random(TESTED) < pulls.mean(), rng.random((20, TESTED)) < np.array(halves)[:, None]
+
+
+def test_halves_tell_the_variance_of_training() -> None:
+    rng = np.random.default_rng(0)
+    found = np.mean([training_variance(trained(rng)[1]) for _ in range(200)])
+    assert found == pytest.approx(SPREAD**2 / LEARNED, rel=0.15)
+    grouped = [training_variance(trained(rng)[1].repeat(3, axis=1), np.arange(TESTED).repeat(3)) for _ in range(200)]
+    assert np.mean(grouped) == pytest.approx(SPREAD**2 / LEARNED, rel=0.15)
+
+
+def test_equal_settings_rarely_seem_different() -> None:
+    rng, found = np.random.default_rng(0), []
+    for _ in range(200):
+        (first, its), (second, others) = trained(rng), trained(rng)
+        compared = compare_answers(first, second, halves=[its, others])
+        assert compared.retrained is not None
+        assert compared.retrained.low <= compared.low <= compared.high <= compared.retrained.high
+        found.append([compared.headline_p < 0.05, compared.p_value < 0.05])
+    settings, models = np.mean(found, axis=0)
+    assert settings <= 0.08 < 0.2 < models
+
+
+def test_the_same_training_images_make_a_difference_surer() -> None:
+    rng = np.random.default_rng(0)
+    first, halves = trained(rng, 0.7)
+    second, better = (right | (rng.random(right.shape) < 0.25) for right in (first, halves))
+    apart = compare_answers(first, second, halves=[halves, better])
+    together = compare_answers(first, second, halves=[better.astype(float) - halves])
+    assert together.headline_p < 0.05 < apart.headline_p
+    assert together.num_needed is not None
+    assert together.num_needed < TESTED < (apart.num_needed or 0)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))

@@ -262,16 +262,12 @@ def test_what_predict_could_not_open_again_is_refused(
 
 def test_weights_load_from_a_file_unless_they_do_not_fit(tmp_path: Path) -> None:
     source = recipe("tiny", seed=5).build()
-    source.save_weights(tmp_path / "good.weights.h5")
     source.save(tmp_path / "good.keras")
-    for file in ("good.keras",):
-        loaded = compose(["backbone=tiny", f"backbone.weights={tmp_path / file}"]).backbone.build()
-        for a, b in zip(loaded.get_weights(), source.get_weights(), strict=True):
-            np.testing.assert_array_equal(a, b)
+    loaded = recipe("tiny", weights=tmp_path / "good.keras").build()
+    for a, b in zip(loaded.get_weights(), source.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
     with pytest.raises(InputError, match=r"good\.keras"):
-        compose(
-            ["backbone=mobilenet_v2", "backbone.image_size=32", f"backbone.weights={tmp_path / 'good.keras'}"]
-        ).backbone.build()
+        recipe("mobilenet_v2", image_size=32, weights=tmp_path / "good.keras").build()
 
 
 def imagenet_network(application: str, monkeypatch: pytest.MonkeyPatch, size: int = 64) -> Any:

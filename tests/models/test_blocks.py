@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from typer.testing import CliRunner
 
 from tests.conftest import ROOT
 from tests.models.test_backbone import NETWORKS, pictures, recipe, smallest
-from tl_research import InputError
 from tl_research.__main__ import app
 from tl_research.features.table import network_digest
 from tl_research.models.blocks import find_blocks, multiply_accumulates, split_backbone
@@ -77,18 +75,6 @@ def test_a_split_backbone_is_bit_equal_and_unchanged(name: str, tmp_path: Path) 
         assert sorted(map(id, prefix.weights + tail.weights)) == sorted(map(id, backbone.weights))
         assert sum(multiply_accumulates(tail)) == sum(multiply_accumulates(backbone)[-unfreeze:])
     assert backbone.to_json() == architecture
-
-
-def test_splitting_does_not_change_how_a_backbone_is_saved(tmp_path: Path) -> None:
-    def content(path: Path) -> tuple[bytes, bytes]:
-        backbone.save(path)
-        with zipfile.ZipFile(path) as file:
-            return file.read("config.json"), file.read("model.weights.h5")
-
-    backbone = recipe("tiny").build()
-    before = content(tmp_path / "before.keras")
-    split_backbone(backbone, 1)
-    assert content(tmp_path / "after.keras") == before
 
 
 def test_training_the_tail_trains_the_backbone() -> None:
@@ -286,14 +272,3 @@ def test_the_blocks_command_reads_a_saved_networks_structure(tmp_path: Path) -> 
     result = CliRunner().invoke(app, ["blocks", *options])
     assert result.exit_code == 0, result.exception
     assert "block2_add" in result.stdout
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [["backbone=saved"], ["backbone=custom"], ["backbone=resnet51"], ["backbone=tiny", "backbone.image_size=3"]],
-    ids=lambda wrong: wrong[0],
-)
-def test_a_backbone_that_cannot_be_built_is_refused(wrong: list[str]) -> None:
-    refused = CliRunner().invoke(app, ["blocks", *wrong])
-    assert isinstance(refused.exception, InputError)
-    assert str(refused.exception).startswith("backbone")

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tl_research.models import nearest
-from tl_research.models.nearest import NEIGHBOURS, SHARPNESS, TEMPERATURES, choose_k, prototypes, unit
+from tl_research.models.nearest import (
+    NEIGHBOURS,
+    SHARPNESS,
+    TEMPERATURES,
+    Whitening,
+    choose_k,
+    prototypes,
+    unit,
+    whitened_prototypes,
+)
 
 few = settings(deadline=None, max_examples=40)
 
@@ -139,6 +148,29 @@ def test_noise_gives_uncertain_predictions(views: int) -> None:
     assert np.exp(log_softmax(fresh @ kernel + bias)).max() < 0.6, (
         "judged by means they are part of, they are all right"
     )
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 8), (20, 50)])
+def test_whitened_classes_have_the_shrunk_covariance_one(n: int, d: int) -> None:
+    from sklearn.covariance import ledoit_wolf
+
+    rng = np.random.default_rng(0)
+    features, labels = blobs(n, d, 3, shared=5)
+    features = features @ rng.normal(size=(d, d)).astype(np.float32)
+    within = (features - means_of(features, labels, 3)[labels]).astype(np.float64)
+    covariance = ledoit_wolf(within, assume_centered=True)[0]
+    whitening = Whitening.of(features, labels)
+    assert whitening.kernel.shape == (d, min(d, n - 1))
+    of_whitened = whitening.kernel.T.astype(np.float64) @ covariance @ whitening.kernel
+    np.testing.assert_allclose(of_whitened, np.eye(len(of_whitened)), atol=1e-5)
+    np.testing.assert_allclose(whitening(features).mean(axis=0), 0, atol=1e-3)
+
+
+def test_whitened_means_are_as_sure_as_held_out_images_allow() -> None:
+    features, labels = blobs(120, 200, 2, spread=12.0)  # a plain leave-one-out would be sure of noise
+    whitening, kernel, bias = whitened_prototypes(features[:40], labels[:40], 2, 1, normalize=True)
+    logits = unit(whitening(features[40:])) @ kernel + bias
+    assert -log_softmax(logits)[np.arange(80), labels[40:]].mean() < 0.8
 
 
 @pytest.mark.parametrize("normalize", [False, True])

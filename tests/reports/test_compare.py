@@ -69,3 +69,35 @@ def test_a_run_without_answers_is_named(tmp_path: Path) -> None:
     (one / "predictions.csv").unlink()
     with pytest.raises(InputError, match=r"one: no predictions\.csv; the run's status is 'done'"):
         compare_runs([one, one])
+
+
+def test_settings_are_judged_where_training_has_halves(tmp_path: Path) -> None:
+    labels, right = "ab" * 50, "ab" * 50
+    wrong = "ba" * 10 + right[20:]
+    names = ("first", "second", "other", "older")
+    runs = [draw_run(tmp_path / name, tmp_path, right if name == "second" else wrong, labels) for name in names]
+    for run, learned in zip(runs[:3], ("x", "x", "y"), strict=True):
+        lucky = ["0" * (40 if learned == "x" else n) + "1" * (60 if learned == "x" else 100 - n) for n in (20, 70) * 10]
+        (run / "half_heads.json").write_text(json.dumps({"learned": learned, "right": lucky}))
+    together, apart, unknown = (compare_runs([run, runs[1]])[0] for run in (runs[0], runs[2], runs[3]))
+    assert together.better == str(runs[1])
+    assert f"{runs[1]} has the better settings" in together.sentences()[2]
+    assert apart.better is None
+    assert "Not decided whose settings are better" in apart.sentences()[2]
+    assert "No number of test images would be enough" in apart.sentences()[3]
+    assert unknown.better == str(runs[1])
+    assert (
+        f"about these two models, not their settings: there is no half_heads.json in {runs[3]} ("
+        in unknown.sentences()[2]
+    )
+    write_comparison([apart, unknown], tmp_path / "out")
+    known, none = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert known["p_value"] < 0.05 < known["retrained"]["p_value"] == known["p_value_corrected"]
+    assert none["retrained"] is None
+
+
+@pytest.mark.parametrize("content", ["{", '{"learned": "x", "right": ["01"]}', '{"right": []}'])
+def test_damaged_answers_of_halves_are_none(tmp_path: Path, content: str) -> None:
+    run = draw_run(tmp_path / "run", tmp_path, "aaaaabbbbb")
+    (run / "half_heads.json").write_text(content)
+    assert compare_runs([run, run])[0].comparison.retrained is None

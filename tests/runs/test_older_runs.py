@@ -23,7 +23,8 @@ from tl_research.data import decode, file_index
 from tl_research.data.augment.augment import Augment
 from tl_research.data.file_index import FileIndex
 from tl_research.data.inspection import inspect_all
-from tl_research.evaluation.predict import evaluate_on, predict_images
+from tl_research.evaluation.answers import Answers
+from tl_research.evaluation.predict import evaluate_on, predict_logits
 from tl_research.features.engines import describe_engine
 from tl_research.runs.identity import Identity
 from tl_research.training.stage_runner import StageRunner
@@ -146,8 +147,9 @@ def test_augmentation_draws_from_the_same_digest(recipe: Augment, draw_key: Any,
 
 def test_a_finished_run_predicts_and_evaluates_as_it_did(older: Older) -> None:
     paths = sorted((older.images / "test").rglob("*.png"))
-    header, rows = predict_images(Run.open(older.finished), paths)
-    assert header == ["path", "prediction", "p_blue", "p_red", "error"]
+    answers = Answers(Run.open(older.finished))
+    rows = [*map(answers.row, paths, predict_logits(Run.open(older.finished), paths))]
+    assert answers.header == ["path", "prediction", "p_blue", "p_red", "error"]
     np.testing.assert_allclose([row[2] for row in rows], P_BLUE, atol=1e-4)
     assert [row[1] for row in rows] == ["blue" if p > 0.5 else "red" for p in P_BLUE]
     metrics = evaluate_on(Run.open(older.finished), compose(options(older)).data.load())

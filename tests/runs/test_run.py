@@ -140,13 +140,6 @@ def test_a_refused_claim_names_the_directory_and_changes_nothing(tmp_path: Path)
     assert (run.directory / "status.json").read_text() == before
 
 
-def test_a_file_cannot_be_claimed(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match=r"cannot be written \(File exists\)"):
-        Run.claim(tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "mine"
-
-
 def test_files_are_readable_by_others(tmp_path: Path) -> None:
     write_atomically(tmp_path / "metrics.json", b"{}")
     assert (tmp_path / "metrics.json").stat().st_mode & 0o777 == 0o644

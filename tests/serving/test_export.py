@@ -201,6 +201,16 @@ def test_a_missing_extra_is_named(format_: str, missing: str, run: Run, monkeypa
         export_run(run, format_)
 
 
+def test_what_a_killed_export_left_is_removed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / f".onnx.a1b2{export.JOB}"
+    left.mkdir()
+    (left / "lock").touch()
+    monkeypatch.setattr(export, "usage_script", lambda *_: (_ for _ in ()).throw(InputError("stop")))
+    with pytest.raises(InputError, match="stop"):
+        export_run(run, "onnx", tmp_path / "onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def command(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
     env = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(cwd)}
     whole = [sys.executable, *map(str, arguments)]

@@ -174,15 +174,3 @@ def test_names_with_brackets_are_shown_literally(screen: Callable[[bool], io.Str
         pass
     assert name in shown.getvalue()
     assert "features [a]" in shown.getvalue()
-
-
-def test_the_terminal_is_restored_after_an_error(screen: Callable[[bool], io.StringIO]) -> None:
-    shown = screen(True)
-
-    def interrupted() -> None:
-        with LiveTable([outcome("running")], 1):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert shown.getvalue().endswith("\x1b[?25h") or "\x1b[?25h" in shown.getvalue(), "the cursor is shown again"

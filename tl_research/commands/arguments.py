@@ -40,7 +40,8 @@ def open_run(path: Path) -> Run:
         run.class_names()
         run.model_file()
     except InputError as error:
-        raise InputError(str(error).replace(str(run.directory), str(path))) from None
+        message = str(error).partition(": python train.py")[0] if is_zip(path) else str(error)
+        raise InputError(message.replace(str(run.directory), str(path))) from None
     state = run.status["state"]
     if state != "done":
         show_error(f"{path}: the run's status is '{state}'")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tl_research.commands.arguments import RunArgument
+from tl_research.commands.arguments import RunArgument, folder_beside, is_zip, open_run
 from tl_research.errors import InputError
 from tl_research.runs.run import Run
 from tl_research.system.console import show
@@ -16,7 +16,10 @@ from tl_research.system.console import show
 def card_command(
     run: RunArgument,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; default: RUN/model_card.md")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="File to write; default: RUN/model_card.md, for a zip NAME-model_card.md beside it"
+        ),
     ] = None,
 ) -> None:
     """Write the model card of a run: data, limits, results of each class, calibration, licences, how to repeat it.
@@ -27,4 +30,6 @@ def card_command(
 
     if output and not output.expanduser().parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.parent}")
-    show(write_card(Run.open(run), output.expanduser() if output else None))
+    opened = open_run(run) if is_zip(run) else Run.open(run)  # a run may have a card and no model yet
+    target = output or (folder_beside(run).with_name(f"{run.stem}-model_card.md") if is_zip(run) else None)
+    show(write_card(opened, target.expanduser() if target else None))

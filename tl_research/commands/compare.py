@@ -19,7 +19,7 @@ def compare_command(
     ] = None,
     thumbnails: Annotated[bool, typer.Option(help="Show the images on which runs differ")] = True,
 ) -> None:
-    """Compare runs on the same test images: McNemar's test, a paired bootstrap, and the images on which they differ.
+    """Compare runs on the same test images: these models, their settings, and the images on which they differ.
 
     Example: python -m tl_research compare outputs/first outputs/second
     """

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tl_research.commands.arguments import RunArgument, open_run
 from tl_research.errors import InputError
+from tl_research.runs.run import Run
 from tl_research.system.console import show_error
+
+if TYPE_CHECKING:
+    from tl_research.data.datamodule import DataModule
 
 Split = Literal["train", "val", "test", "all"]
 
@@ -41,4 +47,19 @@ def evaluate_command(
     for line in (*data.notes, *data.warnings):
         show_error(f"{data.root}: {line}")
     start_backend()
-    sys.stdout.write(json.dumps(evaluate_on(opened, data, split), indent=2) + "\n")
+    result = evaluate_on(opened, data, split)
+    for line in _already_known(opened, data, result["split"]):
+        show_error(f"{data.root}: {line}")
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+
+
+def _already_known(run: Run, data: DataModule, split: str) -> Iterator[str]:
+    """Warn of images that the run learned from, or that its own test has judged, as far as their paths tell."""
+    judged = [path.resolve() for path, part in zip(data.paths, data.split_of, strict=True) if split in ("all", part)]
+    tested = {Path(row["path"]).resolve() for row in run.answers("predictions.csv")}
+    root = run.config.get("data", {}).get("root")
+    own = [path for path in judged if root and path.is_relative_to(Path(root).expanduser().resolve())]
+    if learned := len(own) - len(tested.intersection(own)):
+        yield f"{learned} of {len(judged)} images are the run's own, and not of its test: it has learned from them"
+    if known := len(tested.intersection(judged)):
+        yield f"{known} of {len(judged)} images are the run's own test images"

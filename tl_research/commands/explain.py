@@ -9,14 +9,16 @@ import typer
 
 from tl_research.commands.arguments import RunArgument, folder_beside, open_run
 from tl_research.errors import InputError
-from tl_research.system.console import show
+from tl_research.system.console import show, show_error
 
 
 def explain_command(
     run: RunArgument,
     images: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="IMAGES...", help="Files or folders; default: the run's worst mistakes and least sure"),
+        list[str] | None,
+        typer.Argument(
+            metavar="[IMAGES...]", help="Files or folders; default: the run's worst mistakes and least sure"
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for pictures and numbers; default: RUN/explain")
@@ -43,4 +45,5 @@ def explain_command(
     page, failed = write_explanations(explainer.explain(paths), len(paths), folder, pictures=opened.shows_pictures)
     show(page)
     if failed:
-        raise typer.Exit(1)  # the table says why
+        show_error(f"{failed} image(s) cannot be explained; the table says why")
+        raise typer.Exit(1)

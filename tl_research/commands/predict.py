@@ -11,8 +11,8 @@ import typer
 
 from tl_research.commands.arguments import RunArgument, open_run
 from tl_research.errors import InputError
-from tl_research.evaluation.answer_file import AnswerFile, AnswerPrinter, Format, begun_with, choose_format
-from tl_research.evaluation.answers import AnswerOptions, Answers
+from tl_research.evaluation.answer_file import AnswerFile, AnswerPrinter, Format, choose_format
+from tl_research.evaluation.answers import AnswerOptions, Answers, begun_with
 from tl_research.features.engines import BATCH
 from tl_research.system.console import show_error
 
@@ -20,7 +20,7 @@ from tl_research.system.console import show_error
 def predict_command(
     run: RunArgument,
     images: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(metavar="IMAGES...", help="Files, folders, patterns such as 'a/**/*.jpg'; - is a list on stdin"),
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file; default: print")] = None,
@@ -58,8 +58,14 @@ def predict_command(
         for note in answers.notes:
             show_error(note)
         rows = map(answers.row, paths, each_logits(opened, paths)) if paths else iter(())
-        while batch := list(islice(rows, BATCH)):
-            table.write(batch)
+        try:
+            while batch := list(islice(rows, BATCH)):
+                table.write(batch)
+        except KeyboardInterrupt:
+            if output:
+                show_error("the same command with --continue goes on from here")
+            raise
         table.finish()
     if table.failed:
-        raise typer.Exit(1)  # the rows say why
+        show_error(f"{table.failed} image(s) have no answer; the column error says why")
+        raise typer.Exit(1)

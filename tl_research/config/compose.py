@@ -81,20 +81,25 @@ def check_plugins(cfg: DictConfig) -> None:
     for group in ("launcher", "sweeper"):
         config = OmegaConf.to_container(cfg.hydra[group], resolve=True)
         assert isinstance(config, dict)
-        target = str(config["_target_"])
-        plugin = Plugins.instance().class_name_to_class.get(target)
-        if plugin is None:
-            extra = next((extra for part, extra in _EXTRAS.items() if part in target), None)
-            how = f'pip install "tl_research[{extra}]"' if extra else f"install the package with {target}"
-            option = f"hydra/{group}={cfg.hydra.runtime.choices[f'hydra/{group}']}"
-            raise InputError(f"{option} is an extra that is not installed: {how}")
-        keys = getattr(plugin, "recipe", None)
+        keys = getattr(find_plugin(cfg, group), "recipe", None)
         if keys is not None:
             node = OmegaConf.create({"hydra": {group: {**config, "_target_": f"{keys.__module__}.{keys.__name__}"}}})
             try:
                 instantiate(node.hydra[group])
             except InstantiationException as error:
                 raise _to_input_error(error, node) from None
+
+
+def find_plugin(cfg: DictConfig, group: str) -> type:
+    """Find the class of a sweep's launcher or sweeper. Raises `InputError` naming the extra to install."""
+    target = str(cfg.hydra[group]._target_)
+    plugin = Plugins.instance().class_name_to_class.get(target)
+    if plugin is None:
+        extra = next((extra for part, extra in _EXTRAS.items() if part in target), None)
+        how = f'pip install "tl_research[{extra}]"' if extra else f"install the package with {target}"
+        option = f"hydra/{group}={cfg.hydra.runtime.choices[f'hydra/{group}']}"
+        raise InputError(f"{option} is an extra that is not installed: {how}")
+    return plugin
 
 
 def _resolve(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, str], str | None]:

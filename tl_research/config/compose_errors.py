@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from tl_research.config.compose import build_experiment
+from tl_research.config.compose import build_experiment, find_plugin
 from tl_research.config.constraints import shown
 from tl_research.config.hydra_internals import Hydra
 from tl_research.config.suggestions import near
@@ -89,6 +89,8 @@ def _unknown_key(
 ) -> InputError:
     key = override.key_or_group
     group, _, rest = key.partition(".")
+    if key.startswith("hydra.launcher."):
+        find_plugin(base, "launcher")  # which has keys of its own
     if group == "hydra":  # its groups are a level deeper, such as hydra/sweeper
         name, _, rest = rest.partition(".")
         group = f"hydra/{name}"

@@ -86,9 +86,7 @@ def split_dataset(
     in_train = [values[i] for i in np.flatnonzero(split_of == "train").tolist()]
     pixel_range = choose_range(bits, window, in_train, values)
     used = _used(split_of, labels, fraction, per_class, split_seed, names)
-    return replace(
-        checked.module(tree, split_of, used, resize, augment, pixel_range, groups), alike=first[used], found=found
-    )
+    return replace(checked.module(tree, split_of, used, resize, augment, pixel_range, groups, first), found=found)
 
 
 def _groups(
@@ -176,6 +174,7 @@ class _Checked:
         augment: Augment | None,
         pixel_range: PixelRange,
         groups: np.ndarray | None = None,
+        alike: np.ndarray | None = None,
     ) -> DataModule:
         values = [self.inspections[i].values for i in used]
         return DataModule(
@@ -191,6 +190,7 @@ class _Checked:
             pixel_range=pixel_range,
             values=values if any(values) else (),
             groups=None if groups is None else groups[used],
+            alike=None if alike is None else alike[used],
             quarantined=self.bad,
             ignored=tree.ignored,
             dataset=self.dataset,

@@ -33,7 +33,6 @@ SUFFIXES_OF = {
 }
 """Endings of files by the format that they promise; MPO, which phones write for several JPEGs in one, is JPEG."""
 
-PHONE_SUFFIXES = frozenset((*SUFFIXES_OF["HEIF"], *SUFFIXES_OF["AVIF"]))
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes)
 
 HEAD = 64  # bytes that tell the format

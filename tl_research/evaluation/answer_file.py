@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import importlib.util
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from typing_extensions import override
 
+from tl_research.data.formats import IMAGE_SUFFIXES
 from tl_research.errors import InputError
-from tl_research.evaluation.answers import AnswerOptions, Kind, path_text
-from tl_research.runs.run import Run, csv_lines
-from tl_research.system.files import write_atomically
+from tl_research.evaluation.answers import Kind, path_text
+from tl_research.runs.run import csv_lines
+from tl_research.runs.status import STATUS
+from tl_research.system.files import replaceable, write_atomically
 from tl_research.system.locks import try_lock
 
 Format = Literal["csv", "jsonl", "parquet"]
@@ -34,6 +34,11 @@ def choose_format(given: Format | None, output: Path | None) -> Format:
     """Return the format that is given, or that a file's suffix says, or CSV. Raises `InputError` if it cannot be
     written."""
     chosen: Format = given or SUFFIXES.get(output.suffix.lower() if output else "", "csv")
+    suffix = output.suffix.lower() if output else ""
+    if suffix in IMAGE_SUFFIXES:
+        raise InputError(f"--output {output}: that is the name of an image, and answers would replace it; name a table")
+    if given is None and suffix not in ("", ".csv", ".txt", *SUFFIXES):
+        raise InputError(f"--output {output}: give --format, or a name that ends on .csv, {', '.join(SUFFIXES)}")
     if chosen == "parquet" and output is None:
         raise InputError("--format parquet: it cannot be printed; give a file with --output")
     if chosen == "parquet" and importlib.util.find_spec("pyarrow") is None:
@@ -109,8 +114,8 @@ class AnswerFile(AnswerPrinter):
     before there are rows.
 
     Raises:
-        InputError: there is no folder for it; to continue, the file was begun with another run or other options, or it
-            is not known with which; or another process writes it.
+        InputError: there is no folder for it; it is no regular file, or a run's own; to continue, the file was begun
+            with another run or other options, or it is not known with which; or another process writes it.
     """
 
     def __init__(
@@ -119,11 +124,17 @@ class AnswerFile(AnswerPrinter):
         super().__init__("csv" if chosen == "csv" else "jsonl", columns)
         if output.is_dir():
             raise InputError(f"--output {output}: it is a folder; name a file")
+        try:
+            output = replaceable(output)
+        except FileExistsError as error:
+            raise InputError(f"--output {output}: {error.strerror}; leave out --output to print") from None
         if not output.absolute().parent.is_dir():
             raise InputError(f"--output {output}: there is no folder {output.parent}")
         self._output, self._is_parquet, self._about = output, chosen == "parquet", begun
         self._partial, self._note = (output.with_name(f".{output.name}.{end}") for end in ("partial", "begun"))
         has_partial, has_output = self._partial.exists(), output.exists()
+        if has_output and not self._note.exists() and (output.parent / STATUS).exists():
+            raise InputError(f"--output {output}: it is a file of the run in {output.parent}; name another")
         self._continues = continues and (has_partial or has_output)
         is_beside = has_partial if self._continues else has_output
         self._path = self._partial if is_beside or self._is_parquet else output
@@ -212,15 +223,6 @@ class AnswerFile(AnswerPrinter):
                 f"--continue: {self._output} was begun {' and '.join(other)}; give the same again, or leave out "
                 f"--continue to begin anew"
             )
-
-
-def begun_with(run: Run, chosen: Format, options: AnswerOptions) -> dict[str, Any]:
-    """Describe what answers depend on: the run by its content, wherever it lies, and the options."""
-    content = hashlib.sha256(run.resize.encode())
-    for name in ("model.keras", "classes.json", "calibration.json", "pixel_range.json"):
-        path = run.directory / name
-        content.update(path.read_bytes() if path.is_file() else b"-")
-    return {"run": content.hexdigest(), "format": chosen, **asdict(options)}
 
 
 def _words(key: str, value: Any) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,15 @@ class AnswerOptions:
     threshold: float | None = None
     coverage: float | None = None
     calibrated: bool = False
+
+
+def begun_with(run: Run, format_: str, options: AnswerOptions) -> dict[str, Any]:
+    """Describe what answers depend on: the run by its content, wherever it lies, and the options."""
+    content = hashlib.sha256(run.resize.encode())
+    for name in ("model.keras", "classes.json", "calibration.json", "pixel_range.json"):
+        path = run.directory / name
+        content.update(path.read_bytes() if path.is_file() else b"-")
+    return {"run": content.hexdigest(), "format": format_, **asdict(options)}
 
 
 def path_text(path: Path) -> str:

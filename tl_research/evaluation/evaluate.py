@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -52,6 +53,8 @@ def evaluate_run(
     if state.held_out is not None:
         logits["val"] = state.held_out
         run.write_csv("validation.csv", *prediction_rows(data, data.indices("val"), state.held_out))
+    if state.test_by_halves is not None and len(state.test_by_halves):
+        run.write_json("half_heads.json", half_heads(data, state.test_by_halves))
     commonest = np.bincount(data.labels[data.indices("train")]).argmax()
     for split, values in logits.items():
         if not len(values):
@@ -70,6 +73,18 @@ def evaluate_run(
         metrics |= {f"test_tta_{name}": value for name, value in scores.items()}
     metrics |= calibrate_run(run, state, logits["val"], logits["test"])
     return metrics, logits
+
+
+def half_heads(data: DataModule, answers: np.ndarray) -> dict[str, Any]:
+    """Say which test images heads on halves of the training images answer correctly, from their `answers` `(2 h, n)`: a
+    text of 0 and 1 for each head. `learned` names the images, classes and groups that were divided."""
+    learned = data.indices("train", "val")
+    together = data.kept_together(learned)
+    groups = [""] * len(learned) if together is None else together.tolist()
+    known = [(data.digests[i].hex(), int(data.labels[i]), str(group)) for i, group in zip(learned, groups, strict=True)]
+    right = (answers == data.labels[data.indices("test")]).astype(int)
+    texts = ["".join(map(str, row)) for row in right.tolist()]
+    return {"learned": hashlib.sha256(repr(known).encode()).hexdigest(), "right": texts}
 
 
 def show_results(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from glob import has_magic, iglob
 from pathlib import Path
@@ -17,7 +17,6 @@ from tl_research.data.decode import UndecodableError, read_pixels
 from tl_research.data.folder_scan import scan
 from tl_research.data.inspection import is_image_name
 from tl_research.errors import InputError
-from tl_research.evaluation.answers import AnswerOptions, Answers
 from tl_research.features.engines import Engine, choose_engine, keras_engine, openvino_engine
 from tl_research.features.extraction import in_batches, run_batches
 from tl_research.metrics.classification import classification_metrics as score
@@ -46,24 +45,29 @@ def prediction_rows(data: DataModule, indices: np.ndarray, logits: np.ndarray) -
     return header, rows
 
 
-def images_in(arguments: Iterable[Path]) -> list[Path]:
+def images_in(arguments: Sequence[str | Path]) -> list[Path]:
     """List the images that arguments name, in their order.
 
-    Files are taken as given, even if missing: their row reports that. Folders are searched as training reads them, and
-    so are those that a pattern (`*`, `?`, `[...]`, `**`) matches, beside images. `-` is a list of files and folders on
-    standard input, a line each, or with a NUL behind each as of `find -print0`.
+    Files are taken as given: the row of a missing one reports that, unless all are missing. Folders are searched as
+    training reads them, and so are those that a pattern (`*`, `?`, `[...]`, `**`) matches, beside images. `-` is a list
+    of files and folders on standard input, a line each, or with a NUL behind each as of `find -print0`.
 
     Raises:
-        InputError: there are no images in a folder, none that match a pattern, or none on standard input.
+        InputError: an argument is empty; there are no images in a folder, none that match a pattern, or none on
+            standard input; or nothing that is named exists.
     """
+    if not all(map(str, arguments)):
+        raise InputError("IMAGES: one of them is empty, such as a variable of the shell that is not set")
     paths: list[Path] = []
-    for path in arguments:
+    for path in map(Path, arguments):
         if path == Path("-"):
             paths += [image for line in _listed_paths() for image in _files_at(line)]
         elif has_magic(str(path)) and not path.exists():
             paths += _matching(path.expanduser())
         else:
             paths += _files_at(path.expanduser())
+    if Path("-") not in map(Path, arguments) and not any(map(os.path.lexists, paths)):
+        raise InputError(f"{paths[0]}: does not exist")
     return paths
 
 
@@ -91,13 +95,6 @@ def _listed_paths() -> list[Path]:
     if paths := [Path(os.fsdecode(line)) for line in lines if line.strip()]:
         return paths
     raise InputError("-: standard input lists no images")
-
-
-def predict_images(run: Run, paths: Sequence[Path], options: AnswerOptions | None = None) -> Table:
-    """Make a row per image: path, prediction, `p_<class>` per class, the error of an unreadable file, and the columns
-    of `options`, see `Answers`."""
-    answers = Answers(run, options)
-    return answers.header, list(map(answers.row, paths, each_logits(run, paths)))
 
 
 def predict_logits(run: Run, paths: Sequence[Path]) -> list[np.ndarray | str]:

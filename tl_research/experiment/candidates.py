@@ -1,4 +1,4 @@
-"""The candidates among which `backbone=auto` chooses, and the rule by which it does."""
+"""The candidates among which `backbone=auto` and `head=auto` choose, and the rule by which they do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from tl_research.training.logistic_regression import Choice
 DRAWS = 5000
 LEAST = 0.001
 """The least difference of log losses that matters: where all answers are right, candidates still differ a little."""
+MARGIN = 0.005
+"""The largest difference of log losses for which a cheaper candidate counts as equal."""
 
 
 @dataclass(frozen=True)
@@ -36,29 +38,24 @@ class Network:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One network or several side by side, and the cross-validation of heads on their features."""
+    """A backbone or a head, and its cross-validation. `seconds` are those of its features, where they were computed for
+    it, and its head; by `operations`, multiply-accumulates for one image, candidates are cheap or dear."""
 
-    networks: tuple[Network, ...]
+    name: str
     validated: Choice
     seconds: float
-    """Of its features, where they were computed for it, and its head."""
+    parameters: int
+    operations: int
     eligible: bool = True
     note: str = ""
 
-    @property
-    def name(self) -> str:
-        """Its networks, joined by plus signs."""
-        return " + ".join(network.recipe.name for network in self.networks)
-
     @cached_property
     def loss(self) -> float:
-        """The cross-validated log loss."""
+        """The cross-validated log loss; infinite where no image could be held out."""
         return min(self.validated.log_losses.values(), default=math.inf)
 
-    @property
-    def operations(self) -> int:
-        """Multiply-accumulates for one image, by which candidates are cheap or dear."""
-        return sum(network.operations for network in self.networks)
+
+C = TypeVar("C", bound=Candidate)
 
 
 @dataclass(frozen=True)
@@ -80,20 +77,35 @@ class CandidateRow:
     note: str
 
 
-def judge(candidates: Sequence[Candidate], groups: np.ndarray | None) -> tuple[Candidate, list[CandidateRow], str]:
+def judge(
+    candidates: Sequence[C], groups: np.ndarray | None, preferred: C | None = None
+) -> tuple[C, list[CandidateRow], str]:
     """Choose the cheapest candidate that the best is not better than beyond noise: the 95 % interval of the difference
-    of their losses on the same images begins below `LEAST`."""
+    of their losses on the same images begins below `LEAST`.
+
+    A `preferred` one that is among these is chosen instead, unless a cheaper one is surely not worse by more than
+    `MARGIN` (a test of non-inferiority): where few images judge, a cheap candidate is rarely seen to be worse.
+    """
     eligible = sorted((each for each in candidates if each.eligible), key=lambda each: each.operations)
     best = min(eligible, key=lambda each: each.loss)
     behind = {each.name: _behind(each, best, groups) for each in candidates}
-    chosen = next(each for each in eligible if each is best or behind[each.name][1] <= LEAST)
+    as_good = [each for each in eligible if each is best or behind[each.name][1] <= LEAST]
+    chosen, is_preferred = as_good[0], preferred in as_good
+    if preferred and is_preferred:
+        chosen = next(x for x in eligible if x is preferred or _behind(x, preferred, groups)[2] <= MARGIN)
     rows = [_row(each, behind[each.name], groups) for each in sorted(candidates, key=lambda each: each.loss)]
     rows = [
         replace(row, note=", ".join(filter(None, ["chosen", row.note]))) if row.name == chosen.name else row
         for row in rows
     ]
+    if not math.isfinite(best.loss):
+        return chosen, rows, f"chosen: {chosen.name}, the first, for no image can be held out to compare by"
     if chosen is best:
         return chosen, rows, f"chosen: {chosen.name}, whose cross-validated log loss is the lowest"
+    if chosen is preferred:
+        return chosen, rows, f"chosen: {chosen.name}; nothing is better beyond noise, or cheaper and surely as good"
+    if preferred and is_preferred:
+        return chosen, rows, f"chosen: {chosen.name}, which is cheaper than {preferred.name} and surely as good"
     gap, low, high = behind[chosen.name]
     why = f"{best.name} is better by {gap:.3g} only, and that is noise ({low:.3g} to {high:.3g})"
     return chosen, rows, f"chosen: {chosen.name}, the cheapest of those that are as good; {why}"
@@ -124,7 +136,20 @@ def _row(candidate: Candidate, behind: tuple[float, float, float], groups: np.nd
         candidate.validated.accuracy,
         *behind,
         round(candidate.seconds, 1),
-        sum(network.parameters for network in candidate.networks),
+        candidate.parameters,
         candidate.operations,
         candidate.note,
     )
+
+
+def thinned_images(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Number the images that choose, in order: all, or a stratified sample of `most`."""
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    # Each image's place in its class, from 0 to 1, so that all classes are thinned alike.
+    rank = np.empty(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(np.argsort(rank, kind="stable")[:most])

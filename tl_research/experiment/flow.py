@@ -21,6 +21,7 @@ from tl_research.data.summary import describe_data, show_data
 from tl_research.errors import InputError
 from tl_research.evaluation.evaluate import evaluate_run, show_results
 from tl_research.experiment.full_check import check_run, without_leaks
+from tl_research.experiment.head_selection import choose_head
 from tl_research.experiment.outcome import closing_callbacks, record_outcome
 from tl_research.experiment.run_transfer import run_stages, run_transfer
 from tl_research.experiment.scaling import compare_scaling
@@ -30,8 +31,8 @@ from tl_research.features.extraction import ORIGINAL
 from tl_research.features.summary import show_features
 from tl_research.features.table import FeatureTable
 from tl_research.models.backbone import Saved
-from tl_research.models.combined import Auto
-from tl_research.models.head import DirectHead
+from tl_research.models.combined import Auto, Combined
+from tl_research.models.head import DirectHead, Linear
 from tl_research.models.preprocessing import scales_pixels
 from tl_research.models.summary import show_model
 from tl_research.models.weights.licences import describe_weights
@@ -47,6 +48,7 @@ from tl_research.training.closed_form import needs_no_epochs
 from tl_research.training.options import TrainOptions
 from tl_research.training.pruning import current_trial
 from tl_research.training.stage_runner import StageRunner
+from tl_research.training.trained_weights import BestEpoch
 
 if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule
@@ -95,6 +97,7 @@ def rehearse(experiment: Experiment, loops: Mapping[str, Callable[..., TrainLoop
         experiment, threads = _begin_and_choose(experiment, run, data)
         with _stage_runner(experiment, run, data, threads) as runner:
             runner.loops = loops
+            experiment = choose_head(experiment, run, runner)
             run_stages(experiment, run, runner)
 
 
@@ -168,10 +171,11 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
     trains = any(stage.trains_backbone for stage in experiment.stages.values())  # which gets half of the time
     experiment, threads = _begin_and_choose(experiment, run, data, began + seconds / (2 if trains else 1))
     with _stage_runner(experiment, run, data, threads, began + seconds) as runner:
+        experiment = choose_head(experiment, run, runner)
         if experiment.data.check == "full":
             with run.phase("check"):
                 check_run(experiment, runner.state.features, run.directory / "check")
-        run_transfer(experiment, run, runner)
+        run_transfer(experiment, run, runner, _tuner(experiment, run, data, threads, runner))
         state = runner.state
         run.metrics["num_parameters"] = state.classifier.count_params()
         with run.phase("evaluate"):
@@ -218,6 +222,18 @@ def _stage_runner(
             deadline=deadline,
             shows_images=experiment.report.thumbnails,
         )
+
+
+def _tuner(experiment: Experiment, run: Run, data: DataModule, threads: int, runner: StageRunner) -> StageRunner | None:
+    """With `transfer.ensemble` build another classifier, to be tuned beside the frozen one: of several networks side by
+    side that with the smallest weights, for all at once would take several times as long."""
+    if not experiment.transfer.get("ensemble"):
+        return None
+    backbone = experiment.start
+    if isinstance(backbone, Combined):
+        backbone = min(backbone.parts, key=lambda part: sum(path.stat().st_size for path in part.files()))
+    state = _build(replace(experiment, backbone=backbone, head=Linear()), run, data, threads, None)
+    return replace(runner, state=state, head_recipe=Linear(), history=[], best=BestEpoch())
 
 
 def _callbacks(experiment: Experiment, data: DataModule) -> dict[str, Callback]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tl_research.errors import InputError
 from tl_research.models.combined import Auto
-from tl_research.models.head import KNN, DirectHead, Linear
+from tl_research.models.head import KNN, AutoHead, DirectHead, Head, Linear
 from tl_research.training.callbacks import BestWeights
 from tl_research.training.closed_form import needs_no_epochs
 from tl_research.training.optimizer import LBFGS
@@ -16,6 +16,9 @@ from tl_research.training.stage import Stage
 
 if TYPE_CHECKING:
     from tl_research.experiment.experiment import Experiment
+
+
+SOLVED = Linear, AutoHead
 
 
 def check_rules(experiment: Experiment) -> None:
@@ -38,7 +41,7 @@ def test_images_choose_nothing(monitor: Any) -> Any:
 
 
 def _transfer_has_stages(experiment: Experiment) -> None:
-    allowed = {"choose_by": ("validation", "folds"), "interpolate": (False, True)}
+    allowed = {"choose_by": ("validation", "folds"), "interpolate": (False, True), "ensemble": (False, True)}
     for name, value in experiment.transfer.items():
         if name in allowed and value not in allowed[name]:
             choices = " or ".join(map(str, allowed[name])).lower()
@@ -86,7 +89,8 @@ def _direct_head_has_features(experiment: Experiment) -> None:
 
 def _direct_head_has_no_loss(experiment: Experiment) -> None:
     trainer, stages = experiment.trainer, experiment.stages.values()
-    if isinstance(experiment.head, DirectHead) and not any(stage.trains_backbone for stage in stages):
+    is_direct = isinstance(experiment.head, DirectHead) and not isinstance(experiment.head, AutoHead)
+    if is_direct and not any(stage.trains_backbone for stage in stages):
         for key in ("class_weights", "logit_adjustment"):
             if getattr(trainer, key):
                 raise ValueError(f"trainer.{key} counts in a loss, and this head is made without one; add head=linear")
@@ -141,7 +145,7 @@ def _something_is_validated(experiment: Experiment) -> None:
     key = "data.val=0" if unvalidated else f"monitor={monitor}"
     (stage, *more) = experiment.stages.values()
     optimizer = stage.optimizer_for(experiment.optimizer)
-    if more or stage.trains_backbone or not (isinstance(optimizer, LBFGS) and isinstance(experiment.head, Linear)):
+    if more or stage.trains_backbone or not (isinstance(optimizer, LBFGS) and isinstance(experiment.head, SOLVED)):
         raise ValueError(
             f"{key} leaves cv_accuracy alone to compare by, which only a solved head has; add transfer=frozen "
             f"optimizer=lbfgs head=linear, or hold out validation images, such as data.val=0.2"
@@ -159,9 +163,18 @@ def _tuning_starts_from_a_head(experiment: Experiment) -> None:
     key = "transfer.choose_by=folds" if by_folds else "transfer.interpolate=true"
     if first.trains_backbone or not others or not all(stage.trains_backbone for stage in others):
         raise ValueError(f"{key}: one stage of the head, then stages that train the backbone; add transfer=finetune")
-    solved = isinstance(first.optimizer_for(experiment.optimizer), LBFGS) and isinstance(experiment.head, Linear)
+    solved = isinstance(first.optimizer_for(experiment.optimizer), LBFGS) and isinstance(experiment.head, SOLVED)
     if by_folds and not solved:
         raise ValueError(f"{key} compares with a head that is solved; add optimizer=lbfgs head=linear")
+
+
+def _ensemble_is_chosen_out_of_fold(experiment: Experiment) -> None:
+    if not experiment.transfer.get("ensemble"):
+        return
+    if experiment.transfer.get("choose_by") != "folds":
+        raise ValueError("transfer.ensemble=true compares answers out of fold; add transfer.choose_by=folds")
+    if experiment.trainer.distribution != "none":
+        raise ValueError("transfer.ensemble=true trains on one device; add trainer.distribution=none")
 
 
 def _auto_can_choose(experiment: Experiment) -> None:
@@ -173,6 +186,37 @@ def _auto_can_choose(experiment: Experiment) -> None:
         )
     if experiment.trainer.distribution == "multi_worker":
         raise ValueError("backbone=auto chooses on one machine; with trainer.distribution=multi_worker name a backbone")
+
+
+def fitting_heads(experiment: Experiment) -> tuple[list[Head], str]:
+    """List the heads that `head=auto` may choose in this experiment, and say why no others."""
+    assert isinstance(experiment.head, AutoHead)
+    heads, trainer = experiment.head.candidates, experiment.trainer
+    linear: list[Head] = [head for head in heads if isinstance(head, Linear)]
+    if trainer.class_weights or trainer.logit_adjustment:
+        key = "class_weights" if trainer.class_weights else "logit_adjustment"
+        return linear, f"trainer.{key} counts in a loss, and only a linear head has one"
+    if experiment.transfer.get("ensemble"):  # the tuned classifier has a head of its own
+        return heads, ""
+    if experiment.transfer.get("choose_by") == "folds":
+        return linear, "transfer.choose_by=folds starts from a linear head"
+    if any(stage.trains_backbone for stage in experiment.stages.values()):
+        return [
+            head for head in heads if not isinstance(head, KNN)
+        ], "transfer trains through the head, and knn does not learn"
+    return heads, ""
+
+
+def _head_can_be_chosen(experiment: Experiment) -> None:
+    if not isinstance(experiment.head, AutoHead):
+        return
+    if experiment.trainer.distribution == "multi_worker":
+        raise ValueError("head=auto chooses on one machine; with trainer.distribution=multi_worker name a head")
+    if not isinstance(next(iter(experiment.stages.values())).optimizer_for(experiment.optimizer), LBFGS):
+        raise ValueError("head=auto compares heads that need no epochs; add optimizer=lbfgs, or name a head")
+    heads, why = fitting_heads(experiment)
+    if not heads:
+        raise ValueError(f"head.among=[{','.join(experiment.head.among)}]: {why}; add linear")
 
 
 def _shard_is_a_part(experiment: Experiment) -> None:
@@ -196,6 +240,8 @@ RULES: tuple[Callable[[Experiment], None], ...] = (
     _best_epoch_has_one_monitor,
     _something_is_validated,
     _tuning_starts_from_a_head,
+    _ensemble_is_chosen_out_of_fold,
     _shard_is_a_part,
     _auto_can_choose,
+    _head_can_be_chosen,
 )

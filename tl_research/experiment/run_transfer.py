@@ -12,6 +12,7 @@ from tl_research.training.fold_tuning import interpolate_by_validation, tune_by_
 from tl_research.training.optimizer import LBFGS, GradientOptimizer
 from tl_research.training.stage import Stage
 from tl_research.training.stage_runner import StageRunner
+from tl_research.training.tuned_ensemble import tune_beside
 
 if TYPE_CHECKING:
     from tl_research.experiment.experiment import Experiment
@@ -19,12 +20,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run_transfer(experiment: Experiment, run: Run, runner: StageRunner) -> None:
-    """Run all stages and leave the classifier as `transfer.choose_by` and `interpolate` choose it."""
+def run_transfer(experiment: Experiment, run: Run, runner: StageRunner, tuner: StageRunner | None) -> None:
+    """Run all stages and leave the classifier as `transfer.choose_by` and `interpolate` choose it, with `ensemble` by a
+    `tuner` beside the runner."""
     interpolated = experiment.transfer.get("interpolate", False)
     if experiment.transfer.get("choose_by") == "folds":
         stages = [(name, stage, _optimizer(experiment, stage)) for name, stage in experiment.stages.items()]
-        run.metrics |= tune_by_folds(runner, stages, interpolated=interpolated)
+        if tuner is None:
+            run.metrics |= tune_by_folds(runner, stages, interpolated=interpolated)
+        else:
+            run.metrics |= tune_beside(runner, tuner, stages, interpolated=interpolated)
         return
     run_stages(experiment, run, runner)
     run.metrics |= runner.finish()

@@ -9,6 +9,7 @@ are those of the network alone.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tl_research.experiment.candidates import Candidate, CandidateRow, Network, judge
+from tl_research.experiment.candidates import Candidate, CandidateRow, Network, judge, thinned_images
 from tl_research.experiment.summary import show_choice
 from tl_research.features.head_inputs import HeadInputs
 from tl_research.models.backbone import Backbone
@@ -41,6 +42,8 @@ FILE = "selection.json"
 
 SPLITS = "train", "val"
 """The images that choose: never those of the test."""
+MOST_PARTS = 4
+"""Networks, at most, that are put together without having been seen to help one by one."""
 MOST_IMAGES = 2000
 """Images at most that choose: the memory and time of a candidate grow with their square and cube."""
 
@@ -61,16 +64,25 @@ def choose_backbone(experiment: Experiment, run: Run, data: DataModule, threads:
         return selection.with_backbone(*selection.known(earlier))
     with run.phase("selection"):
         candidates = list(selection.look())
-        chosen, rows, why = judge(candidates, selection.groups)
+        together = [each for each in candidates if each.eligible and len(each.networks) > 1]
+        largest = max(together, key=lambda each: len(each.networks), default=None)
+        chosen, rows, why = judge(candidates, selection.groups, largest)
         _record(run, rows, chosen, why)
         for candidate in candidates:
             selection.write_run(candidate)
-    show_choice(rows, why)
+    show_choice(rows, why, "backbone")
     networks = {network.recipe.name: network for candidate in candidates for network in candidate.networks}.values()
     run.metrics |= {"backbone": "auto", "chosen": chosen.name, "candidates": len(candidates)}
     run.metrics |= {f"selection_{key}": sum(getattr(each, key) for each in networks) for key in ("computed", "hit")}
     parts = chosen.networks
     return selection.with_backbone([part.recipe for part in parts], [part.config for part in parts])
+
+
+@dataclass(frozen=True)
+class NetworkCandidate(Candidate):
+    """One network or several side by side."""
+
+    networks: tuple[Network, ...] = ()
 
 
 @dataclass
@@ -88,13 +100,13 @@ class _Selection:
 
     @property
     def groups(self) -> np.ndarray | None:
-        """The group of each image that chooses."""
-        return None if self.data.groups is None else self.data.groups[self.data.indices(*SPLITS)][self._images]
+        """What folds may not divide, for each image that chooses."""
+        return self.data.kept_together(self.data.indices(*SPLITS)[self._images])
 
-    def look(self) -> Iterator[Candidate]:
+    def look(self) -> Iterator[NetworkCandidate]:
         """Yield the default, then single networks from the smallest file of weights, then the best with others beside
-        it, for as long as that lowers the loss and there is time."""
-        singles: list[Candidate] = []
+        it, for as long as that lowers the loss, and the `MOST_PARTS` best together; for as long as there is time."""
+        singles: list[NetworkCandidate] = []
         for recipe, config in self._singles():
             if singles and time.monotonic() > self.deadline:
                 log.warning("trainer.time_limit: %s and what follows were not looked at", recipe.name)
@@ -105,20 +117,25 @@ class _Selection:
             note = ", ".join(["default"] * (recipe == self.auto.default) + ["not among"] * (not eligible))
             singles.append(replace(candidate, eligible=eligible, note=note))
             yield singles[-1]
-        of_one_size = [each for each in singles if each.networks[0].recipe.image_size == self._size]
-        best = min((each for each in of_one_size if each.eligible), key=lambda each: each.loss, default=None)
-        rest = [each.networks[0] for each in of_one_size if each is not best and each.eligible]
-        while best is not None and rest and time.monotonic() < self.deadline:
-            tried = []
-            for network in rest:
-                tried.append(self._candidate((*best.networks, network), 0.0))
+        of_one_size = [each for each in singles if each.networks[0].recipe.image_size == self._size and each.eligible]
+        of_one_size.sort(key=lambda each: each.loss)
+        networks = [each.networks[0] for each in of_one_size]
+        parts, left, most = tuple(networks[:1]), networks[1:], 1
+        loss = of_one_size[0].loss if of_one_size else math.inf
+        while left and time.monotonic() < self.deadline:
+            tried, most = [], len(parts) + 1
+            for network in left:
+                tried.append(self._candidate((*parts, network), 0.0))
                 yield tried[-1]
                 if time.monotonic() > self.deadline:
                     break
             better = min(tried, key=lambda each: each.loss)
-            if better.loss >= best.loss:
-                return
-            best, rest = better, [network for network in rest if network is not better.networks[-1]]
+            if better.loss >= loss:
+                break
+            parts, loss = better.networks, better.loss
+            left = [network for network in left if network is not parts[-1]]
+        if len(networks[:MOST_PARTS]) > most and time.monotonic() < self.deadline:
+            yield self._candidate(tuple(networks[:MOST_PARTS]), 0.0)
 
     @cached_property
     def _size(self) -> int:
@@ -157,7 +174,7 @@ class _Selection:
             hit=table.hit,
         )
 
-    def _candidate(self, networks: tuple[Network, ...], seconds: float) -> Candidate:
+    def _candidate(self, networks: tuple[Network, ...], seconds: float) -> NetworkCandidate:
         from threadpoolctl import threadpool_limits
 
         began = time.perf_counter()
@@ -176,28 +193,26 @@ class _Selection:
                 patience=2 - bool(first),
             )
         self._last = int(np.argmin(np.abs(STRENGTHS - validated.l2)))
-        return Candidate(networks, validated, seconds + time.perf_counter() - began)
+        return NetworkCandidate(
+            name=" + ".join(network.recipe.name for network in networks),
+            validated=validated,
+            seconds=seconds + time.perf_counter() - began,
+            parameters=sum(network.parameters for network in networks),
+            operations=sum(network.operations for network in networks),
+            networks=networks,
+        )
 
     @cached_property
     def _images(self) -> np.ndarray:
-        """The images that choose, among those of the splits: all, or a stratified sample of `MOST_IMAGES`."""
-        labels = self.data.labels[self.data.indices(*SPLITS)]
-        if len(labels) <= MOST_IMAGES:
-            return np.arange(len(labels))
-        # Each image's place in its class, from 0 to 1, so that all classes are thinned alike.
-        rank = np.empty(len(labels))
-        order = np.random.default_rng(self.experiment.seed).permutation(len(labels))
-        for label in np.unique(labels):
-            members = order[labels[order] == label]
-            rank[members] = (np.arange(len(members)) + 0.5) / len(members)
-        return np.sort(np.argsort(rank, kind="stable")[:MOST_IMAGES])
+        """The images that choose, among those of the splits."""
+        return thinned_images(self.data.labels[self.data.indices(*SPLITS)], MOST_IMAGES, self.experiment.seed)
 
     @cached_property
     def _labels(self) -> np.ndarray:
         labels = self.data.labels[self.data.indices(*SPLITS)][self._images]
         return labels.repeat(self.experiment.features.views or 1)
 
-    def write_run(self, candidate: Candidate) -> None:
+    def write_run(self, candidate: NetworkCandidate) -> None:
         """Record a candidate as a run of its own: `python train.py resume=DIRECTORY fresh=true` makes all of it."""
         recipes, configs = zip(*((each.recipe, each.config) for each in candidate.networks), strict=True)
         experiment = _with_backbone(self.experiment, recipes, configs)
@@ -211,7 +226,7 @@ class _Selection:
         run.metrics |= {
             "seed": experiment.seed,
             "num_classes": len(self.data.class_names),
-            "num_parameters": sum(each.parameters for each in candidate.networks),
+            "num_parameters": candidate.parameters,
             "seconds_selection": round(candidate.seconds, 3),
             "features_computed": sum(each.computed for each in candidate.networks),
             "features_hit": sum(each.hit for each in candidate.networks),
@@ -259,6 +274,6 @@ def _with_backbone(
     return replace(experiment, backbone=backbone, config=experiment.config | {"backbone": config})
 
 
-def _record(run: Run, rows: Sequence[CandidateRow], chosen: Candidate, why: str) -> None:
+def _record(run: Run, rows: Sequence[CandidateRow], chosen: NetworkCandidate, why: str) -> None:
     names = [network.recipe.name for network in chosen.networks]
     run.write_json(FILE, {"chosen": names, "why": why, "candidates": [asdict(row) for row in rows]})

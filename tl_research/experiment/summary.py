@@ -90,10 +90,11 @@ def warn_of_the_majority(metrics: Mapping[str, Any]) -> None:
         log.warning("accuracy is not clearly above that of always answering the commonest class: %s", values)
 
 
-def show_choice(rows: Sequence[CandidateRow], why: str) -> None:
-    """Show the candidates of `backbone=auto` from the lowest loss, and why one was chosen."""
+def show_choice(rows: Sequence[CandidateRow], why: str, what: str) -> None:
+    """Show the candidates of an automatic choice (`what`: backbone or head) from the lowest loss, and why one was
+    chosen."""
     columns = (
-        "backbone",
+        what,
         "log loss",
         "95 % interval",
         "above the best",
@@ -109,7 +110,8 @@ def show_choice(rows: Sequence[CandidateRow], why: str) -> None:
         interval = "-" if row.low is None else f"{row.low:.3f} - {row.high:.3f}"
         behind = f"{row.behind:.3f} ({row.behind_low:.3f} to {row.behind_high:.3f})" if row.behind else ""
         accuracy = "-" if row.accuracy is None else f"{row.accuracy:.3f}"
-        numbers = f"{row.seconds:.1f}", f"{row.parameters:,}", f"{row.operations / 1e9:.2f} G"
+        size, unit = (row.operations / 1e9, "G") if row.operations > 1e7 else (row.operations / 1e3, "k")
+        numbers = f"{row.seconds:.1f}", f"{row.parameters:,}", f"{size:.2f} {unit}"
         table.add_row(row.name, loss, interval, behind, accuracy, *numbers, row.note)
     show_table(table)
     show(why)

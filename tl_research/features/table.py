@@ -133,15 +133,15 @@ class FeatureTable:
                 return
         self.ensure(wanted)
 
-    def get_batch(self, indices: np.ndarray, view: int = ORIGINAL) -> np.ndarray:
+    def get_batch(self, indices: np.ndarray) -> np.ndarray:
         """Return the features of a batch after `load`, without keeping rows of the store in memory. Rows that the store
         has lost since are computed again."""
-        if self.in_memory(indices, view):
-            return self._rows[view][indices]
-        rows, found = self.source.look_up(ImageViews.of(self.data, indices, view))
+        if self.in_memory(indices):
+            return self._rows[ORIGINAL][indices]
+        rows, found = self.source.look_up(ImageViews.of(self.data, indices, ORIGINAL))
         if not found.all():
             with self.source.filling(int(np.sum(~found))) as advance:
-                rows[~found] = self._read(ImageViews.of(self.data, indices[~found], view), advance)
+                rows[~found] = self._read(ImageViews.of(self.data, indices[~found], ORIGINAL), advance)
         return rows
 
     def in_memory(self, indices: np.ndarray, view: int = ORIGINAL) -> bool:

@@ -77,25 +77,3 @@ def prediction_sets(probabilities: np.ndarray, threshold: float) -> np.ndarray:
     sets = 1 - probabilities <= threshold
     sets[np.arange(len(sets)), probabilities.argmax(axis=1)] = True
     return sets
-
-
-def cross_conformal_sets(
-    scores: np.ndarray, folds: np.ndarray, probabilities: np.ndarray, coverage: float
-) -> np.ndarray:
-    """Return which classes belong to each image's set, bool `(n, k)`, from the scores `(m,)` of images that were each
-    held out of one of several fits (Vovk 2015; CV+ in Romano et al. 2020, arXiv 2006.02544).
-
-    A class belongs unless too many held-out images were less strange to their fit than it is to the same one. Over
-    draws the sets hold the true class with a frequency of at least 1 - 2 (1 - `coverage`), less a term that vanishes as
-    `m` grows; usually it is `coverage` or more.
-
-    Args:
-        folds: the fit `(m,)` that each image was held out of.
-        probabilities: the answers `(num_fits, n, k)` of these fits.
-    """
-    less_strange = np.zeros(probabilities.shape[1:], int)
-    for number, answers in enumerate(probabilities):
-        less_strange += np.searchsorted(np.sort(scores[folds == number]), 1 - answers)
-    sets: np.ndarray = less_strange < coverage * (len(scores) + 1) - 1e-9
-    sets[np.arange(len(sets)), probabilities.mean(axis=0).argmax(axis=1)] = True
-    return sets

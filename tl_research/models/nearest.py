@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from tl_research.metrics.calibration import fit_temperature
 from tl_research.metrics.probabilities import softmax
 
 # One vote, spread evenly over the classes, is added to the neighbours', so that no probability is 0 or 1.
@@ -13,6 +16,9 @@ NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)
 SHARPNESS = np.logspace(-1, 3, 17)
 
+FOLDS = 5
+"""Folds in which the scale of whitened prototypes is chosen: an image left out still shaped the whitening."""
+
 # Images whose neighbours decide k and temperature; more change little and the cost is quadratic.
 MOST_FOR_CHOOSING = 2000
 
@@ -21,6 +27,74 @@ def unit(features: np.ndarray) -> np.ndarray:
     """Scale rows to length 1, float32; rows of zeros stay zero."""
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     return (features / np.where(lengths == 0, 1, lengths)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """An affine map of features `(n, d)`, `kernel` `(d, r)` and `bias` `(r,)`, float32, after which their pooled
+    covariance within classes is the identity. The covariance is shrunk towards a multiple of the identity (Ledoit and
+    Wolf 2004); of fewer rows than dimensions, only the space that they span is kept."""
+
+    kernel: np.ndarray
+    bias: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray, labels: np.ndarray) -> Whitening:
+        """Fit on features and labels `(n,)`; where no class has two different rows, nothing is scaled."""
+        rows = features.astype(np.float64)
+        mean = rows.mean(axis=0)
+        basis = _span(rows - mean)
+        classes, place = np.unique(labels, return_inverse=True)
+        within = (rows - np.stack([rows[labels == label].mean(axis=0) for label in classes])[place]) @ basis
+        covariance = within.T @ within / len(rows)
+        target = np.trace(covariance) / rows.shape[1]
+        # As scikit-learn's `ledoit_wolf_shrinkage(..., assume_centered=True)`, by products in the span.
+        distance = (covariance**2).sum() - target * np.trace(covariance)
+        noise = (((within**2).sum(axis=1) ** 2).mean() - (covariance**2).sum()) / len(rows)
+        shrinkage = min(noise / distance, 1.0) if distance > 0 else 1.0
+        values, vectors = np.linalg.eigh((1 - shrinkage) * covariance + shrinkage * target * np.eye(len(covariance)))
+        scale = 1 / np.sqrt(np.maximum(values, 1e-9 * values[-1])) if target > 0 else np.ones(len(values))
+        kernel = basis @ (vectors * scale)
+        return cls(kernel.astype(np.float32), (-mean @ kernel).astype(np.float32))
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Map features `(n, d)` to `(n, r)`."""
+        return features @ self.kernel + self.bias
+
+
+def _span(centred: np.ndarray) -> np.ndarray:
+    """Return an orthonormal basis `(d, r)` of the space of rows `(n, d)`: all of it unless they are few."""
+    n, d = centred.shape
+    if n > d:
+        return np.eye(d)
+    values, vectors = np.linalg.eigh(centred @ centred.T)
+    kept = values > 1e-9 * max(values[-1], 1e-30)
+    return (centred.T @ vectors[:, kept]) / np.sqrt(values[kept]) if kept.any() else np.eye(d)[:, :1]
+
+
+def whitened_prototypes(
+    features: np.ndarray, labels: np.ndarray, num_classes: int, views: int, *, normalize: bool
+) -> tuple[Whitening, np.ndarray, np.ndarray]:
+    """Whiten, and compute kernel and bias of `prototypes` on the result, scaled by the log loss of held-out folds."""
+    from sklearn.model_selection import StratifiedKFold
+
+    def fit(rows: np.ndarray) -> tuple[Whitening, np.ndarray, np.ndarray]:
+        whitening = Whitening.of(features[rows], labels[rows])
+        given = whitening(features[rows]), labels[rows]
+        return whitening, *prototypes(*given, num_classes, views, normalize=normalize)
+
+    whitening, kernel, bias = fit(np.arange(len(labels)))
+    folds = min(FOLDS, int(np.bincount(labels[::views]).min()))
+    if folds < 2:
+        return whitening, kernel, bias
+    logits = np.empty((len(labels), num_classes))
+    by_image = np.arange(len(labels)).reshape(-1, views)
+    for train, held in StratifiedKFold(folds, shuffle=True, random_state=0).split(by_image, labels[::views]):
+        own_whitening, own_kernel, own_bias = fit(by_image[train].ravel())
+        rows = own_whitening(features[by_image[held].ravel()])
+        logits[by_image[held].ravel()] = (unit(rows) if normalize else rows) @ own_kernel + own_bias
+    temperature = fit_temperature(logits, labels)
+    return whitening, kernel / temperature, bias / temperature
 
 
 def prototypes(

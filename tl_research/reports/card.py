@@ -218,8 +218,8 @@ def _calibration(run: Run) -> Iterable[str]:
             for one in known["coverage"]
         ]  # fmt: skip
         yield (
-            "Prediction sets hold all classes whose probability, with the temperature, is at least 1 - threshold. Of "
-            "the test images' classes they held:"
+            "Prediction sets hold the answer, and all classes whose probability, with the temperature, is at least 1 - "
+            "threshold. Of the test images' classes they held:"
         )
         yield _table(["asked", "held", "classes in a set, mean", "threshold"], rows)
 

@@ -16,6 +16,7 @@ from tl_research.data.splits import groups_of
 from tl_research.errors import InputError
 from tl_research.metrics.paired import LEVEL, Comparison, compare_answers, holm
 from tl_research.reports.static_page import html_table, image_cards, paragraph, section, static_page
+from tl_research.runs.reader import read_json
 from tl_research.runs.run import Run
 from tl_research.system.files import write_atomically
 
@@ -31,6 +32,9 @@ class Answers:
     labels: dict[str, str]
     predictions: dict[str, str]
     groups: np.ndarray | None
+    halves: np.ndarray | None = None
+    """Which images heads on halves of the training images answer correctly, `(2 h, n)`; `learned` names the latter."""
+    learned: str = ""
     pixel_range: PixelRange = AS_STORED
     shows_pictures: bool = True
 
@@ -64,9 +68,20 @@ def read_answers(directory: Path) -> Answers:
         {key: row["label"] for key, row in zip(keys, tested, strict=True)},
         {key: row["prediction"] for key, row in zip(keys, tested, strict=True)},
         groups_of(paths, root, pattern) if pattern else None,
+        *_read_halves(directory, [row["path"] for row in rows if row["split"] == "test"]),
         run.pixel_range,
         run.shows_pictures,
     )
+
+
+def _read_halves(directory: Path, paths: Sequence[str]) -> tuple[np.ndarray | None, str]:
+    """Read `half_heads.json`, whose images are in the order of `paths`, as `halves` and `learned` of `Answers`."""
+    content = read_json(directory / "half_heads.json")
+    texts = content.get("right", [])
+    if not texts or {len(text) for text in texts} != {len(paths)}:
+        return None, ""
+    right = np.array([[mark == "1" for mark in text] for text in texts])
+    return right[:, np.argsort(paths)], str(content.get("learned", ""))
 
 
 def _common_folder(paths: Sequence[Path], run: Run) -> Path:
@@ -108,29 +123,62 @@ class Pair:
         """Tell whether one is better beyond chance."""
         return self.p_value < LEVEL
 
+    @property
+    def better(self) -> str | None:
+        """Name the better run, None where that is not decided."""
+        if not self.decided:
+            return None
+        return self.second.name if self.comparison.difference > 0 else self.first.name
+
     def sentences(self) -> list[str]:
         """Say the result so that it cannot be misread."""
-        c = self.comparison
-        lines = [
+        c, p = self.comparison, _frequency(self.p_value)
+        counts = (
             f"On the same {c.num} test images {self.second.name} is right and {self.first.name} wrong on "
             f"{c.only_second}; the other way round on {c.only_first}."
-        ]
-        interval = f"95 % interval {c.low:+.3f} to {c.high:+.3f}"
-        if self.decided:
-            better = self.second if c.difference > 0 else self.first
-            lines.append(
-                f"{better.name} is better. The accuracy of the second minus that of the first is {c.difference:+.3f} "
-                f"({interval}); were both equally good, so large a difference would be seen in "
-                f"{_frequency(self.p_value)}."
-            )
-            return lines
-        lines.append(
-            f"Not decided: a difference of {c.difference:+.3f} ({interval}) is what chance gives in "
-            f"{_frequency(self.p_value)}. This does not show that both are equally good."
         )
-        if c.num_needed is not None:
-            lines.append(f"About {c.num_needed} test images would be needed to be sure of a difference of this size.")
-        return lines
+        models = f"the accuracy of the second minus that of the first is {c.difference:+.3f}"
+        by_images = f"95 % interval {c.low:+.3f} to {c.high:+.3f}"
+        if c.retrained is None:
+            if self.better:
+                chance = f"were both equally good, so large a difference would be seen in {p}"
+                return [counts, f"{self.better} is better: {models} ({by_images}); {chance}.", self._not_counted()]
+            chance = f"Not decided: a difference of {c.difference:+.3f} ({by_images}) is what chance gives in {p}."
+            return [counts, f"{chance} {EQUAL}", *self._needed(), self._not_counted()]
+        these = (
+            f"These two models: {models} ({by_images}); were they equally good on such images, so large a difference "
+            f"would be seen in {_frequency(c.p_value)} (McNemar's, of this pair alone)."
+        )
+        again = (
+            f"Trained on as many other images of the same kind and tested on others, the difference would on average "
+            f"be {c.retrained.low:+.3f} to {c.retrained.high:+.3f} (95 % interval)"
+        )
+        if self.better:
+            chance = f"were both settings equally good, so large a difference would be seen in {p}"
+            return [counts, these, f"{self.better} has the better settings. {again}; {chance}."]
+        chance = f"so large a difference is what chance gives in {p}"
+        return [counts, these, f"Not decided whose settings are better. {again}; {chance}. {EQUAL}", *self._needed()]
+
+    def _needed(self) -> list[str]:
+        needed = self.comparison.num_needed
+        if needed is None:
+            return []
+        if np.isinf(needed):
+            return [
+                "No number of test images would be enough to be sure of a difference of this size: the training images "
+                "alone may have made it. More of these would help."
+            ]
+        return [f"About {needed:.0f} test images would be needed to be sure of a difference of this size."]
+
+    def _not_counted(self) -> str:
+        lacking = " and ".join(run.name for run in (self.first, self.second) if run.halves is None)
+        return (
+            f"Only the chance of the test images is counted, so this is about these two models, not their settings: "
+            f"there is no half_heads.json in {lacking} (made by an older version, or its head was not solved)."
+        )
+
+
+EQUAL = "This does not show that both are equally good."
 
 
 def _frequency(p: float) -> str:
@@ -147,9 +195,20 @@ def compare_runs(directories: Sequence[Path]) -> list[Pair]:
     for other in runs[1:]:
         demand_same_images(runs[0], other)
     pairs = list(combinations(runs, 2))
-    compared = [compare_answers(first.correct, second.correct, first.groups) for first, second in pairs]
-    corrected = holm([comparison.p_value for comparison in compared])
+    compared = [
+        compare_answers(first.correct, second.correct, first.groups, _halves(first, second)) for first, second in pairs
+    ]
+    corrected = holm([comparison.headline_p for comparison in compared])
     return [Pair(*pair, comparison, p) for pair, comparison, p in zip(pairs, compared, corrected, strict=True)]
+
+
+def _halves(first: Answers, second: Answers) -> list[np.ndarray]:
+    """Give `compare_answers` the halves of two runs, together where they learned from the same images."""
+    if first.halves is None or second.halves is None:
+        return []
+    if first.learned == second.learned and len(first.halves) == len(second.halves):
+        return [second.halves.astype(float) - first.halves]
+    return [first.halves, second.halves]
 
 
 def write_comparison(pairs: Sequence[Pair], folder: Path, *, pictures: bool = True) -> Path:
@@ -157,7 +216,7 @@ def write_comparison(pairs: Sequence[Pair], folder: Path, *, pictures: bool = Tr
     folder.mkdir(parents=True, exist_ok=True)
     entries = [
         {"first": pair.first.name, "second": pair.second.name, **asdict(pair.comparison)}
-        | {"p_value_corrected": pair.p_value, "better": _better(pair)}
+        | {"p_value_corrected": pair.p_value, "better": pair.better}
         for pair in pairs
     ]
     write_atomically(folder / "compare.json", json.dumps(entries, indent=2) + "\n")
@@ -166,12 +225,6 @@ def write_comparison(pairs: Sequence[Pair], folder: Path, *, pictures: bool = Tr
     shown = [_pair_section(pair, pictures) for pair in pairs]
     write_atomically(folder / "compare.html", static_page("Comparison of runs", section("Runs", table), *shown))
     return folder / "compare.html"
-
-
-def _better(pair: Pair) -> str | None:
-    if not pair.decided:
-        return None
-    return pair.second.name if pair.comparison.difference > 0 else pair.first.name
 
 
 def _pair_section(pair: Pair, pictures: bool) -> str:

@@ -48,7 +48,9 @@ LONGEST = 500
 
 @recipe
 class MLflow(Callback):
-    """Record a run in MLflow: its configuration, metrics of each epoch and at the end, artifacts, and how it ended."""
+    """Record a run in MLflow: its configuration, metrics of each epoch and at the end, artifacts, and how it ended.
+    `uri` is where MLflow keeps runs (null: as MLFLOW_TRACKING_URI or MLflow says), and `experiment` is made there if
+    need be. With `model`, model.keras is an artifact, too."""
 
     uri: str | None = None
     experiment: str = "tl_research"

@@ -30,7 +30,7 @@ _numbers = itertools.count()
 @recipe
 class TensorBoard(Callback):
     """Write scalars of each epoch over one continuous axis, and at the end a confusion matrix, a reliability diagram,
-    sample predictions and the HParams view, to `tensorboard/` of the run directory."""
+    a page of `samples` test images (0: no page) and the HParams view, to `tensorboard/` of the run directory."""
 
     samples: Count = 16
 

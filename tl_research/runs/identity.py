@@ -35,6 +35,7 @@ _IRRELEVANT = (
     "shard",
     "verbose",
     "backbone.chosen",
+    "head.chosen",
     "callbacks.mlflow",
     "data.cache",
     "data.check",
@@ -54,7 +55,9 @@ _LATER = {
     **dict.fromkeys(("optimizer.average", "transfer.head.optimizer.average"), False),
     "transfer.choose_by": "validation",
     "transfer.interpolate": False,
+    "transfer.ensemble": False,
     "backbone.layer": None,
+    "head.whiten": False,
     "trainer.class_weights": None,
     "trainer.logit_adjustment": 0.0,
     **dict.fromkeys(

@@ -109,8 +109,14 @@ class RunReader(RunCommand):
         return bool((self.config.get("report") or {}).get("thumbnails", True))
 
     def answers(self, name: str) -> list[dict[str, str]]:
-        """Read `predictions.csv` or `validation.csv`; empty if there is none."""
-        return list(read_rows(self.directory / name))
+        """Read `predictions.csv` or `validation.csv`; empty if there is none. Raises `InputError` for another table."""
+        rows = list(read_rows(self.directory / name))
+        if rows and (missing := {"path", "split", "label", "prediction"} - rows[0].keys()):
+            raise InputError(
+                f"{self.directory / name}: has no column {sorted(missing)[0]!r}, so it is not what the run wrote; "
+                f"python train.py resume={self.directory} fresh=true makes the run again"
+            )
+        return rows
 
     @property
     def pixel_range(self) -> PixelRange:
@@ -123,7 +129,7 @@ class RunReader(RunCommand):
         """Read the classes in the order of the model's logits. Raises `InputError` if the run has none yet."""
         path = self.directory / "classes.json"
         if not path.is_file():
-            raise InputError(f"{self.directory}: the run has no classes.json; its status is '{self.status['state']}'")
+            raise InputError(_lacking(path))
         return list(json.loads(path.read_text()))
 
     @cached_property
@@ -135,7 +141,7 @@ class RunReader(RunCommand):
         """Give the path of the classifier. Raises `InputError` if there is none."""
         path = self.directory / "model.keras"
         if not path.is_file():
-            raise InputError(f"{self.directory}: the run has no model.keras; its status is '{self.status['state']}'")
+            raise InputError(_lacking(path))
         return path
 
     def model(self) -> keras.Model:
@@ -144,6 +150,12 @@ class RunReader(RunCommand):
         from tl_research.models import weights
 
         return weights.load_model(self.model_file())
+
+
+def _lacking(path: Path) -> str:
+    state = read_status(path.parent)["state"]
+    advice = "wait until it is done" if state == "running" else f"python train.py resume={path.parent}"
+    return f"{path.parent}: the run has no {path.name}; its status is '{state}': {advice}"
 
 
 def read_metrics(directory: Path) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +23,7 @@ from tl_research.runs.run import Run
 from tl_research.serving.check_images import check_images, is_deep
 from tl_research.serving.facts import facts_of
 from tl_research.serving.snippets import usage_script
+from tl_research.system.locks import is_held, try_lock
 from tl_research.system.process import importable
 
 if TYPE_CHECKING:
@@ -31,6 +34,9 @@ TOLERANCE = 1e-4
 
 TIE = 1e-5
 """Two classes this close are equally probable: either may come first."""
+
+JOB = ".export"
+"""How the name of a folder ends in which an export is made."""
 
 MOST_IMAGES, MOST_FOR_INT8 = 32, 300
 INT8_FORMATS = ("openvino", "litert")
@@ -160,9 +166,15 @@ def _job_folder(target: Path) -> Iterator[Path]:
         raise InputError(f"--output {target}: there is something else already; name another folder")
     created = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
+    for earlier in target.parent.glob(f".{glob.escape(target.name)}.*{JOB}"):
+        with suppress(OSError):
+            if not is_held(earlier / "lock"):  # its process was killed
+                shutil.rmtree(earlier)
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as job:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=JOB) as job:
+            lock = try_lock(Path(job) / "lock")
             yield Path(job)
+            del lock
     finally:
         for folder in created:
             if not any(folder.iterdir()):

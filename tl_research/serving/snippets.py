@@ -18,15 +18,16 @@ class _Calls:
     answer: str
 
 
+_QUIET = 'import os; os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"\n'
 _CALLS = {
     "keras": _Calls(
-        "import keras, numpy as np",
+        _QUIET + "import keras, numpy as np",
         'keras.models.load_model(here / "model.keras")',
         'json.loads((here / "model.json").read_text())["class_names"]',
         "np.asarray(model(pixels))[0]",
     ),
     "savedmodel": _Calls(
-        "import numpy as np, tensorflow as tf",
+        _QUIET + "import numpy as np, tensorflow as tf",
         "tf.saved_model.load(here)",
         'json.loads((here / "assets" / "model.json").read_text())["class_names"]',
         'model.signatures["serving_default"](pixels=tf.constant(pixels))["probabilities"].numpy()[0]',

@@ -47,12 +47,12 @@ def is_watched() -> bool:
 
 
 @contextlib.contextmanager
-def silenced(silent: bool = True) -> Iterator[None]:
-    """If `silent`, print nothing but warnings and errors within the block."""
+def silenced(silent: bool = True, *, bars: bool = True) -> Iterator[None]:
+    """If `silent`, print nothing but warnings and errors within the block, and progress bars where `bars` is false."""
     if not silent:
         yield
         return
-    consoles, level = (out, progress_console), logging.root.manager.disable
+    consoles, level = [out, progress_console][: 1 + bars], logging.root.manager.disable
     before = [console.quiet for console in consoles]
     logging.disable(max(level, logging.INFO))
     for console in consoles:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import re
@@ -27,9 +26,7 @@ from tl_research.system.progress import bar
 CHUNK = 1 << 18
 
 
-def download(
-    url: str, target: Path, *, timeout: float = 4.0, digest: str | None = None, algorithm: str = "sha256"
-) -> Path:
+def download(url: str, target: Path, *, timeout: float = 4.0) -> Path:
     """Download `url` to `target`, which appears whole or not at all; returns `target`.
 
     An interrupted download stays in `<target>.part` and is resumed next time if the server's file is still the same.
@@ -39,8 +36,6 @@ def download(
         url: http or https.
         target: the file to create.
         timeout: seconds to wait for an answer.
-        digest: the digest that the file must have, by `algorithm`.
-        algorithm: a name that `hashlib` knows.
 
     Raises:
         InputError: with the URL and the reason in plain words.
@@ -53,7 +48,6 @@ def download(
         with locked(target.with_name(target.name + ".part"), f"downloads {target.name}") as part, _tidied(part):
             if _mark(target) == before:  # else another process finished it while we waited
                 _fetch(url, part, timeout)
-                _verify(part, digest, algorithm)
                 Path(part.name).replace(target)
     except (OSError, http.client.HTTPException, InputError) as error:
         raise InputError(f"{url} cannot be downloaded: {_words(error, timeout)}") from None
@@ -165,16 +159,6 @@ def _open(url: str, headers: dict[str, str], timeout: float) -> http.client.HTTP
     if "error" in done:
         raise done["error"]
     return done["response"]
-
-
-def _verify(part: BinaryIO, digest: str | None, algorithm: str) -> None:
-    if digest is None:
-        return
-    with Path(part.name).open("rb") as file:
-        actual = hashlib.file_digest(file, algorithm).hexdigest()
-    if actual != digest.lower():
-        part.truncate(0)
-        raise InputError(f"what arrives is another file: its {algorithm} is {actual}, not {digest}")
 
 
 def _words(error: BaseException, timeout: float) -> str:

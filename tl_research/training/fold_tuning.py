@@ -3,9 +3,10 @@ training the backbone helped; in folds each training and validation image judges
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,12 +21,16 @@ from tl_research.models.trainable_plan import resolve_plan
 from tl_research.system.console import silenced
 from tl_research.training.callbacks import BestWeights, EarlyStopping
 from tl_research.training.classifier_state import ClassifierState
+from tl_research.training.logistic_regression import OutOfFold
 from tl_research.training.loop import TrainLoop
 from tl_research.training.optimizer import LBFGS, GradientOptimizer
 from tl_research.training.stage import Stage
 from tl_research.training.stage_runner import Metrics, StageRunner
 from tl_research.training.summary import show_fold, show_fold_choice
+from tl_research.training.time_limit import EpochBudget, TooSlowError
 from tl_research.training.trained_weights import BestEpoch, TrainedWeights, Weights, assign_weights, interpolate
+
+log = logging.getLogger(__name__)
 
 FOLDS = 3
 RATES = (1.0, 3.0, 0.3)
@@ -52,32 +57,44 @@ OutOfFoldLogits = dict[Tuning, np.ndarray]
 """Logits `(n, k)` of candidates for all images; rows of images that no fold holds out are NaN."""
 
 
-def tune_by_folds(runner: StageRunner, stages: Stages, *, interpolated: bool) -> Metrics:
+def tune_by_folds(
+    runner: StageRunner, stages: Stages, *, interpolated: bool, worth: Callable[[OutOfFold], bool] | None = None
+) -> Metrics:
     """Train all stages in `FOLDS` folds of the training and validation images, choose epochs, learning rate and, where
     `interpolated`, the share of the way by the mean out-of-fold score, and train so on all of these images; return the
     metrics. The first stage solves the head, the others train the backbone. The frozen head stays unless fine-tuning is
-    better by more than a standard error of the difference.
+    better by more than a standard error of the difference. With `worth`, which judges the out-of-fold logits of the
+    choice, another classifier stays, and this one is not fitted unless it is worth it.
 
-    The folds may take two thirds of the time that is left until the runner's deadline. Nothing is saved on the way: a
-    run that is interrupted begins anew.
+    The folds may take four fifths of the time that is left until the runner's deadline. The first updates show how many
+    epochs in each, and in the final fit, that allows: if less than all, stages are shortened; if none, the frozen head
+    stays. Nothing is saved on the way: a run that is interrupted begins anew.
 
     Raises:
         InputError: a class has too few images, or groups, for the folds.
     """
     state, data = runner.state, runner.state.data
     learned, monitor = data.indices("train", "val"), _monitor(runner)
-    logits = _judge_all(runner, stages, ALPHAS if interpolated else (1.0,))
+    alphas = ALPHAS if interpolated else (1.0,)
+    # Beside each fold's training, on two thirds of the images: answers to the third that it holds out, which cost a
+    # third of training on it, for each share of the way; then the final fit, on all images; a fifth to compile them.
+    cost = 1.2 * (FOLDS * (1 + len(alphas) / (3 * (FOLDS - 1))) + FOLDS / (FOLDS - 1))
+    budget = EpochBudget(sum(stage.epochs for _, stage, _ in stages[1:]), cost, runner.deadline)
+    logits = _judge_all(runner, stages, alphas, budget)
     scores = {each: accuracy_and_loss(rows[learned], data.labels[learned]) for each, rows in logits.items()}
     choice = choose_tuning(logits, data.labels, learned, monitor)
+    if worth and not worth((logits[choice][learned], data.labels[learned])):
+        choice = Tuning()
     show_fold_choice(choice.rate, choice.epochs, choice.alpha, scores[choice], scores[Tuning()], FOLDS)
     rows = [[each.rate, each.epochs, each.alpha if each.epochs else 0, *scores[each].values()] for each in scores]
     runner.run.write_csv("folds.csv", ["rate", "epochs", "alpha", *scores[choice]], rows)
     metrics = {f"frozen_fold_{name}": value for name, value in scores[Tuning()].items()}
-    if not choice.epochs:
+    if not choice.epochs and not worth:
         metrics |= runner.run_stage(0, *stages[0], last=True) | runner.finish()
-    else:
+    elif choice.epochs:
         curve = {each.epochs: scores[each] for each in scores if (each.rate, each.alpha) == (choice.rate, choice.alpha)}
-        metrics |= _refit(runner, stages, choice, curve | {0: scores[Tuning()]})
+        fitting = [stages[0], *((name, budget.shortened(stage), each) for name, stage, each in stages[1:])]
+        metrics |= _refit(runner, fitting, choice, curve | {0: scores[Tuning()]})
         choice = replace(choice, epochs=len(runner.history) - 1)  # fewer where time ran out
         state.held_out = logits[choice][data.indices("val")] if len(data.indices("val")) else None
         state.out_of_fold = logits[choice][learned], data.labels[learned]
@@ -106,7 +123,7 @@ def _monitor(runner: StageRunner) -> str:
     return chosen.removeprefix("val_")
 
 
-def _judge_all(runner: StageRunner, stages: Stages, alphas: Sequence[float]) -> OutOfFoldLogits:
+def _judge_all(runner: StageRunner, stages: Stages, alphas: Sequence[float], budget: EpochBudget) -> OutOfFoldLogits:
     """Run all folds at each rate for which there is time; return the candidates that every fold has judged."""
     data, began = runner.state.data, time.monotonic()
     folds = _folds(data, runner.seed)
@@ -120,14 +137,18 @@ def _judge_all(runner: StageRunner, stages: Stages, alphas: Sequence[float]) -> 
             break
         judged: OutOfFoldLogits = {}
         for number, held_out in enumerate(folds, 1):
-            share = (number / len(folds)) * 2 / 3 if not complete else 1.0
+            share = (number / len(folds)) * 4 / 5 if not complete else 1.0
             deadline = began + share * (runner.deadline - began) if math.isfinite(runner.deadline) else math.inf
-            for candidate, rows in _judge_fold(runner, stages, held_out, rate, alphas, deadline).items():
+            if number > 1 and not any(each.epochs for each in judged):
+                deadline = began  # no fold judges what another had no time for
+            for candidate, rows in _judge_fold(runner, stages, held_out, rate, alphas, deadline, budget).items():
                 judged.setdefault(candidate, np.full(shape, np.nan, np.float32))[held_out] = rows
             show_fold(number, len(folds), rate)
         learned = data.indices("train", "val")
         complete = {each: rows for each, rows in judged.items() if not np.isnan(rows[learned]).any()} | complete
         spent = time.monotonic() - started
+        if not any(each.epochs for each in complete):
+            break
     # Equal candidates go by their order: the frozen head, then the stages' own rate.
     return dict(sorted(complete.items(), key=lambda item: (item[0].epochs > 0, RATES.index(item[0].rate))))
 
@@ -148,10 +169,16 @@ def _folds(data: DataModule, seed: int) -> list[np.ndarray]:
 
 
 def _judge_fold(
-    runner: StageRunner, stages: Stages, held_out: np.ndarray, rate: float, alphas: Sequence[float], deadline: float
+    runner: StageRunner,
+    stages: Stages,
+    held_out: np.ndarray,
+    rate: float,
+    alphas: Sequence[float],
+    deadline: float,
+    budget: EpochBudget,
 ) -> OutOfFoldLogits:
-    """Train on all other images than `held_out`; return each candidate's logits for these. The classifier is left as it
-    was loaded."""
+    """Train on all other images than `held_out`, until `deadline`; return each candidate's logits for these. The
+    classifier is left as it was loaded. The backbone stays frozen where the `budget` has no epoch."""
     state, data = runner.state, runner.state.data
     split_of = np.where(data.split_of == "val", "train", data.split_of)
     split_of[held_out] = "val"
@@ -173,17 +200,23 @@ def _judge_fold(
             assign_weights(state.classifier, tuned)
             return scores
 
-        return TrainLoop(**options | {"validate": judge, "save": lambda *_: None})
+        training = TrainLoop(**options | {"validate": judge, "save": lambda *_: None})
+        if runner.strategy is None:
+            budget.measure(training)
+        return training
 
     fold.loops = {name: loop for name, *_ in stages}
     try:
-        with silenced():
+        with silenced(bars=False):
             fold.run_stage(0, *stages[0], last=False)
             frozen = state.trained.now(state.classifier)
             judged[Tuning()] = state.logits("val")
             for number, (name, stage, optimizer) in enumerate(stages[1:], 1):
                 if not fold.is_late:
-                    fold.run_stage(number, name, _at_rate(stage, optimizer, rate), optimizer, last=False)
+                    own = _at_rate(budget.shortened(stage), optimizer, rate)
+                    fold.run_stage(number, name, own, optimizer, last=False)
+    except TooSlowError as error:
+        log.warning("%s, and each of %d folds needs one: there is no time to fine-tune", error, FOLDS)
     finally:
         _return_to_loaded(runner)
         state.data = data

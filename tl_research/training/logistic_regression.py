@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +29,9 @@ SMALL = 4_000_000
 
 OutOfFold = tuple[np.ndarray, np.ndarray]
 """Logits `(n, k)` of images by heads that did not learn from them, and their labels `(n,)`."""
+
+Fold = tuple[np.ndarray, np.ndarray]
+"""Indices of images to fit on and to hold out."""
 
 NO_LOSSES = np.empty(0, int), np.empty(0)
 
@@ -119,6 +122,19 @@ class Choice:
     image_losses: tuple[np.ndarray, np.ndarray] = NO_LOSSES
     shares: dict[float, float] = field(default_factory=dict)
 
+    def of_answers(
+        self, logits: np.ndarray, labels: np.ndarray, images: np.ndarray, judged: np.ndarray, views: int, *, whole: bool
+    ) -> Choice:
+        """Add the results of out-of-fold logits `(n * views, k)`, a column for each class among `labels`, to `images`,
+        of which the rows `judged` were held out. `whole`: there is a column for each class that there is."""
+        classes, first_views = np.unique(labels), judged[judged % views == 0]
+        accuracy = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
+        logits, labels = logits[first_views], labels[first_views]
+        own = softmax(logits)[np.arange(len(labels)), np.searchsorted(classes, labels)]
+        image_losses = images[first_views // views], -np.log(np.maximum(own, np.finfo(float).tiny))
+        out_of_fold = (logits, labels) if whole else None
+        return replace(self, accuracy=accuracy, out_of_fold=out_of_fold, image_losses=image_losses)
+
 
 def choose_l2(
     features: np.ndarray,
@@ -137,16 +153,13 @@ def choose_l2(
     from sklearn.metrics import log_loss
 
     num_classes = len(np.unique(labels))
-    images = _choosing_images(labels[::views], MOST_FOR_CHOOSING // views, seed)
-    rows = _rows(images, views)
-    features, labels, groups = features[rows], labels[rows], None if groups is None else groups[images]
-    classes, counts = np.unique(labels[::views], return_counts=True)
-    image_folds = []
-    if len(classes) > 1:
-        image_folds = _folds(labels[::views], groups, min(options.folds, int(counts.min())), seed)
+    images, image_folds = choosing_folds(labels[::views], options, seed, views, groups)
     if not image_folds:
         return Choice(l2=1.0)  # the middle of the range, which little data tends to choose
-    folds = [(*(_rows(part, views) for part in fold), _regression(options, tol=1e-4)) for fold in image_folds]
+    rows = image_rows(images, views)
+    features, labels = features[rows], labels[rows]
+    classes = np.unique(labels)
+    folds = [(*(image_rows(part, views) for part in fold), _regression(options, tol=1e-4)) for fold in image_folds]
     judged = np.sort(np.concatenate([held_out for _, held_out, _ in folds]))
     sample = balance.of_images(labels)
     weights_judged = None if sample is None else sample[judged]
@@ -166,18 +179,26 @@ def choose_l2(
         kept = {**kept, l2: logits} if options.average else {best: kept.get(best, logits)}
         if best not in list(losses)[-patience:]:
             break
-    first_views = judged[judged % views == 0]
-    shares = _shares(losses, len(first_views)) if options.average else {best: 1.0}
+    shares = _shares(losses, len(judged) // views) if options.average else {best: 1.0}
     logits = sum((share * kept[l2] for l2, share in shares.items()), np.zeros_like(logits))
-    accuracy = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
     whole = len(classes) == num_classes  # a class without rows has no logits
-    logits, labels = logits[first_views], labels[first_views]
-    own = softmax(logits)[np.arange(len(labels)), np.searchsorted(classes, labels)]
-    image_losses = images[first_views // views], -np.log(np.maximum(own, np.finfo(float).tiny))
-    return Choice(best, losses, accuracy, (logits, labels) if whole else None, image_losses, shares)
+    return Choice(best, losses, shares=shares).of_answers(logits, labels, images, judged, views, whole=whole)
 
 
-def _choosing_images(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+def choosing_folds(
+    labels: np.ndarray, options: LBFGS, seed: int, views: int, groups: np.ndarray | None
+) -> tuple[np.ndarray, list[Fold]]:
+    """Choose images to judge heads by, of all whose `labels` `(n,)` are given, and folds of them: a stratified sample
+    where there are many. There are no folds where none can be held out."""
+    images = choosing_images(labels, MOST_FOR_CHOOSING // views, seed)
+    classes, counts = np.unique(labels[images], return_counts=True)
+    if len(classes) < 2:
+        return images, []
+    within = None if groups is None else groups[images]
+    return images, stratified_folds(labels[images], within, min(options.folds, int(counts.min())), seed)
+
+
+def choosing_images(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
     """Choose the images to choose a penalty by: a stratified sample of at most `most` if there are more, without those
     that are alone in their class, which cannot be held out."""
     from sklearn.utils import resample
@@ -189,10 +210,12 @@ def _choosing_images(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
     return images[np.isin(labels[images], classes[counts > 1])]
 
 
-def logits_of_others(coordinates: np.ndarray, labels: np.ndarray, others: np.ndarray, l2: float) -> np.ndarray:
-    """Fit a head with one penalty on `coordinates` `(n, r)`; return its logits for `others` `(m, r)`, a column for each
-    class that occurs."""
-    weights, intercept = _fit(_regression(LBFGS(), tol=1e-4), l2, coordinates, labels, None)
+def logits_of_others(
+    coordinates: np.ndarray, labels: np.ndarray, others: np.ndarray, l2: float, sample: np.ndarray | None = None
+) -> np.ndarray:
+    """Fit a head with one penalty on `coordinates` `(n, r)`, weighted by `sample` `(n,)` if given; return its logits
+    for `others` `(m, r)`, a column for each class that occurs."""
+    weights, intercept = _fit(_regression(LBFGS(), tol=1e-4), l2, coordinates, labels, sample)
     return others @ weights.T + intercept
 
 
@@ -213,7 +236,9 @@ def out_of_fold_probabilities(
     with threadpool_limits(1 if features.size < SMALL else None, "blas"):
         l2 = choose_l2(features, labels, options, seed, groups=groups).l2
         within = None if groups is None else groups[usable]
-        for train, held in _folds(labels[usable], within, min(options.folds, int(counts[counts > 1].min())), seed):
+        for train, held in stratified_folds(
+            labels[usable], within, min(options.folds, int(counts[counts > 1].min())), seed
+        ):
             chosen = usable[np.random.default_rng(seed).permutation(train)[:MOST_FOR_CHOOSING]]
             known = np.unique(labels[chosen])
             probabilities[usable[held]] = 0.0
@@ -231,7 +256,7 @@ def _shares(losses: dict[float, float], count: int) -> dict[float, float]:
     return {l2: value / sum(kept.values()) for l2, value in kept.items()}
 
 
-def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def stratified_folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> list[Fold]:
     """Make stratified folds: indices to fit on and to hold out; with groups only those that fit on every class."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -245,7 +270,7 @@ def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int)
     return [(train, test) for train, test in folds if len(np.unique(labels[train])) == len(classes) and len(test)]
 
 
-def _rows(images: np.ndarray, views: int) -> np.ndarray:
+def image_rows(images: np.ndarray, views: int) -> np.ndarray:
     """Give the row indices of some images, `views` of each, one after the other."""
     return (images[:, None] * views + np.arange(views)).ravel()
 

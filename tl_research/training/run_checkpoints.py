@@ -58,6 +58,8 @@ class RunCheckpoints:
         held_out = {} if state.held_out is None else {"held_out": state.held_out}
         if state.out_of_fold is not None:
             held_out |= dict(zip(OUT_OF_FOLD, state.out_of_fold, strict=True))
+        if state.test_by_halves is not None:
+            held_out["test_by_halves"] = state.test_by_halves
         changed = state.trained.now(state.classifier)
         parts = {
             "run": CheckpointState(facts, held_out),
@@ -93,6 +95,7 @@ class RunCheckpoints:
         state.held_out, state.backbone_changed = arrays.get("held_out"), facts["backbone_moved"]
         if OUT_OF_FOLD[0] in arrays:
             state.out_of_fold = arrays[OUT_OF_FOLD[0]], arrays[OUT_OF_FOLD[1]]
+        state.test_by_halves = arrays.get("test_by_halves")
         state.frozen = _positions(parts["frozen"]) if "frozen" in parts else {}
         self.used = facts["used"]
         return BestEpoch.of(parts["best"], facts["metrics"]) if "best" in parts else BestEpoch()

@@ -23,7 +23,7 @@ from tl_research.runs.checkpoint import CheckpointState
 from tl_research.runs.run import Run
 from tl_research.training.callbacks import BestWeights, Callback, show_batches
 from tl_research.training.classifier_state import ClassifierState
-from tl_research.training.closed_form import fit_direct, fit_direct_head, needs_no_epochs, solve_linear
+from tl_research.training.closed_form import fit_direct, fit_direct_head, judge_halves, needs_no_epochs, solve_linear
 from tl_research.training.inputs import InputFactory, StageInputs
 from tl_research.training.loop import EpochRow, TrainLoop
 from tl_research.training.optimizer import LBFGS, GradientOptimizer
@@ -131,7 +131,7 @@ class StageRunner:
             self.state.trained.restore(self.state.classifier, self.best.weights)
             self.state.held_out = self.best.held_out
             if self.best.held_out is None:  # the best is no head solved in the last stage
-                self.state.out_of_fold = None
+                self.state.out_of_fold = self.state.test_by_halves = None
         return self.best.metrics()
 
     def solve_again(self, name: str, optimizer: LBFGS) -> Metrics:
@@ -181,6 +181,8 @@ class StageRunner:
         result = solve_linear(self.state.inputs, optimizer, self.trainer, self.seed, use_val=use_val)
         solution, self.state.held_out = result.fitted, result.held_out
         self.state.out_of_fold = solution.out_of_fold if use_val else None
+        if use_val and not self.state.backbone_changed and len(self.state.data.indices("test")):
+            self.state.test_by_halves = judge_halves(self.state.inputs, self.trainer, solution.l2)
         self.state.head.get_layer("logits").set_weights([solution.kernel, solution.bias])
         metrics = {"l2": solution.l2, "iterations": solution.iterations}
         if solution.cv_accuracy is not None:
@@ -191,7 +193,7 @@ class StageRunner:
         with self.run.phase(name):
             result = fit_direct(self.state.inputs, recipe, use_val=last)
             self.state.replace_head(result.fitted)
-            self.state.held_out, self.state.out_of_fold = result.held_out, None
+            self.state.held_out = result.held_out
         parts = resolve_plan(self.state.classifier, 0).parts
         self.state.trained.track(self.state.classifier, parts)
         self._describe(name, "made from features", parts)

@@ -47,6 +47,14 @@ def show_fold_choice(
         show("fine-tuning is not better in the folds: the head stays on the frozen backbone")
 
 
+def show_members(members: Sequence[str]) -> None:
+    """Say whether the frozen classifier, the tuned one or both answer."""
+    what = (
+        f"the {members[0]} classifier answers" if len(members) == 1 else "the mean of the frozen and the tuned answers"
+    )
+    show(f"out of fold: {what}")
+
+
 def show_learning_rate(stage: str, rate: float, why: str, command: str, folder: Any) -> None:
     """Show the suggested rate, the command that uses it, and the files with the curve."""
     show(f"stage {stage}: learning rate {rate:.2g}; {why}")

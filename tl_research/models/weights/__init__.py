@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 from collections.abc import Iterator
@@ -77,24 +76,19 @@ def package_file(distribution: str) -> Path:
 
 def cached_path(url: str) -> Path:
     """Return the path in Keras' cache of a published weights file, which need not be there."""
-    return _models_folder() / url.rpartition("/")[2]
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser()
+    return home / "models" / url.rpartition("/")[2]
 
 
-def imagenet(url: str, file_hash: str | None = None) -> Path:
+def imagenet(url: str) -> Path:
     """Return the path of a published weights file in Keras' cache (`$KERAS_HOME/models` or `~/.keras/models`),
-    downloading it if necessary.
-
-    `file_hash` is a sha256 or md5, as Keras records it; a file with another hash is downloaded again. If that fails,
-    the InputError says where to put the file by hand and what works without it.
-    """
+    downloading it if necessary. If that fails, the InputError says where to put the file by hand and what works
+    without it."""
     target = cached_path(url)
-    algorithm = "md5" if file_hash and len(file_hash) == 32 else "sha256"
     if target.is_file():
-        with target.open("rb") as file:
-            if file_hash is None or hashlib.file_digest(file, algorithm).hexdigest() == file_hash:
-                return target
+        return target
     try:
-        download.download(url, target, algorithm=algorithm, digest=file_hash)
+        download.download(url, target)
     except InputError as error:
         raise InputError(
             f"{target.name} is needed and not there: {error}. Put it at {target} by hand, or say where it is: "
@@ -102,10 +96,6 @@ def imagenet(url: str, file_hash: str | None = None) -> Path:
             "backbone.weights=null, random weights)"
         ) from None
     return target
-
-
-def _models_folder() -> Path:
-    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser() / "models"
 
 
 def published_file(name: str, url: str, licence: str) -> Path:
