@@ -58,6 +58,8 @@ def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         (["-m", "seed=range(0)"], "seed=range(0): it gives no value"),
         (["-m", "seed=0,1", "backbone=glob(zzz*)"], "backbone=glob(zzz*): it gives no value"),
         (["-m", "seed=choice()"], "seed=choice(): "),
+        (["-m", "seed=range(0,5,0)"], "seed=range(0,5,0): a range needs a step other than 0"),
+        (["-m", "seed=0,", "head=linear"], "seed=0,: not of the form KEY=VALUE or KEY=VALUE,VALUE"),
         (["-m", "head=knn,", "linear"], "head=knn,: there must be no space beside a comma; write head=knn,linear"),
         (["-m", "head=knn", ",linear"], "head=knn: there must be no space beside a comma; write head=knn,linear"),
         (["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2"], "hydra/sweeper=optuna: this is for a sweep; add -m"),
