@@ -48,7 +48,15 @@ class ProcessLauncher(Launcher):
                 zip(_names(job_overrides), job_overrides, strict=True), initial_job_idx
             )
         ]
-        self.pool.run(outcomes, LiveTable(outcomes, self.pool.num_parallel(len(outcomes))))
+        trials = OmegaConf.select(self.config, "hydra.sweeper.n_trials")
+        view = LiveTable(
+            outcomes,
+            self.pool.num_parallel(len(outcomes)),
+            before=initial_job_idx if trials else 0,
+            total=int(trials or 0),
+            unit=" features computed" if getattr(self.task, "__name__", "") == "extract" else "",
+        )
+        self.pool.run(outcomes, view)
         left = sum(outcome.state == "waiting" for outcome in outcomes)
         if left:
             log.error("%d job(s) not started: hydra.launcher.max_failures=%s", left, limits.max_failures)

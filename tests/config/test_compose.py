@@ -148,7 +148,9 @@ def test_every_field_of_the_root_stands_in_the_config() -> None:
         (["head=null"], ["head=null: there is no such option", "linear, mlp"]),
         (["data=folders"], ["nearest: data=folder"]),
         (["experiment=smoky"], ["nearest: experiment=smoke"]),
-        (["data.rot=photos"], ["data.rot: there is no such key"]),
+        (["data.rot=photos"], ["data.rot: there is no such key; nearest: data.root, of data=folder"]),
+        (["backbone=list"], ["backbone=list: there is no such option; there are ", "resnet50", "efficientnet_lite0"]),
+        (["hydra.sweeper.n_trials=3"], ["add hydra/sweeper=optuna"]),
         (["hydra.run.dri=x"], ["nearest: hydra.run.dir"]),
         (["hydra.run.dir=null"], ["hydra.run.dir=null", "not Optional"]),
         (["~nothing"], ["nothing: there is no such key"]),
@@ -221,6 +223,25 @@ def test_the_users_folder_is_searched_first(tmp_path: Path) -> None:
     assert compose(["backbone=resnet101"], config_dir=tmp_path).backbone.name == "resnet101"
     with pytest.raises(InputError, match="no such folder"):
         compose([], config_dir=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("os.system", "head: Target 'os.system' is refused: it could run any command"),
+        ("my_heads.Cosine", r"head\._target_: .*my_heads\.py, line 2: "),
+        ("no_such_module.Cosine", r"head\._target_: .*no_such_module"),
+    ],
+)
+def test_a_target_that_cannot_be_had_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, words: str
+) -> None:
+    (tmp_path / "head").mkdir()
+    (tmp_path / "head" / "cosine.yaml").write_text(f"_target_: {target}\n")
+    (tmp_path / "my_heads.py").write_text("\nclass Cosine(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=words):
+        compose(["head=cosine"], config_dir=tmp_path)
 
 
 def test_composing_imports_nothing_heavy() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -54,6 +55,16 @@ def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         (["backbone=tiny", "-m", "seed=0,1", "trainer.batch_size=0"], "trainer.batch_size=0: should be"),
         (["-m", "backbone=tiny,resnet51"], "backbone=resnet51: there is no such option"),
         (["-m", "bakbone=a,b"], "nearest: backbone"),
+        (["-m", "seed=range(0)"], "seed=range(0): it gives no value"),
+        (["-m", "seed=0,1", "backbone=glob(zzz*)"], "backbone=glob(zzz*): it gives no value"),
+        (["-m", "seed=choice()"], "seed=choice(): "),
+        (["-m", "seed=range(0,5,0)"], "seed=range(0,5,0): a range needs a step other than 0"),
+        (["-m", "seed=0,", "head=linear"], "seed=0,: not of the form KEY=VALUE or KEY=VALUE,VALUE"),
+        (["-m", "head=knn,", "linear"], "head=knn,: there must be no space beside a comma; write head=knn,linear"),
+        (["-m", "head=knn", ",linear"], "head=knn: there must be no space beside a comma; write head=knn,linear"),
+        (["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2"], "hydra/sweeper=optuna: this is for a sweep; add -m"),
+        (["hparams=head"], "hparams=head: this is for a sweep; add -m"),
+        (["-m", "seed=0,1", "hydra.sweeper.n_trials=3"], "add hydra/sweeper=optuna, which has it"),
         (["-m", "head=mlp", "optimizer=lbfgs", "seed=0,1"], "optimizer=lbfgs solves linear heads"),
         (["data=folder", "data.root=it's", "backbone=tiny"], "it's: does not exist"),
     ],
@@ -90,6 +101,48 @@ def test_all_errors_of_a_sweep_are_reported_once(
     for line, words in zip(lines, expected, strict=True):
         assert words in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (["head=cosine"], "a: [1, 2"),
+        (["--config-name", "mine"], "a: b: c"),
+        (["-m", "head=linear,cosine"], "a: 1\na: 2"),
+        (["head=cosine", "--cfg", "job"], "\ta: 1"),
+    ],
+)
+def test_broken_yaml_is_named_with_its_line(door: Door, tmp_path: Path, command: list[str], text: str) -> None:
+    (tmp_path / "conf" / "head").mkdir(parents=True)
+    for name in ("head/cosine.yaml", "mine.yaml"):
+        (tmp_path / "conf" / name).write_text(f"# a comment\n{text}\n")
+    status, lines = door("--config-dir", "conf", *command)
+    assert (status, len(lines)) == (2, 1)
+    assert re.search(r"conf/(head/cosine|mine)\.yaml, line [234], column \d+: this is not YAML", lines[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["conf"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["hydra.run.dir={}"], ["hydra.run.dir={}/red/x"], ["-m", "seed=0,1", "hydra.sweep.dir={}/x"]]
+)
+def test_outputs_do_not_go_among_the_photographs(
+    door: Door, tmp_path: Path, colours: Path, arguments: list[str]
+) -> None:
+    status, lines = door(
+        "backbone=tiny", "data=folder", f"data.root={colours}", *(text.format(colours) for text in arguments)
+    )
+    assert (status, len(lines)) == (2, 1)
+    assert f"it is within data.root={colours}" in lines[0]
+    assert not (colours / "x").exists()
+
+
+def test_a_folder_that_may_not_be_written_is_named(
+    door: Door, tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    status, lines = door("backbone=tiny", "data=folder", f"data.root={colours}")
+    assert (status, len(lines)) == (2, 1)
+    assert f"{tmp_path} may not be written; hydra.run.dir=FOLDER" in lines[0]
 
 
 @pytest.mark.parametrize("path", ["file", "file/below", "x" * 300])

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tl_research.data.class_folders import ClassFolders, read_class_folders
 from tl_research.data.layout import EXPECTED
+from tl_research.data.sources import Source
 from tl_research.errors import InputError
 
 CLASSES = ("cat", "dog")
@@ -219,6 +220,15 @@ def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Path, "iterdir", fail)
     assert f"{tmp_path} cannot be read (Input/output error)" in refusal(tmp_path)
+
+
+def test_a_source_without_a_root_is_named_itself(tmp_path: Path) -> None:
+    class Mounted(Source):
+        def folder(self) -> Path:
+            return tmp_path / "photos"
+
+    with pytest.raises(InputError, match=r"^data \(Mounted\)=.*photos: does not exist"):
+        Mounted().load()
 
 
 def test_the_message_names_the_folders_key(tmp_path: Path) -> None:

@@ -59,3 +59,13 @@ def test_intervals_surround_their_metric_whatever_the_number() -> None:
 def test_equal_scores_count_half() -> None:
     found = bootstrap_intervals(np.zeros((40, 2)), np.arange(40) % 2)
     assert (found["auroc_low"], found["auroc_high"]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(("groups", "units"), [(None, 3), (np.array([0, 0, 1, 2, 2, 3, 4]), 2)])
+def test_a_result_without_a_mistake_is_not_certain(groups: np.ndarray | None, units: int) -> None:
+    labels = np.array([0, 0, 0, 1, 1, 1, 1])
+    found = bootstrap_intervals(4.0 * np.eye(2)[labels], labels, groups)
+    for name in METRICS[2:]:  # macro F1 counts a class that is not drawn as 0
+        assert (found[f"{name}_low"], found[f"{name}_high"]) == (pytest.approx(0.05 ** (1 / units)), 1)
+    found = bootstrap_intervals(4.0 * np.eye(2)[1 - labels], labels, groups)
+    assert (found["auroc_low"], found["auroc_high"]) == (0, pytest.approx(1 - 0.05 ** (1 / units)))

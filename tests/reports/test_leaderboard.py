@@ -170,6 +170,17 @@ def test_folds_are_repetitions(tmp_path: Path) -> None:
 def test_a_folder_without_runs_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no runs below this folder"):
         collect(tmp_path)
+    (tmp_path / "file").touch()
+    for name, words in (("file", "is a file"), ("none", "does not exist")):
+        with pytest.raises(InputError, match=f"{name}: {words}; give a folder with runs"):
+            collect(tmp_path / name)
+
+
+def test_a_long_reason_is_cut_with_an_ellipsis(tmp_path: Path) -> None:
+    draw_run(tmp_path / "0", ["head=a"], state="failed", reason="/a/long/path" * 20)
+    (entry,) = collect(tmp_path)
+    assert entry.label.endswith("...")
+    assert len(entry.label) == 80
 
 
 def test_random_weights_are_ranked_apart_and_marked(tmp_path: Path) -> None:

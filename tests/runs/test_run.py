@@ -102,6 +102,11 @@ def test_a_final_status_keeps_started_and_adds_ended(tmp_path: Path) -> None:
 def test_a_folder_without_a_whole_run_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a run directory"):
         Run.open(tmp_path)
+    with pytest.raises(InputError, match="none: not a run directory: it does not exist"):
+        Run.open(tmp_path / "none")
+    Run.claim(tmp_path / "sweep" / "seed=0")
+    with pytest.raises(InputError, match=r"there are runs below it, such as .*sweep/seed=0$"):
+        Run.open(tmp_path)
     run = Run.claim(tmp_path / "run")
     run.set_status("failed", "why")
     for read in (run.class_names, run.model):

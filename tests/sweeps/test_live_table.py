@@ -121,6 +121,13 @@ def test_without_a_terminal_each_ended_job_is_one_line(
     ]
 
 
+def test_trials_of_a_search_are_counted_on(screen: Callable[[bool], io.StringIO]) -> None:
+    shown = screen(False)
+    job = outcome("done", "lr=1", 1.0, value=0.5)
+    LiveTable([job], 1, before=2, total=20, unit=" features computed").ended(job)
+    assert shown.getvalue().splitlines() == ["[3/20] done        lr=1  0.5 features computed  1.0 s"]
+
+
 def test_a_reason_of_many_lines_or_words_stays_a_line(screen: Callable[[bool], io.StringIO]) -> None:
     shown = screen(False)
     job = outcome(

@@ -138,6 +138,10 @@ def _to_input_error(error: InstantiationException, cfg: DictConfig) -> InputErro
     cause = error.__cause__
     if isinstance(cause, InputError):
         return cause
+    if "blocklisted" in str(error):
+        return InputError(f"{'.'.join(prefix)}: {str(error).split(' is ')[0]} is refused: it could run any command")
+    if isinstance(cause, ImportError) or "Error locating" in str(error):
+        return InputError(f"{'.'.join([*prefix, '_target_'])}: {_import_failure(error)}")
     if not isinstance(cause, ValidationError):
         return InputError(f"{'.'.join(prefix) or 'config'}: {cause or str(error).splitlines()[0]}")
     first = cause.errors(include_url=False)[0]
@@ -157,6 +161,16 @@ def _to_input_error(error: InstantiationException, cfg: DictConfig) -> InputErro
     node = OmegaConf.select(cfg, prefix[0]) if prefix else cfg
     range_ = None if first["type"] == "value_error" else allowed(get_class(node["_target_"]), str(first["loc"][0]))
     return InputError(f"{_origin(cfg, key)}={shown(first['input'])}: {f'should be {range_}' if range_ else words}")
+
+
+def _import_failure(error: BaseException) -> str:
+    """Say why a module of the user's cannot be imported."""
+    said = error.__cause__ or error
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]  # one of the two is there
+        if isinstance(error, SyntaxError):
+            return f"{error.filename}, line {error.lineno}: {error.msg}"
+    return str(said)
 
 
 def _path(location: Sequence[str | int]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -14,6 +15,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from tl_research.config.compose import build_experiment, find_plugin
 from tl_research.config.constraints import shown
@@ -28,8 +30,17 @@ def compose_config(
     """Compose a config, with Hydra's own part under `hydra`. Raises `InputError` instead of Hydra's exceptions."""
     try:
         return composer.compose_config(config_name, list(overrides), mode, from_shell=False)
+    except YAMLError as error:
+        raise InputError(describe_yaml_error(error)) from None
     except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
         raise explain(composer, overrides, config_name, error, sweep=mode == RunMode.MULTIRUN) from None
+
+
+def describe_yaml_error(error: YAMLError) -> str:
+    """Say in which line of which file YAML is wrong."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "a configuration file"
+    return f"{place}: this is not YAML ({getattr(error, 'problem', None) or error})"
 
 
 def explain(
@@ -80,19 +91,29 @@ def _unknown_key(
     group, _, rest = key.partition(".")
     if key.startswith("hydra.launcher."):
         find_plugin(base, "launcher")  # which has keys of its own
+    if group == "hydra":  # its groups are a level deeper, such as hydra/sweeper
+        name, _, rest = rest.partition(".")
+        group = f"hydra/{name}"
+    node = OmegaConf.select(base, group.replace("/", "."))
     option = base.hydra.runtime.choices.get(group)
-    others = [o for o in _options(composer, group) if rest and o != option]
-    holders = [o for o in others if _has_key(composer, f"{group}/{o}", rest)]
+    keys_of = {o: _keys_of(composer, f"{group}/{o}") for o in _options(composer, group) if rest and o != option}
+    own = _keys(node) if isinstance(node, DictConfig) and rest else []
+    if not any(rest in keys for keys in keys_of.values()):  # it may be a misspelt one of them
+        close = difflib.get_close_matches(rest, {*own}.union(*keys_of.values()), 1, 0.7)
+        if close and close[0] not in own:
+            holder = next(o for o, keys in keys_of.items() if close[0] in keys)
+            return InputError(f"{key}: there is no such key; nearest: {group}.{close[0]}, of {group}={holder}")
+    holders = [o for o, keys in keys_of.items() if rest in keys]
     if holders:
         also = " or ".join(f"{group}={holder}" for holder in holders[:4])
         why = _refusal(composer, config_name, [*overrides, f"{group}={holders[0]}"], key)
         leaf = rest.rpartition(".")[2]
-        like = [k for k in _keys(base[group], f"{group}.") if k.endswith(f".{leaf}")] if group in base else []
+        like = [f"{group}.{k}" for k in own if k.endswith(f".{leaf}")]
         has = f" (but {like[0]})" if like else ""
         return InputError(f"{override.input_line}: {group}={option} has no {rest}{has}; add {also}, which has it{why}")
-    if group in base and isinstance(base[group], DictConfig) and rest:
-        siblings = _keys(base[group], f"{group}.")
-        return InputError(f"{key}: there is no such key; {near(key, siblings)}")
+    if own:
+        prefix = key.removesuffix(rest)
+        return InputError(f"{key}: there is no such key; {near(key, [f'{prefix}{k}' for k in own])}")
     names = [*_keys(base), *(g for g in base.hydra.runtime.choices if not g.startswith("hydra"))]
     return InputError(f"{key}: there is no such key; {near(key, names)}")
 
@@ -112,7 +133,7 @@ def _refusal(composer: Hydra, config_name: str, overrides: Sequence[str], key: s
 def _compose(composer: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig | None:
     try:
         return composer.compose_config(config_name, list(overrides), RunMode.RUN, from_shell=False)
-    except (HydraException, OmegaConfBaseException, TypeError, ValueError):
+    except (HydraException, OmegaConfBaseException, YAMLError, TypeError, ValueError):
         return None
 
 
@@ -125,18 +146,18 @@ def _options(composer: Hydra, group: str) -> list[str]:
     return [] if not group or "." in group else composer.config_loader.get_group_options(group, ObjectType.CONFIG)
 
 
-def _has_key(composer: Hydra, path: str, key: str) -> bool:
-    """Whether a file of `conf/`, or one that it extends, has a key."""
+def _keys_of(composer: Hydra, path: str) -> set[str]:
+    """List the keys of a file of `conf/`, with those of the files that it extends."""
     loaded = composer.config_loader.repository.load_config(path)  # type: ignore[attr-defined]  # of its one subclass
-    if loaded is None or has(OmegaConf.to_container(loaded.config), key):
-        return loaded is not None
+    if loaded is None:
+        return set()
+    keys = {*_keys(OmegaConf.to_container(loaded.config, resolve=False))}
     for default in loaded.defaults_list or ():
         if isinstance(default, ConfigDefault) and not default.is_self():
             prefix = "" if default.package in (None, "_here_") else f"{default.package}."
             base = str(PurePosixPath("/", path).parent / str(default.path)).lstrip("/")
-            if key.startswith(prefix) and _has_key(composer, base, key.removeprefix(prefix)):
-                return True
-    return False
+            keys |= {f"{prefix}{key}" for key in _keys_of(composer, base)}
+    return keys
 
 
 def _find(node: Any, path: Sequence[str]) -> bool:

@@ -7,6 +7,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -65,11 +66,20 @@ def _main(command: Command) -> int:
         return _command(command, options, flags)
 
 
+def _demand_no_gaps(overrides: Sequence[str]) -> None:
+    """Refuse values that a space behind or before a comma has torn apart."""
+    for one, other in pairwise([*overrides, ""]):
+        if "=" in one and (one.endswith(",") or other.startswith(",")) and "=" not in other:
+            whole = f"{one}{other}" if other else one.rstrip(",")
+            raise InputError(f"{one}: there must be no space beside a comma; write {whole}")
+
+
 def _command(command: Command, options: Namespace, flags: list[str]) -> int:
     if resume.asked(options.overrides):
         if command != "train" or options.multirun:
             raise InputError("resume goes on with one run of `train`; the same command goes on with a sweep")
         return run_resumed(options.overrides)
+    _demand_no_gaps(options.overrides)
     options.overrides = [quote(override, sweep=options.multirun) for override in options.overrides]
     if options.config_path:
         raise InputError("--config-path: the configuration is conf/; --config-dir adds a folder with your own groups")

@@ -10,8 +10,10 @@ import warnings
 from collections.abc import Callable
 
 from hydra.errors import HydraException
+from yaml import YAMLError
 
 from tl_research.backend.strategy import WorkerLostError
+from tl_research.config.compose_errors import describe_yaml_error
 from tl_research.errors import InputError
 from tl_research.system.console import show_error
 from tl_research.system.memory import memory_error
@@ -52,6 +54,8 @@ def run_reporting_errors(action: Callable[[], int]) -> int:
         return _report(str(error), BAD_INPUT)
     except ExceptionGroup as group:
         return _report("\n".join(map(str, group.exceptions)), BAD_INPUT)
+    except YAMLError as error:
+        return _report(describe_yaml_error(error), BAD_INPUT)
     except HydraException as error:
         return _report(str(error).splitlines()[0], BAD_INPUT)
     except WorkerLostError as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from tl_research.config.compose_errors import compose_config, has, is_group
@@ -78,7 +79,7 @@ def spread(composer: Hydra, overrides: Sequence[str], config_name: str) -> list[
     """Rewrite the overrides of a sweep so that Hydra can compose the part that all jobs share. It would refuse
     `transfer.backbone.epochs=3` beside `transfer=frozen,finetune`, because the default has no such key; a choice of one
     value goes to the jobs only."""
-    parsed = OverridesParser.create(config_loader=composer.config_loader).parse_overrides(list(overrides))
+    parsed = [_parsed(OverridesParser.create(config_loader=composer.config_loader), text) for text in overrides]
     groups = _groups(composer, parsed)
     if not any(override.is_sweep_override() and override.key_or_group in groups for override in parsed):
         return list(overrides)
@@ -90,6 +91,19 @@ def spread(composer: Hydra, overrides: Sequence[str], config_name: str) -> list[
     absent = {o.input_line for o in parsed if not (o.is_sweep_override() or _is_free(o, groups))
               and not has(config, o.key_or_group)}  # fmt: skip
     return [_as_choice(*text.split("=", 1)) if text in absent else text for text in overrides]
+
+
+def _parsed(parser: OverridesParser, text: str) -> Override:
+    """Read an override, which must give a value."""
+    try:
+        (override,) = parser.parse_overrides([text])
+        if override.is_range_sweep() and override.value().step == 0:  # type: ignore[union-attr]
+            raise InputError(f"{text}: a range needs a step other than 0")
+        if override.is_discrete_sweep() and next(override.sweep_iterator(), None) is None:
+            raise InputError(f"{text}: it gives no value; write such as KEY=1,2")
+    except HydraException:
+        raise InputError(f"{text}: not of the form KEY=VALUE or KEY=VALUE,VALUE") from None
+    return override
 
 
 def _as_choice(key: str, value: str) -> str:

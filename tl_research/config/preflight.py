@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tl_research.backend.workers import check_cluster
 from tl_research.config import grid
@@ -42,6 +44,7 @@ def check_jobs(command: str, options: Namespace) -> Path | None:
     grid.left_out.clear()
     with hydra(options.config_dir) as composer:
         if not options.multirun:
+            _refuse_without_multirun(options)
             _check_job(composer, options, options.overrides, None, findings)
             _raise(findings.wrong)
             return None
@@ -51,6 +54,7 @@ def check_jobs(command: str, options: Namespace) -> Path | None:
         jobs = list(_jobs(composer, master))
         for overrides in jobs:
             _check_job(composer, options, overrides, master, findings)
+        _demand_place(master, "hydra.sweep.dir", findings.experiments)
     _raise(findings.wrong or ([] if findings.healthy else findings.refusals))
     for (_, message), impossible in findings.impossible.items():
         shared = set(impossible[0]).intersection(*impossible) - set(jobs[0]).intersection(*jobs)
@@ -73,10 +77,12 @@ class _Findings:
     lacking: list[InputError] = field(default_factory=list)
     impossible: dict[tuple[tuple[str, ...], str], list[list[str]]] = field(default_factory=dict)
     healthy: int = 0
+    experiments: list[Experiment] = field(default_factory=list)
     _checked: dict[Any, InputError | None] = field(default_factory=dict)
 
     def check(self, experiment: Experiment) -> None:
         """Check that a job's data and weights are available; each distinct source is checked once for all jobs."""
+        self.experiments.append(experiment)
         data = replace(experiment.data, split_seed=0, fold=None, folds=None, repeat=0, fraction=1.0, per_class=None)
         parts = (data, experiment.start, *filter(None, experiment.callbacks.values()))
         errors = [self._check(part) for part in parts]
@@ -117,6 +123,7 @@ def _check_job(
         experiment = build_experiment(cfg)
         check_cluster(experiment.trainer.distribution, sweep=master is not None)
         if master is None:  # a single run checks its data and weights itself, before anything else
+            _demand_place(cfg, "hydra.run.dir", [experiment])
             _check_unused(Path(cfg.hydra.run.dir).expanduser(), experiment.fresh)
         else:
             _check_same_plugins(cfg, master)
@@ -130,6 +137,33 @@ def _check_job(
         findings.impossible.setdefault((options_chosen, str(error)), []).append(job)
     except InputError as error:
         findings.add(error, findings.wrong)
+
+
+def _refuse_without_multirun(options: Namespace) -> None:
+    """Refuse what only a sweep has, which one run would leave aside without a word."""
+    for text in [] if options.cfg else options.overrides:
+        if text.startswith(("hydra/sweeper=", "hydra.sweeper.", "hydra.sweep.", "hparams=")) and text != "hparams=null":
+            raise InputError(f"{text}: this is for a sweep; add -m")
+
+
+def _demand_place(cfg: DictConfig, key: str, experiments: Sequence[Experiment]) -> None:
+    """Check that outputs can be written, and that a folder which the command names does not lie in that of the
+    photographs. Raises `InputError`."""
+    given = next((text for text in cfg.hydra.overrides.hydra if text.startswith(f"{key}=")), None)
+    name = str(OmegaConf.select(cfg, key))
+    folder = Path("outputs" if name == "auto" else name).expanduser().absolute()
+    with contextlib.suppress(OSError):  # no path at all, which writing reports
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        why = f"{there} is a file" if not there.is_dir() else f"{there} may not be written"
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise InputError(f"{key}: cannot write {name}: {why}; {key}=FOLDER names another folder")
+        for data in [experiment.data for experiment in experiments] if given else []:
+            for own in ("root", "images"):
+                root = getattr(data, own, None)
+                if root and Path(root).is_dir() and folder.resolve().is_relative_to(Path(root).resolve()):
+                    raise InputError(
+                        f"{key}={name}: it is within data.{own}={root}, where nothing is written; name another folder"
+                    )
 
 
 def _check_unused(directory: Path, fresh: bool) -> None:

@@ -92,11 +92,16 @@ class Source:
 
     def tree(self) -> ClassFolders:
         """List the images by split and class, without opening them. A source of class folders needs only `folder`."""
-        return read_class_folders(self.folder(), options=self.layout())
+        return read_class_folders(self.folder(), self._key, self.layout())
 
     def labelled_tree(self, class_names: Sequence[str]) -> ClassFolders:
         """List the images of a run's classes by split and class; some classes may be missing."""
-        return read_class_folders(self.folder(), options=replace(self.layout(), known=class_names))
+        return read_class_folders(self.folder(), self._key, replace(self.layout(), known=class_names))
+
+    @property
+    def _key(self) -> str:
+        """What messages call the folder."""
+        return "data.root" if hasattr(self, "root") else f"data ({type(self).__name__})"
 
     def layout(self) -> LayoutOptions:
         """Give the options for reading the folder."""

@@ -44,7 +44,9 @@ class HeadInputs:
         with self.phase("features"):
             self.features.ensure(wanted)
         if (computed, hit) != (self.features.computed, self.features.hit):
-            show_features(self.features.computed - computed, self.features.hit - hit)
+            name = self.features.note.get("backbone")
+            what = f"features of {name}" if name else "features"
+            show_features(self.features.computed - computed, self.features.hit - hit, what)
 
     def get(self, indices: np.ndarray, view: int = ORIGINAL) -> np.ndarray:
         """Return the features of one view of these examples: float32 `(n, d)`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ class Answered:
         order = np.argsort(-self.probabilities.max(axis=1), kind="stable")
         return [self._answer(n) for n in order[(self.predicted != self.labels)[order]][:most]]
 
-    def least_sure(self, most: int) -> list[Answer]:
-        """List answers, the least sure first."""
-        return [self._answer(n) for n in np.argsort(self.probabilities.max(axis=1), kind="stable")[:most]]
+    def least_sure(self, most: int, shown: Collection[str] = ()) -> list[Answer]:
+        """List answers, the least sure first, without those to the paths that are `shown` elsewhere."""
+        order = np.argsort(self.probabilities.max(axis=1), kind="stable")
+        return [self._answer(n) for n in order if self.paths[n] not in shown][:most]
 
     def _answer(self, n: int) -> Answer:
         label, predicted = self.labels[n], self.predicted[n]

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 
 from tl_research.data.check_findings import CheckFindings, DuplicatePair, Growth
+from tl_research.data.data_check import path_below
 from tl_research.data.ignore_list import HEADER, LABEL_IS_RIGHT, NO_DUPLICATE
 from tl_research.errors import InputError
 from tl_research.reports.check_tables import (
@@ -61,7 +62,7 @@ def _summary(findings: CheckFindings) -> dict[str, list[str]]:
     """List what was found, in words."""
     names, data = findings.names, findings.data
     return {
-        "set aside, cannot be read": [f"{bad.path.name}: {bad.reason}" for bad in data.quarantined],
+        "set aside, cannot be read": [f"{path_below(bad.path, data.root)}: {bad.reason}" for bad in data.quarantined],
         "odd (blank, tiny, extreme, wrong ending)": [f"{names[i]}: {note}" for i, note in findings.odd.items()],
         "sets of equal images": [_joined(findings, each.members) for each in data.found.equal],
         "pairs of near duplicates": [_joined(findings, (pair.first, pair.second)) for pair in findings.near],

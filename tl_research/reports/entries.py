@@ -72,7 +72,8 @@ class Entry:
         if not self.reason:
             return self.state
         reason = self.reason.partition(":")[0] if self.state == "skipped" else self.reason
-        return f"{self.state}: {reason}"[:MOST_CHARACTERS]
+        label = f"{self.state}: {reason}"
+        return label if len(label) <= MOST_CHARACTERS else f"{label[: MOST_CHARACTERS - 3]}..."
 
     def setting(self, key: str) -> str:
         """Give the value of a key, chosen or default, as it is typed on the command line; empty if it has no such

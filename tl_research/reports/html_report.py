@@ -142,16 +142,20 @@ def _run(entry: Entry, folder: Path, points: int) -> Content:
         "command": run.command,
         "data": entry.source or None,
         "versions": {k.removeprefix("version_"): str(v) for k, v in entry.metrics.items() if k.startswith("version_")},
-        "curve": _curve(entry.directory / "history.csv", points),
+        "kept": _number(entry.metrics.get("best_epoch")),
+        "curve": _curve(entry.directory / "history.csv", points, entry.metrics.get("best_epoch")),
     }
 
 
-def _curve(path: Path, points: int) -> Content | None:
-    """Read the columns of a history, thinned to `points` epochs; None for fewer than two."""
+def _curve(path: Path, points: int, kept: Any) -> Content | None:
+    """Read the columns of a history, thinned to `points` epochs and the one that the run has kept; None for fewer than
+    two."""
     rows = list(read_rows(path))
     if len(rows) < 2:
         return None
-    chosen = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, max(points, 2)).round().astype(int))]
+    numbers_kept = [i for i, row in enumerate(rows) if row.get("epoch") == str(kept)]
+    even = np.linspace(0, len(rows) - 1, max(points, 2)).round().astype(int)
+    chosen = [rows[i] for i in np.unique([*even, *numbers_kept])]
     names = [name for name in rows[0] if f"val_{name}" in rows[0] or name.startswith("val_")]
     numbers = {name: [_number(row.get(name)) for row in chosen] for name in ("epoch", *names)}
     return numbers | {"stage": [row.get("stage") or "" for row in chosen]}
@@ -210,10 +214,11 @@ def _best(board: Leaderboard, entries: Sequence[Entry], maps: bool) -> Content |
             "num_wrong": int(np.sum(labels != predicted)),
             "scores": scores_by_class(labels, predicted, len(names)),
             "curves": {kind: _worst_curves(of_kind, names) for kind, of_kind in curves.items()},
-            "mistakes": answered.most_sure_mistakes(MOST_MISTAKES),
-            "unsure": _with_thumbnails(run, answered.least_sure(MOST_MISTAKES)),
+            "mistakes": mistakes if isinstance(mistakes, list) else answered.most_sure_mistakes(MOST_MISTAKES),
         }
-    if isinstance(mistakes, list):
+        shown = {answer.get("path") for answer in found["mistakes"] if isinstance(answer, dict)}
+        found["unsure"] = _with_thumbnails(run, answered.least_sure(MOST_MISTAKES, shown))
+    elif isinstance(mistakes, list):
         found["mistakes"] = mistakes
     if maps and run.shows_pictures and answered:
         answers = [*found["mistakes"], *found["unsure"]]

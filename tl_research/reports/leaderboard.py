@@ -87,6 +87,8 @@ def order(monitor: str, value: float, number: int, *, random: bool = False) -> t
 
 def collect(folder: Path) -> list[Entry]:
     """Read all runs below a folder, by path. Raises `InputError` if there is none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: {'is a file' if folder.exists() else 'does not exist'}; give a folder with runs")
     found = {status.parent: None for status in sorted(folder.rglob("status.json"))}
     inner = {each for each in found if each.parent.name == "candidates" and each.parent.parent in found}  # of a run
     entries = [Entry.of(Run.open(directory)) for directory in found if directory not in inner]

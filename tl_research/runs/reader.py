@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -77,7 +78,7 @@ class RunReader(RunCommand):
         """Open a run for reading. Raises `InputError` if the directory holds none."""
         directory = Path(directory).expanduser()
         if not (directory / STATUS).is_file():
-            raise InputError(f"{directory}: not a run directory (it has no status.json)")
+            raise InputError(f"{directory}: {_why_no_run(directory)}")
         run = cls(directory)
         run.metrics = read_metrics(directory)
         return run
@@ -172,6 +173,16 @@ def read_json(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, TypeError):
         return dict(json.loads(path.read_text()))
     return {}
+
+
+def _why_no_run(directory: Path) -> str:
+    if not directory.is_dir():
+        return f"not a run directory: it {'is a file' if directory.exists() else 'does not exist'}"
+    below = islice(
+        (path.parent for pattern in ("*/", "*/*/", "*/*/*/") for path in directory.glob(pattern + STATUS)), 3
+    )
+    names = ", ".join(map(str, below))
+    return f"not a run directory (it has no {STATUS}){f'; there are runs below it, such as {names}' if names else ''}"
 
 
 def read_rows(path: Path) -> Iterator[dict[str, str]]:

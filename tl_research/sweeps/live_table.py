@@ -24,9 +24,11 @@ STYLES = {"done": "green", "kept": "green", "failed": "bold red", "running": "bo
 class LiveTable:
     """Display outcomes while a pool updates them."""
 
-    def __init__(self, outcomes: Sequence[Outcome], n_jobs: int):
+    def __init__(self, outcomes: Sequence[Outcome], n_jobs: int, *, before: int = 0, total: int = 0, unit: str = ""):
+        """Of a search these are some trials of `total`, after those `before`; `unit` is that of the jobs' values."""
         self.outcomes = outcomes
         self.n_jobs = n_jobs
+        self._before, self._total, self._unit = before, max(total, before + len(outcomes)), unit
         self.began = time.monotonic()
         self._live = Live(
             get_renderable=self._draw, console=console.progress_console, transient=True, refresh_per_second=4
@@ -47,13 +49,13 @@ class LiveTable:
 
     def ended(self, outcome: Outcome) -> None:
         """Print a line that stays above the table."""
-        count = sum(o.state not in ("waiting", "running") for o in self.outcomes)
-        value = "" if math.isnan(outcome.value) else f"  {outcome.value:.4g}"
+        count = self._before + sum(o.state not in ("waiting", "running") for o in self.outcomes)
+        value = "" if math.isnan(outcome.value) else f"  {outcome.value:.4g}{self._unit}"
         reason = f"  {' '.join(outcome.reason.split())}" if outcome.reason else ""
         if outcome.state == "skipped":  # preflight has printed it in full
             reason = reason.partition(":")[0]
         seconds = "" if outcome.state == "kept" else f"  {outcome.seconds:.1f} s"
-        line = f"[{count}/{len(self.outcomes)}] {outcome.state:11} {outcome.job.name}{value}{seconds}"
+        line = f"[{count}/{self._total}] {outcome.state:11} {outcome.job.name}{value}{seconds}"
         console.progress_console.print(Text(line + reason, style=STYLES.get(outcome.state, "")))
 
     def _draw(self) -> Any:

@@ -19,14 +19,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     path = replaceable(path)
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp makes it private, and results are to be shared
         Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None  # not the one that nobody has asked for
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
         raise
 
 

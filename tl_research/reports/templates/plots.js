@@ -4,7 +4,7 @@ function drawCurves() {
   const curved = [...state.picked].filter(([place]) => curvesOf(rows[place]).length);
   const without = [...state.picked.keys()].filter((place) => !curvesOf(rows[place]).length && rows[place].runs.some((run) => runs[run].state === "done"));
   at("curves-note").textContent = [
-    curved.length ? "Solid: validation. Dotted: training. A line a run; tick rows in the leaderboard to compare them." : "",
+    curved.length ? "Solid: validation. Dotted: training. The dot: the epoch whose weights the run has kept. A line a run; tick rows in the leaderboard to compare them." : "",
     !state.picked.size ? "Tick a row in the leaderboard to see its curves." : "",
     without.length ? `No epochs to draw for ${without.map((place) => nameOf(rows[place])).join("; ")}: the head was solved at once, or there was a single epoch.` : "",
     !curved.length && state.picked.size && !without.length ? "What is picked has no epochs to draw." : "",
@@ -40,10 +40,10 @@ function curvesChart(base, curved, width, label) {
   const ends = lines.map(({ curve, slot, place, run }) => {
     canvas.append(drawnLine(curve, `val_${base}`, slot, ""));
     const column = curve[`val_${base}`] || [], known = [...column.keys()].filter((i) => isNumber(column[i]));
-    if (!known.length) return null;
-    const best = known.reduce((a, b) => ((base.endsWith("loss") ? column[b] < column[a] : column[b] > column[a]) ? b : a));
-    const point = dot(x(curve.epoch[best]), y(column[best]), null, svg("circle", { r: 4, cx: 0, cy: 0, style: { fill: colour(slot), stroke: "var(--card)" } }));
-    tell(point, nameOf(rows[place]), [`run ${runs[run].name}`, `best val_${base} ${fixed(column[best])} at epoch ${curve.epoch[best]}`, `last ${fixed(column[known.at(-1)])}`]);
+    const kept = curve.epoch.indexOf(runs[run].kept);
+    if (!known.includes(kept)) return null;
+    const point = dot(x(curve.epoch[kept]), y(column[kept]), null, svg("circle", { r: 4, cx: 0, cy: 0, style: { fill: colour(slot), stroke: "var(--card)" } }));
+    tell(point, nameOf(rows[place]), [`run ${runs[run].name}`, `kept epoch ${curve.epoch[kept]}: val_${base} ${fixed(column[kept])}`, `last ${fixed(column[known.at(-1)])}`]);
     canvas.append(point);
     return point;
   });
