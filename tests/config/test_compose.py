@@ -89,7 +89,9 @@ def test_defaults_are_equal_in_conf_and_code(path: Path) -> None:
     for node in nodes(content):
         parameters = inspect.signature(recipe(node["_target_"])).parameters
         defaults = {
-            key: p.default for key, p in parameters.items() if p.default is not p.empty and key not in DIFFERENT
+            key: list(p.default) if isinstance(p.default, tuple) else p.default
+            for key, p in parameters.items()
+            if p.default is not p.empty and key not in DIFFERENT
         }
         both = {key for key in defaults if node.get(key, "???") != "???" and not isinstance(node[key], dict)}
         assert {key: node[key] for key in both} == {key: defaults[key] for key in both}

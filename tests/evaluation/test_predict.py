@@ -30,8 +30,7 @@ from tl_research.commands.card import card_command
 from tl_research.commands.evaluate import evaluate_command
 from tl_research.commands.predict import predict_command
 from tl_research.evaluation import predict
-from tl_research.evaluation.answers import Answers
-from tl_research.evaluation.predict import each_logits, evaluate_on, images_in, predict_logits
+from tl_research.evaluation.predict import evaluate_on, images_in, predict_images, predict_logits
 from tl_research.system.process import importable
 
 
@@ -50,9 +49,9 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_predictions_equal_those_that_the_run_recorded(run: Run) -> None:
     with (run.directory / "predictions.csv").open() as file:
         recorded = {row["path"]: row for row in csv.DictReader(file)}
-    answers, paths = Answers(run), [Path(path) for path in recorded]
-    for row in map(answers.row, paths, each_logits(run, paths)):
-        predicted = dict(zip(answers.header, row, strict=True))
+    header, rows = predict_images(run, [Path(path) for path in recorded])
+    for row in rows:
+        predicted = dict(zip(header, row, strict=True))
         known = recorded[predicted["path"]]
         assert predicted["prediction"] == known["prediction"]
         assert predicted["p_red"] == pytest.approx(float(known["p_red"]), abs=1e-4)
@@ -70,7 +69,7 @@ def test_a_bad_file_gets_a_row_with_its_error(run: Run, colours: Path, tmp_path:
     assert [bool(row["error"]) for row in rows] == [True, False, True]
     assert rows[1]["prediction"] == "red"
     assert rows[0]["p_red"] == ""
-    assert result.stderr == ""
+    assert result.stderr == "2 image(s) have no answer; the column error says why\n"
 
 
 @pytest.mark.slow

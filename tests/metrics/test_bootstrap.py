@@ -25,7 +25,7 @@ def test_intervals_equal_those_of_direct_resampling(groups: np.ndarray | None) -
     logits, labels = draw(80)
     rng, rows = np.random.default_rng(0), []
     number = np.arange(80) if groups is None else groups
-    for _ in range(300):
+    for _ in range(200):
         drawn = np.concatenate(
             [np.flatnonzero(number == unit) for unit in rng.integers(0, number.max() + 1, number.max() + 1)]
         )

@@ -17,6 +17,7 @@ from tl_research.data.decode import UndecodableError, read_pixels
 from tl_research.data.folder_scan import scan
 from tl_research.data.inspection import is_image_name
 from tl_research.errors import InputError
+from tl_research.evaluation.answers import AnswerOptions, Answers
 from tl_research.features.engines import Engine, choose_engine, keras_engine, openvino_engine
 from tl_research.features.extraction import in_batches, run_batches
 from tl_research.metrics.classification import classification_metrics as score
@@ -95,6 +96,13 @@ def _listed_paths() -> list[Path]:
     if paths := [Path(os.fsdecode(line)) for line in lines if line.strip()]:
         return paths
     raise InputError("-: standard input lists no images")
+
+
+def predict_images(run: Run, paths: Sequence[Path], options: AnswerOptions | None = None) -> Table:
+    """Make a row per image, for programs: path, prediction, `p_<class>` per class, the error of an unreadable file, and
+    the columns of `options`, see `Answers`."""
+    answers = Answers(run, options)
+    return answers.header, list(map(answers.row, paths, each_logits(run, paths)))
 
 
 def predict_logits(run: Run, paths: Sequence[Path]) -> list[np.ndarray | str]:
