@@ -66,6 +66,7 @@ def test_a_users_file_with_old_paths_composes_and_warns(tmp_path: Path) -> None:
     assert experiment.head == targets.Linear(dropout=0.5)
 
 
+@pytest.mark.slow
 def test_a_command_shows_the_warning_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "head").mkdir()
     (tmp_path / "head" / "mine.yaml").write_text("_target_: tl_research.head.Linear\ndropout: 0.0\n")

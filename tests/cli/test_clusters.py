@@ -216,6 +216,7 @@ assert remote(OmegaConf.create({"threads": None})) == 0.5
 """
 
 
+@pytest.mark.slow
 def test_a_job_has_the_sweeps_folder_its_threads_and_its_log(tmp_path: Path) -> None:
     (tmp_path / "cwd").mkdir()
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "cwd"), str(tmp_path)]

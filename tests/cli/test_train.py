@@ -79,6 +79,7 @@ def test_names_and_settings_of_all_kinds_give_no_warning(cwd: Path, tmp_path: Pa
         assert not [line for line in epochs if "val accuracy" not in line]
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_every_combination(cwd: Path, tiny: list[str]) -> None:
     result = train(cwd, "-m", *tiny[1:], "backbone=tiny", "transfer=frozen,finetune", "seed=0,1",
                    "transfer.head.epochs=2", "callbacks=none")  # fmt: skip

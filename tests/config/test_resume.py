@@ -103,6 +103,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     assert counts == (0, 36), "the first process found them in the store, the second needed none"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["knn", "linear"])
 def test_a_head_fitted_on_train_and_val_is_restored(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, head: str

@@ -466,6 +466,7 @@ def test_without_views_every_epoch_trains_on_new_versions(
     assert_losses_fall(done, 8)
 
 
+@pytest.mark.slow
 def test_a_trained_backbone_sees_new_versions_despite_views(
     tmp_path: Path, colours: Path, augmented: list[tuple[int, Any, bytes]]
 ) -> None:
@@ -493,6 +494,7 @@ def test_views_without_augmentation_are_refused(key: str) -> None:
         compose([f"features.{key}=0", "optimizer=adam", "data/augment=light"])
 
 
+@pytest.mark.slow
 def test_test_views_are_averaged_in_addition_to_the_plain_result(tmp_path: Path) -> None:
     noise = draw_noise(tmp_path / "noise", ("train", "test"), 10)  # so that predictions are uncertain
     options = [*QUICK, "features.views=1", "optimizer.l2=1e-3"]  # a penalty weak enough for confident predictions

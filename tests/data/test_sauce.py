@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tl_research import compose
@@ -58,6 +59,7 @@ def looks(count: int, split: int) -> tuple[np.ndarray, np.ndarray]:
     return np.array(rows, np.float32), np.repeat(np.arange(len(COURSES)), count)
 
 
+@pytest.mark.slow
 def test_neither_colour_nor_layout_reveals_the_class() -> None:
     (features, labels), (judged, truth) = looks(9, split=0), looks(9, split=1)
     solution = solve(features, labels, LBFGS(), seed=0)

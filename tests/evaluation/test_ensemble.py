@@ -66,6 +66,7 @@ def test_an_ensemble_is_evaluated_as_it_is_saved(sweep: Path, joined: Run) -> No
     assert not joined.shows_pictures, "as one member does not"
 
 
+@pytest.mark.slow
 def test_other_commands_take_an_ensemble_for_a_run(sweep: Path, joined: Run) -> None:
     assert facts_of(joined)["image_size"] == 48
     assert facts_of(joined)["class_names"] == ["blue", "red"]

@@ -34,6 +34,7 @@ def test_thumbnails_say_nothing_but_pixels(tmp_path: Path, kind: str) -> None:
     assert not {"comment", "icc_profile", "xmp", "exif"} & shown.info.keys()
 
 
+@pytest.mark.slow
 def test_no_picture_is_shown_without_thumbnails(tmp_path: Path) -> None:
     photos = draw_noise(tmp_path / "photos", ("train", "test"), 8)
     options = ["report.thumbnails=false", "optimizer=adam", "transfer.head.epochs=1", "data/augment=light"]

@@ -147,6 +147,7 @@ def test_a_stage_ends_on_its_best_epoch_stopped_early_or_not(tmp_path: Path, noi
     assert full.metrics["val_loss"] == pytest.approx(min(losses), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_that_finetuning_makes_worse_ends_as_frozen(tmp_path: Path, noise: Path) -> None:
     quick = ["optimizer.folds=2", "optimizer.max_iterations=30"]
     options = ["transfer=finetune", "transfer.backbone.epochs=1", "transfer.backbone.learning_rate=1"]

@@ -130,6 +130,7 @@ def test_other_seeds_splits_heads_and_optimizers_reuse_rows(tmp_path: Path, colo
         assert counts(trained(tmp_path / str(number), colours, *overrides)) == (0, 36), overrides
 
 
+@pytest.mark.slow
 def test_rows_of_other_settings_are_not_reused(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     extracted(tmp_path / "0", colours)
     others = ["backbone.seed=1", "backbone.image_size=96", "data.resize=pad", "backbone.preprocessing=torch",

@@ -14,6 +14,7 @@ def test_a_power_law_is_found_again() -> None:
     assert power_law(sizes, law[:-1], np.array([160.0]))[0] == pytest.approx(law[-1], abs=0.003)
 
 
+@pytest.mark.slow
 def test_the_interval_narrows_with_more_images() -> None:
     sizes, rng = np.array([5.0, 10, 20, 40]), np.random.default_rng(0)
     widths = []

@@ -214,6 +214,7 @@ def test_other_images_are_noticed_by_counts_and_classes(older: Older, name: str,
     assert content(older.root / name) == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_network_is_refused_and_kept(older: Older) -> None:
     path = older.unfinished / "config.yaml"
     path.write_text(path.read_text().replace("name: tiny", "name: other").replace("image_size: 32", "image_size: 64"))

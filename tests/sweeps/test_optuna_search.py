@@ -97,6 +97,7 @@ def test_a_value_is_read_back_within_its_interval(low: float, width: float, shar
     assert read == pytest.approx(value, rel=1e-5, abs=1e-300)
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=5, unique=True))
 @example(["a,b", "c"])
 @example(["it's", "null"])
@@ -429,6 +430,7 @@ def by_dropout(job: dict[str, str]) -> float:
     return 1 - abs(float(job["head.dropout"]) - 0.4)
 
 
+@pytest.mark.slow
 def test_a_continued_search_writes_the_best_trial(
     sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

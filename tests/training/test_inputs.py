@@ -141,6 +141,7 @@ def test_an_epoch_begins_at_the_given_batch(data: DataModule) -> None:
         assert not np.array_equal(whole[0][0], next(iter(feed.train(2, 0)))[0])
 
 
+@pytest.mark.slow
 def test_maps_above_max_map_gb_are_recomputed(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

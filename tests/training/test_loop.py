@@ -379,6 +379,7 @@ def limit(monkeypatch: pytest.MonkeyPatch, most: int) -> list[list[int]]:
 AUTO = ("transfer=scratch", "transfer.all.epochs=1", "callbacks=none", "trainer.precision=float32", "engine=openvino")
 
 
+@pytest.mark.slow
 def test_a_batch_is_halved_until_it_fits_into_memory(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
