@@ -11,6 +11,7 @@ import pytest
 from tests.models.test_nearest import blobs
 from tl_research import InputError, Run, compose
 from tl_research.experiment import head_selection
+from tl_research.experiment.candidates import Candidate, judge
 from tl_research.experiment.rules import fitting_heads
 from tl_research.models.head import KNN, Linear, Prototype
 from tl_research.runs.reader import read_selection
@@ -30,7 +31,17 @@ def test_heads_are_judged_in_the_folds_of_linear_ones() -> None:
     assert np.isfinite(losses).all()
     assert other.accuracy is not None
     assert 0.4 < other.accuracy < 0.9  # in its own bank each would be right
-    assert not cross_validate(KNN(), features[:4], np.array([0, 0, 1, 1]), LBFGS(), 0, 2, None, [6]).log_losses
+
+
+def test_where_none_can_be_held_out_the_first_stays() -> None:
+    features, labels = blobs(2, 6, 2, views=2)
+    nothing = cross_validate(KNN(), features, labels, LBFGS(), 0, 2, None, [6])
+    assert not nothing.log_losses
+    heads = [
+        Candidate(name, nothing, 1.0, size, size, order=n) for n, (name, size) in enumerate({"a": 9, "b": 2}.items())
+    ]
+    chosen, _, why = judge(heads, None)
+    assert (chosen.name, "no image can be held out" in why) == ("a", True)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +91,8 @@ def test_a_run_says_which_head_and_why(tmp_path: Path, colours: Path) -> None:
     }
     assert done.config["head"]["chosen"]["_target_"].endswith(("Prototype", "KNN"))
     assert done.metrics["cv_loss"] == next(row["loss"] for row in said["candidates"] if row["name"] == said["chosen"])
-    assert choose(tmp_path / "linear", colours, "head.among=[linear]").metrics["chosen_head"] == "linear"
+    without = choose(tmp_path / "without", colours, "head.among=[knn]", "data.val=0", "monitor=cv_accuracy").metrics
+    assert without["cv_accuracy"] > 0.9
 
 
 @pytest.mark.slow

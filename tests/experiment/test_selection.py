@@ -55,7 +55,8 @@ def test_the_cheaper_is_kept_unless_beyond_noise(
 
 
 @pytest.mark.parametrize(
-    ("worse", "noise", "chosen"), [(0.0, 0.3, "all"), (0.0, 0.001, "cheap"), (0.05, 0.3, "all"), (-0.5, 0.3, "cheap")]
+    ("worse", "noise", "chosen"),
+    [(0.0, 0.3, "all"), (0.0, 0.001, "cheap"), (0.05, 0.3, "all"), (-0.01, 0.1, "all"), (-0.5, 0.3, "cheap")],
 )
 def test_all_together_stay_unless_another_is_surely_as_good(worse: float, noise: float, chosen: str) -> None:
     rng = np.random.default_rng(1)

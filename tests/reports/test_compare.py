@@ -44,6 +44,7 @@ def test_a_comparison_says_who_is_better_and_shows_where(tmp_path: Path) -> None
     text = page.read_text()
     assert "&lt;first&gt;" in text
     assert "<first>" not in text
+    assert "<figcaption>a/0.png<br>" in text
     assert "script" not in text.split("</head>")[1]
     (*_, last) = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert (last["better"], last["num"]) == (str(second), 10)
@@ -68,7 +69,9 @@ def test_a_run_without_answers_is_named(tmp_path: Path) -> None:
     one = draw_run(tmp_path / "one", tmp_path, "aaaaabbbbb")
     (one / "predictions.csv").unlink()
     with pytest.raises(InputError, match=r"one: no predictions\.csv; the run's status is 'done'"):
-        compare_runs([one, one])
+        compare_runs([one, tmp_path])
+    with pytest.raises(InputError, match="a run is given twice"):
+        compare_runs([one, tmp_path / "one" / "." / ".." / "one"])
 
 
 def test_settings_are_judged_where_training_has_halves(tmp_path: Path) -> None:
@@ -100,4 +103,5 @@ def test_settings_are_judged_where_training_has_halves(tmp_path: Path) -> None:
 def test_damaged_answers_of_halves_are_none(tmp_path: Path, content: str) -> None:
     run = draw_run(tmp_path / "run", tmp_path, "aaaaabbbbb")
     (run / "half_heads.json").write_text(content)
-    assert compare_runs([run, run])[0].comparison.retrained is None
+    other = draw_run(tmp_path / "other", tmp_path, "aaaaabbbbb")
+    assert compare_runs([run, other])[0].comparison.retrained is None

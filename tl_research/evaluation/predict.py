@@ -149,7 +149,7 @@ def evaluate_on(run: Run, data: DataModule, split: str | None = None) -> dict[st
     split = split or ("all" if present == ["all"] else "test")
     indices = np.arange(len(data)) if split == "all" else data.indices(split)
     if not len(indices):
-        raise InputError(f"{data.root}: no {split} images; give --split, one of {', '.join(sorted({*present, 'all'}))}")
+        raise InputError(f"{data.root}: has no {split} images; it has --split {' or '.join(sorted({*present, 'all'}))}")
     results = predict_logits(run, [data.paths[i] for i in indices.tolist()])
     unreadable = [result for result in results if isinstance(result, str)]
     if unreadable:

@@ -39,7 +39,8 @@ class Network:
 @dataclass(frozen=True)
 class Candidate:
     """A backbone or a head, and its cross-validation. `seconds` are those of its features, where they were computed for
-    it, and its head; by `operations`, multiply-accumulates for one image, candidates are cheap or dear."""
+    it, and its head; by `order`, then by `operations`, multiply-accumulates for one image, candidates are cheap or
+    dear."""
 
     name: str
     validated: Choice
@@ -48,6 +49,7 @@ class Candidate:
     operations: int
     eligible: bool = True
     note: str = ""
+    order: int = 0
 
     @cached_property
     def loss(self) -> float:
@@ -83,16 +85,17 @@ def judge(
     """Choose the cheapest candidate that the best is not better than beyond noise: the 95 % interval of the difference
     of their losses on the same images begins below `LEAST`.
 
-    A `preferred` one that is among these is chosen instead, unless a cheaper one is surely not worse by more than
-    `MARGIN` (a test of non-inferiority): where few images judge, a cheap candidate is rarely seen to be worse.
+    A `preferred` one that is among these is chosen instead, unless a cheaper one is surely as good: the interval of
+    their difference lies within `MARGIN` of 0 (a test of equivalence). Where few images judge, many candidates are not
+    seen to be worse than the best, and the lucky ones among them are not as good (`python -m benchmarks rules`).
     """
-    eligible = sorted((each for each in candidates if each.eligible), key=lambda each: each.operations)
+    eligible = sorted((each for each in candidates if each.eligible), key=lambda each: (each.order, each.operations))
     best = min(eligible, key=lambda each: each.loss)
     behind = {each.name: _behind(each, best, groups) for each in candidates}
     as_good = [each for each in eligible if each is best or behind[each.name][1] <= LEAST]
     chosen, is_preferred = as_good[0], preferred in as_good
     if preferred and is_preferred:
-        chosen = next(x for x in eligible if x is preferred or _behind(x, preferred, groups)[2] <= MARGIN)
+        chosen = next(x for x in eligible if x is preferred or _is_equal(_behind(x, preferred, groups)))
     rows = [_row(each, behind[each.name], groups) for each in sorted(candidates, key=lambda each: each.loss)]
     rows = [
         replace(row, note=", ".join(filter(None, ["chosen", row.note]))) if row.name == chosen.name else row
@@ -109,6 +112,10 @@ def judge(
     gap, low, high = behind[chosen.name]
     why = f"{best.name} is better by {gap:.3g} only, and that is noise ({low:.3g} to {high:.3g})"
     return chosen, rows, f"chosen: {chosen.name}, the cheapest of those that are as good; {why}"
+
+
+def _is_equal(behind: tuple[float, float, float]) -> bool:
+    return behind[1] >= -MARGIN and behind[2] <= MARGIN
 
 
 def _behind(one: Candidate, best: Candidate, groups: np.ndarray | None) -> tuple[float, float, float]:

@@ -33,8 +33,8 @@ MOST_IMAGES = 1000
 
 
 def choose_head(experiment: Experiment, run: Run, runner: StageRunner) -> Experiment:
-    """Return the experiment with the head that is best for its images in place of `head=auto`, which the runner has
-    then, too; any other experiment as it is. The choice is recorded as that of the backbone.
+    """Give the runner the head that is best for the images in place of `head=auto`; return the experiment with a
+    configuration that says so. Any other experiment stays as it is. The choice is recorded as that of the backbone.
 
     A run that continues from a checkpoint keeps its choice. No head is begun after the runner's deadline but the first.
     """
@@ -63,16 +63,13 @@ def choose_head(experiment: Experiment, run: Run, runner: StageRunner) -> Experi
     described = {"_target_": f"tl_research.targets.{type(head).__name__}"} | asdict(head)
     config = experiment.config | {"head": experiment.config["head"] | {"chosen": described}}
     run.write_config(config)
-    # With an ensemble this head stays on the frozen backbone, and stages may follow that it could not learn in.
-    is_final = not experiment.transfer.get("ensemble")
-    experiment = replace(experiment, head=head if is_final else experiment.head, config=config)
     runner.head_recipe = head
     if not isinstance(head, DirectHead):
         keras.utils.set_random_seed(runner.seed)
         runner.state.replace_head(
             head.build(runner.state.backbone.output_shape[-1], len(runner.state.data.class_names))
         )
-    return experiment
+    return replace(experiment, config=config)
 
 
 def _name(head: Head) -> str:
@@ -104,7 +101,7 @@ def _look(experiment: Experiment, runner: StageRunner, heads: Mapping[str, Head]
                 strengths = [options.l2] if options.l2 else STRENGTHS
                 validated = choose_l2(coordinates, labels, options, runner.seed, views, groups, balance, strengths)
                 size = (features.shape[1] + 1) * len(inputs.data.class_names)
-        yield Candidate(name, validated, time.perf_counter() - began, size, size)
+        yield Candidate(name, validated, time.perf_counter() - began, size, size, order=number)
 
 
 def _images(experiment: Experiment, runner: StageRunner) -> np.ndarray:

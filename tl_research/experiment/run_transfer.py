@@ -71,7 +71,7 @@ def _refit_if_frozen_is_best(experiment: Experiment, runner: StageRunner) -> dic
     name, stage = next(iter(experiment.stages.items()))
     optimizer = stage.optimizer_for(experiment.optimizer)
     is_best = runner.best.stage == name and not stage.trains_backbone
-    is_solved = isinstance(optimizer, LBFGS) and isinstance(experiment.head, Linear)
+    is_solved = isinstance(optimizer, LBFGS) and isinstance(runner.head_recipe, Linear)
     if is_best and is_solved and runner.state.held_out is None:
         assert isinstance(optimizer, LBFGS)
         return runner.solve_again(name, optimizer)

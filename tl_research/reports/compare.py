@@ -191,6 +191,8 @@ def compare_runs(directories: Sequence[Path]) -> list[Pair]:
     Raises:
         InputError: a run has no answers, or their test images or labels differ.
     """
+    if len({directory.resolve() for directory in directories}) < len(directories):
+        raise InputError("compare: a run is given twice")
     runs = [read_answers(directory) for directory in directories]
     for other in runs[1:]:
         demand_same_images(runs[0], other)
@@ -235,6 +237,7 @@ def _pair_section(pair: Pair, pictures: bool) -> str:
             (
                 first.paths[key],
                 [
+                    key,
                     f"label: {first.labels[key]}",
                     f"first: {first.predictions[key]}",
                     f"second: {second.predictions[key]}",

@@ -216,8 +216,8 @@ def _best(board: Leaderboard, entries: Sequence[Entry], maps: bool) -> Content |
             "curves": {kind: _worst_curves(of_kind, names) for kind, of_kind in curves.items()},
             "mistakes": mistakes if isinstance(mistakes, list) else answered.most_sure_mistakes(MOST_MISTAKES),
         }
-        shown = {answer.get("path") for answer in found["mistakes"] if isinstance(answer, dict)}
-        found["unsure"] = _with_thumbnails(run, answered.least_sure(MOST_MISTAKES, shown))
+        wrong = {str(answer.get("path")) for answer in found["mistakes"] if isinstance(answer, dict)}
+        found["unsure"] = _with_thumbnails(run, answered.least_sure(MOST_MISTAKES, wrong))
     elif isinstance(mistakes, list):
         found["mistakes"] = mistakes
     if maps and run.shows_pictures and answered:

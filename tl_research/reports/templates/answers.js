@@ -88,7 +88,7 @@ function mistakes({ num_wrong }, found) {
   const picture = (jpeg, alt) => html("img", { src: `data:image/jpeg;base64,${jpeg}`, alt });
   return html("ol", { class: "mistakes" }, found.map((one) => html("li", { class: one.map ? "mapped" : null },
     pictured && html("div", { class: "picture" }, one.jpeg ? picture(one.jpeg, `${one.label}, taken for ${one.prediction}`) : one.map ? null : "no picture kept",
-      one.map ? picture(one.map, `Warm: what speaks for ${one.prediction}`) : null),
+      one.map ? picture(one.map, `Warm: what speaks for ${one.prediction}, in the image as the network sees it`) : null),
     html("div", { class: one.label === one.prediction ? "right" : "wrong" }, `${one.prediction} ${isNumber(one.probability) ? `${(100 * one.probability).toFixed(one.probability > 0.995 ? 1 : 0)}\u00a0%` : ""}`),
     html("div", {}, `is ${one.label}`),
     html("div", { class: "path", title: one.path }, html("bdi", {}, one.path)))));

@@ -52,7 +52,7 @@ async function explain(name) {
     if (mine !== turn) return;
     showImage("map", blob);
     at("map").alt = `The photograph as the network sees it, warm where it speaks for ${name}`;
-    at("caption").textContent = `Warm: what speaks for ${name}`;
+    at("caption").textContent = `Warm: what speaks for ${name}, in the image as the network sees it`;
   } catch (error) {
     if (mine === turn) at("caption").textContent = error.message;
   }
