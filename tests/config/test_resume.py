@@ -238,6 +238,9 @@ def test_resume_takes_no_other_overrides(unfinished: Path) -> None:
         compose([f"resume={unfinished}", "seed=3"])
     with pytest.raises(InputError, match="not a run directory"):
         compose([f"resume={unfinished / 'nowhere'}"])
+    (unfinished / "config.yaml").write_text("a: [1, 2")
+    with pytest.raises(InputError, match=r"the run has a damaged config\.yaml"):
+        compose([f"resume={unfinished}"])
 
 
 def test_foreign_code_is_imported_only_if_the_command_names_it(unfinished: Path) -> None:

@@ -37,6 +37,14 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> CheckFindings:
     )
 
 
+def test_a_file_that_is_set_aside_is_shown_with_its_folder(
+    findings: CheckFindings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_check(findings, tmp_path)
+    bad = findings.data.quarantined[0].path
+    assert f"{bad.relative_to(findings.data.root)}: " in capsys.readouterr().out
+
+
 def test_tables_tell_groups_leaks_and_each_file(findings: CheckFindings) -> None:
     names = findings.names
     assert findings.groups == [[0, 1], [2, 8]]

@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -555,13 +556,12 @@ def test_an_interruption_ends_running_jobs_and_is_recorded(
     assert not (tmp_path / "3-succeed").exists()
 
 
-def start_and_interrupt(_: str) -> None:
-    """Start the server, and interrupt it and this process over and over while it imports."""
-    ProcessPool.warm_up()
-    signal.signal(signal.SIGINT, lambda *_: None)
-    for _ in range(10):
-        os.killpg(0, signal.SIGINT)
-        time.sleep(0.2)
+def start_and_interrupt(root: str) -> None:
+    """Interrupt this process and the server, which then still imports, while a job waits for it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Timer(1, os.killpg, (0, signal.SIGINT)).start()
+    with contextlib.suppress(KeyboardInterrupt):
+        ProcessPool(Limits(n_jobs=1)).run(outcomes(Path(root), "succeed"), Silent())
 
 
 @slow

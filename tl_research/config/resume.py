@@ -56,7 +56,8 @@ def resumed(overrides: Sequence[str]) -> Experiment:
     directory = named(overrides)
     run = Run.open(directory)
     if not run.config:
-        raise InputError(f"resume={directory}: the run has no config.yaml to go on from; give its command again")
+        state = "a damaged" if (directory / "config.yaml").is_file() else "no"
+        raise InputError(f"resume={directory}: the run has {state} config.yaml to go on from; give its command again")
     if "ensemble" in run.config:
         raise InputError(f"resume={directory}: it is an ensemble, which is not trained; make a new one from its sweep")
     given = {text for text in overrides if not text.startswith(KEY)} - {"fresh=true", "fresh=false"}

@@ -36,7 +36,10 @@ class Task:
 
 def run_task(task: Task, slot: Slot, memory_gb: float | None, sender: Connection) -> None:
     """Run a task in this process and end the process. Messages `(kind, value)` go to `sender`."""
-    sender.send(("begun", None))
+    try:
+        sender.send(("begun", None))
+    except OSError:  # the sweep was interrupted before this process began
+        exit_now(1)
     _live_with_parent(sender)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     task.directory.mkdir(parents=True, exist_ok=True)

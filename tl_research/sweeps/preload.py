@@ -9,8 +9,8 @@ import signal
 from tl_research.backend.start import import_backend
 from tl_research.system.process import gc_paused, suppress_stderr
 
-# Ctrl-C reaches this process, too, which then only has to end; jobs inherit the handler that was there before.
-before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+# Ctrl-C reaches this process and its jobs, too: this one ends with the sweep's, which ends the jobs by SIGTERM.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 with suppress_stderr(), gc_paused():
@@ -27,4 +27,3 @@ with suppress_stderr(), gc_paused():
     import tl_research.experiment.experiment  # noqa: F401
 gc.collect()
 gc.freeze()
-signal.signal(signal.SIGINT, before)  # the server itself ignores it from now on
