@@ -232,6 +232,10 @@ def test_the_users_folder_is_searched_first(tmp_path: Path) -> None:
     [
         ("os.system", "head: Target 'os.system' is refused: it could run any command"),
         ("my_heads.Cosine", r"head\._target_: .*my_heads\.py, line 2: "),
+        (
+            "their_heads.Cosine",
+            r"head\._target_: the module raises ModuleNotFoundError: No module named 'nothing_of_it'",
+        ),
         ("no_such_module.Cosine", r"head\._target_: .*no_such_module"),
     ],
 )
@@ -241,6 +245,7 @@ def test_a_target_that_cannot_be_had_is_explained(
     (tmp_path / "head").mkdir()
     (tmp_path / "head" / "cosine.yaml").write_text(f"_target_: {target}\n")
     (tmp_path / "my_heads.py").write_text("\nclass Cosine(:\n")
+    (tmp_path / "their_heads.py").write_text("import nothing_of_it\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=words):
         compose(["head=cosine"], config_dir=tmp_path)

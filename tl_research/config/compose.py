@@ -170,6 +170,9 @@ def _import_failure(error: BaseException) -> str:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]  # one of the two is there
         if isinstance(error, SyntaxError):
             return f"{error.filename}, line {error.lineno}: {error.msg}"
+    lacks_itself = isinstance(error, ModuleNotFoundError) and f"module '{error.name}'" in str(said)
+    if "is installed?" in str(said) and not lacks_itself:  # the module is there, and has raised this
+        return f"the module raises {type(error).__name__}: {error}"
     return str(said)
 
 

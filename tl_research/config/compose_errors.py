@@ -32,6 +32,8 @@ def compose_config(
         return composer.compose_config(config_name, list(overrides), mode, from_shell=False)
     except YAMLError as error:
         raise InputError(describe_yaml_error(error)) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"a file of the configuration is no text ({error}); save it as UTF-8") from None
     except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
         raise explain(composer, overrides, config_name, error, sweep=mode == RunMode.MULTIRUN) from None
 
