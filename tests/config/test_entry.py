@@ -63,7 +63,6 @@ def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         (["-m", "head=knn,", "linear"], "head=knn,: there must be no space beside a comma; write head=knn,linear"),
         (["-m", "head=knn", ",linear"], "head=knn: there must be no space beside a comma; write head=knn,linear"),
         (["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2"], "hydra/sweeper=optuna: this is for a sweep; add -m"),
-        (["hparams=head"], "hparams=head: this is for a sweep; add -m"),
         (["-m", "seed=0,1", "hydra.sweeper.n_trials=3"], "add hydra/sweeper=optuna, which has it"),
         (["-m", "head=mlp", "optimizer=lbfgs", "seed=0,1"], "optimizer=lbfgs solves linear heads"),
         (["data=folder", "data.root=it's", "backbone=tiny"], "it's: does not exist"),

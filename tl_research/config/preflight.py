@@ -140,10 +140,13 @@ def _check_job(
 
 
 def _refuse_without_multirun(options: Namespace) -> None:
-    """Refuse what only a sweep has, which one run would leave aside without a word."""
+    """Refuse what only a sweep has, which one run would leave aside without a word. `hparams` stands in the command that
+    repeats a search's best trial, too."""
     for text in [] if options.cfg else options.overrides:
-        if text.startswith(("hydra/sweeper=", "hydra.sweeper.", "hydra.sweep.", "hparams=")) and text != "hparams=null":
+        if text.startswith(("hydra/sweeper=", "hydra.sweeper.", "hydra.sweep.")):
             raise InputError(f"{text}: this is for a sweep; add -m")
+        if text.startswith("hparams=") and text != "hparams=null":
+            log.warning("%s: one run; a search needs -m", text)
 
 
 def _demand_place(cfg: DictConfig, key: str, experiments: Sequence[Experiment]) -> None:
