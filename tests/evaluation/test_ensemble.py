@@ -141,5 +141,5 @@ def test_what_cannot_be_joined_is_one_line(
 def test_a_folder_that_is_no_sweep_is_named(folder: str, sweep: Path, tmp_path: Path) -> None:
     draw_tree(tmp_path / "photos", {"red": 1})
     where = sweep / "0" if folder == "sweep/0" else tmp_path / folder
-    with pytest.raises(InputError, match=f"{where}: (no runs|1 run)"):
+    with pytest.raises(InputError, match=f"{where}: (no runs|1 run|does not exist)"):
         best_runs(where)
