@@ -140,8 +140,8 @@ def _check_job(
 
 
 def _refuse_without_multirun(options: Namespace) -> None:
-    """Refuse what only a sweep has, which one run would leave aside without a word. `hparams` stands in the command that
-    repeats a search's best trial, too."""
+    """Refuse what only a sweep has, which one run would leave aside without a word. `hparams` stands in the command
+    that repeats a search's best trial, too."""
     for text in [] if options.cfg else options.overrides:
         if text.startswith(("hydra/sweeper=", "hydra.sweeper.", "hydra.sweep.")):
             raise InputError(f"{text}: this is for a sweep; add -m")

@@ -83,7 +83,7 @@ def judge(
     candidates: Sequence[C], groups: np.ndarray | None, preferred: C | None = None
 ) -> tuple[C, list[CandidateRow], str]:
     """Choose the cheapest candidate that the best is not better than beyond noise: the 95 % interval of the difference
-    of their losses on the same images begins below `LEAST`.
+    of their losses on the same images, widened for the number of candidates (Bonferroni), begins below `LEAST`.
 
     A `preferred` one that is among these is chosen instead, unless a cheaper one is surely as good: the interval of
     their difference lies within `MARGIN` of 0 (a test of equivalence). Where few images judge, many candidates are not
@@ -92,7 +92,9 @@ def judge(
     eligible = sorted((each for each in candidates if each.eligible), key=lambda each: (each.order, each.operations))
     best = min(eligible, key=lambda each: each.loss)
     behind = {each.name: _behind(each, best, groups) for each in candidates}
-    as_good = [each for each in eligible if each is best or behind[each.name][1] <= LEAST]
+    wider = _widening(len(eligible) - 1)
+    lowest = {name: gap - wider * (gap - low) for name, (gap, low, _) in behind.items()}
+    as_good = [each for each in eligible if each is best or lowest[each.name] <= LEAST]
     chosen, is_preferred = as_good[0], preferred in as_good
     if preferred and is_preferred:
         chosen = next(x for x in eligible if x is preferred or _is_equal(_behind(x, preferred, groups)))
@@ -112,6 +114,13 @@ def judge(
     gap, low, high = behind[chosen.name]
     why = f"{best.name} is better by {gap:.3g} only, and that is noise ({low:.3g} to {high:.3g})"
     return chosen, rows, f"chosen: {chosen.name}, the cheapest of those that are as good; {why}"
+
+
+def _widening(comparisons: int) -> float:
+    """Give how much wider a 95 % interval must be where the best of several candidates is compared with the others."""
+    from scipy.stats import norm
+
+    return float(norm.ppf(1 - 0.025 / max(comparisons, 1)) / norm.ppf(0.975))
 
 
 def _is_equal(behind: tuple[float, float, float]) -> bool:
