@@ -54,6 +54,18 @@ def test_the_cheaper_is_kept_unless_beyond_noise(
     assert [row.name for row in rows if "chosen" in row.note] == [chosen]
 
 
+@pytest.mark.parametrize(("others", "chosen"), [(0, "dear"), (9, "cheap")])
+def test_the_best_of_many_must_be_better_by_more(others: int, chosen: str) -> None:
+    """A gain of 2.3 standard errors is beyond noise for one candidate, and not for the best of ten."""
+    rng = np.random.default_rng(0)
+    losses, noise = rng.exponential(1.0, 60), rng.normal(size=60)
+    gain = 0.3 * ((noise - noise.mean()) / noise.std() + 2.3 / np.sqrt(60))
+    worse = [candidate(f"other{number}", losses + 5, 3 + number) for number in range(others)]
+    best, _, why = judge([candidate("cheap", losses, 1), candidate("dear", losses - gain, 2), *worse], None)
+    assert best.name == chosen
+    assert ("and that is noise (-" in why) == (chosen == "cheap")
+
+
 @pytest.mark.parametrize(
     ("worse", "noise", "chosen"),
     [(0.0, 0.3, "all"), (0.0, 0.001, "cheap"), (0.05, 0.3, "all"), (-0.01, 0.1, "all"), (-0.5, 0.3, "cheap")],

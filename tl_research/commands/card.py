@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tl_research.commands.arguments import RunArgument, folder_beside, is_zip, open_run
+from tl_research.commands.arguments import RunArgument, is_zip, open_run
 from tl_research.errors import InputError
 from tl_research.runs.run import Run
 from tl_research.system.console import show
@@ -30,6 +30,9 @@ def card_command(
 
     if output and not output.expanduser().parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.parent}")
-    opened = open_run(run) if is_zip(run) else Run.open(run)  # a run may have a card and no model yet
-    target = output or (folder_beside(run).with_name(f"{run.stem}-model_card.md") if is_zip(run) else None)
-    show(write_card(opened, target.expanduser() if target else None))
+    target = output.expanduser() if output else None
+    if is_zip(run):
+        opened, target = open_run(run), target or run.expanduser().with_name(f"{run.stem}-model_card.md")
+    else:
+        opened = Run.open(run)  # it may have a card and no model yet
+    show(write_card(opened, target))

@@ -57,9 +57,9 @@ def _already_known(run: Run, data: DataModule, split: str) -> Iterator[str]:
     """Warn of images that the run learned from, or that its own test has judged, as far as their paths tell."""
     judged = [path.resolve() for path, part in zip(data.paths, data.split_of, strict=True) if split in ("all", part)]
     tested = {Path(row["path"]).resolve() for row in run.answers("predictions.csv")}
-    root = run.config.get("data", {}).get("root")
-    own = [path for path in judged if root and path.is_relative_to(Path(root).expanduser().resolve())]
-    if learned := len(own) - len(tested.intersection(own)):
-        yield f"{learned} of {len(judged)} images are the run's own, and not of its test: it has learned from them"
+    if root := run.config.get("data", {}).get("root"):
+        folder = Path(root).expanduser().resolve()
+        if learned := sum(path.is_relative_to(folder) and path not in tested for path in judged):
+            yield f"{learned} of {len(judged)} images are the run's own, and not of its test: it has learned from them"
     if known := len(tested.intersection(judged)):
         yield f"{known} of {len(judged)} images are the run's own test images"

@@ -33,8 +33,8 @@ CELLS_HELD = 1_000_000
 def choose_format(given: Format | None, output: Path | None) -> Format:
     """Return the format that is given, or that a file's suffix says, or CSV. Raises `InputError` if it cannot be
     written."""
-    chosen: Format = given or SUFFIXES.get(output.suffix.lower() if output else "", "csv")
     suffix = output.suffix.lower() if output else ""
+    chosen: Format = given or SUFFIXES.get(suffix, "csv")
     if suffix in IMAGE_SUFFIXES:
         raise InputError(f"--output {output}: that is the name of an image, and answers would replace it; name a table")
     if given is None and suffix not in ("", ".csv", ".txt", *SUFFIXES):

@@ -92,11 +92,11 @@ def judge(
     eligible = sorted((each for each in candidates if each.eligible), key=lambda each: (each.order, each.operations))
     best = min(eligible, key=lambda each: each.loss)
     behind = {each.name: _behind(each, best, groups) for each in candidates}
-    wider = _widening(len(eligible) - 1)
-    lowest = {name: gap - wider * (gap - low) for name, (gap, low, _) in behind.items()}
-    as_good = [each for each in eligible if each is best or lowest[each.name] <= LEAST]
-    chosen, is_preferred = as_good[0], preferred in as_good
-    if preferred and is_preferred:
+    widened = {name: _widened(found, len(eligible) - 1) for name, found in behind.items()}
+    as_good = [each for each in eligible if each is best or widened[each.name][1] <= LEAST]
+    preferred = preferred if preferred in as_good else None
+    chosen = as_good[0]
+    if preferred:
         chosen = next(x for x in eligible if x is preferred or _is_equal(_behind(x, preferred, groups)))
     rows = [_row(each, behind[each.name], groups) for each in sorted(candidates, key=lambda each: each.loss)]
     rows = [
@@ -109,18 +109,20 @@ def judge(
         return chosen, rows, f"chosen: {chosen.name}, whose cross-validated log loss is the lowest"
     if chosen is preferred:
         return chosen, rows, f"chosen: {chosen.name}; nothing is better beyond noise, or cheaper and surely as good"
-    if preferred and is_preferred:
+    if preferred:
         return chosen, rows, f"chosen: {chosen.name}, which is cheaper than {preferred.name} and surely as good"
-    gap, low, high = behind[chosen.name]
+    gap, low, high = widened[chosen.name]
     why = f"{best.name} is better by {gap:.3g} only, and that is noise ({low:.3g} to {high:.3g})"
     return chosen, rows, f"chosen: {chosen.name}, the cheapest of those that are as good; {why}"
 
 
-def _widening(comparisons: int) -> float:
-    """Give how much wider a 95 % interval must be where the best of several candidates is compared with the others."""
+def _widened(behind: tuple[float, float, float], comparisons: int) -> tuple[float, float, float]:
+    """Widen a 95 % interval for the number of candidates that are compared with the best of them."""
     from scipy.stats import norm
 
-    return float(norm.ppf(1 - 0.025 / max(comparisons, 1)) / norm.ppf(0.975))
+    gap, low, high = behind
+    factor = float(norm.ppf(1 - 0.025 / max(comparisons, 1)) / norm.ppf(0.975))
+    return gap, gap - factor * (gap - low), gap + factor * (high - gap)
 
 
 def _is_equal(behind: tuple[float, float, float]) -> bool:
