@@ -346,8 +346,8 @@ def test_evaluating_the_runs_own_images_warns(
 ) -> None:
     context = SimpleNamespace(args=["data=folder", f"data.root={colours}"])
     evaluate_command(context, run.directory, split)  # type: ignore[arg-type]
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if message in line]
-    assert " of " in line
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "images are the run's own" in line]
+    assert message in line
 
 
 def test_a_zip_has_a_card_beside_it(run: Run, tmp_path: Path) -> None:

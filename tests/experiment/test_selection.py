@@ -68,7 +68,14 @@ def test_the_best_of_many_must_be_better_by_more(others: int, chosen: str) -> No
 
 @pytest.mark.parametrize(
     ("worse", "noise", "chosen"),
-    [(0.0, 0.3, "all"), (0.0, 0.001, "cheap"), (0.05, 0.3, "all"), (-0.01, 0.1, "all"), (-0.5, 0.3, "cheap")],
+    [
+        (0.0, 0.3, "all"),
+        (0.0, 0.001, "cheap"),
+        (0.05, 0.3, "all"),
+        (-0.01, 0.1, "all"),
+        (-0.02, 0.093, "all"),
+        (-0.5, 0.3, "cheap"),
+    ],
 )
 def test_all_together_stay_unless_another_is_surely_as_good(worse: float, noise: float, chosen: str) -> None:
     rng = np.random.default_rng(1)

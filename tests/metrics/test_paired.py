@@ -76,6 +76,7 @@ def test_equal_settings_rarely_seem_different() -> None:
         compared = compare_answers(first, second, halves=[its, others])
         assert compared.retrained is not None
         assert compared.retrained.low <= compared.low <= compared.high <= compared.retrained.high
+        assert compared.retrained.p_value >= compared.p_value
         found.append([compared.headline_p < 0.05, compared.p_value < 0.05])
     settings, models = np.mean(found, axis=0)
     assert settings <= 0.08 < 0.2 < models

@@ -56,7 +56,7 @@ def evaluate_command(
 def _already_known(run: Run, data: DataModule, split: str) -> Iterator[str]:
     """Warn of images that the run learned from, or that its own test has judged, as far as their paths tell."""
     judged = [path.resolve() for path, part in zip(data.paths, data.split_of, strict=True) if split in ("all", part)]
-    tested = {Path(row["path"]).resolve() for row in run.answers("predictions.csv")}
+    tested = {Path(row["path"]).resolve() for row in run.answers("predictions.csv") if row["split"] == "test"}
     if root := run.config.get("data", {}).get("root"):
         folder = Path(root).expanduser().resolve()
         if learned := sum(path.is_relative_to(folder) and path not in tested for path in judged):
