@@ -99,3 +99,10 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values: list[float]
     assert all(p <= q <= min(1, p * len(p_values)) or q == 1 for p, q in zip(p_values, corrected, strict=True))
     assert min(corrected) == pytest.approx(min(min(p_values) * len(p_values), 1))
     assert np.all(np.diff(np.asarray(corrected)[np.argsort(p_values)]) >= 0)
+
+
+def test_settings_are_never_surer_than_the_images() -> None:
+    first, second = np.arange(60) < 1, (np.arange(60) >= 1) & (np.arange(60) < 7)
+    compared = compare_answers(first, second, halves=[np.zeros((20, 60))])
+    assert compared.retrained is not None
+    assert compared.retrained.p_value == compared.p_value > 0.05

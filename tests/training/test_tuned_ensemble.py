@@ -49,10 +49,10 @@ def test_each_member_must_gain_beyond_noise(frozen: slice, tuned: slice, members
 
 def test_a_gain_within_a_standard_error_is_none() -> None:
     noise = np.random.default_rng(0).normal(size=90)
-    margin = 1 + 0.5 * ((noise - noise.mean()) / noise.std() + 0.5 / np.sqrt(90))  # half of a standard error above 1
+    margin = 1 + 0.3 * ((noise - noise.mean()) / noise.std() + 0.15)  # gains 0.6, and for the mean 0.9, errors
     frozen, tuned = (np.zeros((90, 3)) for _ in range(2))
     frozen[np.arange(90), LABELS], tuned[np.arange(90), LABELS] = 1, margin
-    assert choose_members((frozen, LABELS), (tuned, LABELS))[0] == "frozen"
+    assert choose_members((frozen, LABELS), (tuned, LABELS)) == ["frozen"]
 
 
 def test_without_frozen_answers_to_all_images_the_tuned_stays() -> None:
