@@ -143,6 +143,7 @@ def test_a_run_says_what_was_looked_at_and_chosen(chosen: Run) -> None:
     assert chosen.metrics["chosen"] == " + ".join(said["chosen"])
     assert chosen.metrics["selection_computed"] == 2 * 36  # each network once
     assert chosen.metrics["features_computed"] == 0  # what was looked at is what is trained on
+    assert chosen.metrics["cv_loss"] == min(row["loss"] for row in said["candidates"] if "chosen" in row["note"])
     assert facts_of(chosen)["image_size"] == backbone["chosen"]["image_size"] == chosen.model().input_shape[1]
     assert "tiny" in {row["name"] for row in said["candidates"] if "default" in row["note"]}
     assert not any(key.startswith("test_") for row in said["candidates"] for key in row)

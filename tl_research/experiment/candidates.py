@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -91,14 +91,17 @@ def judge(
     """
     eligible = sorted((each for each in candidates if each.eligible), key=lambda each: (each.order, each.operations))
     best = min(eligible, key=lambda each: each.loss)
-    behind = {each.name: _behind(each, best, groups) for each in candidates}
+    behind = _behind(candidates, best, groups)
     widened = {name: _widened(found, len(eligible) - 1) for name, found in behind.items()}
     as_good = [each for each in eligible if each is best or widened[each.name][1] <= LEAST]
     preferred = preferred if preferred in as_good else None
     chosen = as_good[0]
     if preferred:
-        chosen = next(x for x in eligible if x is preferred or _is_equal(_behind(x, preferred, groups)))
-    rows = [_row(each, behind[each.name], groups) for each in sorted(candidates, key=lambda each: each.loss)]
+        from_preferred = _behind(eligible, preferred, groups)
+        chosen = next(each for each in eligible if each is preferred or _is_equal(from_preferred[each.name]))
+    losses = _means({each.name: each.validated.image_losses[1] for each in candidates}, best, groups)
+    ranked = sorted(candidates, key=lambda each: each.loss)
+    rows = [_row(each, losses.get(each.name), behind[each.name]) for each in ranked]
     rows = [
         replace(row, note=", ".join(filter(None, ["chosen", row.note]))) if row.name == chosen.name else row
         for row in rows
@@ -129,23 +132,32 @@ def _is_equal(behind: tuple[float, float, float]) -> bool:
     return behind[1] >= -MARGIN and behind[2] <= MARGIN
 
 
-def _behind(one: Candidate, best: Candidate, groups: np.ndarray | None) -> tuple[float, float, float]:
-    """Return the loss above that of the best and its interval; both were cross-validated in the same folds."""
-    numbers, losses = one.validated.image_losses
-    if not len(numbers) or one is best:
-        return 0.0, 0.0, 0.0
-    difference = losses - best.validated.image_losses[1]
-    return float(difference.mean()), *_interval(difference, numbers, groups)
+def _behind(
+    candidates: Sequence[Candidate], best: Candidate, groups: np.ndarray | None
+) -> dict[str, tuple[float, float, float]]:
+    """Return the losses above that of the best and their intervals; all were cross-validated in the same folds."""
+    lowest = best.validated.image_losses[1]
+    differences = {each.name: each.validated.image_losses[1] - lowest for each in candidates}
+    return _means(differences, best, groups) or {each.name: (0.0, 0.0, 0.0) for each in candidates}
 
 
-def _interval(values: np.ndarray, numbers: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
+def _means(
+    values: Mapping[str, np.ndarray], one: Candidate, groups: np.ndarray | None
+) -> dict[str, tuple[float, float, float]]:
+    """Return means over the images that judged `one`, and all others, with their intervals, from the same draws; none
+    where no image could be held out."""
+    numbers = one.validated.image_losses[0]
+    if not len(numbers):
+        return {}
     chosen = None if groups is None else groups[numbers]
-    return bootstrap({"mean": mean_of(values)}, len(values), chosen, DRAWS)["mean"]
+    ends = bootstrap({name: mean_of(each) for name, each in values.items()}, len(numbers), chosen, DRAWS)
+    return {name: (float(each.mean()), *ends[name]) for name, each in values.items()}
 
 
-def _row(candidate: Candidate, behind: tuple[float, float, float], groups: np.ndarray | None) -> CandidateRow:
-    numbers, losses = candidate.validated.image_losses
-    low, high = _interval(losses, numbers, groups) if len(numbers) else (None, None)
+def _row(
+    candidate: Candidate, loss: tuple[float, float, float] | None, behind: tuple[float, float, float]
+) -> CandidateRow:
+    low, high = loss[1:] if loss else (None, None)
     return CandidateRow(
         candidate.name,
         candidate.loss if math.isfinite(candidate.loss) else None,

@@ -45,6 +45,7 @@ from tl_research.system.versions import versions
 from tl_research.training.callbacks import Callback
 from tl_research.training.classifier_state import ClassifierState
 from tl_research.training.closed_form import needs_no_epochs
+from tl_research.training.logistic_regression import Choice
 from tl_research.training.options import TrainOptions
 from tl_research.training.pruning import current_trial
 from tl_research.training.stage_runner import StageRunner
@@ -94,8 +95,8 @@ def rehearse(experiment: Experiment, loops: Mapping[str, Callable[..., TrainLoop
     """Do `Experiment.rehearse`."""
     with tempfile.TemporaryDirectory() as folder, _claimed(experiment, folder, "replace") as run:
         data = _load(experiment, run, experiment.data.load)
-        experiment, threads = _begin_and_choose(experiment, run, data)
-        with _stage_runner(experiment, run, data, threads) as runner:
+        experiment, choice, threads = _begin_and_choose(experiment, run, data)
+        with _stage_runner(experiment, run, data, choice, threads) as runner:
             runner.loops = loops
             experiment = choose_head(experiment, run, runner)
             run_stages(experiment, run, runner)
@@ -159,18 +160,20 @@ def _begin(experiment: Experiment, run: Run, data: DataModule) -> int:
 
 def _begin_and_choose(
     experiment: Experiment, run: Run, data: DataModule, deadline: float = math.inf
-) -> tuple[Experiment, int]:
-    """Begin, and choose the backbone where that is left to the run; return the experiment and the number of threads."""
+) -> tuple[Experiment, Choice | None, int]:
+    """Begin, and choose the backbone where that is left to the run; return the experiment, what `choose_backbone` says
+    of its head, and the number of threads."""
     threads = _begin(experiment, run, data)
-    return choose_backbone(experiment, run, data, threads, deadline), threads
+    return *choose_backbone(experiment, run, data, threads, deadline), threads
 
 
 def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> None:
     _warn_of_idle_keys(experiment)
     began, seconds = time.monotonic(), 60 * (experiment.trainer.time_limit or math.inf)
     trains = any(stage.trains_backbone for stage in experiment.stages.values())  # which gets half of the time
-    experiment, threads = _begin_and_choose(experiment, run, data, began + seconds / (2 if trains else 1))
-    with _stage_runner(experiment, run, data, threads, began + seconds) as runner:
+    until = began + seconds / (2 if trains else 1)
+    experiment, choice, threads = _begin_and_choose(experiment, run, data, until)
+    with _stage_runner(experiment, run, data, choice, threads, began + seconds) as runner:
         experiment = choose_head(experiment, run, runner)
         if experiment.data.check == "full":
             with run.phase("check"):
@@ -200,7 +203,12 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
 
 @contextmanager
 def _stage_runner(
-    experiment: Experiment, run: Run, data: DataModule, threads: int, deadline: float = math.inf
+    experiment: Experiment,
+    run: Run,
+    data: DataModule,
+    choice: Choice | None,
+    threads: int,
+    deadline: float = math.inf,
 ) -> Iterator[StageRunner]:
     """Build the stage runner, on all devices."""
     job = json.dumps([run.status["identity"], run.resumes], sort_keys=True)
@@ -221,6 +229,7 @@ def _stage_runner(
             trial=current_trial(),
             deadline=deadline,
             shows_images=experiment.report.thumbnails,
+            choice=choice,
         )
 
 
@@ -233,7 +242,7 @@ def _tuner(experiment: Experiment, run: Run, data: DataModule, threads: int, run
     if isinstance(backbone, Combined):
         backbone = min(backbone.parts, key=lambda part: sum(path.stat().st_size for path in part.files()))
     state = _build(replace(experiment, backbone=backbone, head=Linear()), run, data, threads, None)
-    return replace(runner, state=state, head_recipe=Linear(), history=[], best=BestEpoch())
+    return replace(runner, state=state, head_recipe=Linear(), history=[], best=BestEpoch(), choice=None)
 
 
 def _callbacks(experiment: Experiment, data: DataModule) -> dict[str, Callback]:

@@ -29,7 +29,7 @@ from tl_research.runs.reader import read_selection
 from tl_research.runs.run import Run
 from tl_research.system.versions import versions
 from tl_research.training.head_coordinates import gram_coordinates, gram_matrix
-from tl_research.training.logistic_regression import STRENGTHS, choose_l2
+from tl_research.training.logistic_regression import STRENGTHS, Choice, choose_l2
 from tl_research.training.optimizer import LBFGS
 
 if TYPE_CHECKING:
@@ -48,20 +48,24 @@ MOST_IMAGES = 2000
 """Images at most that choose: the memory and time of a candidate grow with their square and cube."""
 
 
-def choose_backbone(experiment: Experiment, run: Run, data: DataModule, threads: int, deadline: float) -> Experiment:
-    """Return the experiment with the backbone that is best for its images in place of `backbone=auto`; any other
-    experiment as it is. The choice is recorded in the run's `config.yaml`, `metrics.json` and `selection.json`, each
-    candidate as a run below `candidates/`. No candidate is begun after `deadline` (`time.monotonic`) but the first.
+def choose_backbone(
+    experiment: Experiment, run: Run, data: DataModule, threads: int, deadline: float
+) -> tuple[Experiment, Choice | None]:
+    """Return the experiment with the backbone that is best for its images in place of `backbone=auto`, and the
+    cross-validation of a linear head on it, where all images to learn from choose; any other experiment as it is.
+
+    The choice is recorded in the run's `config.yaml`, `metrics.json` and `selection.json`, each candidate as a run
+    below `candidates/`. No candidate is begun after `deadline` (`time.monotonic`) but the first.
 
     A run that continues from a checkpoint keeps its choice.
     """
     auto = experiment.backbone
     if not isinstance(auto, Auto):
-        return experiment
+        return experiment, None
     selection = _Selection(experiment, auto, run, data, threads, deadline)
     earlier = read_selection(run.directory).get("chosen") if run.resumes else None
     if earlier:
-        return selection.with_backbone(*selection.known(earlier))
+        return selection.with_backbone(*selection.known(earlier)), None
     with run.phase("selection"):
         candidates = list(selection.look())
         together = [each for each in candidates if each.eligible and len(each.networks) > 1]
@@ -75,7 +79,8 @@ def choose_backbone(experiment: Experiment, run: Run, data: DataModule, threads:
     run.metrics |= {"backbone": "auto", "chosen": chosen.name, "candidates": len(candidates)}
     run.metrics |= {f"selection_{key}": sum(getattr(each, key) for each in networks) for key in ("computed", "hit")}
     parts = chosen.networks
-    return selection.with_backbone([part.recipe for part in parts], [part.config for part in parts])
+    learned = chosen.validated if selection.takes_all else None
+    return selection.with_backbone([part.recipe for part in parts], [part.config for part in parts]), learned
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,11 @@ class _Selection:
     def groups(self) -> np.ndarray | None:
         """What folds may not divide, for each image that chooses."""
         return self.data.kept_together(self.data.indices(*SPLITS)[self._images])
+
+    @property
+    def takes_all(self) -> bool:
+        """Return whether all images to learn from choose."""
+        return len(self._images) == len(self.data.indices(*SPLITS))
 
     def look(self) -> Iterator[NetworkCandidate]:
         """Yield the default, then single networks from the smallest file of weights, then the best with others beside

@@ -43,15 +43,16 @@ def needs_no_epochs(stage: Stage, head: Head, optimizer: Optimizer) -> bool:
 
 
 def solve_linear(
-    inputs: HeadInputs, options: LBFGS, trainer: TrainOptions, seed: int, *, use_val: bool
+    inputs: HeadInputs, options: LBFGS, trainer: TrainOptions, seed: int, choice: Choice | None, *, use_val: bool
 ) -> ClosedForm[Solution]:
-    """Solve a linear head to its optimum."""
+    """Solve a linear head to its optimum; `choice` is that of its penalty on train + val, where it is known."""
 
     def fit(*splits: str) -> tuple[Solution, ToLogits]:
         features, labels = inputs.learned(*splits)
         groups, balance = inputs.groups(*splits), trainer.balance(inputs.data, *splits)
         widths = inputs.features.source.widths
-        solution = solve(features, labels, options, seed, inputs.views, groups, widths, balance)
+        known = choice if "val" in splits else None
+        solution = solve(features, labels, options, seed, inputs.views, groups, widths, balance, known)
         return solution, solution.logits
 
     return _fitted(inputs, fit, use_val=use_val)

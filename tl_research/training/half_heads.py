@@ -45,10 +45,10 @@ def answers_of_halves(
     if len(classes) == len(np.unique(own[images])) > 1:
         sample, offsets = balance.of_images(labels), 0.0 if balance.offsets is None else balance.offsets
         within = None if groups is None else groups[images]
-        with threadpool_limits(1 if features.size < SMALL else None, "blas"):
-            mean, scale = mean_feature(features, sample), part_scales(features, widths or [features.shape[1]], sample)
-            coordinates, basis = span((features - mean) / scale)
-            others = ((tests - mean) / scale) @ basis
+        mean, scale = mean_feature(features, sample), part_scales(features, widths or [features.shape[1]], sample)
+        coordinates, basis = span((features - mean) / scale)
+        coordinates, others = coordinates.astype(np.float32), ((tests - mean) / scale) @ basis
+        with threadpool_limits(1 if coordinates.size < SMALL else None, "blas"):
             for halves in (stratified_folds(own[images], within, 2, number) for number in range(DIVISIONS)):
                 for rows in (image_rows(images[half], views) for half, _ in halves if len(halves) == 2):
                     weights = None if sample is None else sample[rows]

@@ -69,6 +69,7 @@ def solve(
     groups: np.ndarray | None = None,
     widths: Sequence[int] = (),
     balance: ClassBalance = UNIFORM,
+    choice: Choice | None = None,
 ) -> Solution:
     """Fit on features `(n, d)` and labels `(n,)`; every class must occur. Features are centred and divided by one
     number, their root mean variance; both are folded into kernel `(d, k)` and bias `(k,)` of a plain dense layer. With
@@ -78,7 +79,8 @@ def solve(
     one group (`groups`, one for each image).
 
     `balance` weights the images, for means and scales as well, as if each were there so often. Its offsets need no fit
-    of their own: the bias, which has no penalty, takes them up.
+    of their own: the bias, which has no penalty, takes them up. `choice` is what `choose_l2` said of these images, if
+    that is known.
 
     One number, not one per feature: a few dozen images estimate the spread of a rarely active feature badly, and
     dividing by it would amplify noise (0.875 against 0.95 test accuracy on 73 photographs).
@@ -90,9 +92,10 @@ def solve(
     coordinates, basis = span((features - mean) / scale)
     # On small matrices BLAS threads wait for each other ten times longer than they work.
     with threadpool_limits(1 if coordinates.size < SMALL else None, "blas"):
-        choice = Choice(l2=options.l2 or 0.0)
-        if not options.l2:
-            choice = choose_l2(coordinates, labels, options, seed, views, groups, balance)
+        if options.l2:
+            choice = Choice(l2=options.l2)
+        elif choice is None:
+            choice = choose_l2(coordinates.astype(np.float32), labels, options, seed, views, groups, balance)
         model, shares = _regression(options), choice.shares or {choice.l2: 1.0}
         fits = [_fit(model, l2, coordinates, labels, sample) for l2 in shares]
         weights, intercept = (np.average(part, axis=0, weights=[*shares.values()]) for part in zip(*fits, strict=True))

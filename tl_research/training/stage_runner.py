@@ -25,6 +25,7 @@ from tl_research.training.callbacks import BestWeights, Callback, show_batches
 from tl_research.training.classifier_state import ClassifierState
 from tl_research.training.closed_form import fit_direct, fit_direct_head, judge_halves, needs_no_epochs, solve_linear
 from tl_research.training.inputs import InputFactory, StageInputs
+from tl_research.training.logistic_regression import Choice
 from tl_research.training.loop import EpochRow, TrainLoop
 from tl_research.training.optimizer import LBFGS, GradientOptimizer
 from tl_research.training.options import TrainOptions
@@ -65,6 +66,8 @@ class StageRunner:
     trial: Trial | None = None
     deadline: float = math.inf
     shows_images: bool = True
+    choice: Choice | None = None
+    """That of the penalty of a linear head on train + val, on the backbone as it was loaded, where it is known."""
     loops: Mapping[str, Callable[..., TrainLoop]] = field(default_factory=dict)
     history: list[EpochRow] = field(default_factory=list)
     best: BestEpoch = field(default_factory=BestEpoch)
@@ -178,7 +181,8 @@ class StageRunner:
     def _solved(self, optimizer: LBFGS, *, use_val: bool) -> tuple[EpochRow, Metrics]:
         """Solve the head; returns the scores of one fitted on the training images alone, and the metrics."""
         assert self.state.head is not None
-        result = solve_linear(self.state.inputs, optimizer, self.trainer, self.seed, use_val=use_val)
+        known = self.choice if optimizer == LBFGS() and not self.state.backbone_changed else None
+        result = solve_linear(self.state.inputs, optimizer, self.trainer, self.seed, known, use_val=use_val)
         solution, self.state.held_out = result.fitted, result.held_out
         self.state.out_of_fold = solution.out_of_fold if use_val else None
         if use_val and not self.state.backbone_changed and len(self.state.data.indices("test")):
