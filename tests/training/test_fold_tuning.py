@@ -98,11 +98,22 @@ def test_without_time_the_frozen_head_stays(tmp_path: Path, colours: Path) -> No
     assert len(rows(tmp_path / "run", "folds.csv")) == 1
 
 
-@pytest.mark.slow
-def test_a_class_smaller_than_the_folds_is_refused(tmp_path: Path) -> None:
-    few = draw_tree(tmp_path / "few", {"train/blue": 2, "train/red": 8, "test/blue": 2, "test/red": 2})
+FEW = {"train/blue": 2, "train/red": 8, "test/blue": 2, "test/red": 2}
+
+
+def test_a_class_smaller_than_the_folds_is_refused_at_once(tmp_path: Path) -> None:
+    few = draw_tree(tmp_path / "few", FEW)
     with pytest.raises(InputError, match=r"choose_by=folds: class 'blue' has 2 image\(s\).*choose_by=validation"):
-        run(tmp_path / "run", few, "data.min_images=1")
+        run(tmp_path / "run", few, "data.min_images=1", "backbone=auto", "backbone.among=[tiny,tiny@32]")
+    assert not (tmp_path / "run" / "candidates").exists()
+
+
+@pytest.mark.slow
+def test_beside_the_frozen_head_it_is_not_fine_tuned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    few = draw_tree(tmp_path / "few", FEW)
+    done = run(tmp_path / "run", few, "data.min_images=1", "transfer.ensemble=true")
+    assert done.metrics["members"] == ["frozen"]
+    assert "class 'blue' has 2 image(s) to learn from, and there are 3 folds: nothing is fine-tuned" in caplog.text
 
 
 @pytest.mark.slow

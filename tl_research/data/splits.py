@@ -109,7 +109,7 @@ def hold_out_groups(
     """
     folds = max(round(1 / min(share, 1 - share)), 2)
     fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
-    folds = min(folds, fewest) if fewest > 1 else folds
+    folds = min(folds, max(fewest, 2))
     parts = grouped_parts(labels, groups, folds, seed, names=names, key=f"{key}={share:g}")
     return parts[0] if share <= 0.5 else np.sort(np.concatenate(parts[1:]))
 
@@ -129,8 +129,8 @@ def grouped_parts(
         available = len(np.unique(groups[labels == label]))
         if available < parts:
             raise InputError(
-                f"{key}: it takes {parts} groups (data.group_by) of class '{name}', and there are {available}; ask for "
-                f"fewer parts, or add images of other groups"
+                f"{key}: it takes {parts} groups (data.group_by) of class '{name}', and there are {available}; "
+                f"{'ask for fewer parts, or ' * (parts > 2)}add images of other groups"
             )
     splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=np.random.RandomState(seed))
     for _ in range(repeat + 1):  # each goes on drawing where the one before ended, as in RepeatedStratifiedKFold

@@ -126,7 +126,7 @@ def _monitor(runner: StageRunner) -> str:
 def _judge_all(runner: StageRunner, stages: Stages, alphas: Sequence[float], budget: EpochBudget) -> OutOfFoldLogits:
     """Run all folds at each rate for which there is time; return the candidates that every fold has judged."""
     data, began = runner.state.data, time.monotonic()
-    folds = _folds(data, runner.seed)
+    folds = tuning_folds(data, runner.seed)
     shape = len(data), len(data.class_names)
     complete: OutOfFoldLogits = {}
     spent = 0.0
@@ -153,8 +153,12 @@ def _judge_all(runner: StageRunner, stages: Stages, alphas: Sequence[float], bud
     return dict(sorted(complete.items(), key=lambda item: (item[0].epochs > 0, RATES.index(item[0].rate))))
 
 
-def _folds(data: DataModule, seed: int) -> list[np.ndarray]:
-    """Divide training and validation images into stratified parts, groups whole: the indices of each."""
+def tuning_folds(data: DataModule, seed: int) -> list[np.ndarray]:
+    """Divide training and validation images into stratified parts, groups whole: the indices of each.
+
+    Raises:
+        InputError: a class has too few images, or groups, for the folds.
+    """
     learned = data.indices("train", "val")
     parts = stratified_parts(
         data.labels[learned],

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from tl_research.errors import InputError
 from tl_research.metrics.probabilities import softmax
 from tl_research.models.ensemble import build_ensemble
 from tl_research.training.classifier_state import ClassifierState
-from tl_research.training.fold_tuning import Stages, tune_by_folds
+from tl_research.training.fold_tuning import Stages, tune_by_folds, tuning_folds
 from tl_research.training.logistic_regression import OutOfFold
 from tl_research.training.stage_runner import Metrics, StageRunner
 from tl_research.training.summary import show_members
+
+log = logging.getLogger(__name__)
 
 
 def tune_beside(runner: StageRunner, tuner: StageRunner, stages: Stages, *, interpolated: bool) -> Metrics:
@@ -21,9 +25,15 @@ def tune_beside(runner: StageRunner, tuner: StageRunner, stages: Stages, *, inte
     or their mean as the runner's state; return the metrics, with `members`: which answer.
 
     A second network costs twice the time of an answer, so each must be better by more than a standard error of the
-    paired difference of log losses: the tuned than the frozen, the mean (as in Caruana et al. 2004) than both.
+    paired difference of log losses: the tuned than the frozen, the mean (as in Caruana et al. 2004) than both. Where a
+    class has too few images for the folds, the frozen one answers.
     """
     metrics = runner.run_stage(0, *stages[0], last=True) | runner.finish()
+    try:
+        tuning_folds(runner.state.data, runner.seed)
+    except InputError as error:
+        log.warning("%s: nothing is fine-tuned, the frozen classifier answers", str(error).partition(";")[0])
+        return metrics | {"members": ["frozen"]}
     history, frozen, members = list(runner.history), runner.state.out_of_fold, ["frozen"]
 
     def worth(tuned: OutOfFold) -> bool:
