@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 from tl_research import InputError, Run, compose
 from tl_research.experiment import selection
 from tl_research.experiment.candidates import Candidate, judge
+from tl_research.reports.card import plain_markdown
 from tl_research.reports.leaderboard import collect
 from tl_research.runs.reader import read_selection
 from tl_research.serving.facts import facts_of
@@ -145,6 +146,12 @@ def test_a_run_says_what_was_looked_at_and_chosen(chosen: Run) -> None:
     assert chosen.metrics["features_computed"] == 0  # what was looked at is what is trained on
     assert chosen.metrics["cv_loss"] == min(row["loss"] for row in said["candidates"] if "chosen" in row["note"])
     assert facts_of(chosen)["image_size"] == backbone["chosen"]["image_size"] == chosen.model().input_shape[1]
+    card = (chosen.directory / "model_card.md").read_text()
+    what = plain_markdown(chosen.metrics["chosen"])
+    assert (
+        f"An image classifier: {what} (chosen among {len(said['candidates'])} candidates by cross-validation)" in card
+    )
+    assert "to a side of 64; then `tf`" in card
     assert "tiny" in {row["name"] for row in said["candidates"] if "default" in row["note"]}
     assert not any(key.startswith("test_") for row in said["candidates"] for key in row)
     folders = sorted((chosen.directory / "candidates").iterdir())
