@@ -65,6 +65,7 @@ def test_the_best_of_many_must_be_better_by_more(others: int, chosen: str) -> No
     best, _, why = judge([candidate("cheap", losses, 1), candidate("dear", losses - gain, 2), *worse], None)
     assert best.name == chosen
     assert ("and that is noise (-" in why) == (chosen == "cheap")
+    assert ("widened for 11 candidates)" in why) == (chosen == "cheap")
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ class Choice:
         accuracy = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
         logits, labels = logits[first_views], labels[first_views]
         own = softmax(logits)[np.arange(len(labels)), np.searchsorted(classes, labels)]
-        image_losses = images[first_views // views], -np.log(np.maximum(own, np.finfo(float).tiny))
+        image_losses = images[first_views // views], -np.log(np.maximum(own, np.finfo(float).eps))
         out_of_fold = (logits, labels) if whole else None
         return replace(self, accuracy=accuracy, out_of_fold=out_of_fold, image_losses=image_losses)
 
