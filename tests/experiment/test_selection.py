@@ -16,7 +16,7 @@ from tl_research import InputError, Run, compose
 from tl_research.experiment import selection
 from tl_research.experiment.candidates import Candidate, judge
 from tl_research.reports.card import plain_markdown
-from tl_research.reports.leaderboard import collect
+from tl_research.reports.leaderboard import Leaderboard, collect
 from tl_research.runs.reader import read_selection
 from tl_research.serving.facts import facts_of
 from tl_research.training.head_coordinates import gram_coordinates, gram_matrix
@@ -159,7 +159,10 @@ def test_a_run_says_what_was_looked_at_and_chosen(chosen: Run) -> None:
     assert len(folders) == len(said["candidates"]) == chosen.metrics["candidates"]
     assert {Run.open(folder).status["state"] for folder in folders} == {"done"}
     assert [entry.directory for entry in collect(chosen.directory.parent)] == [chosen.directory]
-    assert len(collect(chosen.directory / "candidates")) == len(folders)
+    with pytest.raises(InputError, match=rf"no model\.keras; .* python train\.py resume={folders[0]} fresh=true$"):
+        Run.open(folders[0]).model_file()
+    (board,) = Leaderboard.for_each_data_set(collect(chosen.directory / "candidates"))
+    assert {row.values[0] for row in board.rows} == {row["name"] for row in said["candidates"]}
 
 
 @pytest.mark.slow

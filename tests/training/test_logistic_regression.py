@@ -48,6 +48,7 @@ def test_the_mean_over_penalties_is_a_mean_of_heads() -> None:
     np.testing.assert_allclose(mean.kernel, expected, atol=1e-3 * np.abs(expected).max())
     assert mean.out_of_fold is not None
     assert mean.cv_accuracy == np.mean(mean.out_of_fold[0].argmax(axis=1) == labels)
+    assert mean.cv_loss == pytest.approx(log_loss(labels, softmax(mean.out_of_fold[0])))
 
 
 def test_a_sure_and_wrong_answer_weighs_the_same_in_every_loss() -> None:

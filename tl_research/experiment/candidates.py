@@ -54,7 +54,7 @@ class Candidate:
     @cached_property
     def loss(self) -> float:
         """The cross-validated log loss; infinite where no image could be held out."""
-        return min(self.validated.log_losses.values(), default=math.inf)
+        return self.validated.log_loss
 
 
 C = TypeVar("C", bound=Candidate)

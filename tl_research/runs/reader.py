@@ -169,7 +169,8 @@ def answering_backbone(config: Mapping[str, Any], metrics: Mapping[str, Any]) ->
 
 def _lacking(path: Path) -> str:
     state = read_status(path.parent)["state"]
-    advice = "wait until it is done" if state == "running" else f"python train.py resume={path.parent}"
+    anew = " fresh=true" * (state == "done")  # as of a candidate of backbone=auto, which has no model yet
+    advice = "wait until it is done" if state == "running" else f"python train.py resume={path.parent}{anew}"
     return f"{path.parent}: the run has no {path.name}; its status is '{state}': {advice}"
 
 
