@@ -24,7 +24,8 @@ from tl_research.training.logistic_regression import Choice, choose_l2, solve
 from tl_research.training.optimizer import LBFGS
 from tl_research.training.stage_runner import StageRunner
 
-AMONG = "backbone.among=[tiny,{name: tiny@32,seed: 1}]"
+AMONG = "backbone.among=[tiny,{name: tiny@32,seed: 1},tiny@32]"
+"""In the common size the last is the first, and is left out."""
 
 
 def candidate(name: str, losses: np.ndarray, operations: int, **options: Any) -> Candidate:
@@ -153,6 +154,7 @@ def test_a_run_says_what_was_looked_at_and_chosen(chosen: Run) -> None:
         f"An image classifier: {what} (chosen among {len(said['candidates'])} candidates by cross-validation)" in card
     )
     assert "to a side of 64; then `tf`" in card
+    assert len(said["candidates"]) == 3  # two networks, and both together
     assert "tiny" in {row["name"] for row in said["candidates"] if "default" in row["note"]}
     assert not any(key.startswith("test_") for row in said["candidates"] for key in row)
     folders = sorted((chosen.directory / "candidates").iterdir())

@@ -157,7 +157,9 @@ class _Selection:
         configs: list[dict[str, Any]] = self.experiment.config["backbone"]["among"]
         pairs = list(zip(self.auto.among, configs, strict=True))
         pairs.sort(key=lambda pair: sum(path.stat().st_size for path in pair[0].files()))
-        resized = [_with_size(*pair, self._size) for pair in pairs if pair[0].image_size]
+        given = [_with_size(*pair, self._size) for pair in pairs if pair[0].image_size]
+        alike = [replace(recipe, name="") for recipe, _ in given]  # of one network in two sizes, the first
+        resized = [pair for number, pair in enumerate(given) if alike[number] not in alike[:number]]
         return [*(pair for pair in pairs if pair[0] == self.auto.default and pair not in resized), *resized]
 
     def _singles(self) -> list[tuple[Backbone, dict[str, Any]]]:
