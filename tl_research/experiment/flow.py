@@ -32,7 +32,7 @@ from tl_research.features.summary import show_features
 from tl_research.features.table import FeatureTable
 from tl_research.models.backbone import Saved
 from tl_research.models.combined import Auto, Combined
-from tl_research.models.head import DirectHead, Linear
+from tl_research.models.head import AutoHead, DirectHead, Linear
 from tl_research.models.preprocessing import scales_pixels
 from tl_research.models.summary import show_model
 from tl_research.models.weights.licences import describe_weights
@@ -284,7 +284,8 @@ def _warn_of_idle_keys(experiment: Experiment) -> None:
     stages = experiment.stages.values()
     if all(needs_no_epochs(stage, experiment.head, stage.optimizer_for(experiment.optimizer)) for stage in stages):
         given = experiment.trainer
-        limit = given.time_limit if isinstance(experiment.backbone, Auto) else None  # of choosing the backbone
+        chooses = isinstance(experiment.backbone, Auto) or isinstance(experiment.head, AutoHead)
+        limit = given.time_limit if chooses else None
         default = TrainOptions(distribution=given.distribution, time_limit=limit)
         for key in (field.name for field in fields(default) if field.name not in COUNT_AT_ONCE):
             if getattr(given, key) != getattr(default, key):
