@@ -45,6 +45,7 @@ from tl_research.system.versions import versions
 from tl_research.training.callbacks import Callback
 from tl_research.training.classifier_state import ClassifierState
 from tl_research.training.closed_form import needs_no_epochs
+from tl_research.training.fold_tuning import tuning_folds
 from tl_research.training.logistic_regression import Choice
 from tl_research.training.options import TrainOptions
 from tl_research.training.pruning import current_trial
@@ -169,6 +170,8 @@ def _begin_and_choose(
 
 def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> None:
     _warn_of_idle_keys(experiment)
+    if experiment.transfer.get("choose_by") == "folds":
+        tuning_folds(data, experiment.seed)  # says which class is too small, before anything is computed
     began, seconds = time.monotonic(), 60 * (experiment.trainer.time_limit or math.inf)
     trains = any(stage.trains_backbone for stage in experiment.stages.values())  # which gets half of the time
     until = began + seconds / (2 if trains else 1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from tl_research.metrics.paired import is_gain
 from tl_research.metrics.probabilities import softmax
 from tl_research.models.ensemble import build_ensemble
 from tl_research.training.classifier_state import ClassifierState
@@ -25,10 +25,11 @@ def tune_beside(runner: StageRunner, tuner: StageRunner, stages: Stages, *, inte
     """
     metrics = runner.run_stage(0, *stages[0], last=True) | runner.finish()
     history, frozen, members = list(runner.history), runner.state.out_of_fold, ["frozen"]
+    data = runner.state.data
 
     def worth(tuned: OutOfFold) -> bool:
         nonlocal members
-        members = choose_members(frozen, tuned)
+        members = choose_members(frozen, tuned, data.kept_together(data.indices("train", "val")))
         return "tuned" in members
 
     tuned_metrics = tune_by_folds(tuner, stages, interpolated=interpolated, worth=worth)
@@ -42,9 +43,9 @@ def tune_beside(runner: StageRunner, tuner: StageRunner, stages: Stages, *, inte
     return metrics | {"members": members}
 
 
-def choose_members(frozen: OutOfFold | None, tuned: OutOfFold) -> list[str]:
-    """Choose `frozen`, `tuned` or both from their out-of-fold logits `(n, k)` for the same images; `tuned` where there
-    are none for the frozen head, or for some of the images only."""
+def choose_members(frozen: OutOfFold | None, tuned: OutOfFold, groups: np.ndarray | None = None) -> list[str]:
+    """Choose `frozen`, `tuned` or both from their out-of-fold logits `(n, k)` for the same images, in `groups` `(n,)`;
+    `tuned` where there are none for the frozen head, or for some of the images only."""
     if frozen is None or len(frozen[1]) != len(tuned[1]):
         return ["tuned"]
     labels = tuned[1]
@@ -53,8 +54,7 @@ def choose_members(frozen: OutOfFold | None, tuned: OutOfFold) -> list[str]:
     losses = {key: -np.log(np.maximum(p[np.arange(len(labels)), labels], 1e-15)) for key, p in choices.items()}
     chosen: Sequence[str] = ("frozen",)
     for other, values in losses.items():
-        gain = losses[tuple(chosen)] - values
-        if gain.mean() > gain.std() / math.sqrt(len(gain)):
+        if is_gain(losses[tuple(chosen)] - values, groups):
             chosen = other
     return list(chosen)
 
