@@ -59,6 +59,7 @@ def choose_head(experiment: Experiment, run: Run, runner: StageRunner) -> Experi
     run.metrics |= {"head": "auto", "chosen_head": chosen.name}
     if isinstance(head, DirectHead) and chosen.validated.log_losses:
         run.metrics |= {"cv_accuracy": chosen.validated.accuracy, "cv_loss": chosen.loss}
+        runner.state.judged = _images(experiment, runner)[chosen.validated.image_losses[0]]
         runner.state.out_of_fold = _of_all_classes(chosen.validated.out_of_fold, len(runner.state.data.class_names))
     described = {"_target_": f"tl_research.targets.{type(head).__name__}"} | asdict(head)
     config = experiment.config | {"head": experiment.config["head"] | {"chosen": described}}

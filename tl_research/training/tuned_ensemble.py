@@ -24,12 +24,12 @@ def tune_beside(runner: StageRunner, tuner: StageRunner, stages: Stages, *, inte
     paired difference of log losses: the tuned than the frozen, the mean (as in Caruana et al. 2004) than both.
     """
     metrics = runner.run_stage(0, *stages[0], last=True) | runner.finish()
-    history, frozen, members = list(runner.history), runner.state.out_of_fold, ["frozen"]
-    data = runner.state.data
+    history, state, members = list(runner.history), runner.state, ["frozen"]
+    groups = state.data.kept_together(state.data.indices("train", "val"))
 
     def worth(tuned: OutOfFold) -> bool:
         nonlocal members
-        members = choose_members(frozen, tuned, data.kept_together(data.indices("train", "val")))
+        members = choose_members(state.out_of_fold, tuned, groups, state.judged)
         return "tuned" in members
 
     tuned_metrics = tune_by_folds(tuner, stages, interpolated=interpolated, worth=worth)
@@ -43,18 +43,24 @@ def tune_beside(runner: StageRunner, tuner: StageRunner, stages: Stages, *, inte
     return metrics | {"members": members}
 
 
-def choose_members(frozen: OutOfFold | None, tuned: OutOfFold, groups: np.ndarray | None = None) -> list[str]:
-    """Choose `frozen`, `tuned` or both from their out-of-fold logits `(n, k)` for the same images, in `groups` `(n,)`;
-    `tuned` where there are none for the frozen head, or for some of the images only."""
-    if frozen is None or len(frozen[1]) != len(tuned[1]):
+def choose_members(
+    frozen: OutOfFold | None, tuned: OutOfFold, groups: np.ndarray | None = None, judged: np.ndarray | None = None
+) -> list[str]:
+    """Choose `frozen`, `tuned` or both from their out-of-fold logits `(n, k)` for the same images, in `groups` `(n,)`.
+    Where those of the frozen head are for the images `judged` only, these choose, and not both: the mean would have no
+    answers to the others. `tuned` where there are none for the frozen head."""
+    if frozen is None:
         return ["tuned"]
-    labels = tuned[1]
-    of_each = [softmax(logits.astype(np.float64)) for logits, _ in (frozen, tuned)]
+    rows = np.arange(len(tuned[1])) if judged is None else judged
+    labels, within = frozen[1], None if groups is None else groups[rows]
+    of_each = [softmax(logits.astype(np.float64)) for logits in (frozen[0], tuned[0][rows])]
     choices = {("frozen",): of_each[0], ("tuned",): of_each[1], ("frozen", "tuned"): (of_each[0] + of_each[1]) / 2}
     losses = {key: -np.log(np.maximum(p[np.arange(len(labels)), labels], 1e-15)) for key, p in choices.items()}
+    if len(rows) < len(tuned[1]):
+        del losses["frozen", "tuned"]
     chosen: Sequence[str] = ("frozen",)
     for other, values in losses.items():
-        if is_gain(losses[tuple(chosen)] - values, groups):
+        if is_gain(losses[tuple(chosen)] - values, within):
             chosen = other
     return list(chosen)
 
