@@ -47,6 +47,12 @@ def test_recipes_of_several_are_values() -> None:
     assert len({one, other, compose(["backbone=auto", "backbone.among=[tiny]"]).backbone}) == 2
 
 
+def test_random_weights_are_those_of_each_part() -> None:
+    options = ["backbone=combined", "backbone.parts=efficientnet_lite0+efficientnet_lite1", "backbone.weights=null"]
+    parts = compose(options).backbone.built_parts
+    assert [(part.weights, part.seed) for part in parts] == [(None, 0), (None, 1)]
+
+
 def test_a_part_without_weights_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"backbone\.parts: resnet50: resnet50_weights.* is needed and not there"):

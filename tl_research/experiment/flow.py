@@ -243,7 +243,7 @@ def _tuner(experiment: Experiment, run: Run, data: DataModule, threads: int, run
         return None
     backbone = experiment.start
     if isinstance(backbone, Combined):
-        backbone = min(backbone.parts, key=lambda part: sum(path.stat().st_size for path in part.files()))
+        backbone = min(backbone.built_parts, key=lambda part: sum(path.stat().st_size for path in part.files()))
     state = _build(replace(experiment, backbone=backbone, head=Linear()), run, data, threads, None)
     return replace(runner, state=state, head_recipe=Linear(), history=[], best=BestEpoch(), choice=None)
 
