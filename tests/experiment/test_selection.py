@@ -14,13 +14,13 @@ import pytest
 from tests.conftest import ROOT
 from tl_research import InputError, Run, compose
 from tl_research.experiment import selection
-from tl_research.experiment.candidates import Candidate, judge
+from tl_research.experiment.candidates import Candidate, judge, search_near
 from tl_research.models.backbone import Backbone
 from tl_research.reports.leaderboard import collect
 from tl_research.runs.reader import read_selection
 from tl_research.serving.facts import facts_of
 from tl_research.training.head_coordinates import gram_coordinates, gram_matrix
-from tl_research.training.logistic_regression import Choice, choose_l2, solve
+from tl_research.training.logistic_regression import STRENGTHS, Choice, choose_l2, solve
 from tl_research.training.optimizer import LBFGS
 from tl_research.training.stage_runner import StageRunner
 
@@ -106,6 +106,25 @@ def test_gram_matrices_compare_networks_as_their_features_do() -> None:
     assert choice.l2 == solution.l2
     assert choice.log_losses[choice.l2] == pytest.approx(min(solution.log_losses.values()), abs=2e-3)
     assert np.isfinite(gram_coordinates(np.zeros((3, 3)))).all()  # a network that tells no images apart
+
+
+@pytest.mark.parametrize("best", [0, 1, 4, 7, 12])
+def test_a_penalty_is_found_from_whichever_the_last_had(best: int) -> None:
+    tried: list[float] = []
+
+    def choose(strengths: np.ndarray, patience: int) -> Choice:
+        losses: dict[float, float] = {}
+        for l2 in map(float, strengths):
+            losses[l2] = abs(np.log10(l2 / STRENGTHS[best]))
+            if min(losses, key=losses.__getitem__) not in list(losses)[-patience:]:
+                break
+        tried.extend(losses)
+        return Choice(min(losses, key=losses.__getitem__), losses)
+
+    for last in range(len(STRENGTHS)):
+        assert search_near(last, choose).l2 == STRENGTHS[best]
+        assert len(tried) <= 4 + 2 * abs(best - last)
+        tried.clear()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tl_research.experiment.candidates import Candidate, CandidateRow, Network, judge, thinned_images
+from tl_research.experiment.candidates import Candidate, CandidateRow, Network, judge, search_near, thinned_images
 from tl_research.experiment.summary import show_choice
 from tl_research.features.head_inputs import HeadInputs
 from tl_research.models.backbone import Backbone
@@ -101,7 +101,7 @@ class _Selection:
     threads: int
     deadline: float
     _last: int = 0
-    """The penalty of the last candidate, as a number of `STRENGTHS`: the next one's is rarely much stronger."""
+    """The penalty of the last candidate, as a number of `STRENGTHS`, beside which the next one's is looked for."""
 
     @property
     def groups(self) -> np.ndarray | None:
@@ -188,23 +188,9 @@ class _Selection:
         )
 
     def _candidate(self, networks: tuple[Network, ...], seconds: float) -> NetworkCandidate:
-        from threadpoolctl import threadpool_limits
-
         began = time.perf_counter()
         coordinates = gram_coordinates(np.sum([network.gram for network in networks], axis=0))
-        experiment, first = self.experiment, max(self._last - 1, 0)
-        with threadpool_limits(1, "blas"):
-            validated = choose_l2(
-                coordinates,
-                self._labels,
-                LBFGS(),
-                experiment.seed,
-                experiment.features.views or 1,
-                self.groups,
-                experiment.trainer.balance(self.data, *SPLITS),
-                strengths=STRENGTHS[first:],
-                patience=2 - bool(first),
-            )
+        validated = search_near(self._last, lambda *tried: self._validated(coordinates, *tried))
         self._last = int(np.argmin(np.abs(STRENGTHS - validated.l2)))
         return NetworkCandidate(
             name=" + ".join(network.recipe.name for network in networks),
@@ -214,6 +200,14 @@ class _Selection:
             operations=sum(network.operations for network in networks),
             networks=networks,
         )
+
+    def _validated(self, coordinates: np.ndarray, strengths: np.ndarray, patience: int) -> Choice:
+        from threadpoolctl import threadpool_limits
+
+        experiment, views = self.experiment, self.experiment.features.views or 1
+        given = coordinates, self._labels, LBFGS(), experiment.seed, views, self.groups
+        with threadpool_limits(1, "blas"):
+            return choose_l2(*given, experiment.trainer.balance(self.data, *SPLITS), strengths, patience)
 
     @cached_property
     def _images(self) -> np.ndarray:
