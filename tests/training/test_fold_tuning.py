@@ -125,7 +125,10 @@ def test_a_class_smaller_than_the_folds_is_refused_at_once(
     for number in range(copies):
         shutil.copy(few / "train/blue/000.jpg", few / f"train/blue/copy{number}.jpg")
     monkeypatch.setattr(flow, "start_backend", Mock(side_effect=AssertionError))
-    with pytest.raises(InputError, match=rf"^transfer.choose_by=folds: {message}.*give transfer.choose_by=validation$"):
+    with pytest.raises(
+        InputError,
+        match=rf"^transfer.choose_by=folds: {message}.*give transfer.choose_by=validation transfer.ensemble=false$",
+    ):
         run(tmp_path / "run", few, "data.min_images=1")
 
 

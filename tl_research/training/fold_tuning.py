@@ -160,7 +160,7 @@ def _judge_all(runner: StageRunner, stages: Stages, alphas: Sequence[float], bud
 def tuning_folds(data: DataModule, seed: int) -> list[np.ndarray]:
     """Divide training and validation images into stratified parts, groups whole: the indices of each. Raises
     `InputError` where a class has too few images, or groups."""
-    learned, remedy = data.indices("train", "val"), "or give transfer.choose_by=validation"
+    learned, remedy = data.indices("train", "val"), "or give transfer.choose_by=validation transfer.ensemble=false"
     parts = stratified_parts(
         data.labels[learned],
         FOLDS,
