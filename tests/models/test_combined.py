@@ -59,6 +59,7 @@ def test_a_part_without_weights_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
         compose(["backbone=combined", "backbone.parts=[tiny,resnet50]"]).preflight()
 
 
+@pytest.mark.slow
 def test_a_part_takes_the_image_in_its_own_size(tmp_path: Path) -> None:
     whole = compose([*TWO, "backbone.image_size=64"]).backbone.build()
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.float32)
@@ -91,7 +92,9 @@ def test_rows_are_stored_for_each_part(tmp_path: Path, colours: Path) -> None:
     assert computed("backbone=combined", "backbone.parts=[{name: tiny@32,seed: 1},tiny]") == 0
 
 
-@pytest.mark.parametrize("head", ["linear", "prototype", pytest.param("knn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "head", ["linear", *(pytest.param(head, marks=pytest.mark.slow) for head in ("prototype", "knn"))]
+)
 def test_the_saved_file_answers_as_the_run_did(tmp_path: Path, colours: Path, head: str) -> None:
     done = run(tmp_path / "run", colours, *TWO, f"head={head}", "callbacks=none")
     rows = done.answers("predictions.csv")
