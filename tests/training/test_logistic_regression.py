@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tl_research.metrics.classification import classification_metrics
 from tl_research.metrics.probabilities import softmax
 from tl_research.training.class_balance import class_balance
-from tl_research.training.logistic_regression import choose_l2, out_of_fold_probabilities, solve
+from tl_research.training.learning_curve import out_of_fold_probabilities
+from tl_research.training.logistic_regression import choose_l2, solve
 from tl_research.training.optimizer import LBFGS
 
 

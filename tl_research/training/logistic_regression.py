@@ -16,7 +16,7 @@ import numpy as np
 
 from tl_research.metrics.probabilities import softmax
 from tl_research.training.class_balance import UNIFORM, ClassBalance
-from tl_research.training.head_coordinates import coordinates_of, mean_feature, part_scales, span
+from tl_research.training.head_coordinates import mean_feature, part_scales, span
 from tl_research.training.optimizer import LBFGS
 
 if TYPE_CHECKING:
@@ -232,32 +232,6 @@ def logits_of_others(
     for `others` `(m, r)`, a column for each class that occurs."""
     weights, intercept = _fit(_regression(LBFGS(), tol=1e-4), l2, coordinates, labels, sample)
     return others @ weights.T + intercept
-
-
-def out_of_fold_probabilities(
-    features: np.ndarray, labels: np.ndarray, options: LBFGS, seed: int, groups: np.ndarray | None = None
-) -> np.ndarray:
-    """Compute the probabilities `(n, k)` of images by heads that learned from neither them nor images of their group;
-    NaN for images that cannot be held out, as the only one of a class. A head learns from `MOST_FOR_CHOOSING` at most.
-    """
-    from threadpoolctl import threadpool_limits
-
-    features = coordinates_of(features)
-    probabilities = np.full((len(labels), int(labels.max()) + 1), np.nan)
-    usable = choosing_images(labels, len(labels), seed, groups)
-    counts = np.unique(labels[usable], return_counts=True)[1]
-    if len(counts) < 2:
-        return probabilities
-    with threadpool_limits(1 if features.size < SMALL else None, "blas"):
-        l2 = choose_l2(features, labels, options, seed, groups=groups).l2
-        within = None if groups is None else groups[usable]
-        for train, held in stratified_folds(labels[usable], within, min(options.folds, int(counts.min())), seed):
-            chosen = usable[np.random.default_rng(seed).permutation(train)[:MOST_FOR_CHOOSING]]
-            known = np.unique(labels[chosen])
-            probabilities[usable[held]] = 0.0
-            logits = logits_of_others(features[chosen], labels[chosen], features[usable[held]], l2)
-            probabilities[np.ix_(usable[held], known)] = softmax(logits)
-    return probabilities
 
 
 def _shares(losses: dict[float, float], count: int) -> dict[float, float]:
