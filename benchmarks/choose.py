@@ -1,6 +1,7 @@
 """The default, several networks side by side, the run's own choice, and fine-tuning, on the same images.
 
-    python -m benchmarks choose [--data stamps=FOLDER,demo,sauce,demo5] [--seeds 5] [--ways default,auto] [--cache DIR]
+    python -m benchmarks choose [--data stamps=FOLDER,demo,sauce,demo5] [--seeds 5] [--ways default,auto] [--minutes 60]
+        [--cache DIR]
 
 `demo5` are the demo's images with 5 a class to learn from, and so on (`stamps5=FOLDER`, too). Each row has means over
 seeds of cross-validated
@@ -41,10 +42,11 @@ def images(name: str) -> list[str]:
     return [*source, *([f"data.per_class={count}"] if count else [])]
 
 
-def measure_way(way: str, data: str, seed: int, folder: Path) -> dict[str, Any]:
+def measure_way(way: str, data: str, seed: int, minutes: float, folder: Path) -> dict[str, Any]:
     """Train once; return log loss, test accuracy and seconds."""
     store = f"features.store={folder / 'features'}"
     overrides = [*images(data), *WAYS[way], f"seed={seed}", store, "callbacks=none", "verbose=false"]
+    overrides += [f"trainer.time_limit={minutes}"] if way == "best" else []
     run = compose(overrides).run(folder / "runs" / way / data.partition("=")[0] / str(seed), existing="resume")
     seconds = sum(value for key, value in run.metrics.items() if key.startswith("seconds_"))
     loss, accuracy = run.metrics.get("cv_loss", float("nan")), run.metrics["test_accuracy"]
@@ -68,6 +70,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", default="demo,sauce")
     parser.add_argument("--ways", default="default,combined,auto")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=60, help="for experiment=best")
     parser.add_argument("--cache", type=Path)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
@@ -78,7 +81,7 @@ def main(arguments: list[str]) -> None:
             )
             rows: dict[str, list[dict[str, Any]]] = {}
             for way in options.ways.split(","):
-                rows[way] = [measure_way(way, data, seed, folder) for seed in range(options.seeds)]
+                rows[way] = [measure_way(way, data, seed, options.minutes, folder) for seed in range(options.seeds)]
                 both = [
                     {key: np.array([row[key] for row in rows[each]]) for key in rows[each][0]}
                     for each in (way, "default")

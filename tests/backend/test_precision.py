@@ -99,7 +99,7 @@ def trained(backbone: keras.Model, policy: str) -> tuple[np.ndarray, list[np.nda
     return np.asarray(logits), weights
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)])
 def test_training_in_16_bits_is_close_to_32(backbone: keras.Model, policy: str) -> None:
     start = backbone.get_weights()
     logits, weights = trained(backbone, policy)

@@ -25,7 +25,9 @@ from tests.config.test_entry import Door, door  # noqa: F401 - a fixture
 from tests.conftest import ROOT, draw_noise
 from tl_research import InputError, Run, compose
 from tl_research.backend import workers as cluster
+from tl_research.backend.strategy import sync_batch_norm
 from tl_research.backend.workers import is_listening, wait_for_workers
+from tl_research.models.classifier import build_classifier
 
 pytestmark = pytest.mark.alone
 
@@ -111,6 +113,18 @@ def test_a_mirrored_run_equals_one_without_strategy(tmp_path: Path, colours: Pat
         compose([*overrides, f"trainer.distribution={name}"]).run(tmp_path / name) for name in ("none", "mirrored")
     )
     same(one, other)
+
+
+def test_networks_side_by_side_normalize_by_the_whole_batch() -> None:
+    experiment = compose(["backbone=combined", "backbone.parts=tiny+tiny@32"])
+    backbone = experiment.backbone.build()
+    classifier = build_classifier(backbone, experiment.head.build(backbone.output_shape[-1], 2))
+    layers = [layer for layer in classifier._flatten_layers() if hasattr(layer, "synchronized")]
+    strategy: Any = object()
+    with sync_batch_norm(strategy, classifier):
+        assert len(layers) > 1
+        assert all(layer.synchronized for layer in layers)
+    assert not any(layer.synchronized for layer in layers)
 
 
 @pytest.mark.slow

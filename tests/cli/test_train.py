@@ -180,7 +180,8 @@ def silent_port() -> int:
         connection.close()
 
 
-@pytest.mark.parametrize("way", ["url", pytest.param("proxy", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["url", "proxy"])
 def test_imagenet_weights_behind_a_firewall(cwd: Path, colours: Path, silent_port: int, way: str) -> None:
     arguments = ["backbone=resnet50", "data=folder", f"data.root={colours}"]
     environment = {}
@@ -194,9 +195,8 @@ def test_imagenet_weights_behind_a_firewall(cwd: Path, colours: Path, silent_por
         assert word in line
 
 
-@pytest.mark.parametrize(
-    "options", [[], pytest.param(["-m", "seed=0,1"], marks=pytest.mark.slow)], ids=["run", "sweep"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["-m", "seed=0,1"]], ids=["run", "sweep"])
 def test_a_silent_command_prints_nothing(cwd: Path, tiny: list[str], options: list[str]) -> None:
     result = train(cwd, *tiny, "transfer=finetune", "transfer.backbone.epochs=1", "verbose=false", *options)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -119,6 +119,7 @@ def test_a_head_fitted_on_train_and_val_is_restored(
     assert_same(whole.directory, tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_the_time_limit_includes_earlier_processes(
     tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,7 +277,7 @@ def change_code(_: Path, __: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tl_research.runs.identity.CODE_VERSION", "another")
 
 
-@pytest.mark.parametrize("until", ["cut", "done"])
+@pytest.mark.parametrize("until", [pytest.param("cut", marks=pytest.mark.slow), "done"])
 @pytest.mark.parametrize(
     ("change", "what"),
     [(edit_config, "config"), (replace_image, "images"), (change_code, "code version")],

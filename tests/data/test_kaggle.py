@@ -213,7 +213,10 @@ def test_the_client_continues_a_download_that_breaks_off(server: Server, cache: 
     assert server.header("/storage", "If-Range") == [None, '"one"']
 
 
-@pytest.mark.parametrize("change", [{}, {"ETag": '"two"'}, {"Accept-Ranges": "none"}])
+@pytest.mark.parametrize(
+    "change",
+    [{}, *(pytest.param(each, marks=pytest.mark.slow) for each in ({"ETag": '"two"'}, {"Accept-Ranges": "none"}))],
+)
 def test_the_next_run_continues_with_the_same_version_only(
     change: dict[str, str], server: Server, cache: Path, part: str
 ) -> None:

@@ -8,6 +8,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
+from tests.conftest import draw_tree
 from tests.models.test_nearest import blobs
 from tl_research import InputError, Run, compose
 from tl_research.experiment import head_selection
@@ -93,6 +94,18 @@ def test_a_run_says_which_head_and_why(tmp_path: Path, colours: Path) -> None:
     assert done.metrics["cv_loss"] == next(row["loss"] for row in said["candidates"] if row["name"] == said["chosen"])
     without = choose(tmp_path / "without", colours, "head.among=[knn]", "data.val=0", "monitor=cv_accuracy").metrics
     assert without["cv_accuracy"] > 0.9
+
+
+@pytest.mark.slow
+def test_a_rare_class_may_be_missing_where_heads_are_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(head_selection, "MOST_IMAGES", 12)
+    data = draw_tree(tmp_path / "data", {"blue": 3, "green": 20, "red": 20})
+    done = choose(tmp_path / "run", data, "head.among=[prototype]", "trainer.time_limit=5")
+    assert done.metrics["cv_accuracy"] > 0.8
+    assert done.calibration["fitted_on"] == "validation"  # for no head was judged on all classes
+    assert "time_limit changes nothing" not in caplog.text  # it ends the choice
 
 
 @pytest.mark.slow

@@ -14,18 +14,19 @@ import pytest
 from tests.conftest import ROOT
 from tl_research import InputError, Run, compose
 from tl_research.experiment import selection
-from tl_research.experiment.candidates import Candidate, judge
+from tl_research.experiment.candidates import Candidate, judge, search_near
+from tl_research.models.backbone import Backbone
 from tl_research.reports.card import plain_markdown
 from tl_research.reports.leaderboard import Leaderboard, collect
 from tl_research.runs.reader import read_selection
 from tl_research.serving.facts import facts_of
 from tl_research.training.head_coordinates import gram_coordinates, gram_matrix
-from tl_research.training.logistic_regression import Choice, choose_l2, solve
+from tl_research.training.logistic_regression import STRENGTHS, Choice, choose_l2, solve
 from tl_research.training.optimizer import LBFGS
 from tl_research.training.stage_runner import StageRunner
 
-AMONG = "backbone.among=[tiny,{name: tiny@32,seed: 1},tiny@32]"
-"""In the common size the last is the first, and is left out."""
+FEWEST = ["data.per_class=1", "data.val=0", "monitor=cv_accuracy"]
+AMONG = "backbone.among=[tiny,{name: tiny@32,seed: 1}]"
 
 
 def candidate(name: str, losses: np.ndarray, operations: int, **options: Any) -> Candidate:
@@ -106,6 +107,26 @@ def test_gram_matrices_compare_networks_as_their_features_do() -> None:
     choice = choose_l2(coordinates, labels, LBFGS(), seed=0)
     assert choice.l2 == solution.l2
     assert choice.log_losses[choice.l2] == pytest.approx(min(solution.log_losses.values()), abs=2e-3)
+    assert np.isfinite(gram_coordinates(np.zeros((3, 3)))).all()  # a network that tells no images apart
+
+
+@pytest.mark.parametrize("best", [0, 1, 4, 7, 12])
+def test_a_penalty_is_found_from_whichever_the_last_had(best: int) -> None:
+    tried: list[float] = []
+
+    def choose(strengths: np.ndarray, patience: int) -> Choice:
+        losses: dict[float, float] = {}
+        for l2 in map(float, strengths):
+            losses[l2] = abs(np.log10(l2 / STRENGTHS[best]))
+            if min(losses, key=losses.__getitem__) not in list(losses)[-patience:]:
+                break
+        tried.extend(losses)
+        return Choice(min(losses, key=losses.__getitem__), losses)
+
+    for last in range(len(STRENGTHS)):
+        assert search_near(last, choose).l2 == STRENGTHS[best]
+        assert len(tried) <= 4 + 2 * abs(best - last)
+        tried.clear()
 
 
 @pytest.mark.parametrize(
@@ -165,6 +186,30 @@ def test_a_run_says_what_was_looked_at_and_chosen(chosen: Run) -> None:
         Run.open(folders[0]).model_file()
     (board,) = Leaderboard.for_each_data_set(collect(chosen.directory / "candidates"))
     assert {row.values[0] for row in board.rows} == {row["name"] for row in said["candidates"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("among", "more", "names"),
+    [
+        ("[tiny@32,tiny@48]", [], ["default", "tiny@32", "tiny@48"]),
+        ("[{name: saved,weights: NET}]", FEWEST, ["default", "saved@weights=net.keras"]),
+        ("[tiny@32,{name: tiny,seed: 1}]", ["trainer.time_limit=0.0001"], ["default", "tiny@64"]),
+    ],
+)
+def test_one_at_least_can_be_chosen(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, among: str, more: list[str], names: list[str]
+) -> None:
+    """Sizes of one network are compared, a saved model has a size of its own, and the default costs nobody the time."""
+    monkeypatch.setattr(Backbone, "is_there", lambda _: True)
+    compose(["backbone=tiny"]).backbone.build().save(tmp_path / "net.keras")
+    among = among.replace("NET", str(tmp_path / "net.keras"))
+    options = ["backbone=auto", f"backbone.among={among}", "backbone.default={name: tiny@48,seed: 2}", "callbacks=none"]
+    done = compose([*options, "data=folder", f"data.root={colours}", *more]).run(tmp_path / "run")
+    said = read_selection(done.directory)["candidates"]
+    assert sorted("default" if "default" in row["note"] else row["name"] for row in said) == names
+    assert done.metrics["chosen"] in names
+    assert not any("Infinity" in path.read_text() for path in done.directory.glob("candidates/*/metrics.json"))
 
 
 @pytest.mark.slow

@@ -362,6 +362,7 @@ def test_training_refuses_shards_and_extraction_needs_a_store(tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_views_are_stored_beside_original_images(tmp_path: Path, colours: Path) -> None:
     options = ["backbone=tiny", "data=folder", f"data.root={colours}", "data/augment=light", "features.views=2"]
     extracted = compose(options).extract(tmp_path / "0")

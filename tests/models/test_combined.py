@@ -47,12 +47,19 @@ def test_recipes_of_several_are_values() -> None:
     assert len({one, other, compose(["backbone=auto", "backbone.among=[tiny]"]).backbone}) == 2
 
 
+def test_random_weights_are_those_of_each_part() -> None:
+    options = ["backbone=combined", "backbone.parts=efficientnet_lite0+efficientnet_lite1", "backbone.weights=null"]
+    parts = compose(options).backbone.built_parts
+    assert [(part.weights, part.seed) for part in parts] == [(None, 0), (None, 1)]
+
+
 def test_a_part_without_weights_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"backbone\.parts: resnet50: resnet50_weights.* is needed and not there"):
         compose(["backbone=combined", "backbone.parts=[tiny,resnet50]"]).preflight()
 
 
+@pytest.mark.slow
 def test_a_part_takes_the_image_in_its_own_size(tmp_path: Path) -> None:
     whole = compose([*TWO, "backbone.image_size=64"]).backbone.build()
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.float32)
@@ -85,7 +92,9 @@ def test_rows_are_stored_for_each_part(tmp_path: Path, colours: Path) -> None:
     assert computed("backbone=combined", "backbone.parts=[{name: tiny@32,seed: 1},tiny]") == 0
 
 
-@pytest.mark.parametrize("head", ["linear", "prototype", pytest.param("knn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "head", ["linear", *(pytest.param(head, marks=pytest.mark.slow) for head in ("prototype", "knn"))]
+)
 def test_the_saved_file_answers_as_the_run_did(tmp_path: Path, colours: Path, head: str) -> None:
     done = run(tmp_path / "run", colours, *TWO, f"head={head}", "callbacks=none")
     rows = done.answers("predictions.csv")

@@ -261,6 +261,7 @@ def run_job(tmp_path: Path, options: list[str]) -> Callable[..., Run]:
     return lambda *overrides: compose([*short, *overrides]).run(tmp_path / "run", "resume")
 
 
+@pytest.mark.slow
 def test_a_finished_job_is_kept_with_other_packages(
     run_job: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tl_research import InputError, Run
+from tl_research.data.pixel_range import AS_STORED
 from tl_research.runs.run import as_csv
 from tl_research.system.files import write_atomically
 
@@ -124,6 +125,13 @@ def test_a_half_written_model_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run.write_model(Model())  # type: ignore[arg-type]
     assert sorted(p.name for p in run.directory.iterdir()) == [".lock", "status.json"]
+
+
+def test_a_run_begun_anew_keeps_no_range_of_pixels(tmp_path: Path) -> None:
+    run = Run.claim(tmp_path)
+    run.write_json("pixel_range.json", {"bits": 12, "window": None})
+    run.close()
+    assert Run.claim(tmp_path, "replace").pixel_range == AS_STORED
 
 
 def test_csv_keeps_digits() -> None:

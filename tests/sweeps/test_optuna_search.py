@@ -448,6 +448,7 @@ def test_a_continued_search_writes_the_best_trial(
     assert f"best of 12 trials (0 more pruned): val_accuracy {best['value']:.4g}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_job_learns_which_trial_it_is_and_stays_the_same_job(sweep: Sweep, tmp_path: Path) -> None:
     (job,) = sweep(by_dropout, *MLP, "hydra.sweeper.n_trials=1").jobs
     with hydra() as composer:
@@ -474,6 +475,7 @@ def test_failed_trials_are_never_best_and_are_replaced(
     assert yaml.safe_load((tmp_path / "sweep" / "best.yaml").read_text())["trial"] == 4
 
 
+@pytest.mark.slow
 def test_known_overrides_are_not_run_again(sweep: Sweep) -> None:
     choices = ("head=mlp", "head.units=choice(8,16)", "hydra.sweeper.n_trials=9", "hydra.sweeper.batch=3")
     launcher = sweep(lambda job: int(job["head.units"]), *choices)

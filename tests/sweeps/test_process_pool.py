@@ -35,6 +35,7 @@ from tl_research.sweeps.job_process import TELL_EVERY, Task
 from tl_research.sweeps.machine_slots import Slot
 from tl_research.sweeps.process_pool import Job, Limits, Outcome, ProcessPool
 from tl_research.system import progress
+from tl_research.system.interruption import interrupt
 
 pytestmark = pytest.mark.alone
 
@@ -554,6 +555,19 @@ def test_an_interruption_ends_running_jobs_and_is_recorded(
         assert (status["state"], status["reason"]) == (state, reason)
         assert (tmp_path / name / "tidied").exists() == (work == "hang"), "it could end in order"
     assert not (tmp_path / "3-succeed").exists()
+
+
+@slow
+def test_an_interruption_that_the_table_drops_is_not_lost(tmp_path: Path) -> None:
+    class Dropping(Silent):
+        def refresh(self) -> None:
+            with contextlib.suppress(KeyboardInterrupt):
+                interrupt()
+
+    found = outcomes(tmp_path, "hang")
+    with pytest.raises(KeyboardInterrupt):
+        ProcessPool(Limits(n_jobs=1)).run(found, Dropping())
+    assert states(found) == ["interrupted"]
 
 
 def start_and_interrupt(root: str) -> None:

@@ -88,7 +88,7 @@ ADAM = ["optimizer=adam", "optimizer.learning_rate=0.01", "transfer.head.epochs=
     ("options", "answered"),
     [
         ([], False),
-        (ADAM, False),
+        pytest.param(ADAM, False, marks=pytest.mark.slow),
         (["trainer.class_weights=balanced"], True),
         (["trainer.class_weights={b: 9}", *ADAM], True),
         (["trainer.logit_adjustment=1", *ADAM], True),

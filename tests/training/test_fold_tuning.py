@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from tests.conftest import draw_noise, draw_tree
 from tl_research import InputError, Run, compose
+from tl_research.experiment import flow
+from tl_research.training import fold_tuning
 from tl_research.training.fold_tuning import Tuning, choose_tuning
 from tl_research.training.trained_weights import interpolate
+from tl_research.training.tuned_ensemble import choose_members
 
 TUNED = [
     "backbone=tiny", "data=folder", "callbacks=none", "transfer=finetune", "transfer.backbone.epochs=2",
@@ -67,6 +72,17 @@ def test_tuning_must_gain_more_than_a_standard_error(monitor: str, better: int, 
     assert choose_tuning(logits, labels, np.arange(100), monitor) == (other if is_tuned else Tuning())
 
 
+@pytest.mark.parametrize("groups", [None, np.repeat([0, 1, 2], [30, 10, 60])])
+def test_what_one_group_gains_is_one_gain(groups: np.ndarray | None) -> None:
+    """One patient's 30 images gain, another's 10 lose: beyond noise if each image stood alone."""
+    labels, frozen, tuned = np.zeros(100, int), np.tile([1.0, 0.0], (100, 1)), np.tile([1.0, 0.0], (100, 1))
+    frozen[:30], tuned[30:40] = [0.0, 1.0], [0.0, 1.0]
+    logits = {Tuning(): frozen, (other := Tuning(epochs=2)): tuned}
+    assert choose_tuning(logits, labels, np.arange(100), "loss", groups) == (other if groups is None else Tuning())
+    members = choose_members((frozen, labels), (tuned, labels), groups)
+    assert members == (["tuned"] if groups is None else ["frozen"])
+
+
 @pytest.mark.slow
 def test_folds_choose_and_each_image_judges_once(tmp_path: Path, colours: Path) -> None:
     done = run(tmp_path / "run", colours, "transfer.interpolate=true", "data.val=0.25")
@@ -98,22 +114,31 @@ def test_without_time_the_frozen_head_stays(tmp_path: Path, colours: Path) -> No
     assert len(rows(tmp_path / "run", "folds.csv")) == 1
 
 
-FEW = {"train/blue": 2, "train/red": 8, "test/blue": 2, "test/red": 2}
-
-
-def test_a_class_smaller_than_the_folds_is_refused_at_once(tmp_path: Path) -> None:
-    few = draw_tree(tmp_path / "few", FEW)
-    with pytest.raises(InputError, match=r"choose_by=folds: class 'blue' has 2 image\(s\).*choose_by=validation"):
-        run(tmp_path / "run", few, "data.min_images=1", "backbone=auto", "backbone.among=[tiny,tiny@32]")
-    assert not (tmp_path / "run" / "candidates").exists()
+@pytest.mark.parametrize(
+    ("copies", "message"),
+    [(0, r"class 'blue' has 2 image\(s\) to learn from"), (2, "it takes 3 groups .* or copies .*, and there are 2")],
+)
+def test_a_class_smaller_than_the_folds_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: int, message: str
+) -> None:
+    few = draw_tree(tmp_path / "few", {"train/blue": 2, "train/red": 8, "test/blue": 2, "test/red": 2})
+    for number in range(copies):
+        shutil.copy(few / "train/blue/000.jpg", few / f"train/blue/copy{number}.jpg")
+    monkeypatch.setattr(flow, "start_backend", Mock(side_effect=AssertionError))
+    with pytest.raises(
+        InputError,
+        match=rf"^transfer.choose_by=folds: {message}.*give transfer.choose_by=validation transfer.ensemble=false$",
+    ):
+        run(tmp_path / "run", few, "data.min_images=1")
 
 
 @pytest.mark.slow
-def test_beside_the_frozen_head_it_is_not_fine_tuned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    few = draw_tree(tmp_path / "few", FEW)
-    done = run(tmp_path / "run", few, "data.min_images=1", "transfer.ensemble=true")
-    assert done.metrics["members"] == ["frozen"]
-    assert "class 'blue' has 2 image(s) to learn from, and there are 3 folds: nothing is fine-tuned" in caplog.text
+def test_a_rate_that_diverges_in_the_folds_is_no_candidate(
+    tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fold_tuning, "RATES", (1e30, 2e30, 1.0))
+    assert run(tmp_path / "run", colours, "transfer.backbone.epochs=1").status["state"] == "done"
+    assert [float(row["rate"]) for row in rows(tmp_path / "run", "folds.csv")] == [1.0, 1.0]
 
 
 @pytest.mark.slow

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tl_research.training.learning_curve import measure_curve
-from tl_research.training.logistic_regression import out_of_fold_probabilities
+from tl_research.training.learning_curve import measure_curve, out_of_fold_probabilities
 from tl_research.training.optimizer import LBFGS
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,9 @@ from sklearn.metrics import log_loss
 
 from tl_research.metrics.classification import classification_metrics
 from tl_research.metrics.probabilities import softmax
-from tl_research.training.logistic_regression import Choice, solve
+from tl_research.training.class_balance import class_balance
+from tl_research.training.learning_curve import out_of_fold_probabilities
+from tl_research.training.logistic_regression import Choice, choose_l2, solve
 from tl_research.training.optimizer import LBFGS
 
 
@@ -122,3 +126,25 @@ def test_one_group_per_class_prevents_cross_validation() -> None:
     labels = np.repeat([0, 1], 10)
     features = np.random.default_rng(0).normal(size=(20, 4))
     assert solve(features, labels, LBFGS(), seed=0, groups=labels).cv_accuracy is None
+
+
+def test_a_class_of_one_group_alone_is_not_held_out() -> None:
+    features, labels = blobs(30, 4, 3)
+    groups = np.where(labels == 2, 99, np.arange(30))
+    numbers = solve(features, labels, LBFGS(), seed=0, groups=groups).image_losses[0]
+    assert numbers.tolist() == np.flatnonzero(labels < 2).tolist()
+    judged = np.isfinite(out_of_fold_probabilities(features, labels, LBFGS(), 0, groups)).all(axis=1)
+    assert judged.tolist() == (labels < 2).tolist()
+
+
+@pytest.mark.parametrize(
+    ("weights", "adjustment", "views"), [(None, 0.0, 2), ("balanced", 0.0, 1), (None, 1.0, 1), ("balanced", 0.5, 2)]
+)
+def test_the_losses_of_images_average_to_the_log_loss(weights: Any, adjustment: float, views: int) -> None:
+    """They are what candidates are compared by, so they are of the loss by which a penalty is chosen."""
+    features, labels = blobs(60, 4, 3, spread=2.0)
+    kept = np.flatnonzero((labels > 0) | (np.arange(60) < 20)).repeat(views)
+    rows = features[kept] + np.random.default_rng(1).normal(size=(len(kept), 4))
+    balance = class_balance(weights, adjustment, labels[kept], ["a", "b", "c"])
+    choice = choose_l2(rows, labels[kept], LBFGS(), 0, views, balance=balance, strengths=[0.1])
+    assert choice.image_losses[1].mean() == pytest.approx(choice.log_losses[choice.l2], rel=1e-6)

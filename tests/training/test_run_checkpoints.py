@@ -70,6 +70,7 @@ def test_a_checkpoint_restores_the_state(run: Run) -> None:
     history = [{"epoch": 0, "stage": "head"}]
     RunCheckpoints(run, state, history).save(1, best, CheckpointState({"rows": []}))
     run.metrics, other = {}, loaded_state(run)
+    other.out_of_fold = np.eye(2), np.arange(2)  # of a head chosen again, which later stages have changed
     restored = RunCheckpoints(run, other, [])
     assert restored.restore(parts(run)).metrics() == best.metrics()
     assert run.metrics == {"l2": 0.5, **best.metrics()}
@@ -77,6 +78,7 @@ def test_a_checkpoint_restores_the_state(run: Run) -> None:
     assert restored.used > 0
     assert (other.features.computed, other.features.hit, other.backbone_changed) == (2, 4, True)
     np.testing.assert_array_equal(other.held_out, state.held_out)
+    assert other.out_of_fold is None
     assert other.has_changed(other.backbone)
     for a, b in zip(state.classifier.weights, other.classifier.weights, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -57,8 +57,18 @@ def test_a_gain_within_a_standard_error_is_none() -> None:
     assert choose_members((frozen, LABELS), (tuned, LABELS)) == ["frozen"]
 
 
-def test_without_frozen_answers_to_all_images_the_tuned_stays() -> None:
+def test_without_frozen_answers_the_tuned_stays() -> None:
     assert choose_members(None, (logits_right_on(slice(90)), LABELS)) == ["tuned"]
+
+
+@pytest.mark.parametrize(
+    ("right", "members"), [(slice(80), ["frozen"]), (slice(1), ["tuned"]), (slice(30), ["frozen"])]
+)
+def test_of_many_images_some_compare_both(right: slice, members: list[str]) -> None:
+    """The tuned one is right on those before 30 alone."""
+    judged = np.random.default_rng(0).permutation(90)[:60]
+    frozen = logits_right_on(right)[judged], LABELS[judged]
+    assert choose_members(frozen, (logits_right_on(slice(30)), LABELS), judged=judged) == members
 
 
 @pytest.mark.parametrize(("left", "epochs"), [(500, 8), (100, 4), (25, 1), (20, 0)])

@@ -172,8 +172,7 @@ def sync_batch_norm(strategy: Strategy | None, classifier: keras.Model) -> Itera
     if strategy is None:
         yield
         return
-    parts = [layer for layer in classifier.layers if hasattr(layer, "layers")]
-    layers = [layer for part in parts for layer in part.layers if hasattr(layer, "synchronized")]
+    layers = [layer for layer in classifier._flatten_layers() if hasattr(layer, "synchronized")]
     if _spans_machines(strategy):
         for variable in classifier.variables:
             variable.assign(_value_of_chief(strategy, keras.ops.convert_to_numpy(variable)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shlex
-import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -39,7 +38,6 @@ def lr_find_command(
 
     if several := {"-m", "--multirun"} & set(context.args):
         raise InputError(f"{several.pop()}: lr_find tests one configuration; leave it out, and give single values")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the temporary folder is removed
     experiment = compose(context.args)
     folder = output_folder(output, "lr_find")
     write_suggestion(experiment, context.args, *find_learning_rate(experiment, stage, steps), folder)

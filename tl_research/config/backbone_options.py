@@ -34,7 +34,7 @@ def expand_backbones(backbone: dict[str, Any]) -> None:
         found = _expanded("backbone.among", backbone["among"])
         is_named = backbone["among"] is not None
         backbone["among"] = [each for each in found if is_named or instantiate(each).is_there()]
-        if isinstance(backbone["default"], str):
+        if backbone["default"] is not None:
             backbone["default"] = _expanded("backbone.default", [backbone["default"]])[0]
 
 

@@ -16,6 +16,7 @@ from tl_research.backend.strategy import WorkerLostError
 from tl_research.config.compose_errors import describe_yaml_error
 from tl_research.errors import InputError
 from tl_research.system.console import show_error
+from tl_research.system.interruption import interrupt
 from tl_research.system.memory import memory_error
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -47,8 +48,8 @@ def run_reporting_errors(action: Callable[[], int]) -> int:
         warnings.filterwarnings("default", r"tl_research\.", FutureWarning)  # an old name is in use
     try:
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background of a shell
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+            signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, interrupt)
         return _told(action)
     except InputError as error:
         return _report(str(error), BAD_INPUT)

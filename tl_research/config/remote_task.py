@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from tl_research.runs.run import Run
 from tl_research.system.hardware import CORES_VARIABLE
+from tl_research.system.interruption import interrupt
 from tl_research.system.process import print_to
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class RemoteTask:
             os.environ[CORES_VARIABLE] = str(self.threads)
         if not self.heeds_sigterm:
             return float(self.task(cfg))
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        before = signal.signal(signal.SIGTERM, interrupt)
         try:
             return float(self.task(cfg))
         finally:

@@ -80,17 +80,19 @@ def stratified_parts(
     few: str,
     groups: np.ndarray | None = None,
     repeat: int = 0,
+    remedy: str = "",
 ) -> list[np.ndarray]:
     """Divide examples into stratified parts: the sorted indices of each. Each `repeat` shuffles anew. `groups` `(n,)`
     are not divided.
 
     Raises:
-        InputError: a class has fewer images, or groups, than parts; of images the line names `key` and ends on `few`.
+        InputError: a class has fewer images, or groups, than parts; of images the line names `key` and ends on `few`,
+            of groups on `remedy`, if given.
     """
     from sklearn.model_selection import RepeatedStratifiedKFold
 
     if groups is not None:
-        return grouped_parts(labels, groups, parts, seed, names=names, key=key, repeat=repeat)
+        return grouped_parts(labels, groups, parts, seed, names=names, key=key, repeat=repeat, remedy=remedy)
     counts = np.bincount(labels, minlength=len(names))
     if counts.min() < parts:
         rarest = int(counts.argmin())
@@ -115,7 +117,15 @@ def hold_out_groups(
 
 
 def grouped_parts(
-    labels: np.ndarray, groups: np.ndarray, parts: int, seed: int, *, names: Sequence[str], key: str, repeat: int = 0
+    labels: np.ndarray,
+    groups: np.ndarray,
+    parts: int,
+    seed: int,
+    *,
+    names: Sequence[str],
+    key: str,
+    repeat: int = 0,
+    remedy: str = "",
 ) -> list[np.ndarray]:
     """Divide whole groups into `parts` parts, each with about its share of every class, by scikit-learn's
     `StratifiedGroupKFold`; return each part's sorted indices. `repeat` says how often they were shuffled before.
@@ -128,9 +138,10 @@ def grouped_parts(
     for label, name in enumerate(names):
         available = len(np.unique(groups[labels == label]))
         if available < parts:
+            fewer = "ask for fewer parts, or " * (parts > 2)
             raise InputError(
-                f"{key}: it takes {parts} groups (data.group_by) of class '{name}', and there are {available}; "
-                f"{'ask for fewer parts, or ' * (parts > 2)}add images of other groups"
+                f"{key}: it takes {parts} groups (data.group_by, or copies of an image) of class '{name}', and there "
+                f"are {available}; {remedy or f'{fewer}add images of other groups'}"
             )
     splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=np.random.RandomState(seed))
     for _ in range(repeat + 1):  # each goes on drawing where the one before ended, as in RepeatedStratifiedKFold
@@ -140,7 +151,7 @@ def grouped_parts(
         if missing:
             raise InputError(
                 f"{key}: groups (data.group_by) are so uneven that one part has no image of class "
-                f"'{names[min(missing)]}'; ask for fewer parts, or another data.split_seed"
+                f"'{names[min(missing)]}'; {remedy or 'ask for fewer parts, or another data.split_seed'}"
             )
     return held_out
 

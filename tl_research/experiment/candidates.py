@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ import numpy as np
 
 from tl_research.metrics.bootstrap import bootstrap, mean_of
 from tl_research.models.backbone import Backbone
-from tl_research.training.logistic_regression import Choice
+from tl_research.training.logistic_regression import STRENGTHS, Choice
 
 DRAWS = 5000
 LEAST = 0.001
@@ -171,6 +171,18 @@ def _row(
         candidate.operations,
         candidate.note,
     )
+
+
+def search_near(last: int, choose: Callable[[np.ndarray, int], Choice]) -> Choice:
+    """Choose a penalty beside number `last` of `STRENGTHS`, that of another candidate: from a step stronger to weaker
+    ones, and where the strongest tried is the best, among stronger ones, too. `choose` is given penalties and how many
+    in a row may be worse, as `choose_l2`."""
+    first = max(last - 1, 0)
+    choice = choose(STRENGTHS[first:], 2 - bool(first))
+    while first and choice.l2 == STRENGTHS[first]:
+        end, first = first + 1, max(first - 2, 0)
+        choice = choose(STRENGTHS[first:end], 3)
+    return choice
 
 
 def thinned_images(labels: np.ndarray, most: int, seed: int) -> np.ndarray:

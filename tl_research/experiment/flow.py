@@ -32,7 +32,7 @@ from tl_research.features.summary import show_features
 from tl_research.features.table import FeatureTable
 from tl_research.models.backbone import Saved
 from tl_research.models.combined import Auto, Combined
-from tl_research.models.head import DirectHead, Linear
+from tl_research.models.head import AutoHead, DirectHead, Linear
 from tl_research.models.preprocessing import scales_pixels
 from tl_research.models.summary import show_model
 from tl_research.models.weights.licences import describe_weights
@@ -171,8 +171,8 @@ def _begin_and_choose(
 
 def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> None:
     _warn_of_idle_keys(experiment)
-    if experiment.transfer.get("choose_by") == "folds" and not experiment.transfer.get("ensemble"):
-        tuning_folds(data, experiment.seed)  # names a class that is too small for them, before anything is computed
+    if experiment.transfer.get("choose_by") == "folds":
+        tuning_folds(data, experiment.seed)  # says which class is too small, before anything is computed
     began, seconds = time.monotonic(), 60 * (experiment.trainer.time_limit or math.inf)
     trains = any(stage.trains_backbone for stage in experiment.stages.values())  # which gets half of the time
     until = began + seconds / (2 if trains else 1)
@@ -244,7 +244,7 @@ def _tuner(experiment: Experiment, run: Run, data: DataModule, threads: int, run
         return None
     backbone = experiment.start
     if isinstance(backbone, Combined):
-        backbone = min(backbone.parts, key=lambda part: sum(path.stat().st_size for path in part.files()))
+        backbone = min(backbone.built_parts, key=lambda part: sum(path.stat().st_size for path in part.files()))
         run.metrics["tuned_backbone"] = backbone.name
     state = _build(replace(experiment, backbone=backbone, head=Linear()), run, data, threads, None)
     return replace(runner, state=state, head_recipe=Linear(), history=[], best=BestEpoch(), choice=None)
@@ -289,7 +289,8 @@ def _warn_of_idle_keys(experiment: Experiment) -> None:
     stages = experiment.stages.values()
     if all(needs_no_epochs(stage, experiment.head, stage.optimizer_for(experiment.optimizer)) for stage in stages):
         given = experiment.trainer
-        limit = given.time_limit if isinstance(experiment.backbone, Auto) else None  # of choosing the backbone
+        chooses = isinstance(experiment.backbone, Auto) or isinstance(experiment.head, AutoHead)
+        limit = given.time_limit if chooses else None
         default = TrainOptions(distribution=given.distribution, time_limit=limit)
         for key in (field.name for field in fields(default) if field.name not in COUNT_AT_ONCE):
             if getattr(given, key) != getattr(default, key):

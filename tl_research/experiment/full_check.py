@@ -28,8 +28,7 @@ from tl_research.models.combined import Auto
 from tl_research.reports.check_page import show_check, write_check
 from tl_research.system.console import silenced
 from tl_research.system.progress import bar
-from tl_research.training.learning_curve import measure_curve
-from tl_research.training.logistic_regression import out_of_fold_probabilities
+from tl_research.training.learning_curve import measure_curve, out_of_fold_probabilities
 from tl_research.training.optimizer import LBFGS
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from tl_research.runs.reader import read_selection
 from tl_research.runs.run import Run
 from tl_research.training.closed_form import cross_validate, fit_scaled
 from tl_research.training.head_coordinates import part_scales, span
-from tl_research.training.logistic_regression import STRENGTHS, choose_l2, image_rows
+from tl_research.training.logistic_regression import STRENGTHS, OutOfFold, choose_l2, image_rows
 from tl_research.training.optimizer import LBFGS
 from tl_research.training.stage_runner import StageRunner
 
@@ -59,7 +59,8 @@ def choose_head(experiment: Experiment, run: Run, runner: StageRunner) -> Experi
     run.metrics |= {"head": "auto", "chosen_head": chosen.name}
     if isinstance(head, DirectHead) and chosen.validated.log_losses:
         run.metrics |= {"cv_accuracy": chosen.validated.accuracy, "cv_loss": chosen.loss}
-        runner.state.out_of_fold = chosen.validated.out_of_fold
+        runner.state.judged = _images(experiment, runner)[chosen.validated.image_losses[0]]
+        runner.state.out_of_fold = _of_all_classes(chosen.validated.out_of_fold, len(runner.state.data.class_names))
     described = {"_target_": f"tl_research.targets.{type(head).__name__}"} | asdict(head)
     config = experiment.config | {"head": experiment.config["head"] | {"chosen": described}}
     run.write_config(config)
@@ -70,6 +71,11 @@ def choose_head(experiment: Experiment, run: Run, runner: StageRunner) -> Experi
             head.build(runner.state.backbone.output_shape[-1], len(runner.state.data.class_names))
         )
     return replace(experiment, config=config)
+
+
+def _of_all_classes(answers: OutOfFold | None, num_classes: int) -> OutOfFold | None:
+    """Return answers with a logit for each class; none where the images that choose lack a rare one."""
+    return answers if answers and answers[0].shape[1] == num_classes else None
 
 
 def _name(head: Head) -> str:
@@ -94,7 +100,8 @@ def _look(experiment: Experiment, runner: StageRunner, heads: Mapping[str, Head]
         with threadpool_limits(1, "blas"):
             if isinstance(head, DirectHead):
                 validated = cross_validate(head, features, labels, options, runner.seed, views, groups, widths)
-                size = fit_scaled(head, features, labels, len(inputs.data.class_names), views, widths).count_params()
+                classes, place = np.unique(labels, return_inverse=True)  # a rare one may not be there
+                size = fit_scaled(head, features, place, len(classes), views, widths).count_params()
             else:
                 coordinates = span((features - features.mean(axis=0)) / part_scales(features, widths))[0]
                 balance = experiment.trainer.balance(inputs.data, *SPLITS)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tl_research.experiment.candidates import Candidate, CandidateRow, Network, judge, thinned_images
+from tl_research.experiment.candidates import Candidate, CandidateRow, Network, judge, search_near, thinned_images
 from tl_research.experiment.summary import show_choice
 from tl_research.features.head_inputs import HeadInputs
 from tl_research.models.backbone import Backbone
@@ -45,7 +45,7 @@ SPLITS = "train", "val"
 MOST_PARTS = 4
 """Networks, at most, that are put together without having been seen to help one by one."""
 MOST_IMAGES = 2000
-"""Images at most that choose: the memory and time of a candidate grow with their square and cube."""
+"""Images, or views of them, at most that choose: the memory and time of a candidate grow with square and cube."""
 
 
 def choose_backbone(
@@ -55,7 +55,7 @@ def choose_backbone(
     cross-validation of a linear head on it, where all images to learn from choose; any other experiment as it is.
 
     The choice is recorded in the run's `config.yaml`, `metrics.json` and `selection.json`, each candidate as a run
-    below `candidates/`. No candidate is begun after `deadline` (`time.monotonic`) but the first.
+    below `candidates/`. No candidate is begun after `deadline` (`time.monotonic`) but the default and one to choose.
 
     A run that continues from a checkpoint keeps its choice.
     """
@@ -69,7 +69,7 @@ def choose_backbone(
     with run.phase("selection"):
         candidates = list(selection.look())
         together = [each for each in candidates if each.eligible and len(each.networks) > 1]
-        largest = max(together, key=lambda each: len(each.networks), default=None)
+        largest = max(together, key=lambda each: (len(each.networks), -each.loss), default=None)
         chosen, rows, why = judge(candidates, selection.groups, largest)
         _record(run, rows, chosen, why)
         for candidate in candidates:
@@ -101,7 +101,7 @@ class _Selection:
     threads: int
     deadline: float
     _last: int = 0
-    """The penalty of the last candidate, as a number of `STRENGTHS`: the next one's is rarely much stronger."""
+    """The penalty of the last candidate, as a number of `STRENGTHS`, beside which the next one's is looked for."""
 
     @property
     def groups(self) -> np.ndarray | None:
@@ -118,7 +118,7 @@ class _Selection:
         it, for as long as that lowers the loss, and the `MOST_PARTS` best together; for as long as there is time."""
         singles: list[NetworkCandidate] = []
         for recipe, config in self._singles():
-            if singles and time.monotonic() > self.deadline:
+            if any(each.eligible for each in singles) and time.monotonic() > self.deadline:
                 log.warning("trainer.time_limit: %s and what follows were not looked at", recipe.name)
                 break
             network = self._network(recipe, config)
@@ -153,13 +153,14 @@ class _Selection:
 
     @cached_property
     def _eligible(self) -> list[tuple[Backbone, dict[str, Any]]]:
-        """The candidates in the common size, those with the smallest files first, and the default if it is one."""
+        """The candidates in the common size, those with the smallest files first, and the default if it is one. A
+        network that is among them in several sizes is looked at in each of these."""
         configs: list[dict[str, Any]] = self.experiment.config["backbone"]["among"]
         pairs = list(zip(self.auto.among, configs, strict=True))
         pairs.sort(key=lambda pair: sum(path.stat().st_size for path in pair[0].files()))
-        given = [_with_size(*pair, self._size) for pair in pairs if pair[0].image_size]
-        alike = [replace(recipe, name="") for recipe, _ in given]  # of one network in two sizes, the first
-        resized = [pair for number, pair in enumerate(given) if alike[number] not in alike[:number]]
+        networks = [config | {"name": "", "image_size": 0} for _, config in pairs]
+        in_own = [networks.count(network) > 1 for network in networks]
+        resized = [pair if own else _with_size(*pair, self._size) for pair, own in zip(pairs, in_own, strict=True)]
         return [*(pair for pair in pairs if pair[0] == self.auto.default and pair not in resized), *resized]
 
     def _singles(self) -> list[tuple[Backbone, dict[str, Any]]]:
@@ -187,23 +188,9 @@ class _Selection:
         )
 
     def _candidate(self, networks: tuple[Network, ...], seconds: float) -> NetworkCandidate:
-        from threadpoolctl import threadpool_limits
-
         began = time.perf_counter()
         coordinates = gram_coordinates(np.sum([network.gram for network in networks], axis=0))
-        experiment, first = self.experiment, max(self._last - 1, 0)
-        with threadpool_limits(1, "blas"):
-            validated = choose_l2(
-                coordinates,
-                self._labels,
-                LBFGS(),
-                experiment.seed,
-                experiment.features.views or 1,
-                self.groups,
-                experiment.trainer.balance(self.data, *SPLITS),
-                strengths=STRENGTHS[first:],
-                patience=2 - bool(first),
-            )
+        validated = search_near(self._last, lambda *tried: self._validated(coordinates, *tried))
         self._last = int(np.argmin(np.abs(STRENGTHS - validated.l2)))
         return NetworkCandidate(
             name=" + ".join(network.recipe.name for network in networks),
@@ -214,10 +201,19 @@ class _Selection:
             networks=networks,
         )
 
+    def _validated(self, coordinates: np.ndarray, strengths: np.ndarray, patience: int) -> Choice:
+        from threadpoolctl import threadpool_limits
+
+        experiment, views = self.experiment, self.experiment.features.views or 1
+        given = coordinates, self._labels, LBFGS(), experiment.seed, views, self.groups
+        with threadpool_limits(1, "blas"):
+            return choose_l2(*given, experiment.trainer.balance(self.data, *SPLITS), strengths, patience)
+
     @cached_property
     def _images(self) -> np.ndarray:
         """The images that choose, among those of the splits."""
-        return thinned_images(self.data.labels[self.data.indices(*SPLITS)], MOST_IMAGES, self.experiment.seed)
+        most = MOST_IMAGES // (self.experiment.features.views or 1)
+        return thinned_images(self.data.labels[self.data.indices(*SPLITS)], most, self.experiment.seed)
 
     @cached_property
     def _labels(self) -> np.ndarray:
@@ -234,7 +230,8 @@ class _Selection:
         run.write_config(experiment.config | {"choices": choices})
         run.write_json("classes.json", list(self.data.class_names))
         validated = candidate.validated
-        run.metrics = {"cv_accuracy": validated.accuracy, "cv_loss": candidate.loss, "l2": validated.l2}
+        if validated.log_losses:
+            run.metrics = {"cv_accuracy": validated.accuracy, "cv_loss": candidate.loss, "l2": validated.l2}
         run.metrics |= {f"num_{split}": len(self.data.indices(split)) for split in SPLITS}
         run.metrics |= {
             "seed": experiment.seed,
@@ -265,8 +262,9 @@ class _Selection:
 
 
 def _with_size(recipe: Backbone, config: dict[str, Any], size: int) -> tuple[Backbone, dict[str, Any]]:
-    """Return a candidate in another size; a vision transformer whose patches do not fit stays as it is."""
-    if recipe.image_size == size:
+    """Return a candidate in another size; a vision transformer whose patches do not fit, and a saved model, which has a
+    size of its own, stay as they are."""
+    if recipe.image_size in (size, None):
         return recipe, config
     option, *marks = recipe.name.split("@")
     name = "@".join([option, str(size), *(mark for mark in marks if not mark.isdecimal())])

@@ -95,7 +95,7 @@ def _retrained(
     from scipy.stats import t
 
     units = len(difference) if groups is None else len(np.unique(groups))
-    of_images = float(_variance_of_mean(difference, groups))
+    of_images = float(variance_of_mean(difference, groups))
     of_training = [training_variance(right, groups) for right in halves]
     parts = [(of_images, max(units - 1, 1)), *zip(of_training, (len(right) / 2 for right in halves), strict=True)]
     mean, variance = float(difference.mean()), sum(value for value, _ in parts)
@@ -117,10 +117,15 @@ def training_variance(right: np.ndarray, groups: np.ndarray | None = None) -> fl
     variance holds it already.
     """
     gap = (right[0::2].astype(float) - right[1::2]) / 2
-    return max(float(np.mean(gap.mean(axis=1) ** 2 - _variance_of_mean(gap, groups))), 0.0)
+    return max(float(np.mean(gap.mean(axis=1) ** 2 - variance_of_mean(gap, groups))), 0.0)
 
 
-def _variance_of_mean(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+def is_gain(gain: np.ndarray, groups: np.ndarray | None = None) -> bool:
+    """Return whether the mean of gains `(n,)` is above its standard error, by whole `groups` `(n,)` if given."""
+    return bool(gain.mean() > np.sqrt(variance_of_mean(gain, groups)))
+
+
+def variance_of_mean(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     """Estimate the variance of the mean over the last axis, whose values are independent or are so by groups."""
     deviations = values - values.mean(axis=-1, keepdims=True)
     if groups is not None:

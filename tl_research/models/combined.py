@@ -58,7 +58,7 @@ class Combined(Backbone):
 
     @override
     def preflight(self) -> None:
-        for part in self._parts:
+        for part in self.built_parts:
             try:
                 part.preflight()
             except InputError as error:
@@ -66,10 +66,11 @@ class Combined(Backbone):
 
     @override
     def files(self) -> list[Path]:
-        return [path for part in self._parts for path in part.files()]
+        return [path for part in self.built_parts for path in part.files()]
 
     @property
-    def _parts(self) -> tuple[Backbone, ...]:
+    def built_parts(self) -> tuple[Backbone, ...]:
+        """Give the parts as they are built: without weights where these are random for all."""
         if self.weights is not None:
             return self.parts
         return tuple(replace(part, weights=None, seed=self.seed + n) for n, part in enumerate(self.parts))
@@ -82,7 +83,7 @@ class Combined(Backbone):
 
         size = self.image_size or max(part.image_size or 0 for part in self.parts)
         # Each begins a session of its own: its layers then have the names, and its rows the key, that it has alone.
-        networks = [part.build(keep_session) for part in self._parts]
+        networks = [part.build(keep_session) for part in self.built_parts]
         pixels = keras.Input((size, size, 3), name="pixels")
         features = []
         with gc_paused():

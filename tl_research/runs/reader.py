@@ -159,6 +159,8 @@ def answering_backbone(config: Mapping[str, Any], metrics: Mapping[str, Any]) ->
     backbone = config.get("backbone", {})
     backbone = backbone.get("chosen") or backbone
     parts = backbone.get("parts") or []
+    if backbone.get("weights") is None:
+        parts = [part | {"weights": None} for part in parts]
     if metrics.get("members") == ["tuned"]:
         parts = [part for part in parts if part["name"] == metrics.get("tuned_backbone")] or parts
     if len(parts) < 2:

@@ -41,6 +41,7 @@ FILES = (
     "predictions.csv",
     "validation.csv",
     "set_aside.csv",
+    "pixel_range.json",
     "data_check.json",
     "selection.json",
     "candidates",

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tl_research.sweeps.machine_slots import Slot
 from tl_research.system import progress
+from tl_research.system.interruption import interrupt
 from tl_research.system.memory import address_space_gb, limit_address_space
 from tl_research.system.process import exit_now, print_to
 
@@ -41,7 +42,7 @@ def run_task(task: Task, slot: Slot, memory_gb: float | None, sender: Connection
     except OSError:  # the sweep was interrupted before this process began
         exit_now(1)
     _live_with_parent(sender)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, interrupt)
     task.directory.mkdir(parents=True, exist_ok=True)
     print_to(task.directory / "output.log")  # the terminal shows all jobs at once
     progress.listeners.append(_report_progress(sender))

@@ -28,6 +28,7 @@ from tl_research.runs.run import Run
 from tl_research.sweeps.job_process import Task, measure, run_task
 from tl_research.sweeps.machine_slots import Slot, visible_gpus
 from tl_research.system.hardware import cores, memory_gb
+from tl_research.system.interruption import raise_if_interrupted
 from tl_research.system.memory import says_out_of_memory
 from tl_research.system.process import importable
 
@@ -163,6 +164,7 @@ class ProcessPool:
                     while waiting and free:
                         self._start(waiting.pop(0), free.pop(0))
                     view.refresh()
+                    raise_if_interrupted()
                     for ended in self._listen():
                         free.append(ended.slot)
                         view.ended(ended.outcome)

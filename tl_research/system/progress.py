@@ -21,6 +21,7 @@ from rich.progress import (
 from typing_extensions import override
 
 from tl_research.system import console
+from tl_research.system.interruption import raise_if_interrupted
 
 T = TypeVar("T")
 
@@ -52,6 +53,7 @@ class _Bar(Progress):
         self._notify(task_id)
 
     def _notify(self, task_id: TaskID) -> None:
+        raise_if_interrupted()
         task = self._tasks[task_id]
         for listener in listeners:
             listener(task.description, task.completed, task.total)

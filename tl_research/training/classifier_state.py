@@ -28,8 +28,9 @@ class ClassifierState:
 
     `head` is None before the stage that computes a `DirectHead`. `held_out` is set where the head was fitted on the
     validation images too: logits `(n, num_classes)` for them from a head that was not. `out_of_fold` is set where the
-    head was solved with cross-validation, on any images. `test_by_halves`, see `answers_of_halves`, is set where it
-    was solved on the backbone as it was loaded. `chosen_by_val`: the validation images chose the classifier.
+    head was solved with cross-validation, on any images; `judged` are their numbers among train + val.
+    `test_by_halves`, see `answers_of_halves`, is set where it was solved on the backbone as it was loaded.
+    `chosen_by_val`: the validation images chose the classifier.
     """
 
     data: DataModule
@@ -41,6 +42,7 @@ class ClassifierState:
     trained: TrainedWeights = field(default_factory=TrainedWeights)
     held_out: np.ndarray | None = None
     out_of_fold: OutOfFold | None = None
+    judged: np.ndarray | None = None
     test_by_halves: np.ndarray | None = None
     frozen: Weights = field(default_factory=dict)
     """The weights that had changed before a stage trained the backbone."""

@@ -15,7 +15,9 @@ import numpy as np
 from tl_research.backend.strategy import broadcast_from_chief
 from tl_research.data.datamodule import DataModule
 from tl_research.data.splits import stratified_parts
+from tl_research.errors import DivergedError
 from tl_research.metrics.classification import accuracy_and_loss, direction
+from tl_research.metrics.paired import is_gain
 from tl_research.metrics.probabilities import softmax
 from tl_research.models.trainable_plan import resolve_plan
 from tl_research.system.console import silenced
@@ -68,10 +70,7 @@ def tune_by_folds(
 
     The folds may take four fifths of the time that is left until the runner's deadline. The first updates show how many
     epochs in each, and in the final fit, that allows: if less than all, stages are shortened; if none, the frozen head
-    stays. Nothing is saved on the way: a run that is interrupted begins anew.
-
-    Raises:
-        InputError: a class has too few images, or groups, for the folds.
+    stays. Nothing is saved on the way: a run that is interrupted begins anew. Raises `InputError`, see `tuning_folds`.
     """
     state, data = runner.state, runner.state.data
     learned, monitor = data.indices("train", "val"), _monitor(runner)
@@ -82,7 +81,7 @@ def tune_by_folds(
     budget = EpochBudget(sum(stage.epochs for _, stage, _ in stages[1:]), cost, runner.deadline)
     logits = _judge_all(runner, stages, alphas, budget)
     scores = {each: accuracy_and_loss(rows[learned], data.labels[learned]) for each, rows in logits.items()}
-    choice = choose_tuning(logits, data.labels, learned, monitor)
+    choice = choose_tuning(logits, data.labels, learned, monitor, data.kept_together(learned))
     if worth and not worth((logits[choice][learned], data.labels[learned])):
         choice = Tuning()
     show_fold_choice(choice.rate, choice.epochs, choice.alpha, scores[choice], scores[Tuning()], FOLDS)
@@ -102,9 +101,11 @@ def tune_by_folds(
     return metrics | {"rate_factor": choice.rate, "tuned_epochs": choice.epochs, "alpha": choice.alpha}
 
 
-def choose_tuning(logits: OutOfFoldLogits, labels: np.ndarray, learned: np.ndarray, monitor: str) -> Tuning:
+def choose_tuning(
+    logits: OutOfFoldLogits, labels: np.ndarray, learned: np.ndarray, monitor: str, groups: np.ndarray | None = None
+) -> Tuning:
     """Choose the candidate that is best on the images `learned`, or the frozen head if that one is not better by more
-    than a standard error. `monitor` is `loss` or `accuracy`."""
+    than a standard error, over whole `groups` of these images. `monitor` is `loss` or `accuracy`."""
 
     def penalties(candidate: Tuning) -> np.ndarray:
         probabilities, true = softmax(logits[candidate][learned].astype(np.float64)), labels[learned]
@@ -113,8 +114,7 @@ def choose_tuning(logits: OutOfFoldLogits, labels: np.ndarray, learned: np.ndarr
         return -np.log(np.maximum(probabilities[np.arange(len(true)), true], 1e-15))
 
     best = min(logits, key=lambda candidate: float(penalties(candidate).mean()))
-    gain = penalties(Tuning()) - penalties(best)
-    return best if gain.mean() > gain.std() / math.sqrt(len(gain)) else Tuning()
+    return best if is_gain(penalties(Tuning()) - penalties(best), groups) else Tuning()
 
 
 def _monitor(runner: StageRunner) -> str:
@@ -129,8 +129,10 @@ def _judge_all(runner: StageRunner, stages: Stages, alphas: Sequence[float], bud
     folds = tuning_folds(data, runner.seed)
     shape = len(data), len(data.class_names)
     complete: OutOfFoldLogits = {}
-    spent = 0.0
+    spent, diverged = 0.0, math.inf
     for rate in RATES:
+        if rate > diverged:
+            continue
         started = time.monotonic()
         late = {"late": bool(complete) and started + 1.5 * spent > runner.deadline}  # as long again, and the refit
         if broadcast_from_chief(runner.strategy, late)["late"] > 0:
@@ -141,33 +143,33 @@ def _judge_all(runner: StageRunner, stages: Stages, alphas: Sequence[float], bud
             deadline = began + share * (runner.deadline - began) if math.isfinite(runner.deadline) else math.inf
             if number > 1 and not any(each.epochs for each in judged):
                 deadline = began  # no fold judges what another had no time for
-            for candidate, rows in _judge_fold(runner, stages, held_out, rate, alphas, deadline, budget).items():
+            answers, ends = _judge_fold(runner, stages, held_out, rate, alphas, deadline, budget)
+            for candidate, rows in answers.items():
                 judged.setdefault(candidate, np.full(shape, np.nan, np.float32))[held_out] = rows
+            diverged = min(diverged, rate) if ends else diverged
             show_fold(number, len(folds), rate)
         learned = data.indices("train", "val")
         complete = {each: rows for each, rows in judged.items() if not np.isnan(rows[learned]).any()} | complete
         spent = time.monotonic() - started
-        if not any(each.epochs for each in complete):
+        if not any(each.epochs for each in complete) and diverged > rate:
             break
     # Equal candidates go by their order: the frozen head, then the stages' own rate.
     return dict(sorted(complete.items(), key=lambda item: (item[0].epochs > 0, RATES.index(item[0].rate))))
 
 
 def tuning_folds(data: DataModule, seed: int) -> list[np.ndarray]:
-    """Divide training and validation images into stratified parts, groups whole: the indices of each.
-
-    Raises:
-        InputError: a class has too few images, or groups, for the folds.
-    """
-    learned = data.indices("train", "val")
+    """Divide training and validation images into stratified parts, groups whole: the indices of each. Raises
+    `InputError` where a class has too few images, or groups."""
+    learned, remedy = data.indices("train", "val"), "or give transfer.choose_by=validation transfer.ensemble=false"
     parts = stratified_parts(
         data.labels[learned],
         FOLDS,
         seed,
         names=data.class_names,
         key="transfer.choose_by=folds",
-        few=f"to learn from, and there are {FOLDS} folds; add images of it, or give transfer.choose_by=validation",
+        few=f"to learn from, and there are {FOLDS} folds; add images of it, {remedy}",
         groups=data.kept_together(learned),
+        remedy=f"add images of other groups, {remedy}",
     )
     return [learned[part] for part in parts]
 
@@ -180,9 +182,9 @@ def _judge_fold(
     alphas: Sequence[float],
     deadline: float,
     budget: EpochBudget,
-) -> OutOfFoldLogits:
-    """Train on all other images than `held_out`, until `deadline`; return each candidate's logits for these. The
-    classifier is left as it was loaded. The backbone stays frozen where the `budget` has no epoch."""
+) -> tuple[OutOfFoldLogits, bool]:
+    """Train on all other images than `held_out`, until `deadline`, where the `budget` has an epoch; return each
+    candidate's logits for these, and whether training diverged. The classifier is left as it was loaded."""
     state, data = runner.state, runner.state.data
     split_of = np.where(data.split_of == "val", "train", data.split_of)
     split_of[held_out] = "val"
@@ -195,6 +197,8 @@ def _judge_fold(
 
         def judge() -> Mapping[str, float]:
             scores, epochs = validate(), 1 + max(each.epochs for each in judged)
+            if not math.isfinite(scores["val_loss"]):
+                return scores  # with which the loop ends
             judged[Tuning(rate, epochs)] = fold.validated
             tuned = state.trained.now(state.classifier)
             for alpha in (each for each in alphas if each < 1):
@@ -221,10 +225,13 @@ def _judge_fold(
                     fold.run_stage(number, name, own, optimizer, last=False)
     except TooSlowError as error:
         log.warning("%s, and each of %d folds needs one: there is no time to fine-tune", error, FOLDS)
+    except DivergedError as error:
+        log.warning("transfer.%s: at learning rates x %g training diverged in a fold", error.stage, rate)
+        return judged, True
     finally:
         _return_to_loaded(runner)
         state.data = data
-    return judged
+    return judged, False
 
 
 def _at_rate(stage: Stage, optimizer: LBFGS | GradientOptimizer, rate: float) -> Stage:

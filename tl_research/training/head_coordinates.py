@@ -26,7 +26,7 @@ def _scaled(features: np.ndarray) -> np.ndarray:
 def gram_coordinates(gram: np.ndarray) -> np.ndarray:
     """Return coordinates `(n, n)`, float32, of the rows behind a Gram matrix: its Cholesky factor. Penalties are chosen
     by them as by the features, at a tenth of the cost of `span`."""
-    ridge = 1e-6 * np.trace(gram) / len(gram)  # for what is centred has no full rank
+    ridge = 1e-6 * (np.trace(gram) / len(gram) or 1.0)  # for what is centred has no full rank
     return np.linalg.cholesky(gram + ridge * np.eye(len(gram))).astype(np.float32)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from tl_research.metrics.probabilities import softmax
 from tl_research.training.class_balance import UNIFORM, ClassBalance
-from tl_research.training.head_coordinates import coordinates_of, mean_feature, part_scales, span
+from tl_research.training.head_coordinates import mean_feature, part_scales, span
 from tl_research.training.optimizer import LBFGS
 
 if TYPE_CHECKING:
@@ -136,16 +136,27 @@ class Choice:
         return float(self.image_losses[1].mean()) if of_mean else min(self.log_losses.values(), default=math.inf)
 
     def of_answers(
-        self, logits: np.ndarray, labels: np.ndarray, images: np.ndarray, judged: np.ndarray, views: int, *, whole: bool
+        self,
+        logits: np.ndarray,
+        labels: np.ndarray,
+        images: np.ndarray,
+        judged: np.ndarray,
+        views: int,
+        balance: ClassBalance = UNIFORM,
+        *,
+        whole: bool,
     ) -> Choice:
         """Add the results of out-of-fold logits `(n * views, k)`, a column for each class among `labels`, to `images`,
-        of which the rows `judged` were held out. `whole`: there is a column for each class that there is."""
+        of which the rows `judged` were held out. `balance` counts in the losses of images, whose mean is the log loss.
+        `whole`: there is a column for each class that there is."""
         classes, first_views = np.unique(labels), judged[judged % views == 0]
         accuracy = float(np.mean(classes[logits[judged].argmax(axis=1)] == labels[judged]))
-        logits, labels = logits[first_views], labels[first_views]
-        own = softmax(logits)[np.arange(len(labels)), np.searchsorted(classes, labels)]
-        image_losses = images[first_views // views], -np.log(np.maximum(own, np.finfo(float).eps))
-        out_of_fold = (logits, labels) if whole else None
+        offsets = 0.0 if balance.offsets is None else balance.offsets[classes]
+        place, sample = np.searchsorted(classes, labels[judged]), balance.of_images(labels[judged])
+        own = softmax(logits[judged] + offsets)[np.arange(len(judged)), place]
+        losses = -np.log(np.maximum(own, np.finfo(float).eps)) * (1.0 if sample is None else sample / sample.mean())
+        image_losses = images[first_views // views], losses.reshape(-1, views).mean(axis=1)
+        out_of_fold = (logits[first_views], labels[first_views]) if whole else None
         return replace(self, accuracy=accuracy, out_of_fold=out_of_fold, image_losses=image_losses)
 
 
@@ -195,7 +206,7 @@ def choose_l2(
     shares = _shares(losses, len(judged) // views) if options.average else {best: 1.0}
     logits = sum((share * kept[l2] for l2, share in shares.items()), np.zeros_like(logits))
     whole = len(classes) == num_classes  # a class without rows has no logits
-    return Choice(best, losses, shares=shares).of_answers(logits, labels, images, judged, views, whole=whole)
+    return Choice(best, losses, shares=shares).of_answers(logits, labels, images, judged, views, balance, whole=whole)
 
 
 def choosing_folds(
@@ -203,7 +214,7 @@ def choosing_folds(
 ) -> tuple[np.ndarray, list[Fold]]:
     """Choose images to judge heads by, of all whose `labels` `(n,)` are given, and folds of them: a stratified sample
     where there are many. There are no folds where none can be held out."""
-    images = choosing_images(labels, MOST_FOR_CHOOSING // views, seed)
+    images = choosing_images(labels, MOST_FOR_CHOOSING // views, seed, groups)
     classes, counts = np.unique(labels[images], return_counts=True)
     if len(classes) < 2:
         return images, []
@@ -211,15 +222,16 @@ def choosing_folds(
     return images, stratified_folds(labels[images], within, min(options.folds, int(counts.min())), seed)
 
 
-def choosing_images(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+def choosing_images(labels: np.ndarray, most: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """Choose the images to choose a penalty by: a stratified sample of at most `most` if there are more, without those
-    that are alone in their class, which cannot be held out."""
+    that are alone in their class, or are all of it in one group, which cannot be held out."""
     from sklearn.utils import resample
 
     images = np.arange(len(labels))
     if len(labels) > most:
         images = resample(images, replace=False, n_samples=most, stratify=labels, random_state=seed)
-    classes, counts = np.unique(labels[images], return_counts=True)
+    units = images if groups is None else np.unique(groups[images], return_inverse=True)[1]
+    classes, counts = np.unique(np.unique([labels[images], units], axis=1)[0], return_counts=True)
     return images[np.isin(labels[images], classes[counts > 1])]
 
 
@@ -230,34 +242,6 @@ def logits_of_others(
     for `others` `(m, r)`, a column for each class that occurs."""
     weights, intercept = _fit(_regression(LBFGS(), tol=1e-4), l2, coordinates, labels, sample)
     return others @ weights.T + intercept
-
-
-def out_of_fold_probabilities(
-    features: np.ndarray, labels: np.ndarray, options: LBFGS, seed: int, groups: np.ndarray | None = None
-) -> np.ndarray:
-    """Compute the probabilities `(n, k)` of images by heads that learned from neither them nor images of their group;
-    NaN for images that cannot be held out, as the only one of a class. A head learns from `MOST_FOR_CHOOSING` at most.
-    """
-    from threadpoolctl import threadpool_limits
-
-    features = coordinates_of(features)
-    classes, counts = np.unique(labels, return_counts=True)
-    probabilities = np.full((len(labels), int(labels.max()) + 1), np.nan)
-    usable = np.flatnonzero(np.isin(labels, classes[counts > 1]))
-    if len(np.unique(labels[usable])) < 2:
-        return probabilities
-    with threadpool_limits(1 if features.size < SMALL else None, "blas"):
-        l2 = choose_l2(features, labels, options, seed, groups=groups).l2
-        within = None if groups is None else groups[usable]
-        for train, held in stratified_folds(
-            labels[usable], within, min(options.folds, int(counts[counts > 1].min())), seed
-        ):
-            chosen = usable[np.random.default_rng(seed).permutation(train)[:MOST_FOR_CHOOSING]]
-            known = np.unique(labels[chosen])
-            probabilities[usable[held]] = 0.0
-            logits = logits_of_others(features[chosen], labels[chosen], features[usable[held]], l2)
-            probabilities[np.ix_(usable[held], known)] = softmax(logits)
-    return probabilities
 
 
 def _shares(losses: dict[float, float], count: int) -> dict[float, float]:

@@ -93,8 +93,7 @@ class RunCheckpoints:
         state.features.hit += facts["features"][1]
         arrays = parts["run"].arrays
         state.held_out, state.backbone_changed = arrays.get("held_out"), facts["backbone_moved"]
-        if OUT_OF_FOLD[0] in arrays:
-            state.out_of_fold = arrays[OUT_OF_FOLD[0]], arrays[OUT_OF_FOLD[1]]
+        state.out_of_fold = (arrays[OUT_OF_FOLD[0]], arrays[OUT_OF_FOLD[1]]) if OUT_OF_FOLD[0] in arrays else None
         state.test_by_halves = arrays.get("test_by_halves")
         state.frozen = _positions(parts["frozen"]) if "frozen" in parts else {}
         self.used = facts["used"]

@@ -184,7 +184,7 @@ class StageRunner:
         known = self.choice if optimizer == LBFGS() and not self.state.backbone_changed else None
         result = solve_linear(self.state.inputs, optimizer, self.trainer, self.seed, known, use_val=use_val)
         solution, self.state.held_out = result.fitted, result.held_out
-        self.state.out_of_fold = solution.out_of_fold if use_val else None
+        self.state.out_of_fold, self.state.judged = solution.out_of_fold if use_val else None, solution.image_losses[0]
         if use_val and not self.state.backbone_changed and len(self.state.data.indices("test")):
             self.state.test_by_halves = judge_halves(self.state.inputs, self.trainer, solution.l2)
         self.state.head.get_layer("logits").set_weights([solution.kernel, solution.bias])

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from tl_research.errors import InputError
+from tl_research.metrics.paired import is_gain
 from tl_research.metrics.probabilities import softmax
 from tl_research.models.ensemble import build_ensemble
 from tl_research.training.classifier_state import ClassifierState
-from tl_research.training.fold_tuning import Stages, tune_by_folds, tuning_folds
+from tl_research.training.fold_tuning import Stages, tune_by_folds
 from tl_research.training.logistic_regression import OutOfFold
 from tl_research.training.stage_runner import Metrics, StageRunner
 from tl_research.training.summary import show_members
-
-log = logging.getLogger(__name__)
 
 
 def tune_beside(runner: StageRunner, tuner: StageRunner, stages: Stages, *, interpolated: bool) -> Metrics:
@@ -25,20 +21,15 @@ def tune_beside(runner: StageRunner, tuner: StageRunner, stages: Stages, *, inte
     or their mean as the runner's state; return the metrics, with `members`: which answer.
 
     A second network costs twice the time of an answer, so each must be better by more than a standard error of the
-    paired difference of log losses: the tuned than the frozen, the mean (as in Caruana et al. 2004) than both. Where a
-    class has too few images for the folds, the frozen one answers.
+    paired difference of log losses: the tuned than the frozen, the mean (as in Caruana et al. 2004) than both.
     """
     metrics = runner.run_stage(0, *stages[0], last=True) | runner.finish()
-    try:
-        tuning_folds(runner.state.data, runner.seed)
-    except InputError as error:
-        log.warning("%s: nothing is fine-tuned, the frozen classifier answers", str(error).partition(";")[0])
-        return metrics | {"members": ["frozen"]}
-    history, frozen, members = list(runner.history), runner.state.out_of_fold, ["frozen"]
+    history, state, members = list(runner.history), runner.state, ["frozen"]
+    groups = state.data.kept_together(state.data.indices("train", "val"))
 
     def worth(tuned: OutOfFold) -> bool:
         nonlocal members
-        members = choose_members(frozen, tuned)
+        members = choose_members(state.out_of_fold, tuned, groups, state.judged)
         return "tuned" in members
 
     tuned_metrics = tune_by_folds(tuner, stages, interpolated=interpolated, worth=worth)
@@ -52,19 +43,24 @@ def tune_beside(runner: StageRunner, tuner: StageRunner, stages: Stages, *, inte
     return metrics | {"members": members}
 
 
-def choose_members(frozen: OutOfFold | None, tuned: OutOfFold) -> list[str]:
-    """Choose `frozen`, `tuned` or both from their out-of-fold logits `(n, k)` for the same images; `tuned` where there
-    are none for the frozen head, or for some of the images only."""
-    if frozen is None or len(frozen[1]) != len(tuned[1]):
+def choose_members(
+    frozen: OutOfFold | None, tuned: OutOfFold, groups: np.ndarray | None = None, judged: np.ndarray | None = None
+) -> list[str]:
+    """Choose `frozen`, `tuned` or both from their out-of-fold logits `(n, k)` for the same images, in `groups` `(n,)`.
+    Where those of the frozen head are for the images `judged` only, these choose, and not both: the mean would have no
+    answers to the others. `tuned` where there are none for the frozen head."""
+    if frozen is None:
         return ["tuned"]
-    labels = tuned[1]
-    of_each = [softmax(logits.astype(np.float64)) for logits, _ in (frozen, tuned)]
+    rows = np.arange(len(tuned[1])) if judged is None else judged
+    labels, within = frozen[1], None if groups is None else groups[rows]
+    of_each = [softmax(logits.astype(np.float64)) for logits in (frozen[0], tuned[0][rows])]
     choices = {("frozen",): of_each[0], ("tuned",): of_each[1], ("frozen", "tuned"): (of_each[0] + of_each[1]) / 2}
     losses = {key: -np.log(np.maximum(p[np.arange(len(labels)), labels], 1e-15)) for key, p in choices.items()}
+    if len(rows) < len(tuned[1]):
+        del losses["frozen", "tuned"]
     chosen: Sequence[str] = ("frozen",)
     for other, values in losses.items():
-        gain = losses[tuple(chosen)] - values
-        if gain.mean() > gain.std() / math.sqrt(len(gain)):
+        if is_gain(losses[tuple(chosen)] - values, within):
             chosen = other
     return list(chosen)
 
