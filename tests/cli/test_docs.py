@@ -156,6 +156,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in slugs, link
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=name_of)
+def test_tables_have_a_second_line_and_equal_rows(page: Path) -> None:
+    for table in re.findall(r"(?:^\|.*\n)+", without_fences(page), re.M):
+        rows = [re.findall(r"(?<!\\)\|", line) for line in table.splitlines()]
+        assert re.search(r"\n\|[ :|-]+\|\n", table), table
+        assert len({len(row) for row in rows}) == 1, table
+
+
 def test_every_page_is_linked_from_readme() -> None:
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in LOCAL_LINK.findall(README.read_text())}
     assert {*PAGES[1:], ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"} <= linked
