@@ -167,8 +167,8 @@ def test_groups_are_matched_in_the_path() -> None:
 
 
 def test_too_few_groups_and_divided_groups_are_refused() -> None:
-    labels, groups = np.array([0, 0, 1, 1]), np.array(["p", "p", "q", "r"])
-    with pytest.raises(InputError, match=r"data\.test=0\.2: it takes 5 groups .* of class 'a', and there are 1"):
+    labels, groups = np.array([0, 0, 1, 1]), np.array(["q", "r", "p", "p"])
+    with pytest.raises(InputError, match=r"data\.test=0\.2: it takes 2 groups .* of class 'b', and there are 1; add"):
         hold_out_groups(labels, groups, 0.2, 0, names=("a", "b"), key="data.test")
     with pytest.raises(InputError, match=r"1 group\(s\) lie both in train/ and in test/, such as 'p'"):
         demand_apart(np.array(["train", "test", "train", "test"]), groups)

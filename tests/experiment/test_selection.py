@@ -16,7 +16,8 @@ from tl_research import InputError, Run, compose
 from tl_research.experiment import selection
 from tl_research.experiment.candidates import Candidate, judge, search_near
 from tl_research.models.backbone import Backbone
-from tl_research.reports.leaderboard import collect
+from tl_research.reports.card import plain_markdown
+from tl_research.reports.leaderboard import Leaderboard, collect
 from tl_research.runs.reader import read_selection
 from tl_research.serving.facts import facts_of
 from tl_research.training.head_coordinates import gram_coordinates, gram_matrix
@@ -66,6 +67,7 @@ def test_the_best_of_many_must_be_better_by_more(others: int, chosen: str) -> No
     best, _, why = judge([candidate("cheap", losses, 1), candidate("dear", losses - gain, 2), *worse], None)
     assert best.name == chosen
     assert ("and that is noise (-" in why) == (chosen == "cheap")
+    assert ("widened for 11 candidates)" in why) == (chosen == "cheap")
 
 
 @pytest.mark.parametrize(
@@ -167,13 +169,23 @@ def test_a_run_says_what_was_looked_at_and_chosen(chosen: Run) -> None:
     assert chosen.metrics["features_computed"] == 0  # what was looked at is what is trained on
     assert chosen.metrics["cv_loss"] == min(row["loss"] for row in said["candidates"] if "chosen" in row["note"])
     assert facts_of(chosen)["image_size"] == backbone["chosen"]["image_size"] == chosen.model().input_shape[1]
+    card = (chosen.directory / "model_card.md").read_text()
+    what = plain_markdown(chosen.metrics["chosen"])
+    assert (
+        f"An image classifier: {what} (chosen among {len(said['candidates'])} candidates by cross-validation)" in card
+    )
+    assert "to a side of 64; then `tf`" in card
+    assert len(said["candidates"]) == 3  # two networks, and both together
     assert "tiny" in {row["name"] for row in said["candidates"] if "default" in row["note"]}
     assert not any(key.startswith("test_") for row in said["candidates"] for key in row)
     folders = sorted((chosen.directory / "candidates").iterdir())
     assert len(folders) == len(said["candidates"]) == chosen.metrics["candidates"]
     assert {Run.open(folder).status["state"] for folder in folders} == {"done"}
     assert [entry.directory for entry in collect(chosen.directory.parent)] == [chosen.directory]
-    assert len(collect(chosen.directory / "candidates")) == len(folders)
+    with pytest.raises(InputError, match=rf"no model\.keras; .* python train\.py resume={folders[0]} fresh=true$"):
+        Run.open(folders[0]).model_file()
+    (board,) = Leaderboard.for_each_data_set(collect(chosen.directory / "candidates"))
+    assert {row.values[0] for row in board.rows} == {row["name"] for row in said["candidates"]}
 
 
 @pytest.mark.slow

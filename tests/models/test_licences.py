@@ -27,6 +27,10 @@ def test_several_networks_have_the_licences_of_all() -> None:
     other = {"name": "b", "weights": "imagenet", "application": "ResNet50"}
     said = describe_weights({"parts": [lite, other], "weights": "parts"})
     assert said == {"backbone": "a + b", "weights": "imagenet", "licence": "Apache-2.0 + MIT"}
+    tiny = {"name": "c", "weights": None}
+    said = describe_weights({"parts": [lite, tiny], "weights": "parts"})
+    assert said == {"backbone": "a + c", "weights": "imagenet + random", "licence": "Apache-2.0"}
+    assert describe_weights({"name": "d", "parts": [tiny, tiny], "weights": "parts"})["weights"] is None
     assert describe_weights({"chosen": lite, "name": "auto"})["licence"] == "Apache-2.0"
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import log_loss
 
 from tl_research.metrics.classification import classification_metrics
 from tl_research.metrics.probabilities import softmax
 from tl_research.training.class_balance import class_balance
 from tl_research.training.learning_curve import out_of_fold_probabilities
-from tl_research.training.logistic_regression import choose_l2, solve
+from tl_research.training.logistic_regression import Choice, choose_l2, solve
 from tl_research.training.optimizer import LBFGS
 
 
@@ -51,6 +52,13 @@ def test_the_mean_over_penalties_is_a_mean_of_heads() -> None:
     np.testing.assert_allclose(mean.kernel, expected, atol=1e-3 * np.abs(expected).max())
     assert mean.out_of_fold is not None
     assert mean.cv_accuracy == np.mean(mean.out_of_fold[0].argmax(axis=1) == labels)
+    assert mean.cv_loss == pytest.approx(log_loss(labels, softmax(mean.out_of_fold[0])))
+
+
+def test_a_sure_and_wrong_answer_weighs_the_same_in_every_loss() -> None:
+    labels, logits = np.array([0, 1]), np.array([[0.0, 900.0], [0.0, 900.0]])
+    found = Choice(1.0).of_answers(logits, labels, np.arange(2), np.arange(2), 1, whole=True)
+    assert found.image_losses[1].mean() == pytest.approx(log_loss(labels, softmax(logits)))
 
 
 def test_one_penalty_leaves_nothing_to_average() -> None:

@@ -111,7 +111,7 @@ def hold_out_groups(
     """
     folds = max(round(1 / min(share, 1 - share)), 2)
     fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
-    folds = min(folds, fewest) if fewest > 1 else folds
+    folds = min(folds, max(fewest, 2))
     parts = grouped_parts(labels, groups, folds, seed, names=names, key=f"{key}={share:g}")
     return parts[0] if share <= 0.5 else np.sort(np.concatenate(parts[1:]))
 
@@ -138,9 +138,10 @@ def grouped_parts(
     for label, name in enumerate(names):
         available = len(np.unique(groups[labels == label]))
         if available < parts:
+            fewer = "ask for fewer parts, or " * (parts > 2)
             raise InputError(
                 f"{key}: it takes {parts} groups (data.group_by, or copies of an image) of class '{name}', and there "
-                f"are {available}; {remedy or 'ask for fewer parts, or add images of other groups'}"
+                f"are {available}; {remedy or f'{fewer}add images of other groups'}"
             )
     splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=np.random.RandomState(seed))
     for _ in range(repeat + 1):  # each goes on drawing where the one before ended, as in RepeatedStratifiedKFold

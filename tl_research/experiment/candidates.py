@@ -54,7 +54,7 @@ class Candidate:
     @cached_property
     def loss(self) -> float:
         """The cross-validated log loss; infinite where no image could be held out."""
-        return min(self.validated.log_losses.values(), default=math.inf)
+        return self.validated.log_loss
 
 
 C = TypeVar("C", bound=Candidate)
@@ -115,7 +115,8 @@ def judge(
     if preferred:
         return chosen, rows, f"chosen: {chosen.name}, which is cheaper than {preferred.name} and surely as good"
     gap, low, high = widened[chosen.name]
-    why = f"{best.name} is better by {gap:.3g} only, and that is noise ({low:.3g} to {high:.3g})"
+    interval = f"{low:.3g} to {high:.3g}" + f", widened for {len(eligible)} candidates" * (len(eligible) > 2)
+    why = f"{best.name} is better by {gap:.3g} only, and that is noise ({interval})"
     return chosen, rows, f"chosen: {chosen.name}, the cheapest of those that are as good; {why}"
 
 

@@ -38,6 +38,7 @@ from tl_research.models.summary import show_model
 from tl_research.models.weights.licences import describe_weights
 from tl_research.reports.card import CARD, write_card
 from tl_research.runs.identity import compare, identity
+from tl_research.runs.reader import answering_backbone
 from tl_research.runs.run import Existing, Run
 from tl_research.system.console import only_warning, silenced
 from tl_research.system.process import where_started
@@ -190,7 +191,7 @@ def _train_and_evaluate(experiment: Experiment, run: Run, data: DataModule) -> N
         run.metrics |= without_leaks(logits["test"], data, experiment.features.root)
         with run.phase("save"):
             run.write_model(state.classifier)
-            run.write_json("weights.json", describe_weights(experiment.config.get("backbone", {})))
+            run.write_json("weights.json", describe_weights(answering_backbone(experiment.config, run.metrics)))
         run.metrics |= versions()
         run.write_json("metrics.json", run.metrics)  # before anything is drawn: the result stands
         with only_warning(CARD):
@@ -244,6 +245,7 @@ def _tuner(experiment: Experiment, run: Run, data: DataModule, threads: int, run
     backbone = experiment.start
     if isinstance(backbone, Combined):
         backbone = min(backbone.built_parts, key=lambda part: sum(path.stat().st_size for path in part.files()))
+        run.metrics["tuned_backbone"] = backbone.name
     state = _build(replace(experiment, backbone=backbone, head=Linear()), run, data, threads, None)
     return replace(runner, state=state, head_recipe=Linear(), history=[], best=BestEpoch(), choice=None)
 

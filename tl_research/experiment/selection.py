@@ -221,7 +221,8 @@ class _Selection:
         experiment = _with_backbone(self.experiment, recipes, configs)
         folder = self.run.directory / "candidates" / candidate.name.replace(" ", "")
         run = Run.claim(folder, "replace")
-        run.write_config(experiment.config)
+        choices = experiment.config.get("choices", {}) | {"backbone": candidate.name}  # a leaderboard tells them apart
+        run.write_config(experiment.config | {"choices": choices})
         run.write_json("classes.json", list(self.data.class_names))
         validated = candidate.validated
         if validated.log_losses:

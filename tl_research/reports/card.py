@@ -16,7 +16,7 @@ from tl_research.metrics.by_class import scores_by_class
 from tl_research.metrics.calibration import conformal_threshold
 from tl_research.reports.answered import read_answered
 from tl_research.reports.entries import Entry
-from tl_research.runs.reader import read_json
+from tl_research.runs.reader import answering_backbone, read_json
 from tl_research.runs.run import Run
 from tl_research.system.console import printable
 from tl_research.system.files import write_atomically
@@ -50,10 +50,10 @@ def write_card(run: Run, path: Path | None = None) -> Path:
 
 def model_card(run: Run) -> str:
     """Make the card's text. Names from the data are escaped, so that each is shown to the letter."""
-    name, backbone = run.directory.absolute().name, run.config.get("backbone", {})
+    name, backbone = run.directory.absolute().name, answering_backbone(run.config, run.metrics)
     parts = [
         f"# {plain_markdown(name)}",
-        f"An image classifier: {plain_markdown(str(backbone.get('name')))}, on {_source(run)}. "
+        f"An image classifier: {plain_markdown(str(backbone.get('name')))}{_chosen(run)}, on {_source(run)}. "
         f"Its classes: {', '.join(map(plain_markdown, run.class_names()))}.",
         "## Intended use and limits",
         "To classify photographs like those it learned from, where a person can check an answer that matters. Not for "
@@ -75,6 +75,16 @@ def model_card(run: Run) -> str:
         *_repeat(run),
     ]
     return "\n\n".join([_front_matter(run, name), *filter(None, parts)]) + "\n"
+
+
+def _chosen(run: Run) -> str:
+    m, said = run.metrics, []
+    if "candidates" in m:
+        said.append(f"chosen among {m['candidates']} candidates by cross-validation")
+    if "tuned" in m.get("members", ()):
+        of = plain_markdown(m.get("tuned_backbone", "the network"))
+        said.append("fine-tuned" if m["members"] == ["tuned"] else f"mean of this and of {of}, fine-tuned")
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def plain_markdown(text: str) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import csv
 import json
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -152,9 +152,27 @@ class RunReader(RunCommand):
         return weights.load_model(self.model_file())
 
 
+def answering_backbone(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the configuration of the network in a run's model from the run's own and its metrics: of `auto` what was
+    chosen, of several side by side the one that was fine-tuned, where it answers alone; else all, with the `name` and
+    the `preprocessing` of each."""
+    backbone = config.get("backbone", {})
+    backbone = backbone.get("chosen") or backbone
+    parts = backbone.get("parts") or []
+    if backbone.get("weights") is None:
+        parts = [part | {"weights": None} for part in parts]
+    if metrics.get("members") == ["tuned"]:
+        parts = [part for part in parts if part["name"] == metrics.get("tuned_backbone")] or parts
+    if len(parts) < 2:
+        return dict(parts[0] if parts else backbone)
+    each = {key: dict.fromkeys(str(part[key]) for part in parts) for key in ("name", "preprocessing")}
+    return backbone | {"name": " + ".join(each["name"]), "preprocessing": " and ".join(each["preprocessing"])}
+
+
 def _lacking(path: Path) -> str:
     state = read_status(path.parent)["state"]
-    advice = "wait until it is done" if state == "running" else f"python train.py resume={path.parent}"
+    anew = " fresh=true" * (state == "done")  # as of a candidate of backbone=auto, which has no model yet
+    advice = "wait until it is done" if state == "running" else f"python train.py resume={path.parent}{anew}"
     return f"{path.parent}: the run has no {path.name}; its status is '{state}': {advice}"
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from tl_research import __version__
 from tl_research.errors import InputError
+from tl_research.runs.reader import answering_backbone
 from tl_research.runs.run import Run
 
 
 def facts_of(run: Run) -> dict[str, Any]:
     """Collect what a user of a run's model must know. Raises `InputError` if the run lacks it."""
-    names, backbone = run.class_names(), run.config.get("backbone", {})
-    backbone = backbone.get("chosen") or backbone
+    names, backbone = run.class_names(), answering_backbone(run.config, run.metrics)
     size = backbone.get("image_size")
     if not isinstance(size, int):
         raise InputError(f"{run.directory}: its config.yaml does not say backbone.image_size; copy the run again")

@@ -7,6 +7,7 @@ al. 2019, arXiv 1805.08974, use the same protocol).
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -42,9 +43,10 @@ MOST_FOR_CHOOSING = 5000
 @dataclass(frozen=True)
 class Solution:
     """A solved head: logits = features @ kernel + bias. `log_losses[l2]` is the cross-validated loss of each penalty
-    tried, `cv_accuracy` the out-of-fold accuracy at the one chosen, and `out_of_fold` the logits and labels behind it,
-    a row an image. `image_losses` are the numbers of these images among those given and the log loss of each, by heads
-    that did not learn from it; empty where none could be held out."""
+    tried, `cv_accuracy` and `cv_loss` are of the out-of-fold answers at the one chosen, or by the mean of heads, and
+    `out_of_fold` the logits and labels behind them, a row an image. `image_losses` are the numbers of these images
+    among those given and the log loss of each, by heads that did not learn from it; empty where none could be held out.
+    """
 
     kernel: np.ndarray
     bias: np.ndarray
@@ -52,6 +54,7 @@ class Solution:
     iterations: int
     log_losses: dict[float, float]
     cv_accuracy: float | None
+    cv_loss: float
     out_of_fold: OutOfFold | None = None
     image_losses: tuple[np.ndarray, np.ndarray] = NO_LOSSES
 
@@ -108,6 +111,7 @@ def solve(
         iterations=int(model.n_iter_.max()),
         log_losses=choice.log_losses,
         cv_accuracy=choice.accuracy,
+        cv_loss=choice.log_loss,
         out_of_fold=choice.out_of_fold,
         image_losses=choice.image_losses,
     )
@@ -124,6 +128,12 @@ class Choice:
     out_of_fold: OutOfFold | None = None
     image_losses: tuple[np.ndarray, np.ndarray] = NO_LOSSES
     shares: dict[float, float] = field(default_factory=dict)
+
+    @property
+    def log_loss(self) -> float:
+        """The log loss of what `out_of_fold` says; infinite where no image could be held out."""
+        of_mean = len(self.shares) > 1
+        return float(self.image_losses[1].mean()) if of_mean else min(self.log_losses.values(), default=math.inf)
 
     def of_answers(
         self,
@@ -144,7 +154,7 @@ class Choice:
         offsets = 0.0 if balance.offsets is None else balance.offsets[classes]
         place, sample = np.searchsorted(classes, labels[judged]), balance.of_images(labels[judged])
         own = softmax(logits[judged] + offsets)[np.arange(len(judged)), place]
-        losses = -np.log(np.maximum(own, np.finfo(float).tiny)) * (1.0 if sample is None else sample / sample.mean())
+        losses = -np.log(np.maximum(own, np.finfo(float).eps)) * (1.0 if sample is None else sample / sample.mean())
         image_losses = images[first_views // views], losses.reshape(-1, views).mean(axis=1)
         out_of_fold = (logits[first_views], labels[first_views]) if whole else None
         return replace(self, accuracy=accuracy, out_of_fold=out_of_fold, image_losses=image_losses)

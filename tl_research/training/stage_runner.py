@@ -187,7 +187,7 @@ class StageRunner:
         self.state.head.get_layer("logits").set_weights([solution.kernel, solution.bias])
         metrics = {"l2": solution.l2, "iterations": solution.iterations}
         if solution.cv_accuracy is not None:
-            metrics |= {"cv_accuracy": solution.cv_accuracy, "cv_loss": min(solution.log_losses.values())}
+            metrics |= {"cv_accuracy": solution.cv_accuracy, "cv_loss": solution.cv_loss}
         return result.scores, metrics
 
     def _fit_direct(self, name: str, recipe: DirectHead, *, last: bool) -> Metrics:
@@ -245,7 +245,7 @@ class StageRunner:
                 state.trained.variables(state.classifier),
                 loss_scale=policy == "mixed_float16",
             )
-            how = f"{stage.epochs} epochs at most on {DESCRIBED[inputs.kind]}, {type(optimizer).__name__}"
+            how = f"{stage.epochs} epoch(s) at most on {DESCRIBED[inputs.kind]}, {type(optimizer).__name__}"
             self._describe(name, how, plan.parts, rate := float(step.optimizer.learning_rate.numpy()))
             if inputs.kind == "images" and self.shows_images:
                 classes = state.data.class_names

@@ -39,7 +39,7 @@ def show_fold_choice(
 ) -> None:
     """Show what the folds chose, and its mean scores beside those of the frozen head."""
     table = make_table(f"fine-tuning in {folds} folds", "chosen", "loss", "accuracy")
-    name = f"{epochs} epochs, learning rates x {rate:g}" + (f", {alpha:g} of the way" if alpha < 1 else "")
+    name = f"{epochs} epoch(s), learning rates x {rate:g}" + (f", {alpha:g} of the way" if alpha < 1 else "")
     for each, values in {"frozen head": frozen, **({name: scores} if epochs else {})}.items():
         table.add_row(each, *(f"{values[key]:.4f}" for key in ("loss", "accuracy")))
     show_table(table)

@@ -24,9 +24,11 @@ def describe_weights(backbone: Mapping[str, Any]) -> dict[str, str | None]:
     without its folder) and `licence`, null where it is not known or, with random weights, needs none."""
     backbone = backbone.get("chosen") or backbone
     parts = [describe_weights(part) for part in backbone.get("parts", ())]
-    if parts and backbone.get("weights"):
-        return {key: _joined([part[key] for part in parts]) for key in parts[0]}
-    weights = backbone.get("weights")
+    loaded = [part for part in parts if part["weights"]]
+    if loaded and backbone.get("weights"):
+        parts = [part | {"weights": part["weights"] or "random"} for part in parts]
+        return {key: _joined([each[key] for each in (loaded if key == "licence" else parts)]) for key in parts[0]}
+    weights = None if parts else backbone.get("weights")
     licence = None
     if weights == "imagenet":
         is_lite = "variant" in backbone
