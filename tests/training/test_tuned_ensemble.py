@@ -102,9 +102,13 @@ def test_what_cannot_be_joined_is_refused(overrides: list[str], message: str) ->
 
 @pytest.mark.slow
 def test_the_mean_of_both_is_one_model(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuned_ensemble, "choose_members", lambda *_: ["frozen", "tuned"])
+    seen: list[Any] = []
+    monkeypatch.setattr(tuned_ensemble, "choose_members", lambda *given: seen.append(given) or ["frozen", "tuned"])
     done = run(tmp_path / "run", colours, "transfer.ensemble=true", "head=auto", "head.among=[knn]", "data.val=0.25")
     assert done.metrics["members"] == ["frozen", "tuned"]
+    (frozen, labels), (tuned, _) = seen[0][:2]
+    mean = np.mean([softmax(logits.astype(np.float64)) for logits in (frozen, tuned)], axis=0)
+    assert done.metrics["cv_loss"] == pytest.approx(-np.log(mean[np.arange(len(labels)), labels]).mean(), rel=1e-4)
     assert len(rows(done.directory, "history.csv")) == 1 + done.metrics["tuned_epochs"]
     assert len(done.answers("validation.csv")) == done.metrics["num_val"]
     model = keras.models.load_model(done.directory / "model.keras", safe_mode=True)

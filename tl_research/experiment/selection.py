@@ -65,7 +65,7 @@ def choose_backbone(
     selection = _Selection(experiment, auto, run, data, threads, deadline)
     earlier = read_selection(run.directory).get("chosen") if run.resumes else None
     if earlier:
-        return selection.with_backbone(*selection.known(earlier)), None
+        return selection.with_backbone(earlier), None
     with run.phase("selection"):
         candidates = list(selection.look())
         together = [each for each in candidates if each.eligible and len(each.networks) > 1]
@@ -78,9 +78,8 @@ def choose_backbone(
     networks = {network.recipe.name: network for candidate in candidates for network in candidate.networks}.values()
     run.metrics |= {"backbone": "auto", "chosen": chosen.name, "candidates": len(candidates)}
     run.metrics |= {f"selection_{key}": sum(getattr(each, key) for each in networks) for key in ("computed", "hit")}
-    parts = chosen.networks
     learned = chosen.validated if selection.takes_all else None
-    return selection.with_backbone([part.recipe for part in parts], [part.config for part in parts]), learned
+    return selection.with_backbone([part.recipe.name for part in chosen.networks]), learned
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,8 @@ class _Selection:
         from threadpoolctl import threadpool_limits
 
         experiment, views = self.experiment, self.experiment.features.views or 1
-        given = coordinates, self._labels, LBFGS(), experiment.seed, views, self.groups
+        labels = self.data.labels[self.data.indices(*SPLITS)][self._images].repeat(views)
+        given = coordinates, labels, LBFGS(), experiment.seed, views, self.groups
         with threadpool_limits(1, "blas"):
             return choose_l2(*given, experiment.trainer.balance(self.data, *SPLITS), strengths, patience)
 
@@ -214,11 +214,6 @@ class _Selection:
         """The images that choose, among those of the splits."""
         most = MOST_IMAGES // (self.experiment.features.views or 1)
         return thinned_images(self.data.labels[self.data.indices(*SPLITS)], most, self.experiment.seed)
-
-    @cached_property
-    def _labels(self) -> np.ndarray:
-        labels = self.data.labels[self.data.indices(*SPLITS)][self._images]
-        return labels.repeat(self.experiment.features.views or 1)
 
     def write_run(self, candidate: NetworkCandidate) -> None:
         """Record a candidate as a run of its own: `python train.py resume=DIRECTORY fresh=true` makes all of it."""
@@ -247,14 +242,11 @@ class _Selection:
         run.set_status("done", identity=identity(experiment.config, self.data, experiment.start.files()).as_dict())
         run.close()
 
-    def known(self, names: Sequence[str]) -> tuple[list[Backbone], list[dict[str, Any]]]:
-        """Find the networks that were chosen before by their names."""
+    def with_backbone(self, names: Sequence[str]) -> Experiment:
+        """Return the experiment with the candidates of these names side by side as its backbone; its configuration,
+        also in the run, says what was chosen."""
         pairs = {recipe.name: (recipe, config) for recipe, config in self._singles()}
-        return [pairs[name][0] for name in names], [pairs[name][1] for name in names]
-
-    def with_backbone(self, recipes: Sequence[Backbone], configs: Sequence[dict[str, Any]]) -> Experiment:
-        """Return the experiment with this backbone, and its configuration, also in the run, with what was chosen."""
-        chosen = _with_backbone(self.experiment, recipes, configs)
+        chosen = _with_backbone(self.experiment, *zip(*(pairs[name] for name in names), strict=True))
         backbone = self.experiment.config["backbone"] | {"chosen": chosen.config["backbone"]}
         config = self.experiment.config | {"backbone": backbone}
         self.run.write_config(config)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+DESCRIBED = {"features": "features", "maps": "feature maps of the frozen blocks", "images": "images"}
 EVERY_EPOCH = "frozen blocks run in every epoch, for what they make of images is not kept"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tl_research.metrics.classification import accuracy_and_loss
 from tl_research.metrics.paired import is_gain
 from tl_research.metrics.probabilities import softmax
 from tl_research.models.ensemble import build_ensemble
@@ -36,6 +37,8 @@ def tune_beside(runner: StageRunner, tuner: StageRunner, stages: Stages, *, inte
     if tuned_metrics["tuned_epochs"]:
         metrics |= tuned_metrics
         runner.state = _joined(runner.state, tuner.state) if len(members) > 1 else tuner.state
+        assert runner.state.out_of_fold is not None
+        metrics |= {f"cv_{name}": value for name, value in accuracy_and_loss(*runner.state.out_of_fold).items()}
     else:
         members, metrics = ["frozen"], tuned_metrics | metrics
         runner.run.write_history(history)
