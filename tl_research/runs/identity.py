@@ -18,10 +18,10 @@ from tl_research.system.versions import versions
 if TYPE_CHECKING:
     from tl_research.data.datamodule import DataModule
 
-CODE_VERSION = "2026-11-27"
+CODE_VERSION = "f1f47bd468f413a5"
 """Change it, to any other text, when the same command on the same images gives other weights or metrics, and whenever
 another version changes (of the decoder, augmentation or engines): finished jobs of a sweep then run again, and
-unfinished runs are not resumed."""
+unfinished runs are not resumed. (The first value is a hash of the sources of commit aeace94.)"""
 
 # Places of results and caches, what is shown, and whether a job runs at all, cannot change a number; missing weights
 # show in the files.

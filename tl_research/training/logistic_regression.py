@@ -98,7 +98,7 @@ def solve(
         if options.l2:
             choice = Choice(l2=options.l2)
         elif choice is None:
-            choice = choose_l2(coordinates.astype(np.float32), labels, options, seed, views, groups, balance)
+            choice = choose_l2(coordinates, labels, options, seed, views, groups, balance)
         model, shares = _regression(options), choice.shares or {choice.l2: 1.0}
         fits = [_fit(model, l2, coordinates, labels, sample) for l2 in shares]
         weights, intercept = (np.average(part, axis=0, weights=[*shares.values()]) for part in zip(*fits, strict=True))
