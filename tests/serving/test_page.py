@@ -48,8 +48,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     address = process.stdout.readline().split()
     yield address[0] if address else pytest.fail(process.communicate()[1])
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60) == ("", "interrupted\n")
-    assert process.returncode == 130
+    assert (*process.communicate(timeout=60), process.returncode) == ("", "interrupted\n", 130)
     assert sorted(folder.rglob("*")) == before, "nothing is kept"
 
 

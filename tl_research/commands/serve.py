@@ -11,6 +11,7 @@ import typer
 from tl_research.commands.arguments import RunArgument, folder_beside, open_run
 from tl_research.errors import InputError
 from tl_research.system.console import show, show_error
+from tl_research.system.interruption import raise_if_interrupted
 
 
 def serve_command(
@@ -52,3 +53,4 @@ def serve_command(
             answerer, Admission(max_bytes=round(max_mb * 1e6)), is_loopback(listener.getsockname()[0])
         )
         server.run([listener])
+        raise_if_interrupted()
