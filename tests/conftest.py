@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 hypothesis.settings.register_profile("untimed", deadline=None)  # machines are noisy; no test measures speed
 hypothesis.settings.load_profile("untimed")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as where the suite runs in the background of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which processes that tests start inherit
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
