@@ -213,6 +213,7 @@ def test_an_interruption_is_reported_and_recorded(cwd: Path, tiny: list[str], nu
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background has it ignored
     )
     events = "outputs/*/*/tensorboard/*"
     for _ in range(600):
