@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -51,7 +50,7 @@ class Candidate:
     note: str = ""
     order: int = 0
 
-    @cached_property
+    @property
     def loss(self) -> float:
         """The cross-validated log loss; infinite where no image could be held out."""
         return self.validated.log_loss

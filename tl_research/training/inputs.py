@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DESCRIBED = {"features": "features", "maps": "feature maps of the frozen blocks", "images": "images"}
 EVERY_EPOCH = "frozen blocks run in every epoch, for what they make of images is not kept"
 
 
@@ -55,6 +54,11 @@ class StageInputs:
     validation: Callable[[], ClosableBatches]
     num_batches: int
     """Training batches in an epoch."""
+
+    @property
+    def described(self) -> str:
+        """Say what the batches are of."""
+        return "feature maps of the frozen blocks" if self.kind == "maps" else self.kind
 
     @cached_property
     def logits(self) -> Callable[[np.ndarray], np.ndarray]:

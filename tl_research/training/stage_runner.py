@@ -24,7 +24,7 @@ from tl_research.runs.run import Run
 from tl_research.training.callbacks import BestWeights, Callback, show_batches
 from tl_research.training.classifier_state import ClassifierState
 from tl_research.training.closed_form import fit_direct, fit_direct_head, judge_halves, needs_no_epochs, solve_linear
-from tl_research.training.inputs import DESCRIBED, InputFactory, StageInputs
+from tl_research.training.inputs import InputFactory, StageInputs
 from tl_research.training.logistic_regression import Choice
 from tl_research.training.loop import EpochRow, TrainLoop
 from tl_research.training.optimizer import LBFGS, GradientOptimizer
@@ -245,7 +245,7 @@ class StageRunner:
                 state.trained.variables(state.classifier),
                 loss_scale=policy == "mixed_float16",
             )
-            how = f"{stage.epochs} epoch(s) at most on {DESCRIBED[inputs.kind]}, {type(optimizer).__name__}"
+            how = f"{stage.epochs} epoch(s) at most on {inputs.described}, {type(optimizer).__name__}"
             self._describe(name, how, plan.parts, rate := float(step.optimizer.learning_rate.numpy()))
             if inputs.kind == "images" and self.shows_images:
                 classes = state.data.class_names
