@@ -230,6 +230,14 @@ def test_a_run_interrupted_in_its_choice_goes_on(
 
 
 @pytest.mark.slow
+def test_a_head_on_a_changed_backbone_is_judged_anew(tmp_path: Path, colours: Path) -> None:
+    options = ["backbone=auto", AMONG, "backbone.default=tiny", "data=folder", f"data.root={colours}", "callbacks=none"]
+    options += ["transfer=finetune_all", "transfer.backbone.epochs=1", "+transfer.again=${transfer.head}"]
+    done = compose(options).run(tmp_path / "run")
+    assert done.metrics["cv_loss"] not in [row["loss"] for row in read_selection(done.directory)["candidates"]]
+
+
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_choice(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["backbone=auto", AMONG, "backbone.default=tiny", "data=folder", f"data.root={colours}", "callbacks=none"]
     options += ["transfer=finetune", "transfer.backbone.epochs=2", "trainer.time_limit=5"]
